@@ -1,0 +1,108 @@
+"""Condensing: a light stem, trained by the collective in front of its own top layers, which stay as they are."""
+
+import copy
+from itertools import pairwise
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from collective_node.expandable_network import ExpandableNetwork, scaled
+from collective_node.settings import CollectiveSettings
+from collective_node.training import Observer, fit, rehearsal
+from protocol.architecture import Block
+from protocol.images import DeviceImages, autocast
+from protocol.network import build_blocks, initialise
+
+#: Widths of the light stem at width factor 1; the last one is what the first top layer expects.
+STEM_WIDTHS = (64, 128, 256)
+
+
+class CondensedNetwork(nn.Module):
+    """Stem, top layers and classifier of the collective: what the condensed learngene is taken from."""
+
+    def __init__(self, stem: nn.Sequential, top: nn.Sequential, classifier: nn.Sequential) -> None:
+        super().__init__()
+        self.stem, self.top, self.classifier = stem, top, classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]`` to logits ``[N, classes]``."""
+        logits: Tensor = self.classifier(self.top(self.stem(x)))
+        return logits
+
+
+def stem_blocks(network: ExpandableNetwork, top: int, width: float) -> list[Block]:
+    """Four light blocks that end with as many channels, and as small a map, as the top layers expect.
+
+    Each of the stem's blocks ends with a max-pool, as many as the collective has in front of its top layers.
+    """
+    first = network.layers[len(network.layers) - top].conv
+    channels = network.layers[0].conv.in_channels
+    widths = (channels, *(scaled(w, width) for w in STEM_WIDTHS), first.in_channels)
+    pools = sum(block.pool for block in network.layers[: len(network.layers) - top])
+    return [
+        Block(role="stem", in_channels=before, out_channels=after, pool=number < pools)
+        for number, (before, after) in enumerate(pairwise(widths))
+    ]
+
+
+def condense(
+    network: ExpandableNetwork,
+    images: DeviceImages,
+    pools: list[Tensor],
+    target: Callable[[Tensor], Tensor],
+    settings: CollectiveSettings,
+    generator: torch.Generator,
+    observe: Observer | None = None,
+) -> CondensedNetwork:
+    """Train a light stem in front of the network's own top ``settings.top`` layers.
+
+    The weights of top layers and classifier are frozen; their BatchNorm statistics are estimated anew at the end, in
+    one pass without augmentation.
+
+    Args:
+        images: the collective's training images.
+        pools: row numbers of each known class's images.
+        target: labels to output numbers of the network.
+    """
+    stem = build_blocks(stem_blocks(network, settings.top, settings.width))
+    initialise(stem, generator)
+    top = nn.Sequential(*copy.deepcopy(network.layers[-settings.top :]))
+    condensed = CondensedNetwork(stem, top, copy.deepcopy(network.classifier))
+    condensed = condensed.to(images.pixels.device).to(memory_format=torch.channels_last)
+    condensed.train()
+    condensed.classifier.eval()
+    for part in (condensed.top, condensed.classifier):
+        part.requires_grad_(False)
+    count = sum(len(pool) for pool in pools)
+    steps = max(1, round(settings.condense_epochs * count / settings.batch_size))
+    fit(
+        condensed,
+        stem.parameters(),
+        images,
+        rehearsal(pools, steps, settings.batch_size, generator),
+        steps,
+        target,
+        settings=settings,
+        learning_rate=settings.condense_learning_rate,
+        generator=generator,
+        observe=observe,
+    )
+    estimate_statistics(condensed, images, pools, generator)
+    return condensed.eval()
+
+
+@torch.no_grad()
+def estimate_statistics(
+    model: nn.Module, images: DeviceImages, pools: list[Tensor], generator: torch.Generator, batches: int = 40
+) -> None:
+    """Replace every BatchNorm's running statistics by plain averages over ``batches`` balanced batches of 250."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch: a cumulative average
+    for index in rehearsal(pools, batches, 250, generator):
+        with autocast(images.pixels.device):
+            model(images.batch(index)[0])
+    for norm in norms:
+        norm.momentum = 0.1

@@ -1,0 +1,108 @@
+"""Gradient descent on batches from the collective's images: the one loop that tasks and condensing share."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from collective_node.settings import CollectiveSettings
+from protocol.errors import RunFailedError
+from protocol.images import CropAndFlip, DeviceImages, autocast
+
+#: Called after each backward pass, before the step: (step, steps).
+Observer = Callable[[int, int], None]
+#: Share of a one-cycle spent warming up, and the share of the peak rate it begins with.
+WARM_UP = 0.15
+FLOOR = 0.02
+
+
+def one_cycle(step: int, steps: int, peak: float) -> float:
+    """Learning rate of ``step`` of ``steps``: a linear rise over the first 15 %, then half a cosine down."""
+    rise = max(1, math.ceil(WARM_UP * steps))
+    if step < rise:
+        return peak * (FLOOR + (1 - FLOOR) * (step + 1) / rise)
+    return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
+
+
+def rehearsal(pools: Iterable[Tensor], steps: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Index batches in which every class (one pool of row numbers each) stands equally often.
+
+    Each pool is walked in a random order, again and again, so no image is drawn twice before its pool is through;
+    the classes are interleaved in a fresh random order per round.
+    """
+    rows = list(pools)
+    wanted = -(-steps * batch_size // len(rows))
+    columns = []
+    for pool in rows:
+        rounds = -(-wanted // len(pool))
+        order = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(rounds)])[:wanted]
+        columns.append(pool[order])
+    order = torch.stack([torch.randperm(len(rows), generator=generator) for _ in range(wanted)])
+    mixed = torch.stack(columns, 1).gather(1, order).flatten()
+    for step in range(steps):
+        yield mixed[step * batch_size : (step + 1) * batch_size]
+
+
+def fit(
+    model: nn.Module,
+    parameters: Iterable[nn.Parameter],
+    images: DeviceImages,
+    order: Iterable[Tensor],
+    steps: int,
+    target: Callable[[Tensor], Tensor],
+    *,
+    settings: CollectiveSettings,
+    learning_rate: float,
+    generator: torch.Generator,
+    observe: Observer | None = None,
+) -> float:
+    """Train ``parameters`` of ``model`` for ``steps`` batches; returns the mean loss of the last tenth of them.
+
+    Args:
+        model: images to logits; its modes (train, eval) are the caller's.
+        order: index batches into ``images``.
+        target: labels of the images to output numbers of the model, both ``[N]``.
+        learning_rate: the peak of one cycle over the steps.
+
+    Raises:
+        RunFailedError: the loss is not a number any more.
+    """
+    optimiser = torch.optim.SGD(
+        list(parameters), learning_rate, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
+    )
+    criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+    device = images.pixels.device
+    last: list[Tensor] = []
+    for step, index in enumerate(order):
+        for group in optimiser.param_groups:
+            group["lr"] = one_cycle(step, steps, learning_rate)
+        x, labels = images.batch(index)
+        with autocast(device):
+            logits = model(CropAndFlip.draw(len(x), generator)(x))
+        loss = criterion(logits.float(), target(labels))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if observe is not None:
+            observe(step, steps)
+        optimiser.step()
+        if step >= steps * 0.9:
+            last.append(loss.detach())
+    mean = float(torch.stack(last).mean())
+    if not math.isfinite(mean):
+        raise RunFailedError("the collective's loss is not a number any more; lower its learning rate")
+    return mean
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: DeviceImages, target: Callable[[Tensor], Tensor]) -> Tensor:
+    """Whether each image is recognised, in evaluation mode: bool ``[N]`` on the CPU."""
+    was_training = model.training
+    model.eval()
+    hits = []
+    for x, labels in images.in_order():
+        with autocast(images.pixels.device):
+            logits = model(x)
+        hits.append(logits.argmax(1) == target(labels))
+    model.train(was_training)
+    return torch.cat(hits).cpu()

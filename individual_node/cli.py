@@ -1,0 +1,11 @@
+"""The command ``individual-node``."""
+
+from protocol.node_commands import node_app
+from protocol.terminal import run_app
+
+app = node_app("individual", "individual_node.configuration:IndividualConfiguration", "individual_node.program:make")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_app(app)

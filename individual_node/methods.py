@@ -1,0 +1,218 @@
+"""The ways to solve a target task: with a learngene in either form, from scratch, and with no network at all."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from individual_node.adaptation import adapt, task_generator, test_accuracy
+from individual_node.feature_head import (
+    centred_and_normalised,
+    inherited_features,
+    logistic_regression,
+    predict,
+)
+from individual_node.floor import floor_predictions
+from individual_node.reconstruction import IndividualNetworks
+from individual_node.settings import IndividualSettings, Method
+from individual_node.target_tasks import PrivateImages, TargetTask
+from protocol.architecture import Form
+from protocol.errors import InputError
+from protocol.events import Events
+from protocol.images import DeviceImages, Normalisation
+from protocol.learngene import Learngene
+from protocol.network import build_blocks, load_blocks
+
+#: Epochs after which the learning curves look at the test images, besides the last.
+CURVE_EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 70, 100)
+#: The form of learngene that each method inherits, or whose architecture it borrows.
+FORMS: dict[Method, Form] = {
+    "condensed": "condensed",
+    "condensed-eq9": "condensed",
+    "scratch": "condensed",
+    "paper": "paper",
+}
+
+
+@dataclass
+class Outcome:
+    """Of one method at one shot count: accuracy in per cent by task number, and the learning curve."""
+
+    accuracy: dict[int, float] = field(default_factory=dict)
+    curve: dict[int, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An individual's images and what it inherited: what every method works with.
+
+    Args:
+        learngenes: by form; a method whose form is missing cannot run.
+        images: the individual's folder.
+        seed: of the individual's own randomness.
+    """
+
+    learngenes: Mapping[Form, Learngene]
+    images: PrivateImages
+    settings: IndividualSettings
+    seed: int
+    device: torch.device
+    events: Events
+
+    def run(self, method: Method, shots: int) -> Outcome:
+        """One method on all target tasks of a shot count; every task starts afresh."""
+        tasks = self.images.tasks[shots]
+        if method == "floor":
+            return self._floor(tasks, shots)
+        if FORMS[method] not in self.learngenes:
+            raise InputError(f"the method {method!r} needs a learngene in the form {FORMS[method]!r}")
+        if method == "condensed":
+            return self._condensed(tasks, shots)
+        return self._trained(method, tasks, shots)
+
+    def run_all(self) -> tuple[dict[Method, dict[int, Outcome]], dict[str, float]]:
+        """Every method of the settings at every shot count, and the seconds that each took."""
+        found: dict[Method, dict[int, Outcome]] = {}
+        seconds: dict[str, float] = {}
+        for method in self.settings.methods:
+            started = time.perf_counter()
+            found[method] = {shots: self.run(method, shots) for shots in sorted(self.images.tasks)}
+            seconds[method] = time.perf_counter() - started
+        return found, seconds
+
+    def _loaded(self, learngene: Learngene) -> tuple[DeviceImages, DeviceImages]:
+        """Support and test images on the device, normalised by the learngene's input contract."""
+        contract = learngene.architecture.input
+        shape = (contract.height, contract.width, contract.channels)
+        for images in (self.images.support_images, self.images.test_images):
+            if images.shape[1:] != shape:
+                raise InputError(f"the learngene takes images of {shape}, the folder holds {images.shape[1:]}")
+        normalisation = Normalisation(learngene.tensors["input.mean"], learngene.tensors["input.std"])
+
+        def load(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> DeviceImages:
+            return DeviceImages.load(images, np.zeros(len(images), np.int64), normalisation, self.device)
+
+        return load(self.images.support_images), load(self.images.test_images)
+
+    def _trained(self, method: Method, tasks: Sequence[TargetTask], shots: int) -> Outcome:
+        """Methods that train a network per task, many tasks as one batched network."""
+        learngene = self.learngenes[FORMS[method]]
+        support, test = self._loaded(learngene)
+        settings, outcome = self.settings, Outcome()
+        inherits = method != "scratch"
+        done = 0
+        for group in groups(tasks, settings.networks_at_once):
+            observe = self._observer(method, group, shots, done, len(tasks), test, outcome)
+            model = adapt(
+                learngene.architecture,
+                learngene if inherits else None,
+                group,
+                support,
+                settings,
+                [task_generator(self.seed, method, shots, task.number) for task in group],
+                learning_rate=settings.learning_rate if inherits else settings.scratch_learning_rate,
+                retain=settings.retain if inherits else 0.0,
+                observe=observe,
+            )
+            found = test_accuracy(model, group, test)
+            outcome.accuracy.update({task.number: value for task, value in zip(group, found, strict=True)})
+            done += len(group)
+        return outcome
+
+    def _observer(
+        self,
+        method: Method,
+        group: Sequence[TargetTask],
+        shots: int,
+        done: int,
+        total: int,
+        test: DeviceImages,
+        outcome: Outcome,
+    ) -> Callable[[int, IndividualNetworks], None]:
+        epochs = self.settings.epochs
+        watched = min(len(group), max(0, self.settings.curve_tasks - done)) if shots == min(self.images.tasks) else 0
+
+        def observe(epoch: int, model: IndividualNetworks) -> None:
+            units = len(group) * epoch + done * epochs
+            self.events.append("method", units, total * epochs, f"{method}, {shots} shots")
+            if watched and (epoch in CURVE_EPOCHS or epoch == epochs):
+                outcome.curve.setdefault(epoch, []).extend(test_accuracy(model, group, test)[:watched])
+
+        return observe
+
+    def _condensed(self, tasks: Sequence[TargetTask], shots: int) -> Outcome:
+        """A logistic head on the inherited features, which stay as they are."""
+        learngene = self.learngenes["condensed"]
+        blocks = build_blocks(learngene.architecture.blocks)
+        load_blocks(list(blocks), learngene.tensors)  # type: ignore[arg-type]
+        blocks = blocks.to(self.device).to(memory_format=torch.channels_last).eval()
+        support, test = self._loaded(learngene)
+        support_features = _features(blocks, support, [task.support for task in tasks])
+        test_features = _features(blocks, test, [task.test for task in tasks])
+        outcome, done = Outcome(), 0
+        for group in groups(tasks, self.settings.networks_at_once):
+            known = torch.stack([support_features[torch.from_numpy(task.support)] for task in group])
+            unknown = torch.stack([test_features[torch.from_numpy(task.test)] for task in group])
+            labels = torch.from_numpy(np.stack([task.support_labels for task in group])).to(self.device)
+            centre = known.mean(1, keepdim=True)
+            weight = logistic_regression(
+                centred_and_normalised(known, centre), labels, group[0].ways, self.settings.penalty
+            )
+            predicted = predict(weight, centred_and_normalised(unknown, centre))
+            outcome.accuracy.update(_scores(group, predicted))
+            done += len(group)
+            self.events.append("method", done, len(tasks), f"condensed, {shots} shots")
+        return outcome
+
+    def _floor(self, tasks: Sequence[TargetTask], shots: int) -> Outcome:
+        """Whitened patches of the support images, task by task."""
+        outcome = Outcome()
+        for done, task in enumerate(tasks, 1):
+            predicted = floor_predictions(
+                _unit(self.images.support_images[task.support], self.device),
+                torch.from_numpy(task.support_labels).to(self.device),
+                _unit(self.images.test_images[task.test], self.device),
+                ways=task.ways,
+                filters=self.settings.patches,
+                penalty=self.settings.penalty,
+                generator=task_generator(self.seed, "floor", shots, task.number),
+            )
+            outcome.accuracy.update(_scores([task], predicted[None]))
+            self.events.append("method", done, len(tasks), f"floor, {shots} shots")
+        return outcome
+
+
+def groups(tasks: Sequence[TargetTask], size: int) -> Iterator[Sequence[TargetTask]]:
+    """Runs of at most ``size`` tasks that have equally many ways, support and test images."""
+    alike: dict[tuple[int, int, int], list[TargetTask]] = {}
+    for task in tasks:
+        alike.setdefault((task.ways, len(task.support), len(task.test)), []).append(task)
+    for found in alike.values():
+        for start in range(0, len(found), size):
+            yield found[start : start + size]
+
+
+def _features(
+    blocks: torch.nn.Module, images: DeviceImages, rows: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]]
+) -> Tensor:
+    """Features ``[len(images), F]`` of the rows that are used; the others stay 0."""
+    used = np.unique(np.concatenate(rows))
+    found = inherited_features(blocks, images, used)
+    features = found.new_zeros((len(images), found.shape[1]))
+    features[torch.from_numpy(used).to(found.device)] = found
+    return features
+
+
+def _unit(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], device: torch.device) -> Tensor:
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def _scores(group: Sequence[TargetTask], predicted: Tensor) -> dict[int, float]:
+    """Accuracy in per cent by task number, of predictions ``[tasks, n]``."""
+    return {
+        task.number: float((row.cpu().numpy() == task.test_labels).mean() * 100)
+        for task, row in zip(group, predicted, strict=True)
+    }

@@ -1,0 +1,96 @@
+"""The architecture of a learngene: an ordered list of blocks, and from it the name and shape of every tensor."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Form = Literal["condensed", "paper"]
+BlockRole = Literal["stem", "top"]
+TensorRole = Literal["weight", "statistic", "fisher", "input"]
+
+#: Parameters of one block that carry a Fisher diagonal.
+BLOCK_PARAMETERS = ("conv.weight", "norm.weight", "norm.bias")
+#: Running statistics of one block's BatchNorm.
+BLOCK_STATISTICS = ("norm.running_mean", "norm.running_var")
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class InputContract(BaseModel):
+    """What a network expects: images of ``channels`` x ``height`` x ``width``, values 0..255 scaled to 0..1, then
+    normalised with the blob's tensors ``input.mean`` and ``input.std`` (shape ``[channels]``)."""
+
+    model_config = _FROZEN
+
+    height: int = Field(ge=8, le=512)
+    width: int = Field(ge=8, le=512)
+    channels: int = Field(ge=1, le=4)
+
+
+class Block(BaseModel):
+    """A 3x3 convolution (padding 1, no bias), BatchNorm and ReLU, followed by a 2x2 max-pool where ``pool`` is true."""
+
+    model_config = _FROZEN
+
+    role: BlockRole
+    in_channels: int = Field(ge=1, le=4096)
+    out_channels: int = Field(ge=1, le=4096)
+    pool: bool
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name (inside the block) and shape of every parameter and statistic."""
+        vector = (self.out_channels,)
+        return {
+            "conv.weight": (self.out_channels, self.in_channels, 3, 3),
+            "norm.weight": vector,
+            "norm.bias": vector,
+            "norm.running_mean": vector,
+            "norm.running_var": vector,
+        }
+
+
+class Architecture(BaseModel):
+    """Blocks from the input to the features. In the ``paper`` form the list starts at the first inherited block, and
+    the individual puts light blocks of its own in front; in the ``condensed`` form it starts at the image."""
+
+    model_config = _FROZEN
+
+    form: Form
+    input: InputContract
+    blocks: tuple[Block, ...] = Field(min_length=1, max_length=24)
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> "Architecture":
+        for before, after in zip(self.blocks, self.blocks[1:], strict=False):
+            if before.out_channels != after.in_channels:
+                raise ValueError(f"{before.out_channels} channels meet a block that expects {after.in_channels}")
+        if self.form == "condensed" and self.blocks[0].in_channels != self.input.channels:
+            raise ValueError("the first block of a condensed learngene must take the image's channels")
+        if self.form == "paper" and any(block.role != "top" for block in self.blocks):
+            raise ValueError("a learngene in the paper's form holds top blocks only")
+        return self
+
+    def tensors(self, *, fisher: bool) -> dict[str, tuple[TensorRole, tuple[int, ...]]]:
+        """The allow-list: every tensor that a blob of this architecture holds, sorted by name, with role and shape.
+
+        Args:
+            fisher: whether the blob carries the Fisher diagonal of every block parameter
+                (``fisher.<parameter>``, the shape of the parameter).
+        """
+        vector = (self.input.channels,)
+        allowed: dict[str, tuple[TensorRole, tuple[int, ...]]] = {
+            "input.mean": ("input", vector),
+            "input.std": ("input", vector),
+        }
+        for index, block in enumerate(self.blocks):
+            for name, shape in block.tensors().items():
+                full = f"block.{index}.{name}"
+                allowed[full] = ("statistic" if name in BLOCK_STATISTICS else "weight", shape)
+                if fisher and name in BLOCK_PARAMETERS:
+                    allowed[f"fisher.{full}"] = ("fisher", shape)
+        return dict(sorted(allowed.items()))
+
+    @property
+    def features(self) -> int:
+        """Channels of the last block."""
+        return self.blocks[-1].out_channels

@@ -1,0 +1,30 @@
+"""A node's own record of what it is doing, for whoever watches its state folder; it never crosses the socket."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Events:
+    """Appends to ``events.jsonl``: one JSON object a line with time, event, done, total, text.
+
+    Args:
+        path: the log; its folder exists.
+        clock: unix seconds.
+        interval: progress of one kind of event is written at most this often (s); what ends a count always is.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time, interval: float = 0.5) -> None:
+        self._path, self._clock, self._interval = path, clock, interval
+        self._last: dict[str, float] = {}
+
+    def append(self, event: str, done: int, total: int, text: str) -> None:
+        """Record that ``done`` of ``total`` of an event's units are through."""
+        now = self._clock()
+        if done < total and now - self._last.get(event, float("-inf")) < self._interval:
+            return
+        self._last[event] = now
+        line = {"time": now, "event": event, "done": done, "total": total, "text": text}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

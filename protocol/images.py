@@ -1,0 +1,144 @@
+"""Images on the device: normalisation, random crops and flips; nothing is done image by image in Python."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocol.errors import InputError
+
+CROP_PADDING = 4
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Channel means and standard deviations of images scaled to 0..1; both float32 ``[channels]``."""
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, images: NDArray[np.uint8]) -> "Normalisation":
+        """Measured on ``[N, H, W, C]`` uint8 images, from exact integer sums."""
+        flat = images.reshape(-1, images.shape[-1])
+        count = np.stack([np.bincount(flat[:, channel], minlength=256) for channel in range(flat.shape[1])])
+        values = np.arange(256, dtype=np.float64) / 255
+        mean = count @ values / len(flat)
+        variance = count @ values**2 / len(flat) - mean**2
+        return cls(mean.astype(np.float32), np.sqrt(np.maximum(variance, 1e-8)).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class CropAndFlip:
+    """One draw of a random crop (zero padding 4) and a horizontal flip per image.
+
+    Attributes:
+        offsets: int64 ``[2, N]``, rows and columns, 0..8 (4: the image as it is).
+        flip: bool ``[N]``.
+    """
+
+    offsets: Tensor
+    flip: Tensor
+
+    @classmethod
+    def draw(cls, count: int, generator: torch.Generator) -> "CropAndFlip":
+        """Independent draws for ``count`` images (CPU generator)."""
+        offsets = torch.randint(0, 2 * CROP_PADDING + 1, (2, count), generator=generator)
+        return cls(offsets, torch.rand(count, generator=generator) < 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Crop and flip ``[N, C, H, W]``: one gather of rows and columns on the device."""
+        height, width = x.shape[2:]
+        rows = self.offsets[0][:, None] + torch.arange(height)
+        columns = torch.arange(width).expand(len(x), width)
+        columns = self.offsets[1][:, None] + torch.where(self.flip[:, None], width - 1 - columns, columns)
+        padded = torch.nn.functional.pad(x, (CROP_PADDING,) * 4).permute(0, 2, 3, 1)
+        index = torch.arange(len(x), device=x.device)[:, None, None]
+        picked = padded[index, rows.to(x.device)[:, :, None], columns.to(x.device)[:, None, :]]
+        return picked.permute(0, 3, 1, 2)
+
+
+def choose_device(setting: str) -> torch.device:
+    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:<n>``.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError as error:
+        raise InputError(f"device {setting!r} is not one of auto, cpu, cuda, cuda:<n>") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {setting!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the machine multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    checks: list[Callable[[], bool]] = [
+        check
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        if (check := getattr(torch.cpu, name, None)) is not None
+    ]
+    return device.type == "cpu" and any(check() for check in checks)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 autocast where the machine has it, float32 otherwise."""
+    if bfloat16_is_fast(device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """Images and labels that stay on the device as bytes and leave it as normalised batches.
+
+    Attributes:
+        pixels: uint8 ``[N, H, W, C]``.
+        labels: int64 ``[N]``.
+        mean, std: float32 ``[C]``.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def load(
+        cls,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        normalisation: Normalisation,
+        device: torch.device,
+    ) -> "DeviceImages":
+        """Copy images ``[N, H, W, C]`` and labels ``[N]`` to the device."""
+        return cls(
+            torch.from_numpy(np.array(images)).to(device),
+            torch.from_numpy(np.array(labels)).to(device),
+            torch.from_numpy(normalisation.mean).to(device),
+            torch.from_numpy(normalisation.std).to(device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised float32 ``[n, C, H, W]`` (channels-last memory) and labels ``[n]`` of the rows ``index``."""
+        index = index.to(self.pixels.device)
+        pixels = self.pixels[index].float().div_(255).sub_(self.mean).div_(self.std)
+        return pixels.permute(0, 3, 1, 2), self.labels[index]
+
+    def in_order(self, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in order, in batches of ``size``."""
+        for index in torch.arange(len(self)).split(size):
+            yield self.batch(index)

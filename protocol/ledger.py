@@ -1,0 +1,515 @@
+"""The ledgers: what a party has promised and accepted, in SQLite, durable before anything is sent.
+
+``<folder>/ledger.db`` with ``synchronous=FULL``; blobs lie beside it as files, written before the row that names them.
+"""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from protocol import envelope, messages
+from protocol.architecture import Form
+from protocol.errors import (
+    DigestMismatchError,
+    EquivocationError,
+    MalformedError,
+    RollbackError,
+    StorageFailedError,
+    WrongAudienceError,
+)
+from protocol.messages import NO_RELEASE, Release
+from protocol.storage import write_atomically, write_folder_atomically
+from protocol.verification import SeenRelease, VerifiedEnvelopes, VerifiedLearngene, VerifiedRequest, verify_committed
+
+_FORMAT = 1
+
+_COLLECTIVE_TABLES = """
+CREATE TABLE releases (
+    run_id TEXT NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL UNIQUE, prev TEXT NOT NULL,
+    envelope BLOB NOT NULL, PRIMARY KEY (run_id, seq)
+) STRICT;
+CREATE TABLE grants (
+    request TEXT PRIMARY KEY, run_id TEXT NOT NULL, keyid TEXT NOT NULL, nonce TEXT NOT NULL,
+    release TEXT NOT NULL REFERENCES releases (digest), envelope BLOB NOT NULL, UNIQUE (run_id, keyid, nonce)
+) STRICT;
+CREATE TABLE receipts (
+    keyid TEXT NOT NULL, release TEXT NOT NULL REFERENCES releases (digest), envelope BLOB NOT NULL,
+    PRIMARY KEY (keyid, release)
+) STRICT;
+"""
+
+_INDIVIDUAL_TABLES = """
+CREATE TABLE exchanges (
+    run_id TEXT NOT NULL, form TEXT NOT NULL, state TEXT NOT NULL, request TEXT NOT NULL, envelope BLOB NOT NULL,
+    expires_at INTEGER NOT NULL, release TEXT, PRIMARY KEY (run_id, form)
+) STRICT;
+CREATE TABLE seen (
+    run_id TEXT NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL, prev TEXT NOT NULL,
+    PRIMARY KEY (run_id, seq)
+) STRICT;
+CREATE TABLE inherited (
+    run_id TEXT NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, release TEXT NOT NULL, grant_digest TEXT NOT NULL,
+    receipt BLOB, PRIMARY KEY (run_id, seq), UNIQUE (run_id, release)
+) STRICT;
+"""
+
+
+class State(StrEnum):
+    """Where an individual stands with one form of learngene of one run."""
+
+    IDLE = "IDLE"
+    REQUESTED = "REQUESTED"
+    RECEIVED = "RECEIVED"
+    VERIFIED = "VERIFIED"
+    COMMITTED = "COMMITTED"
+    ACKED = "ACKED"
+
+
+#: From which states an answer takes an exchange to which. A crash in between is mended by the same bundle coming again;
+#: ``requested`` begins anew from any state and ``acknowledged`` ends it.
+_BEFORE: dict[State, tuple[State, ...]] = {
+    State.REQUESTED: (State.RECEIVED,),
+    State.RECEIVED: (State.REQUESTED, State.RECEIVED, State.VERIFIED),
+    State.VERIFIED: (State.RECEIVED,),
+    State.COMMITTED: (State.VERIFIED,),
+}
+_OPEN = (State.REQUESTED, State.RECEIVED, State.VERIFIED)
+
+
+class _Ledger:
+    """The database of one party. Its methods may be called from any thread, one transaction at a time."""
+
+    def __init__(self, folder: Path, tables: str) -> None:
+        self._lock = threading.RLock()
+        path = folder / "ledger.db"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            # With WAL, FULL syncs at every commit; in the other modes FULL leaves a folder entry unsynced.
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute("PRAGMA foreign_keys = ON")
+            with self._transaction() as database:
+                version = database.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    # Not executescript: it would commit the transaction before it starts.
+                    for statement in filter(str.strip, tables.split(";")):
+                        database.execute(statement)
+                    database.execute(f"PRAGMA user_version = {_FORMAT}")
+                elif version != _FORMAT:
+                    raise StorageFailedError(
+                        f"{path} has the format {version}, this version reads {_FORMAT}; update it"
+                    )
+            path.chmod(0o600)
+        except (OSError, sqlite3.Error) as error:
+            raise StorageFailedError(f"cannot open the ledger {path}: {error}") from error
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All statements or none; durable at the end."""
+        with self._lock:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._database
+                except BaseException:
+                    self._database.execute("ROLLBACK")
+                    raise
+                self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise StorageFailedError(f"the ledger could not be written: {error}; check the disk") from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        with self._lock:
+            try:
+                return self._database.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise StorageFailedError(f"the ledger could not be read: {error}; check the disk") from error
+
+    def close(self) -> None:
+        """Close the database; everything promised is on disk already."""
+        self._database.close()
+
+
+@dataclass(frozen=True)
+class StoredRelease:
+    """A release of this collective: its place in the chain, its envelope and what the envelope holds."""
+
+    run_id: str
+    seq: int
+    form: Form
+    digest: str
+    prev: str
+    envelope: bytes
+    payload: Release
+
+
+def stored_release(data: bytes) -> StoredRelease:
+    """A release that this collective made itself, as its ledger keeps it."""
+    payload = messages.decode(Release, envelope.parse(data).payload)
+    return StoredRelease(payload.run_id, payload.seq, payload.form, envelope.digest(data), payload.prev, data, payload)
+
+
+class CollectiveLedger(_Ledger):
+    """The collective's: the chain of its releases, a grant for every request that it answered, and the receipts."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make the ledger in the collective's private ``folder``.
+
+        Raises:
+            StorageFailedError: it cannot be opened.
+        """
+        super().__init__(folder, _COLLECTIVE_TABLES)
+        self._blobs = folder / "releases"
+        self._blobs.mkdir(exist_ok=True, mode=0o700)
+
+    def releases(self, run_id: str) -> list[StoredRelease]:
+        """The chain of a run, first to last."""
+        rows = self._rows("SELECT envelope FROM releases WHERE run_id = ? ORDER BY seq", run_id)
+        return [stored_release(_bytes(row[0])) for row in rows]
+
+    def latest(self, run_id: str, form: Form | None = None) -> StoredRelease | None:
+        """The last release of a run, of one form or (None) of any."""
+        rows = self._rows(
+            "SELECT envelope FROM releases WHERE run_id = ? AND form = coalesce(?, form) ORDER BY seq DESC LIMIT 1",
+            run_id,
+            form,
+        )
+        return stored_release(_bytes(rows[0][0])) if rows else None
+
+    def release(self, digest: str) -> StoredRelease:
+        """The release with this digest.
+
+        Raises:
+            StorageFailedError: there is none.
+        """
+        rows = self._rows("SELECT envelope FROM releases WHERE digest = ?", digest)
+        if not rows:
+            raise StorageFailedError(f"the ledger holds no release {digest[:16]}; publish again")
+        return stored_release(_bytes(rows[0][0]))
+
+    def add_release(self, data: bytes, blob: bytes) -> StoredRelease:
+        """Store a release with its blob as the next link of its run's chain.
+
+        Raises:
+            EquivocationError: it is not the next link; the ledger never holds two releases with one number.
+            StorageFailedError: it could not be stored.
+        """
+        stored = stored_release(data)
+        # The blob first: a row never names a file that is not there.
+        self.keep_blob(stored, blob)
+        with self._transaction() as database:
+            last = database.execute(
+                "SELECT seq, digest FROM releases WHERE run_id = ? ORDER BY seq DESC LIMIT 1", (stored.run_id,)
+            ).fetchone()
+            seq, prev = last or (0, NO_RELEASE)
+            if (stored.seq, stored.prev) != (seq + 1, prev):
+                raise EquivocationError(
+                    f"release {stored.seq} does not follow release {seq}; is another collective running?"
+                )
+            database.execute(
+                "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?)",
+                (stored.run_id, stored.seq, stored.form, stored.digest, stored.prev, data),
+            )
+        return stored
+
+    def keep_blob(self, stored: StoredRelease, blob: bytes) -> None:
+        """Store the blob of a release, unless it lies there whole.
+
+        Raises:
+            StorageFailedError: it could not be stored.
+        """
+        try:
+            self.blob(stored)
+        except StorageFailedError:
+            write_atomically(self._blob_path(stored), blob, mode=0o600)
+
+    def blob(self, stored: StoredRelease) -> bytes:
+        """The (sealed) blob of a release.
+
+        Raises:
+            StorageFailedError: the file is gone or was changed.
+        """
+        path = self._blob_path(stored)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StorageFailedError(f"cannot read the blob {path}: {error.strerror}; publish again") from error
+        if envelope.digest(data) != stored.payload.ciphertext.sha256:
+            raise StorageFailedError(f"the blob {path} was changed on disk; publish again")
+        return data
+
+    def request_with_nonce(self, run_id: str, keyid: str, nonce: str) -> str | None:
+        """The digest of the answered request with this nonce of this signer, if there is one."""
+        rows = self._rows(
+            "SELECT request FROM grants WHERE run_id = ? AND keyid = ? AND nonce = ?", run_id, keyid, nonce
+        )
+        return str(rows[0][0]) if rows else None
+
+    def grant(self, request: str) -> tuple[bytes, StoredRelease] | None:
+        """The grant that answered the request with this digest, and its release, if it was answered."""
+        rows = self._rows("SELECT envelope, release FROM grants WHERE request = ?", request)
+        return (_bytes(rows[0][0]), self.release(str(rows[0][1]))) if rows else None
+
+    def add_grant(self, request: VerifiedRequest, release: StoredRelease, grant: bytes) -> None:
+        """Store the one answer to a request.
+
+        Raises:
+            StorageFailedError: it could not be stored, or there is one already.
+        """
+        payload = request.payload
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO grants VALUES (?, ?, ?, ?, ?, ?)",
+                (request.digest, payload.run_id, request.key.keyid, payload.nonce, release.digest, grant),
+            )
+
+    def add_receipt(self, keyid: str, release: str, data: bytes) -> None:
+        """Store a receipt; the first one for a release stays.
+
+        Raises:
+            WrongAudienceError: this release was never granted to this key.
+            StorageFailedError: it could not be stored.
+        """
+        with self._transaction() as database:
+            granted = database.execute(
+                "SELECT 1 FROM grants WHERE keyid = ? AND release = ?", (keyid, release)
+            ).fetchone()
+            if granted is None:
+                raise WrongAudienceError(f"the key {keyid[:16]} sent a receipt for a release that it was never granted")
+            database.execute("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?)", (keyid, release, data))
+
+    def receipts(self, release: str) -> dict[str, bytes]:
+        """The receipts for a release, by the signer's key id."""
+        rows = self._rows("SELECT keyid, envelope FROM receipts WHERE release = ? ORDER BY keyid", release)
+        return {str(keyid): _bytes(data) for keyid, data in rows}
+
+    def _blob_path(self, stored: StoredRelease) -> Path:
+        return self._blobs / f"{stored.payload.ciphertext.sha256}.blob"
+
+
+@dataclass(frozen=True)
+class StoredRequest:
+    """A request of this individual: its envelope and until when it is valid (unix s)."""
+
+    envelope: bytes
+    expires_at: int
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """A committed learngene: which release, under which grant, and the receipt once it was made."""
+
+    seq: int
+    form: Form
+    release: str
+    grant: str
+    receipt: bytes | None
+
+
+class IndividualLedger(_Ledger):
+    """The individual's: per run and form one exchange with its state, the releases seen, the learngenes committed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make the ledger in the individual's private ``folder``.
+
+        Raises:
+            StorageFailedError: it cannot be opened.
+        """
+        super().__init__(folder, _INDIVIDUAL_TABLES)
+        self._learngenes = folder / "learngenes"
+        self._learngenes.mkdir(exist_ok=True, mode=0o700)
+
+    def state(self, run_id: str, form: Form) -> State:
+        """Where the exchange for this form stands."""
+        rows = self._rows("SELECT state FROM exchanges WHERE run_id = ? AND form = ?", run_id, form)
+        return State(str(rows[0][0])) if rows else State.IDLE
+
+    def open_request(self, run_id: str, form: Form) -> StoredRequest | None:
+        """The request for this form that is not answered yet, if there is one."""
+        rows = self._rows(
+            "SELECT envelope, expires_at, state FROM exchanges WHERE run_id = ? AND form = ?", run_id, form
+        )
+        if not rows or State(str(rows[0][2])) not in _OPEN:
+            return None
+        return StoredRequest(_bytes(rows[0][0]), _integer(rows[0][1]))
+
+    def open_requests(self, run_id: str) -> dict[str, Form]:
+        """Digest and form of every request that is not answered yet."""
+        rows = self._rows("SELECT request, form, state FROM exchanges WHERE run_id = ?", run_id)
+        return {str(request): _form(form) for request, form, state in rows if State(str(state)) in _OPEN}
+
+    def requested(self, run_id: str, form: Form, request: bytes, expires_at: int) -> None:
+        """A new request is about to be sent: any state -> REQUESTED. An earlier request is no longer waited for."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?, ?, NULL)",
+                (run_id, form, State.REQUESTED, envelope.digest(request), request, expires_at),
+            )
+
+    def received(self, envelopes: VerifiedEnvelopes) -> None:
+        """An authentic answer has come: REQUESTED -> RECEIVED, and its release is remembered as seen."""
+        release, digest = envelopes.release, envelopes.release_digest
+        with self._transaction() as database:
+            self._advance(database, release.run_id, release.form, State.RECEIVED)
+            database.execute(
+                "UPDATE exchanges SET release = ? WHERE run_id = ? AND form = ?", (digest, release.run_id, release.form)
+            )
+            database.execute(
+                "INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?)",
+                (release.run_id, release.seq, release.form, digest, release.prev),
+            )
+
+    def refused(self, envelopes: VerifiedEnvelopes) -> None:
+        """The blob that came was not the right one: RECEIVED -> REQUESTED, so that the right one may still come."""
+        with self._transaction() as database:
+            self._advance(database, envelopes.release.run_id, envelopes.release.form, State.REQUESTED)
+
+    def verified(self, learngene: VerifiedLearngene) -> None:
+        """Everything was verified: RECEIVED -> VERIFIED."""
+        with self._transaction() as database:
+            self._advance(database, learngene.release.run_id, learngene.release.form, State.VERIFIED)
+
+    def commit(self, learngene: VerifiedLearngene) -> None:
+        """Store release, grant and blob together, all or nothing: VERIFIED -> COMMITTED.
+
+        A release that is stored already stays as it is, unless its files were lost or changed.
+
+        Raises:
+            RollbackError: a later release of the form is committed already.
+            StorageFailedError: it could not be stored; nothing has changed.
+        """
+        release, digest = learngene.release, learngene.release_digest
+        grant_digest = envelope.digest(learngene.grant_bytes)
+        stored = self.inherited(release.run_id, digest)
+        if stored is not None and self._is_whole(stored):
+            grant_digest = stored.grant
+        else:
+            write_folder_atomically(
+                self._learngenes / digest,
+                {
+                    "release.json": learngene.release_bytes,
+                    "grant.json": learngene.grant_bytes,
+                    "blob.safetensors": learngene.blob,
+                },
+            )
+        with self._transaction() as database:
+            self._advance(database, release.run_id, release.form, State.COMMITTED)
+            newest = database.execute(
+                "SELECT max(seq) FROM inherited WHERE run_id = ? AND form = ?", (release.run_id, release.form)
+            ).fetchone()[0]
+            if newest is not None and newest > release.seq:
+                raise RollbackError(f"release {newest} is committed already, {release.seq} is older")
+            database.execute(
+                "INSERT INTO inherited VALUES (?, ?, ?, ?, ?, NULL)"
+                " ON CONFLICT DO UPDATE SET grant_digest = excluded.grant_digest",
+                (release.run_id, release.seq, release.form, digest, grant_digest),
+            )
+
+    def acknowledged(self, run_id: str, inherited: Inherited, receipt: bytes) -> bytes:
+        """The receipt is about to be sent: COMMITTED -> ACKED where the exchange ended with this release.
+
+        Returns:
+            The receipt to send: the first one that was ever made for this release.
+        """
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE exchanges SET state = ? WHERE run_id = ? AND form = ? AND release = ? AND state = ?",
+                (State.ACKED, run_id, inherited.form, inherited.release, State.COMMITTED),
+            )
+            database.execute(
+                "UPDATE inherited SET receipt = coalesce(receipt, ?) WHERE run_id = ? AND release = ?",
+                (receipt, run_id, inherited.release),
+            )
+            row = database.execute(
+                "SELECT receipt FROM inherited WHERE run_id = ? AND release = ?", (run_id, inherited.release)
+            ).fetchone()
+        return _bytes(row[0])
+
+    def seen(self, run_id: str) -> tuple[SeenRelease, ...]:
+        """The authentic releases of a run that have come, in the order of the chain."""
+        rows = self._rows("SELECT seq, form, digest, prev FROM seen WHERE run_id = ? ORDER BY seq", run_id)
+        return tuple(
+            SeenRelease(_integer(seq), _form(form), str(digest), str(prev)) for seq, form, digest, prev in rows
+        )
+
+    def inherited(self, run_id: str, release: str) -> Inherited | None:
+        """The committed learngene of the release with this digest, if it was committed."""
+        return self._inherited("release = ?", run_id, release)
+
+    def latest(self, run_id: str, form: Form) -> Inherited | None:
+        """The last committed learngene of a form."""
+        return self._inherited("form = ?", run_id, form)
+
+    def load(self, inherited: Inherited) -> VerifiedLearngene:
+        """Read a committed learngene back; its digests are those of the ledger.
+
+        Raises:
+            StorageFailedError: its files are gone or were changed.
+        """
+        folder = self._learngenes / inherited.release
+        try:
+            release, grant, blob = (
+                (folder / name).read_bytes() for name in ("release.json", "grant.json", "blob.safetensors")
+            )
+            return verify_committed(
+                release, grant, blob, release_digest=inherited.release, grant_digest=inherited.grant
+            )
+        except OSError as error:
+            raise StorageFailedError(
+                f"cannot read the learngene {folder}: {error.strerror}; request it again"
+            ) from error
+        except (DigestMismatchError, MalformedError) as error:
+            raise StorageFailedError(f"the learngene {folder} was changed on disk: {error}") from error
+
+    def _is_whole(self, inherited: Inherited) -> bool:
+        try:
+            self.load(inherited)
+        except StorageFailedError:
+            return False
+        return True
+
+    def _inherited(self, condition: str, run_id: str, value: str) -> Inherited | None:
+        rows = self._rows(
+            "SELECT seq, form, release, grant_digest, receipt FROM inherited"
+            f" WHERE run_id = ? AND {condition} ORDER BY seq DESC LIMIT 1",
+            run_id,
+            value,
+        )
+        if not rows:
+            return None
+        seq, form, release, grant, receipt = rows[0]
+        return Inherited(
+            _integer(seq), _form(form), str(release), str(grant), None if receipt is None else _bytes(receipt)
+        )
+
+    @staticmethod
+    def _advance(database: sqlite3.Connection, run_id: str, form: Form, state: State) -> None:
+        before = _BEFORE[state]
+        marks = ", ".join("?" * len(before))
+        changed = database.execute(
+            f"UPDATE exchanges SET state = ? WHERE run_id = ? AND form = ? AND state IN ({marks})",
+            (state, run_id, form, *before),
+        ).rowcount
+        if changed != 1:
+            raise StorageFailedError(f"the exchange for the form {form} cannot become {state} from where it stands")
+
+
+# SQLite's rows are untyped; STRICT tables make these true.
+def _bytes(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value
+
+
+def _integer(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _form(value: object) -> Form:
+    assert value in ("condensed", "paper")
+    return "condensed" if value == "condensed" else "paper"

@@ -1,0 +1,109 @@
+"""The configuration file of a node: a TOML file whose table ``[node]`` is the same for both parties."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+
+from protocol.errors import InputError
+
+
+def _local_path(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise ValueError("must be a path")
+    folder = (info.context or {}).get("folder", Path.cwd())
+    return Path(os.path.abspath(Path(folder) / Path(value).expanduser()))
+
+
+#: A path that counts from the folder of the configuration file.
+LocalPath = Annotated[Path, BeforeValidator(_local_path)]
+
+#: For every table of a configuration file.
+STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NodeTable(BaseModel):
+    """The table ``[node]``.
+
+    Attributes:
+        party: the node's own name, as its partners' trust stores know it.
+        data: folder with the party's images; the node only reads it.
+        state: folder of the node's own (0700): ledger, log, checkpoints, metrics.
+        socket: where the node listens for its courier, at most 107 bytes, in a folder of this user's own (0700).
+        secret: file with the secret that the node and its courier share.
+        key: file with the node's signing key (0600).
+        trust: file with the public keys that this node believes.
+        run_id: the run that this node takes part in, 128 random bits in hexadecimal, the same for all its parties.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        threads: processor threads for the mathematics; 0: as many as there are.
+        seed: of everything random in the node's training.
+        unconfined: the operator accepts that the operating system does not confine this node.
+    """
+
+    model_config = STRICT
+
+    party: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")
+    data: LocalPath
+    state: LocalPath
+    socket: LocalPath
+    secret: LocalPath
+    key: LocalPath
+    trust: LocalPath
+    run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?|mps)$")
+    threads: int = Field(default=0, ge=0, le=1024)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    unconfined: bool = False
+
+
+class NodeConfiguration(BaseModel):
+    """A configuration file. Each party's own class adds its tables as further fields."""
+
+    model_config = STRICT
+
+    node: NodeTable
+
+
+Configuration = TypeVar("Configuration", bound=NodeConfiguration)
+Table = TypeVar("Table", bound=BaseModel)
+
+
+def load(path: Path, model: type[Configuration]) -> Configuration:
+    """Read and check a configuration file; its relative paths count from the file's own folder.
+
+    Raises:
+        InputError: there is no such file, it is not TOML, or a setting is unknown, missing or wrong.
+    """
+    return check(path, read(path), model)
+
+
+def read(path: Path) -> dict[str, object]:
+    """The tables of a configuration file, not yet checked.
+
+    Raises:
+        InputError: there is no such file, or it is not TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a TOML file: {error}") from error
+
+
+def check(path: Path, content: object, model: type[Table], *, table: str = "") -> Table:
+    """Check tables read from ``path``, or the one named ``table``, against a model.
+
+    Raises:
+        InputError: a setting is unknown, missing or wrong.
+    """
+    try:
+        return model.model_validate(content, context={"folder": Path(os.path.abspath(path)).parent})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join((*filter(None, [table]), *(str(step) for step in first["loc"])))
+        text = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}: {where}: {text[:1].lower()}{text[1:]}") from error

@@ -1,0 +1,225 @@
+"""The relay: orders one round and carries opaque bytes. Untrusted: the worst that it can do is that nothing happens."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NoReturn
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from protocol.courier import MESSAGE_TYPE, UNREACHABLE, from_record, to_record
+from protocol.errors import InputError, RefusedError, RunFailedError
+from protocol.socket import Frame
+
+logger = logging.getLogger(__name__)
+
+Exchange = Callable[[int, Frame], Frame]
+
+#: Seconds between two looks at long work.
+POLL_SECONDS = 2.0
+#: A wish that did not reach its node, or whose answer got lost, is repeated; every wish may be repeated.
+_ATTEMPTS = 5
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """One round between the SuperNodes of a deployment.
+
+    Raises:
+        RunFailedError: the round did not reach its end; Flower then calls the run failed.
+    """
+    forms, individuals, patience = _deployment_settings(context)
+    nodes = _wait_for_nodes(grid, 1 + individuals, patience)
+    run_round(exchange_over(grid), nodes, forms, print, time.sleep, lambda: None)
+
+
+def run_round(
+    exchange: Exchange,
+    nodes: Sequence[int],
+    forms: Sequence[str],
+    on_event: Callable[[str], None],
+    sleep: Callable[[float], None],
+    check_alive: Callable[[], None],
+) -> None:
+    """Order one round: the collective evolves; every individual inherits each form; all individuals adapt.
+
+    Every wish may be repeated without harm, so a round that broke off is simply run again.
+
+    Args:
+        exchange: brings a wish to a node and returns the answer.
+        nodes: Flower's numbers of the nodes; one of them must say that it is the collective.
+        forms: the forms of learngene to publish.
+        on_event: told of each step in a line of plain words.
+        sleep: waits so many seconds.
+        check_alive: called between two looks at long work; raises where a node has died.
+
+    Raises:
+        RunFailedError: there is no single collective, or a node refused or failed. Where only individuals failed, the
+            others have finished before it is raised.
+    """
+    ask = _patient(exchange, sleep, check_alive)
+    collective, individuals = _roles(ask, nodes)
+    on_event(f"{len(individuals) + 1} nodes: {collective.party}, {', '.join(party.party for party in individuals)}")
+
+    collective.order("evolve")
+    on_event(f"{collective.party} evolves")
+    while collective.works("evolve"):
+        check_alive()
+        sleep(POLL_SECONDS)
+
+    failures: dict[str, str] = {}
+    adapting: list[_Party] = []
+    for individual in individuals:
+        try:
+            for form in forms:
+                _inherit(collective, individual, form, on_event)
+            individual.order("adapt")
+            adapting.append(individual)
+        except _PartyFailedError as error:
+            failures[individual.party] = str(error)
+    on_event(f"{len(adapting)} of {len(individuals)} individuals adapt")
+    while adapting:
+        check_alive()
+        for individual in list(adapting):
+            try:
+                if individual.works("adapt"):
+                    continue
+            except _PartyFailedError as error:
+                failures[individual.party] = str(error)
+            adapting.remove(individual)
+        if adapting:
+            sleep(POLL_SECONDS)
+    if failures:
+        raise RunFailedError("; ".join(failures.values()))
+    on_event("the round is complete")
+
+
+class _PartyFailedError(RunFailedError):
+    """A party refused a wish, or its work failed."""
+
+
+class _Party:
+    """A node as the relay sees it."""
+
+    def __init__(self, exchange: Exchange, node: int, party: str) -> None:
+        self._exchange = exchange
+        self._node = node
+        self.party = party
+
+    def order(
+        self, word: str, *, words: Mapping[str, str] | None = None, parts: Mapping[str, bytes] | None = None
+    ) -> Frame:
+        """The answer to a wish."""
+        answer = self._exchange(self._node, Frame(word, words=words or {}, parts=parts or {}))
+        if answer.word == "refused":
+            code = answer.words.get("code", "no code")
+            raise _PartyFailedError(f"{self.party} refused {word!r} ({code}); its own log says why")
+        return answer
+
+    def parts(self, answer: Frame, *names: str) -> dict[str, bytes]:
+        """The named parts of this party's answer, and no others."""
+        for name in names:
+            if name not in answer.parts:
+                raise _PartyFailedError(f"{self.party} gave an answer without its {name}")
+        return {name: answer.parts[name] for name in names}
+
+    def works(self, job: str) -> bool:
+        """Whether the work still goes on; raises where it failed, or where a node started anew knows nothing of it."""
+        words = self.order("status").words
+        state = words.get("state") if words.get("job") == job else "lost"
+        if state not in ("working", "done"):
+            raise _PartyFailedError(f"{job!r} failed at {self.party}; its own log says why")
+        return state == "working"
+
+
+def _inherit(collective: _Party, individual: _Party, form: str, on_event: Callable[[str], None]) -> None:
+    """One form of learngene to one individual: request, publication, inheritance, receipt."""
+    request = individual.parts(individual.order("request", words={"form": form}), "request")
+    bundle = collective.parts(collective.order("publish", parts=request), "release", "grant", "blob")
+    receipt = individual.parts(individual.order("inherit", parts=bundle), "receipt")
+    collective.order("receipt", parts=receipt)
+    on_event(f"{individual.party} inherited {form!r} ({len(bundle['blob'])} bytes)")
+
+
+def _roles(ask: Exchange, nodes: Sequence[int]) -> tuple[_Party, list[_Party]]:
+    collectives: list[_Party] = []
+    individuals: list[_Party] = []
+    for node in nodes:
+        answer = ask(node, Frame("status"))
+        if answer.word == "refused":
+            code = answer.words.get("code", "no code")
+            raise RunFailedError(f"a node does not say what it is ({code}); is its node process running?")
+        party = _Party(ask, node, answer.words.get("party", str(node)))
+        (collectives if answer.words.get("role") == "collective" else individuals).append(party)
+    if len(collectives) != 1 or not individuals:
+        counts = f"{len(collectives)} and {len(individuals)}"
+        raise RunFailedError(f"a round needs one collective and at least one individual; here are {counts}")
+    names = [party.party for party in (*collectives, *individuals)]
+    if len(set(names)) != len(names):
+        raise RunFailedError(f"two nodes have the same name: {', '.join(sorted(names))}; give each its own `party`")
+    return collectives[0], sorted(individuals, key=lambda individual: individual.party)
+
+
+def _patient(exchange: Exchange, sleep: Callable[[float], None], check_alive: Callable[[], None]) -> Exchange:
+    def repeat(node: int, wish: Frame) -> Frame:
+        answer = exchange(node, wish)
+        for _ in range(_ATTEMPTS - 1):
+            if answer.word != "refused" or answer.words.get("code") != UNREACHABLE:
+                return answer
+            check_alive()
+            sleep(POLL_SECONDS)
+            answer = exchange(node, wish)
+        return answer
+
+    return repeat
+
+
+def exchange_over(grid: Grid, *, timeout: float = 900.0) -> Exchange:
+    """Wishes and answers as Flower messages, each answered within ``timeout`` seconds or counted as unreachable."""
+
+    def exchange(node: int, wish: Frame) -> Frame:
+        message = Message(to_record(wish), dst_node_id=node, message_type=MESSAGE_TYPE)
+        for reply in grid.send_and_receive([message], timeout=timeout):
+            if reply.has_error():
+                logger.warning("a courier failed: %s", reply.error.reason)
+                break
+            try:
+                return from_record(reply.content)
+            except RefusedError as error:
+                logger.warning("a courier's answer is not a frame: %s", error)
+        return Frame("refused", words={"code": UNREACHABLE})
+
+    return exchange
+
+
+def _wait_for_nodes(grid: Grid, count: int, patience: float) -> Sequence[int]:
+    deadline = time.monotonic() + patience
+    nodes: Iterable[int] = []
+    while time.monotonic() < deadline:
+        nodes = sorted(grid.get_node_ids())
+        if len(nodes) >= count:
+            return nodes
+        time.sleep(1.0)
+    raise RunFailedError(
+        f"{len(list(nodes))} SuperNodes are connected after {patience:.0f} seconds, {count} are needed"
+    )
+
+
+def _deployment_settings(context: Context) -> tuple[list[str], int, float]:
+    config = context.run_config
+    forms = [form.strip() for form in str(config.get("forms", "condensed")).split(",") if form.strip()]
+    individuals, patience = config.get("individuals", 1), config.get("patience", 120)
+    if not forms:
+        _wrong("forms", "name at least one form, such as condensed")
+    if type(individuals) is not int or individuals < 1:
+        _wrong("individuals", "a whole number from 1")
+    if type(patience) not in (int, float) or float(patience) <= 0:
+        _wrong("patience", "seconds, more than 0")
+    return forms, individuals, float(patience)
+
+
+def _wrong(key: str, expected: str) -> NoReturn:
+    raise InputError(f"run configuration: {key}: {expected}")

@@ -1,0 +1,81 @@
+"""How every command of the project ends: an error is one line on stderr, and the exit code says what kind it was."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+
+from protocol.errors import InputError, LearngeneError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def make_app(help_text: str) -> typer.Typer:
+    """An application with ``--help``, ``--version`` and nothing else yet. ``help_text`` may hold an indented example
+    behind a line with ``\\b``, which keeps its line breaks."""
+    app = typer.Typer(
+        help=help_text,
+        no_args_is_help=False,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+
+    @app.callback(invoke_without_command=True)
+    def main(
+        context: typer.Context,
+        show_version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+        ] = False,
+    ) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+            raise typer.Exit
+
+    return app
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0; 2 where the user gave something wrong; 1 where a run failed or something was refused;
+    130 after Ctrl-C. ``arguments``: instead of the process's own."""
+    sys.exit(exit_code(lambda: typer.main.get_command(app).main(arguments, standalone_mode=False)))
+
+
+def exit_code(command: Callable[[], Any]) -> int:
+    """Run ``command`` and turn its errors into one line each and a code."""
+    try:
+        result = command()
+    except click.UsageError as error:
+        hint = f"see: {error.ctx.command_path} --help" if error.ctx else "see --help"
+        return _say(f"{error.format_message().rstrip('.')}; {hint}", EXIT_USAGE)
+    except click.ClickException as error:
+        return _say(error.format_message(), EXIT_FAILED)
+    except InputError as error:
+        return _say(str(error), EXIT_USAGE)
+    except LearngeneError as error:
+        return _say(str(error), EXIT_FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        return _say("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does.
+        sys.stderr.close()
+        return EXIT_FAILED
+    # Not in standalone mode: `typer.Exit(code)` comes back as the code.
+    return result if isinstance(result, int) else 0
+
+
+def _say(text: str, code: int) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"learngene {version('learngene')}")
+        raise typer.Exit

@@ -1,0 +1,405 @@
+"""Verification of everything that arrives: bytes in, a verified object or a typed refusal out, in one fixed order.
+
+Nothing here reads a file, a clock or the network. What this module has not verified has no type that the rest of the
+software accepts: the ``Verified...`` classes cannot be made anywhere else.
+
+The order: size, strict JSON, pinned key, signature, type, schema, agreement, time, ledger, policy, ciphertext,
+unsealing, plaintext digest, blob header, allow-list of tensors, values. Each step is one function.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import InitVar, dataclass
+from types import MappingProxyType
+from typing import Generic
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol import blob, envelope, messages
+from protocol import policy as policies
+from protocol.architecture import Architecture, Form
+from protocol.errors import (
+    DigestMismatchError,
+    EquivocationError,
+    ExpiredError,
+    MalformedError,
+    NonFiniteError,
+    RollbackError,
+    UnknownKeyError,
+    WrongAudienceError,
+    WrongRunError,
+)
+from protocol.learngene import Learngene
+from protocol.messages import (
+    LIFE,
+    PAYLOAD_TYPES,
+    SKEW,
+    Abort,
+    Content,
+    Grant,
+    Payload,
+    PayloadT,
+    Receipt,
+    Release,
+    Request,
+)
+from protocol.policy import Policy
+from protocol.trust import Role, TrustedKey, TrustStore
+
+# Known to this module only: who does not hold it cannot construct a verified object.
+_PROOF = object()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Verified:
+    proof: InitVar[object]
+
+    def __post_init__(self, proof: object) -> None:
+        if proof is not _PROOF:
+            raise TypeError(f"only protocol.verification makes a {type(self).__name__}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _VerifiedMessage(_Verified, Generic[PayloadT]):
+    """A message from a pinned key: its payload, the SHA-256 of its envelope, and the key that signed it."""
+
+    payload: PayloadT
+    digest: str
+    key: TrustedKey
+
+
+class VerifiedRequest(_VerifiedMessage[Request]):
+    """A request that this collective may answer."""
+
+
+class VerifiedReceipt(_VerifiedMessage[Receipt]):
+    """A receipt for a release of this collective. Whether it was granted to the signer is the ledger's to say."""
+
+
+class VerifiedAbort(_VerifiedMessage[Abort]):
+    """The other party's word that it stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedEnvelopes(_Verified):
+    """A release and its grant, verified up to and with the policy; the blob has not been looked at yet."""
+
+    release: Release
+    grant: Grant
+    release_bytes: bytes
+    grant_bytes: bytes
+    release_digest: str
+    grant_digest: str
+    key: TrustedKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedLearngene(_Verified):
+    """A learngene that may be inherited: its tensors are read-only views on ``blob`` (the plaintext)."""
+
+    learngene: Learngene
+    release: Release
+    release_digest: str
+    release_bytes: bytes
+    grant_bytes: bytes
+    blob: bytes
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What an individual waits for.
+
+    Attributes:
+        run_id: the run it takes part in.
+        audience: its own key id.
+        requests: digests of its unanswered requests, and the form that each asked for.
+    """
+
+    run_id: str
+    audience: str
+    requests: Mapping[str, Form]
+
+
+@dataclass(frozen=True)
+class SeenRelease:
+    """An authentic release that a ledger remembers."""
+
+    seq: int
+    form: Form
+    digest: str
+    prev: str
+
+
+# The ledger's view of requests: the digest of the request of this run with this (signer's key id, nonce), if any.
+RequestWithNonce = Callable[[str, str], str | None]
+
+
+def verify_request(
+    data: bytes, *, trust: TrustStore, run_id: str, audience: str, known: RequestWithNonce, now: int
+) -> VerifiedRequest:
+    """Verify a REQUEST for the collective whose key id is ``audience``. The same request again is accepted again.
+
+    Raises:
+        RefusedError: its subclass for the first step that fails; ``EquivocationError`` for a nonce used before.
+    """
+    trust.check_current(now)
+    request, key = _authenticate(data, Request, "individual", trust)
+    _check_addressed(request, audience, run_id)
+    _check_time(request, now)
+    digest = envelope.digest(data)
+    if known(key.keyid, request.nonce) not in (None, digest):
+        raise EquivocationError(
+            f"{key.party} used the nonce of an earlier request for another one; it must draw a new one"
+        )
+    return VerifiedRequest(payload=request, digest=digest, key=key, proof=_PROOF)
+
+
+def verify_receipt(data: bytes, *, trust: TrustStore, run_id: str, audience: str, now: int) -> VerifiedReceipt:
+    """Verify a RECEIPT for the collective whose key id is ``audience``.
+
+    Raises:
+        RefusedError: its subclass for the first step that fails.
+    """
+    trust.check_current(now)
+    receipt, key = _authenticate(data, Receipt, "individual", trust)
+    _check_addressed(receipt, audience, run_id)
+    _check_time(receipt, now)
+    return VerifiedReceipt(payload=receipt, digest=envelope.digest(data), key=key, proof=_PROOF)
+
+
+def verify_abort(data: bytes, *, trust: TrustStore, role: Role, run_id: str, audience: str, now: int) -> VerifiedAbort:
+    """Verify an ABORT from a party of ``role`` to the party whose key id is ``audience``.
+
+    Raises:
+        RefusedError: its subclass for the first step that fails.
+    """
+    trust.check_current(now)
+    abort, key = _authenticate(data, Abort, role, trust)
+    _check_addressed(abort, audience, run_id)
+    _check_time(abort, now)
+    return VerifiedAbort(payload=abort, digest=envelope.digest(data), key=key, proof=_PROOF)
+
+
+def verify_envelopes(
+    release: bytes,
+    grant: bytes,
+    *,
+    expectation: Expectation,
+    seen: tuple[SeenRelease, ...],
+    trust: TrustStore,
+    policy: Policy,
+    now: int,
+) -> VerifiedEnvelopes:
+    """The steps before the blob is looked at: a RELEASE and the GRANT that answers a request of this individual.
+
+    Args:
+        expectation: run, own key id and unanswered requests.
+        seen: the authentic releases of this run that the ledger remembers.
+        now: unix seconds, read once by the caller.
+
+    Raises:
+        RefusedError: its subclass for the first step that fails.
+    """
+    trust.check_current(now)
+    opened_release, key = _authenticate(release, Release, "collective", trust)
+    opened_grant, grant_key = _authenticate(grant, Grant, "collective", trust)
+    release_digest = envelope.digest(release)
+    if grant_key.keyid != key.keyid or opened_release.key_epoch != key.epoch:
+        raise UnknownKeyError("release and grant are not both signed by the collective's current key")
+    _check_agreement(opened_release, opened_grant, release_digest, expectation)
+    _check_time(opened_release, now)
+    _check_time(opened_grant, now)
+    _check_chain(opened_release, release_digest, seen)
+    policies.check_release(policy, opened_release)
+    return VerifiedEnvelopes(
+        release=opened_release,
+        grant=opened_grant,
+        release_bytes=release,
+        grant_bytes=grant,
+        release_digest=release_digest,
+        grant_digest=envelope.digest(grant),
+        key=key,
+        proof=_PROOF,
+    )
+
+
+def verify_content(envelopes: VerifiedEnvelopes, data: bytes) -> VerifiedLearngene:
+    """The steps on the blob: it is the one of the verified release, and holds what the architecture allows.
+
+    Raises:
+        DigestMismatchError, MalformedError, TooLargeError, NonFiniteError: the first step that fails.
+    """
+    release = envelopes.release
+    _check_content(data, release.ciphertext, "the blob")
+    plaintext = _unseal(envelopes, data)
+    return VerifiedLearngene(
+        learngene=_read_learngene(release, plaintext),
+        release=release,
+        release_digest=envelopes.release_digest,
+        release_bytes=envelopes.release_bytes,
+        grant_bytes=envelopes.grant_bytes,
+        blob=plaintext,
+        proof=_PROOF,
+    )
+
+
+def verify_bundle(
+    release: bytes,
+    grant: bytes,
+    data: bytes,
+    *,
+    expectation: Expectation,
+    seen: tuple[SeenRelease, ...],
+    trust: TrustStore,
+    policy: Policy,
+    now: int,
+) -> VerifiedLearngene:
+    """``verify_envelopes``, then ``verify_content``: the whole order at once. Raises as they do."""
+    envelopes = verify_envelopes(
+        release, grant, expectation=expectation, seen=seen, trust=trust, policy=policy, now=now
+    )
+    return verify_content(envelopes, data)
+
+
+def verify_committed(
+    release: bytes, grant: bytes, plaintext: bytes, *, release_digest: str, grant_digest: str
+) -> VerifiedLearngene:
+    """A learngene that was verified and committed before, read back from the party's own disk.
+
+    Checked: that the bytes are those whose digests the party's ledger holds, and the content again. Not checked again:
+    signatures, time and trust, which were checked when it arrived.
+
+    Raises:
+        DigestMismatchError: the files are not the ones that were committed.
+        MalformedError, TooLargeError, NonFiniteError: the content is not allowed.
+    """
+    if envelope.digest(release) != release_digest or envelope.digest(grant) != grant_digest:
+        raise DigestMismatchError("the stored release or grant was changed after it was committed; request it again")
+    opened = messages.decode(Release, envelope.parse(release).payload)
+    _check_content(plaintext, opened.plaintext, "the stored learngene")
+    return VerifiedLearngene(
+        learngene=_read_learngene(opened, plaintext),
+        release=opened,
+        release_digest=release_digest,
+        release_bytes=release,
+        grant_bytes=grant,
+        blob=plaintext,
+        proof=_PROOF,
+    )
+
+
+def _authenticate(data: bytes, model: type[PayloadT], role: Role, trust: TrustStore) -> tuple[PayloadT, TrustedKey]:
+    """Size, strict JSON, pinned key, signature, type, schema: in this order for every envelope."""
+    opened = envelope.parse(data)
+    key = trust.key_for(opened.keyid, role)
+    envelope.check_signature(opened, key.raw)
+    if opened.payload_type != PAYLOAD_TYPES[model.kind]:
+        raise MalformedError(f"the message is {opened.payload_type}, a {model.kind} was expected")
+    payload = messages.decode(model, opened.payload)
+    # The envelope's own key id is not signed; the payload's is.
+    if payload.signer != key.keyid:
+        raise MalformedError("the payload names another signer than the key that signed it")
+    return payload, key
+
+
+def _check_addressed(payload: Request | Receipt | Abort, audience: str, run_id: str) -> None:
+    if payload.audience != audience:
+        raise WrongAudienceError(f"the {payload.kind} is addressed to the key {payload.audience[:16]}, not to this one")
+    if payload.run_id != run_id:
+        raise WrongRunError(f"the {payload.kind} belongs to the run {payload.run_id}, not to {run_id}")
+
+
+def _check_agreement(release: Release, grant: Grant, release_digest: str, expectation: Expectation) -> None:
+    """Both envelopes belong together and answer this individual: release, audience, run, request."""
+    if grant.release != release_digest:
+        raise DigestMismatchError("the grant is for another release than the one that came with it")
+    if grant.audience != expectation.audience:
+        raise WrongAudienceError(f"the grant is for the key {grant.audience[:16]}, not for this individual")
+    for payload in (release, grant):
+        if payload.run_id != expectation.run_id:
+            raise WrongRunError(f"the {payload.kind} belongs to the run {payload.run_id}, not to {expectation.run_id}")
+    form = expectation.requests.get(grant.request)
+    if form is None:
+        raise WrongAudienceError("the grant answers no open request of this individual; send a new request")
+    if form != release.form:
+        raise WrongAudienceError(f"the request asked for the form {form}, the release holds {release.form}")
+
+
+def _check_time(payload: Payload, now: int) -> None:
+    if payload.issued_at > now + SKEW:
+        raise ExpiredError(
+            f"the {payload.kind} is from the future ({payload.issued_at}, now {now}); compare the clocks"
+        )
+    if now > payload.expires_at + SKEW:
+        raise ExpiredError(f"the {payload.kind} is past its time ({payload.expires_at}, now {now}); ask for a new one")
+    if not 0 < payload.expires_at - payload.issued_at <= LIFE:
+        raise ExpiredError(
+            f"the {payload.kind} claims a life of {payload.expires_at - payload.issued_at} s, at most {LIFE}"
+        )
+
+
+def _check_chain(release: Release, digest: str, seen: tuple[SeenRelease, ...]) -> None:
+    """``seq`` and ``prev`` against what the ledger has seen of this run.
+
+    An individual sees the releases of the forms that it asked for, so the chain has gaps: neighbours are compared
+    wherever both are known, and a release may not be older than the last one of its own form.
+    """
+    for other in seen:
+        conflict = (
+            (other.seq == release.seq and other.digest != digest)
+            or (other.seq == release.seq - 1 and other.digest != release.prev)
+            or (other.seq == release.seq + 1 and other.prev != digest)
+        )
+        if conflict:
+            raise EquivocationError(
+                f"the collective signed two histories: release {release.seq} contradicts release {other.seq};"
+                " keep both and ask the collective"
+            )
+    newest = max((other.seq for other in seen if other.form == release.form), default=0)
+    if release.seq < newest:
+        raise RollbackError(f"release {release.seq} is older than release {newest}, which was seen before")
+
+
+def _check_content(data: bytes, content: Content, what: str) -> None:
+    if len(data) != content.size:
+        raise DigestMismatchError(f"{what} has {len(data)} bytes, the release says {content.size}; fetch it again")
+    if envelope.digest(data) != content.sha256:
+        raise DigestMismatchError(f"{what} is not the one that was signed; fetch it again")
+
+
+def _unseal(envelopes: VerifiedEnvelopes, ciphertext: bytes) -> bytes:
+    """The place for HPKE, AES-256-GCM and then the plaintext's own digest. Without sealing: the same bytes."""
+    if envelopes.grant.sealed_key is not None:
+        raise MalformedError("the blob is sealed; this version reads blobs that are not")
+    if envelopes.release.plaintext != envelopes.release.ciphertext:
+        raise DigestMismatchError("the blob is not sealed, but the release gives its plaintext another digest")
+    return ciphertext
+
+
+def _read_learngene(release: Release, plaintext: bytes) -> Learngene:
+    """Own parse of the header, the architecture's allow-list, the values."""
+    tensors = blob.decode(plaintext)
+    allowed = release.architecture.tensors(fisher=release.fisher is not None)
+    if {name: array.shape for name, array in tensors.items()} != {name: shape for name, (_, shape) in allowed.items()}:
+        raise MalformedError("the blob's tensors are not those that the architecture allows")
+    check_values(release.architecture, tensors)
+    return Learngene(release.architecture, MappingProxyType(tensors), release.fisher)
+
+
+def check_values(architecture: Architecture, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Refuse values that no computation could have meant: a network that held them would answer NaN.
+
+    Raises:
+        NonFiniteError: NaN or infinity, a negative Fisher entry or variance, a standard deviation that is not positive.
+    """
+    for name, (role, _) in architecture.tensors(fisher=any(name.startswith("fisher.") for name in tensors)).items():
+        array = tensors[name]
+        # One addition per value: a sum is finite only if every term is. Only a sum that is not is looked at again.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = array.sum(dtype=np.float32)
+        if not np.isfinite(total) and not np.isfinite(array).all():
+            raise NonFiniteError(f"the tensor {name} holds NaN or infinity")
+        if (role == "fisher" or name.endswith(".running_var")) and array.min() < 0:
+            raise NonFiniteError(f"the tensor {name} holds a negative value")
+        if name == "input.std" and array.min() <= 0:
+            raise NonFiniteError("the tensor input.std holds a value that is not positive")

@@ -1,0 +1,219 @@
+"""The main job as a Flower ServerApp: cuts a world, starts the node processes, orders the round, writes the report."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import tomli_w
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from protocol.errors import RunFailedError
+from protocol.events import Events
+from protocol.keys import SigningKey
+from protocol.node import Role
+from protocol.relay import exchange_over, run_round
+from protocol.socket import make_secret, private_folder, simulation_folder, simulation_paths
+from protocol.storage import write_atomically
+from protocol.trust import TrustStore
+from sims import report, results
+from sims.images import division_of, load_source
+from sims.processes import NodeProcesses
+from sims.run_folder import OpenRun, open_run
+from sims.settings import RunSettings, Value, check_machine, from_run_config
+from sims.worlds import WorldPlan, load_world, make_world
+
+DATASET = "cifar100"
+#: Start of the line in the run's log that names its folder.
+FOLDER_LINE = "run folder: "
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """One whole run.
+
+    Raises:
+        InputError: a setting is wrong. RunFailedError: a node or the round failed. Flower then calls the run failed,
+            and ``run.json`` says why.
+    """
+    nodes = _connected_nodes(grid)
+    config: dict[str, Value] = dict(context.run_config)
+    settings = from_run_config(config, environment=os.environ, individuals=len(nodes) - 1)
+    check_machine(settings)
+    run = open_run(settings, dataset=DATASET, now=datetime.now(UTC))
+    print(f"{FOLDER_LINE}{run.folder}", flush=True)
+    try:
+        simulate(run, settings, grid, nodes, flower_run=context.run_id)
+    except BaseException as error:
+        run.update(status="failed", failure=str(error) or type(error).__name__)
+        raise
+    finally:
+        run.close()
+
+
+def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], *, flower_run: int) -> None:
+    """A run in its open folder, from the images to the report.
+
+    Args:
+        nodes: Flower's numbers of the simulated SuperNodes.
+        flower_run: Flower's number of the run; the sockets' paths follow from it.
+    """
+    events = Events(run.folder / "events.jsonl")
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        events.append("run", 0, 0, text)
+
+    clock = _Clock()
+    _prepare_world(run, settings, say)
+    clock.stop("world")
+    parties = _parties(settings)
+    sites = [_Site(run.folder, *party, *simulation_paths(flower_run, number)) for number, party in enumerate(parties)]
+    with ExitStack() as stack:
+        runtime = private_folder(private_folder(simulation_folder(flower_run).parent) / str(flower_run))
+        stack.callback(_remove_folder, runtime)
+        _make_keys(sites)
+        processes = stack.enter_context(NodeProcesses())
+        for site in sites:
+            site.configure(run.record.run_id, settings)
+            processes.start(site.role, site.party, site.state / "config.toml", socket=site.socket, state=site.state)
+        processes.wait_until_listening()
+        clock.stop("start")
+        say(f"{len(sites)} node processes: {', '.join(f'{n.party} (pid {n.process.pid})' for n in processes.nodes)}")
+        forms = settings.collective.forms
+        run_round(exchange_over(grid), nodes, forms, say, time.sleep, processes.check_alive)
+        clock.stop("round")
+    run.update(seconds=clock.seconds)
+    results.collect(run.folder)
+    say(f"report: {report.write(run.folder)}")
+    run.update(status="finished")
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where one party's things lie in a run folder."""
+
+    folder: Path
+    role: Role
+    party: str
+    socket: Path
+    secret: Path
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "nodes" / self.party
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "keys" / f"{self.party}.key"
+
+    @property
+    def trust(self) -> Path:
+        return self.state / "trust.json"
+
+    def configure(self, run_id: str, settings: RunSettings) -> None:
+        """Write the node's configuration file and a fresh socket secret."""
+        make_secret(self.secret)
+        collective = self.role == "collective"
+        own = settings.collective.model_dump(mode="json", exclude_none=True) if collective else settings.individual
+        tables: dict[str, Mapping[str, object]] = {
+            "node": {
+                "party": self.party,
+                "data": str(self.folder / "world" / self.party),
+                "state": str(self.state),
+                "socket": str(self.socket),
+                "secret": str(self.secret),
+                "key": str(self.key),
+                "trust": str(self.trust),
+                "run_id": run_id,
+                "device": settings.collective_device if collective else settings.individual_device,
+                "threads": settings.threads,
+                "seed": settings.seed,
+                # A simulation is no boundary: all of it runs as one user.
+                "unconfined": True,
+            },
+            self.role: own,
+        }
+        write_atomically(self.state / "config.toml", tomli_w.dumps(tables).encode(), mode=0o600)
+
+
+class _Clock:
+    """Wall-clock seconds of the steps, one after the other."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def stop(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], None]) -> None:
+    """Cut the world, or find the one that a resumed run has cut already."""
+    folder = run.folder / "world"
+    if folder.exists():
+        world = load_world(folder)
+    else:
+        source = load_source(settings.data, stand_in=settings.stand_in, say=say)
+        plan = WorldPlan(individuals=settings.individuals, target_tasks=settings.target_tasks)
+        world = make_world(source, division_of(source), plan, settings.seed, folder)
+    dataset = world.description.dataset
+    run.keep_settings(settings, {"name": dataset.name, "source": dataset.source})
+    say(world.description.notice or f"the images are {dataset.name} ({dataset.source})")
+
+
+def _parties(settings: RunSettings) -> list[tuple[Role, str]]:
+    """By partition: the collective first."""
+    individuals: list[tuple[Role, str]] = [("individual", f"individual-{n + 1}") for n in range(settings.individuals)]
+    return [("collective", "collective"), *individuals]
+
+
+def _connected_nodes(grid: Grid) -> list[int]:
+    """The simulated SuperNodes; Flower registers them all at once, a moment after it has started this app.
+
+    Raises:
+        RunFailedError: fewer than two.
+    """
+    nodes: list[int] = []
+    deadline = time.monotonic() + 30.0
+    while time.monotonic() < deadline:
+        before, nodes = nodes, sorted(grid.get_node_ids())
+        if len(nodes) >= 2 and nodes == before:
+            return nodes
+        time.sleep(0.5)
+    raise RunFailedError(
+        f"a run needs a collective and at least one individual, here is {len(nodes)} node; "
+        'use --federation-config "num-supernodes=2"'
+    )
+
+
+def _make_keys(sites: list[_Site]) -> None:
+    """A signing key for every party, kept over ``resume``, and trust stores with the own and the partners' keys."""
+    private_folder(sites[0].key.parent)
+    keys: dict[str, SigningKey] = {}
+    for site in sites:
+        private_folder(site.state)
+        if not site.key.exists():
+            SigningKey.generate().save(site.key)
+        keys[site.party] = SigningKey.load(site.key)
+    for site in sites:
+        store = TrustStore()
+        for other in sites:
+            # Its own key and those of the other role: individuals do not know each other.
+            if other.role != site.role or other.party == site.party:
+                store = store.with_key(keys[other.party].public_hex, other.role, other.party)
+        store.save(site.trust)
+
+
+def _remove_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()

@@ -1,0 +1,186 @@
+"""The commands ``learngene run``, ``learngene results`` and ``learngene report``."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from protocol.errors import InputError, LearngeneError, RunFailedError
+from sims import world_command
+from sims.settings import (
+    DATA_VARIABLE,
+    DEFAULT_OUT,
+    DEFAULT_PROFILE,
+    PROFILES,
+    RunSettings,
+    Value,
+    check_machine,
+    from_run_config,
+)
+
+if TYPE_CHECKING:
+    from sims.results import Results
+
+_PROFILES_HELP = "; ".join(f"{name}: {profile.purpose}" for name, profile in PROFILES.items())
+_DEVICE_HELP = "auto, cpu, cuda, cuda:<number> or mps."
+
+
+def register(app: typer.Typer) -> None:
+    """Add the simulation's commands to ``learngene``."""
+    app.command("run")(run)
+    app.command("results")(results)
+    app.command("report")(report)
+    world_command.register(app)
+
+
+def run(
+    simulation: Annotated[str, typer.Argument(help="What to run: cifar100.")],
+    profile: Annotated[str, typer.Option(help=f"Size of the run. {_PROFILES_HELP}.")] = DEFAULT_PROFILE,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of everything random. [default: 0]", show_default=False)
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Several runs in one table: 0,1,2.", show_default=False)] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=DATA_VARIABLE,
+            help="Folder of real images: {train,test}/<class>/<image>, or one that torchvision downloaded. "
+            "Without it CIFAR-100 is downloaded; without a network the built-in stand-in is drawn.",
+        ),
+    ] = None,
+    stand_in: Annotated[bool, typer.Option("--stand-in", help="Draw the stand-in; needs no data, no network.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = DEFAULT_OUT,
+    shots: Annotated[str, typer.Option(help="Support images a class: 10,20.", show_default="the profile's")] = "",
+    target_tasks: Annotated[
+        str, typer.Option(help="Target tasks: 40, or by shots 10:40,20:10.", show_default="the profile's")
+    ] = "",
+    individuals: Annotated[int, typer.Option(help="Individuals that share the target tasks.", min=1)] = 1,
+    tasks: Annotated[
+        int | None, typer.Option(help="Sequential tasks of the collective.", min=1, show_default="the profile's")
+    ] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Factor on the paper's layer widths.", show_default="the profile's")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of each node process; 0: all cores.", min=0)] = 0,
+    collective_device: Annotated[str, typer.Option(help=_DEVICE_HELP)] = "auto",
+    individual_device: Annotated[str, typer.Option(help=_DEVICE_HELP)] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the latest unfinished run of the same settings in --out.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Run the whole experiment: a collective learns, its learngene crosses, individuals adapt, a report is made."""
+    if simulation != "cifar100":
+        raise InputError(f"there is no simulation {simulation!r}; there is: cifar100")
+    if seeds and seed is not None:
+        raise InputError("--seed and --seeds exclude each other; give one of them")
+    if seeds and resume:
+        raise InputError("--resume goes on with one run: give the --seed of the unfinished one instead of --seeds")
+    if width is not None and width <= 0:
+        raise InputError("--width must be above zero")
+    if stand_in and data is not None and os.environ.get(DATA_VARIABLE) == str(data):
+        data = None  # named by the environment only: what was typed counts
+    config: dict[str, Value] = {
+        "profile": profile,
+        "data": _absolute(data) if data else "",
+        "stand-in": stand_in,
+        "out": _absolute(out),
+        "shots": shots,
+        "target-tasks": target_tasks,
+        "individuals": individuals,
+        "tasks": tasks or 0,
+        "width": width or 0.0,
+        "threads": threads,
+        "collective-device": collective_device,
+        "individual-device": individual_device,
+        "resume": resume,
+    }
+    wanted = [from_run_config({**config, "seed": number}) for number in (_seeds(seeds) if seeds else [seed or 0])]
+    check_machine(wanted[0])
+    if dry_run:
+        _say_plan(wanted)
+        return
+    _run_all(wanted)
+
+
+def results(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Print the results of a run again."""
+    from sims.results import load
+    from sims.tables import results_tables
+
+    Console().print(results_tables(load(run)))
+
+
+def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Make the figures and the report of a run again from its results.json."""
+    from sims import report as report_module
+
+    Console().print(f"report         {report_module.write(run)}", soft_wrap=True, highlight=False)
+
+
+def _run_all(wanted: list[RunSettings]) -> None:
+    # Only here: torch's and matplotlib's neighbours take a second to load, and --help should not wait for them.
+    from sims import runner, summary
+    from sims.run_folder import reserve_folder
+    from sims.tables import results_tables, summary_table
+
+    console = Console()
+    done: list[tuple[Path, Results]] = []
+    for number, settings in enumerate(wanted, start=1):
+        if len(wanted) > 1:
+            console.rule(f"run {number} of {len(wanted)}, seed {settings.seed}")
+        try:
+            folder, found = runner.run(settings, console)
+        except LearngeneError as error:
+            if not done:
+                raise
+            kept = ", ".join(str(path) for path, _ in done)
+            raise RunFailedError(f"seed {settings.seed}: {error} (finished before it: {kept})") from error
+        done.append((folder, found))
+        console.print(results_tables(found))
+        for name in ("results.json", "report.html"):
+            console.print(f"{name:<14} {folder / name}", soft_wrap=True, highlight=False)
+    if len(done) > 1:
+        total = summary.summarise(done)
+        console.print(summary_table(total))
+        place = reserve_folder(wanted[0].out, "cifar100-seeds", datetime.now(UTC))
+        console.print(f"{'summary.json':<14} {summary.write(total, place)}", soft_wrap=True, highlight=False)
+
+
+def _say_plan(wanted: list[RunSettings]) -> None:
+    """The resolved settings, who would take part and where it would be written."""
+    from sims.results import describe_settings
+    from sims.runner import planned_folder
+
+    console = Console(soft_wrap=True, highlight=False)
+    for settings in wanted:
+        for name, value in describe_settings(settings).items():
+            console.print(f"{name:<36} {value}", markup=False)
+        images = "the stand-in" if settings.stand_in else settings.data or "CIFAR-100 (download) or else the stand-in"
+        console.print(f"\nimages         {images}", markup=False)
+        console.print(
+            f"processes      collective, {', '.join(f'individual-{n + 1}' for n in range(settings.individuals))}"
+        )
+        for shots, count in settings.target_tasks.items():
+            each = [len(range(number, count, settings.individuals)) for number in range(settings.individuals)]
+            console.print(f"target tasks   {count} at {shots} shots ({' + '.join(map(str, each))})")
+        console.print(f"folder         {planned_folder(settings, datetime.now(UTC))}")
+        console.print(f"command        {settings.command()}\n", markup=False)
+    console.print("nothing was run (--dry-run)")
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path.expanduser())
+
+
+def _seeds(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"--seeds must be whole numbers such as 0,1,2, not {text!r}")
+    numbers = [int(part) for part in parts]
+    if len(set(numbers)) != len(numbers):
+        raise InputError(f"--seeds {text!r} names a seed twice")
+    return numbers

@@ -1,0 +1,319 @@
+"""Where images come from: a folder tree, the published CIFAR-100 archive, or the built-in stand-in."""
+
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from protocol.errors import InputError
+from sims import glyphs
+from sims.cifar100.split import CIFAR100
+from sims.division import Division
+
+if TYPE_CHECKING:
+    from torchvision import datasets
+
+Kind = Literal["folder", "download", "stand-in"]
+
+#: Where a downloaded dataset is kept.
+CACHE = Path("~/.learngene/data")
+#: Files that count as images in a folder tree; others are passed over.
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+#: Seconds without an answer after which the network counts as absent.
+NETWORK_TIMEOUT = 8.0
+
+_URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"  # as torchvision has it; asked before importing that
+_ARCHIVE_FOLDER = "cifar-100-python"
+_ARCHIVE = "cifar-100-python.tar.gz"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images.
+
+    Attributes:
+        images: ``[N, H, W, 3]`` uint8, RGB.
+        labels: ``[N]`` int64, indices into the source's ``classes``.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A dataset in memory.
+
+    Attributes:
+        name: ``cifar100`` or ``glyphs``.
+        kind: where the images come from, as results name it.
+        classes: class names that the labels index.
+        train: training images.
+        test: test images.
+        reason: why these images are used (a stand-in says what was missing), or where they lie.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    reason: str
+
+    @property
+    def notice(self) -> str:
+        """The plain words that every output must carry where the images are a stand-in; empty where they are real."""
+        return notice(self.name, self.kind, self.reason)
+
+
+def notice(name: str, kind: Kind, reason: str = "") -> str:
+    """What to tell the reader about a dataset: empty unless it is the stand-in."""
+    if kind != "stand-in":
+        return ""
+    because = f" ({reason})" if reason else ""
+    return f"The images are the built-in stand-in '{name}', NOT CIFAR-100{because}."
+
+
+def division_of(source: ImageSource) -> Division:
+    """The roles of the source's classes: the paper's for CIFAR-100, 64/16/20 in order for the stand-in."""
+    return glyphs.DIVISION if source.kind == "stand-in" else CIFAR100
+
+
+def default_data_folder(environment: Mapping[str, str]) -> Path | None:
+    """The folder that ``LEARNGENE_DATA`` names, or None where it is unset or empty."""
+    value = environment.get("LEARNGENE_DATA", "")
+    return Path(value) if value else None
+
+
+def load_source(
+    data: Path | None = None,
+    *,
+    stand_in: bool = False,
+    cache: Path = CACHE,
+    say: Callable[[str], None] = lambda line: None,
+) -> ImageSource:
+    """Find and read the images.
+
+    ``data`` may be a folder tree ``{train,test}/<class>/<image>``, a folder that holds the published archive
+    (``cifar-100-python.tar.gz`` or its unpacked folder), or the parent ``DIR`` of such a tree ``DIR/cifar100``. Without
+    it the published archive is taken from ``cache`` or downloaded there; where there is no network the stand-in is
+    drawn.
+
+    Args:
+        data: what the user gave; never replaced by the stand-in.
+        stand_in: draw the stand-in without looking further.
+        cache: folder of downloads.
+        say: gets one line before something slow.
+
+    Raises:
+        InputError: the folder is missing, is neither layout, lacks classes or images, or is damaged.
+    """
+    if stand_in:
+        if data is not None:
+            raise InputError("a data folder and the stand-in were both asked for; choose one")
+        return draw_stand_in("asked for")
+    if data is not None:
+        return _load_given(data.expanduser(), say)
+    cache = cache.expanduser()
+    if not (cache / _ARCHIVE_FOLDER).is_dir():
+        say("No data folder was given: fetching CIFAR-100 (169 MB) ...")
+        problem = _download(cache)
+        if problem is not None:
+            return draw_stand_in(f"no data folder was given and CIFAR-100 could not be downloaded: {problem}")
+    return read_published(cache)
+
+
+def draw_stand_in(reason: str, *, seed: int = 0) -> ImageSource:
+    """The 60,000 pictures of ``glyphs``; the same ones in every run unless another seed is given."""
+    everything = range(glyphs.CLASSES)
+    train, test = glyphs.draw(seed, everything, glyphs.TRAIN_PER_CLASS, glyphs.TEST_PER_CLASS)
+    labels = np.arange(glyphs.CLASSES, dtype=np.int64)
+    return ImageSource(
+        name="glyphs",
+        kind="stand-in",
+        classes=glyphs.DIVISION.classes,
+        train=ImageSet(train, labels.repeat(glyphs.TRAIN_PER_CLASS)),
+        test=ImageSet(test, labels.repeat(glyphs.TEST_PER_CLASS)),
+        reason=reason,
+    )
+
+
+def _load_given(data: Path, say: Callable[[str], None]) -> ImageSource:
+    if not data.is_dir():
+        raise InputError(f"no such data folder: {data}")
+    for folder in (data, data / "cifar100"):
+        if (folder / "train").is_dir() and (folder / "test").is_dir():
+            return read_folder_tree(folder, CIFAR100.classes, name="cifar100")
+    if (data / _ARCHIVE_FOLDER).is_dir():
+        return read_published(data)
+    if (data / _ARCHIVE).is_file():
+        say(f"Unpacking {data / _ARCHIVE} ...")
+        return _read_archive(data / _ARCHIVE)
+    raise InputError(
+        f"{data} holds neither train/ and test/ with one folder of images per class, nor {_ARCHIVE}: "
+        "name the folder that holds one of them"
+    )
+
+
+def read_folder_tree(folder: Path, classes: Sequence[str], *, name: str, size: int = 32) -> ImageSource:
+    """Read ``folder/{train,test}/<class>/<image>``; files in the order of their names, so the result is reproducible.
+
+    Args:
+        folder: root of the tree.
+        classes: the class folders to read; others are passed over.
+        name: of the dataset.
+        size: height and width that every image must have, pixels.
+
+    Raises:
+        InputError: a class folder is missing or empty, an image cannot be read or has another size.
+    """
+    parts: dict[str, ImageSet] = {}
+    for part in ("train", "test"):
+        missing = [label for label in classes if not (folder / part / label).is_dir()]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise InputError(f"{folder / part} lacks {len(missing)} of {len(classes)} class folders: {shown}")
+        files: list[str] = []
+        counts: list[int] = []
+        for label in classes:
+            with os.scandir(folder / part / label) as entries:
+                found = sorted(entry.path for entry in entries if _is_image(entry.name))
+            if not found:
+                raise InputError(f"{folder / part / label} holds no images")
+            files += found
+            counts.append(len(found))
+        images = np.empty((len(files), size, size, 3), np.uint8)
+        for index, file in enumerate(files):
+            images[index] = _read_image(file, size)
+        parts[part] = ImageSet(images, np.arange(len(classes), dtype=np.int64).repeat(counts))
+    return ImageSource(name, "folder", tuple(classes), parts["train"], parts["test"], f"from {folder}")
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _read_image(file: str, size: int) -> NDArray[np.uint8]:
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        raise InputError(f"cannot read the image {file}: {error}") from error
+    if pixels.shape != (size, size, 3):
+        raise InputError(f"{file} is {pixels.shape[1]}x{pixels.shape[0]} pixels; this dataset needs {size}x{size}")
+    return pixels
+
+
+def read_published(root: Path) -> ImageSource:
+    """CIFAR-100 as published, from ``root/cifar-100-python``; torchvision compares every file with its checksum first.
+
+    Raises:
+        InputError: the files are damaged, or torchvision cannot be imported.
+    """
+    library = _torchvision_datasets()
+    try:
+        parts = [library.CIFAR100(str(root), train=train, download=False) for train in (True, False)]
+    except RuntimeError as error:
+        folder = root / _ARCHIVE_FOLDER
+        raise InputError(f"{folder} is not the published CIFAR-100 (checksum): remove it and fetch it again") from error
+    train, test = (
+        ImageSet(np.ascontiguousarray(part.data, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64))
+        for part in parts
+    )
+    return ImageSource("cifar100", "download", tuple(parts[0].classes), train, test, f"the published set, in {root}")
+
+
+def _read_archive(archive: Path) -> ImageSource:
+    """Unpack beside nothing of the user's: into a temporary folder that goes away again."""
+    library = _torchvision_datasets()
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    if not check_integrity(str(archive), library.CIFAR100.tgz_md5):
+        raise InputError(f"{archive} is not the published CIFAR-100 archive (checksum): fetch it again")
+    with tempfile.TemporaryDirectory(prefix="learngene-") as temporary:
+        extract_archive(str(archive), temporary)
+        source = read_published(Path(temporary))
+    return ImageSource(
+        source.name, source.kind, source.classes, source.train, source.test, f"the published set, from {archive}"
+    )
+
+
+def _download(cache: Path) -> str | None:
+    """Fetch the published archive into ``cache``, whole or not at all; returns what prevented it, or None.
+
+    Raises:
+        InputError: the cache cannot be written, or what arrived is not the published archive.
+    """
+    problem = _unreachable(_URL)
+    if problem is not None:
+        return problem
+    library = _torchvision_datasets()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=cache))
+    except OSError as error:
+        raise InputError(f"cannot write to {cache}: {error.strerror}") from error
+    try:
+        with _socket_timeout(NETWORK_TIMEOUT):
+            library.CIFAR100(str(temporary), download=True)
+        if not (cache / _ARCHIVE_FOLDER).is_dir():  # another process may have been faster
+            os.rename(temporary / _ARCHIVE_FOLDER, cache / _ARCHIVE_FOLDER)
+    except RuntimeError as error:
+        raise InputError(f"what {_URL} sent is not the published archive: {error}") from error
+    except (OSError, HTTPException) as error:
+        return str(error)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return None
+
+
+def _unreachable(url: str) -> str | None:
+    """Why ``url`` does not answer, or None. Asked in a thread: looking up a name obeys no time-out of ours."""
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "learngene"})
+            with urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT):
+                answer.append(None)
+        except (OSError, ValueError) as error:
+            answer.append(str(getattr(error, "reason", error)))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(NETWORK_TIMEOUT)
+    return answer[0] if answer else f"no answer in {NETWORK_TIMEOUT:g} s"
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torchvision sets no time-out of its own, so a dead connection would hang for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _torchvision_datasets() -> "datasets":
+    """Imported only where it is needed: it takes seconds, and a broken installation must not stop a folder tree."""
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision cannot be imported ({error}): install one that fits this torch, or give a folder tree"
+        ) from error
+    return datasets

@@ -1,0 +1,180 @@
+"""Operating-system processes of a simulation: node processes on a lifeline, and the ending of whole process trees."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from protocol.errors import RunFailedError
+from protocol.node import Role
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that cannot be confused with a later one of the same number.
+
+    Attributes:
+        pid: its number.
+        started: clock ticks from the machine's start to its own (``starttime`` of proc(5)).
+    """
+
+    pid: int
+    started: int
+
+
+@dataclass(frozen=True)
+class NodeProcess:
+    """A node process that this process started, with its party, its log and its socket."""
+
+    party: str
+    log: Path
+    socket: Path
+    process: "subprocess.Popen[bytes]"
+
+
+class NodeProcesses:
+    """The node processes of a run. They end when this process does, however it ends: then their lifeline closes.
+
+    Used as a context manager: leaving it ends them.
+    """
+
+    def __init__(self) -> None:
+        # Neither end is inherited by any other child: only this process keeps the writing end open.
+        self._reader, self._writer = os.pipe()
+        self.nodes: list[NodeProcess] = []
+
+    def start(self, role: Role, party: str, configuration: Path, *, socket: Path, state: Path) -> NodeProcess:
+        """Start ``python -m <role>_node start``; what it prints goes to ``node.log`` in its state folder (0700)."""
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = state / "node.log"
+        command = [sys.executable, "-m", f"{role}_node", "start", "--config", str(configuration)]
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [*command, "--lifeline", str(self._reader)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=state,
+                pass_fds=(self._reader,),
+                start_new_session=True,  # Ctrl-C is for the command, which then ends its nodes in order
+            )
+        node = NodeProcess(party, log, socket, process)
+        self.nodes.append(node)
+        return node
+
+    def check_alive(self) -> None:
+        """Raise where a node process has ended.
+
+        Raises:
+            RunFailedError: names the party, the process, how it ended and its log.
+        """
+        for node in self.nodes:
+            code = node.process.poll()
+            if code is not None:
+                # What a program says last before it gives up is the reason; a killed one has nothing to say.
+                ending = f"{_ending(code)}{_last_line(node.log) if code > 0 else ''}"
+                raise RunFailedError(
+                    f"the node process of the {node.party} (pid {node.process.pid}) {ending}; its log is {node.log}; "
+                    "go on with --resume"
+                )
+
+    def wait_until_listening(self, seconds: float = 120.0) -> None:
+        """Return when every node has bound its socket.
+
+        Raises:
+            RunFailedError: one ended, or takes longer than ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        for node in self.nodes:
+            while not node.socket.exists():
+                self.check_alive()
+                if time.monotonic() > deadline:
+                    raise RunFailedError(f"the node process of the {node.party} does not start; its log is {node.log}")
+                time.sleep(0.1)
+
+    def end(self, grace: float = 5.0) -> None:
+        """Close the lifeline, then end by force what is still there after ``grace`` seconds. May be called again."""
+        for descriptor in (self._writer, self._reader):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._writer = self._reader = -1
+        deadline = time.monotonic() + grace
+        for node in self.nodes:
+            try:
+                node.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                node.process.kill()
+                node.process.wait()
+            node.socket.unlink(missing_ok=True)
+
+    def __enter__(self) -> "NodeProcesses":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+def descendants(pid: int) -> list[Process]:
+    """Children, grandchildren and so on of a process, also those in other sessions; empty without a ``/proc``."""
+    children: dict[int, list[Process]] = {}
+    for folder in _PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = _fields(int(folder.name))
+            children.setdefault(int(fields[1]), []).append(Process(int(folder.name), int(fields[19])))
+    found: list[Process] = []
+    waiting = [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found.extend(below)
+        waiting.extend(child.pid for child in below)
+    return found
+
+
+def alive(process: Process) -> bool:
+    """Whether exactly this process still runs (a zombie does not)."""
+    try:
+        fields = _fields(process.pid)
+    except (OSError, ValueError, IndexError):
+        return False
+    return int(fields[19]) == process.started and fields[0] != "Z"
+
+
+def end_all(processes: Iterable[Process], grace: float = 10.0) -> None:
+    """Wait ``grace`` seconds for processes that are about to end, then kill those that remain."""
+    remaining: Sequence[Process] = list(processes)
+    deadline = time.monotonic() + grace
+    while remaining := [process for process in remaining if alive(process)]:
+        if time.monotonic() > deadline:
+            for process in remaining:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(process.pid, signal.SIGKILL)
+            return
+        time.sleep(0.1)
+
+
+def _fields(pid: int) -> list[str]:
+    """Fields of ``/proc/PID/stat`` after the command's name, which may itself hold spaces and brackets."""
+    return (_PROC / str(pid) / "stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
+
+
+def _ending(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log in brackets, where there is one: it usually says why."""
+    try:
+        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return f" ({lines[-1].strip()[:200]})" if lines else ""

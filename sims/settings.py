@@ -1,0 +1,338 @@
+"""Every setting of a simulated run and its defaults: the profiles stand at the top, the checks below."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from collective_node.settings import CollectiveSettings
+from protocol.errors import InputError
+
+ProfileName = Literal["smoke", "quick", "small", "paper"]
+Value = str | int | float | bool
+
+
+class Profile(BaseModel):
+    """Defaults of one size of run. ``target_tasks`` maps shots per class to the number of target tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    purpose: str
+    target_tasks: dict[int, int]
+    needs_cuda: bool = False
+    collective: CollectiveSettings
+    individual: dict[str, Value] = {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The numbers. ``width``: factor on every width of the paper's network; ``tasks``: sequential tasks of the collective.
+# What is not named here has the default of ``CollectiveSettings`` or ``IndividualSettings``.
+# ---------------------------------------------------------------------------------------------------------------------
+PROFILES: Mapping[ProfileName, Profile] = {
+    "smoke": Profile(
+        purpose="shows that every part works; its accuracies mean nothing",
+        target_tasks={10: 4, 20: 2},
+        collective=CollectiveSettings(width=0.125, tasks=2),
+    ),
+    "quick": Profile(
+        purpose="at most 4 minutes on two cores",
+        target_tasks={10: 40, 20: 10},
+        collective=CollectiveSettings(width=0.25, tasks=13),
+    ),
+    "small": Profile(
+        purpose="at most 30 minutes on two cores",
+        target_tasks={10: 40, 20: 40},
+        collective=CollectiveSettings(width=0.5, tasks=13),
+    ),
+    "paper": Profile(
+        purpose="the paper's figures; needs a CUDA device",
+        target_tasks={10: 100, 20: 100},
+        collective=CollectiveSettings(width=1.0, tasks=50),
+        needs_cuda=True,
+    ),
+}
+DEFAULT_PROFILE: ProfileName = "quick"
+DEFAULT_OUT = Path("~/.learngene/runs")
+DEFAULT_INDIVIDUALS = 1
+
+#: The environment variable that names the folder of real images where no ``data`` is given.
+DATA_VARIABLE = "LEARNGENE_DATA"
+
+#: Keys of the run configuration (``flwr run --run-config``; the flags of ``learngene run`` are the same words) and the
+#: values that mean "as the profile says". ``sims/cifar100/pyproject.toml`` repeats them, a test compares.
+RUN_CONFIG_DEFAULTS: Mapping[str, Value] = {
+    "profile": DEFAULT_PROFILE,
+    "seed": 0,
+    "data": "",
+    "stand-in": False,
+    "out": "",
+    "shots": "",
+    "target-tasks": "",
+    "individuals": 0,
+    "tasks": 0,
+    "width": 0.0,
+    "threads": 0,
+    "collective-device": "auto",
+    "individual-device": "auto",
+    "resume": False,
+    "folder": "",
+}
+# ---------------------------------------------------------------------------------------------------------------------
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,2})?")
+
+
+class RunSettings(BaseModel):
+    """One run, fully resolved: nothing is left to a default that could change.
+
+    Attributes:
+        data: folder of real images; None: CIFAR-100 is downloaded, or the stand-in drawn where that fails.
+        stand_in: draw the stand-in even where real images could be had.
+        out: folder that holds the runs.
+        folder: this run's own folder; None: a new one under ``out``.
+        target_tasks: shots per class -> number of target tasks, over all individuals.
+        threads: of each node process; 0: as many as there are cores.
+        resume: go on with the unfinished run that ``folder`` names, or with the latest of these settings in ``out``.
+        collective, individual: the training numbers of the two kinds of party.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: ProfileName
+    seed: int = Field(ge=0, lt=2**31)
+    data: Path | None
+    stand_in: bool
+    out: Path
+    folder: Path | None
+    target_tasks: dict[int, int]
+    individuals: int = Field(ge=1, le=64)
+    threads: int = Field(ge=0, le=1024)
+    collective_device: str
+    individual_device: str
+    resume: bool
+    collective: CollectiveSettings
+    individual: dict[str, Value]
+
+    @field_validator("target_tasks")
+    @classmethod
+    def _target_tasks_are_counts(cls, value: dict[int, int]) -> dict[int, int]:
+        if not value:
+            raise ValueError("at least one shot count is needed")
+        for shots, tasks in value.items():
+            if not 1 <= shots <= 500:
+                raise ValueError(f"{shots} shots a class; it must be 1 to 500")
+            if not 1 <= tasks <= 10_000:
+                raise ValueError(f"{tasks} target tasks; it must be 1 to 10000")
+        return dict(sorted(value.items()))
+
+    @field_validator("collective_device", "individual_device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError(f"{value!r} is no device; choose auto, cpu, cuda, cuda:<number> or mps")
+        return value
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """The shot counts, smallest first."""
+        return tuple(self.target_tasks)
+
+    def to_run_config(self) -> dict[str, Value]:
+        """The run configuration that ``from_run_config`` turns into these settings again."""
+        return {
+            "profile": self.profile,
+            "seed": self.seed,
+            "data": str(self.data or ""),
+            "stand-in": self.stand_in,
+            "out": str(self.out),
+            "shots": ",".join(str(shots) for shots in self.target_tasks),
+            "target-tasks": ",".join(f"{shots}:{tasks}" for shots, tasks in self.target_tasks.items()),
+            "individuals": self.individuals,
+            "tasks": self.collective.tasks,
+            "width": self.collective.width,
+            "threads": self.threads,
+            "collective-device": self.collective_device,
+            "individual-device": self.individual_device,
+            "resume": self.resume,
+            "folder": str(self.folder or ""),
+        }
+
+    def command(self) -> str:
+        """The command line that repeats this run: every setting that differs from its profile's."""
+        defaults = from_run_config({"profile": self.profile}).to_run_config()
+        words = ["learngene", "run", "cifar100", "--profile", self.profile, "--seed", str(self.seed)]
+        for key, value in self.to_run_config().items():
+            if key in ("profile", "seed", "resume", "folder", "shots") or value == defaults[key]:
+                continue
+            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+        return shlex.join(words)
+
+    def experiment(self) -> dict[str, object]:
+        """What decides the numbers of a run: the settings without its place on the disk and without ``resume``."""
+        return self.model_dump(mode="json", exclude={"out", "folder", "resume"})
+
+
+def from_run_config(
+    config: Mapping[str, Value],
+    *,
+    environment: Mapping[str, str] | None = None,
+    individuals: int | None = None,
+) -> RunSettings:
+    """Resolve a run configuration against its profile.
+
+    Args:
+        config: keys of ``RUN_CONFIG_DEFAULTS``; a missing key, or its default there, means "as the profile says".
+        environment: where ``LEARNGENE_DATA`` is looked up if ``data`` is empty; None: nowhere.
+        individuals: how many individuals are connected, where that is known; a different number asked for is an error.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type or range, a relative path, a folder that does not exist.
+    """
+    unknown = sorted(set(config) - set(RUN_CONFIG_DEFAULTS))
+    if unknown:
+        raise InputError(f"unknown setting {unknown[0]!r}; the settings are: {', '.join(RUN_CONFIG_DEFAULTS)}")
+    given = {**RUN_CONFIG_DEFAULTS, **config}
+    for key, default in RUN_CONFIG_DEFAULTS.items():
+        given[key] = _typed(key, given[key], default)
+    name = _profile_name(str(given["profile"]))
+    profile = PROFILES[name]
+    asked = int(given["individuals"])
+    if individuals is not None and asked not in (0, individuals):
+        raise InputError(
+            f"individuals is {asked}, but {individuals} are connected; "
+            f'start Flower with --federation-config "num-supernodes={asked + 1}"'
+        )
+    data = str(given["data"]) or (environment or {}).get(DATA_VARIABLE, "")
+    stand_in = bool(given["stand-in"])
+    if stand_in and given["data"]:
+        raise InputError("stand-in and data exclude each other; give one of them")
+    try:
+        return RunSettings(
+            profile=name,
+            seed=int(given["seed"]),
+            data=None if stand_in or not data else _folder("data", data, must_exist=True),
+            stand_in=stand_in,
+            out=_folder("out", str(given["out"]) or str(DEFAULT_OUT)),
+            folder=_folder("folder", str(given["folder"])) if given["folder"] else None,
+            target_tasks=_target_tasks(str(given["shots"]), str(given["target-tasks"]), profile),
+            individuals=asked or individuals or DEFAULT_INDIVIDUALS,
+            threads=int(given["threads"]),
+            collective_device=str(given["collective-device"]),
+            individual_device=str(given["individual-device"]),
+            resume=bool(given["resume"]),
+            collective=CollectiveSettings.model_validate(
+                {
+                    **profile.collective.model_dump(),
+                    "tasks": int(given["tasks"]) or profile.collective.tasks,
+                    "width": float(given["width"]) or profile.collective.width,
+                }
+            ),
+            individual=profile.individual,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+        text = str(first["msg"]).removeprefix("Value error, ")
+        raise InputError(f"{where}: {text[:1].lower()}{text[1:]}") from None
+
+
+def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None = None) -> None:
+    """Refuse, before anything is started, a run that this machine cannot do.
+
+    Args:
+        cuda_devices: counts the CUDA devices; the default asks torch, and only where the answer matters.
+
+    Raises:
+        InputError: the profile or a device setting needs a CUDA device that is not there.
+    """
+    devices = (settings.collective_device, settings.individual_device)
+    needs_profile = PROFILES[settings.profile].needs_cuda
+    if not needs_profile and not any(device.startswith("cuda") for device in devices):
+        return
+    available = (cuda_devices or _cuda_devices)()
+    if needs_profile and available == 0:
+        raise InputError(
+            f"the profile {settings.profile!r} needs a CUDA device and this machine has none; choose --profile small"
+        )
+    if needs_profile and settings.collective_device == "cpu":
+        raise InputError(f"the profile {settings.profile!r} needs a CUDA device, but collective-device is cpu")
+    for key, device in zip(("collective-device", "individual-device"), devices, strict=True):
+        index = int(device.partition(":")[2] or 0)
+        if device.startswith("cuda") and index >= available:
+            raise InputError(f"{key} is {device}, but this machine has {available} CUDA devices; choose auto or cpu")
+
+
+def _cuda_devices() -> int:
+    import torch  # costs seconds: only where a CUDA device is asked for
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _profile_name(text: str) -> ProfileName:
+    for name in PROFILES:
+        if name == text:
+            return name
+    raise InputError(f"unknown profile {text!r}; choose one of: {', '.join(PROFILES)}")
+
+
+def _typed(key: str, value: Value, default: Value) -> Value:
+    """``value`` if it has the type of ``default`` (an integer may stand for a float or a string)."""
+    if isinstance(default, str) and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # --run-config 'shots=10' arrives as a number
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise InputError(f"{key} must be {_WORDS[type(default)]}, not {value!r}")
+    return value
+
+
+_WORDS: Mapping[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _folder(key: str, text: str, *, must_exist: bool = False) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise InputError(f"{key} must be an absolute path, not {text!r}: Flower runs in a folder of its own")
+    if must_exist and not path.is_dir():
+        raise InputError(f"{key}: no such folder: {path}")
+    if not must_exist and path.exists() and not path.is_dir():
+        raise InputError(f"{key}: {path} is not a folder")
+    return Path(os.path.normpath(path))
+
+
+def _target_tasks(shots: str, tasks: str, profile: Profile) -> dict[int, int]:
+    """Shots per class -> tasks, from ``10,20`` and ``40`` or ``10:40,20:10``; both may be empty.
+
+    A shot count that the profile does not name gets the profile's smallest number of tasks.
+    """
+    named: dict[int, int] = {}
+    overall = 0
+    for part in filter(None, tasks.split(",")):
+        left, colon, right = part.partition(":")
+        if colon:
+            named[_whole("target-tasks", left, tasks)] = _whole("target-tasks", right, tasks)
+        elif overall or "," in tasks:
+            raise InputError(f"target-tasks must be a number or shots:tasks pairs such as 10:40,20:10, not {tasks!r}")
+        else:
+            overall = _whole("target-tasks", part, tasks)
+    if shots:
+        counts = [_whole("shots", part, shots) for part in shots.split(",")]
+    else:
+        counts = list(named) or list(profile.target_tasks)
+    stray = sorted(set(named) - set(counts))
+    if stray:
+        raise InputError(f"target-tasks names {stray[0]} shots, but shots is {shots!r}")
+    if tasks and not named and not overall:
+        raise InputError("target-tasks must be at least 1")
+    fewest = min(profile.target_tasks.values())
+    return {count: named.get(count) or overall or profile.target_tasks.get(count, fewest) for count in counts}
+
+
+def _whole(key: str, part: str, text: str) -> int:
+    if not part.strip().isdecimal() or int(part) == 0:
+        raise InputError(f"{key}: {text!r} holds {part.strip()!r}, which is no whole number above zero")
+    return int(part)

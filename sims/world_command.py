@@ -1,0 +1,108 @@
+"""`learngene world make`: cut a dataset into one private folder per party, from the command line."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sims.images import division_of, load_source
+from sims.worlds import World, WorldPlan, check_free, make_world
+
+_make = typer.Typer(no_args_is_help=True, help="Cut a dataset into a world: one private folder per party.")
+_world = typer.Typer(no_args_is_help=True, help="Worlds: the private folders of the parties of a simulation.")
+_world.add_typer(_make, name="make")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group ``world`` to ``app``."""
+    app.add_typer(_world, name="world")
+
+
+@_make.command("cifar100")
+def make_cifar100(
+    out: Annotated[Path, typer.Option(help="Folder of the new world; must not hold anything yet.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="LEARNGENE_DATA",
+            help="Folder with train/<class>/<image> and test/<class>/<image>, or with the published "
+            "cifar-100-python.tar.gz. Without it CIFAR-100 is downloaded; without a network the stand-in is drawn.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    individuals: Annotated[
+        int, typer.Option(min=1, max=1000, help="Individuals among whom the novel images are split.")
+    ] = 1,
+    target_tasks_10: Annotated[int, typer.Option(min=0, help="Target tasks with 10 images a class.")] = 40,
+    target_tasks_20: Annotated[int, typer.Option(min=0, help="Target tasks with 20 images a class.")] = 10,
+    ways: Annotated[int, typer.Option(min=2, help="Classes of a target task.")] = 5,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Draw the built-in stand-in images instead; they are not CIFAR-100.")
+    ] = False,
+) -> None:
+    """Cut CIFAR-100: 64 base and 16 open-world classes for the collective, 20 novel ones for the individuals.
+
+    Examples:
+
+      learngene world make cifar100 --data ~/images/cifar100 --out ~/world
+
+      learngene world make cifar100 --out ~/world --individuals 3 --seed 7
+
+      learngene world make cifar100 --stand-in --out /tmp/world
+    """
+    if target_tasks_10 == target_tasks_20 == 0:
+        raise typer.BadParameter("ask for at least one target task", param_hint="--target-tasks-10")
+    plan = WorldPlan(
+        individuals=individuals,
+        ways=ways,
+        target_tasks={shots: n for shots, n in ((10, target_tasks_10), (20, target_tasks_20)) if n},
+    )
+    check_free(out.expanduser())  # before minutes of download
+    console = Console(highlight=False)
+    started = time.monotonic()
+    # An explicit wish for the stand-in outranks the environment's data folder.
+    source = load_source(None if stand_in else data, stand_in=stand_in, say=console.print)
+    world = make_world(source, division_of(source), plan, seed, out)
+    console.print(_table(world))
+    if source.notice:
+        console.print(f"[bold yellow]{source.notice}[/]", soft_wrap=True)
+    duplicates = world.description.duplicates
+    console.print(
+        f"Identical pictures left out: {duplicates.dropped} that recur across roles or parts, "
+        f"{duplicates.repeated} further copies.",
+        soft_wrap=True,
+    )
+    console.print(f"Made in {time.monotonic() - started:.1f} s: {world.folder}", soft_wrap=True)
+
+
+def _table(world: World) -> Table:
+    description = world.description
+    origin = {"folder": "from a folder", "download": "as published", "stand-in": "stand-in, not CIFAR-100"}
+    table = Table(title=f"{description.dataset.name} ({origin[description.dataset.source]}), seed {description.seed}")
+    for heading in ("party", "part"):
+        table.add_column(heading)
+    for heading in ("images", "target tasks"):
+        table.add_column(heading, justify="right")
+    words = {
+        "train": "labelled base images",
+        "heldout": "held-out base images",
+        "stream": "unlabelled stream, base and open-world",
+        "human_heldout": "held-out open-world images (the human's)",
+        "support": "support images",
+        "test": "test images",
+    }
+    for party in world.parties:
+        counts = description.counts[party]
+        parts = [part for part in words if part in counts]
+        for part in parts:
+            first = part == parts[0]
+            table.add_row(
+                party if first else "",
+                words[part],
+                f"{counts[part]:,}",
+                str(counts["tasks"]) if first and "tasks" in counts else "",
+            )
+    return table

@@ -1,0 +1,39 @@
+"""Fixtures of the protocol's tests: two sites, and one honest exchange between them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.envelope import digest
+from protocol.verification import Expectation
+from tests.protocol.parties import INDIVIDUAL, NOW, RUN, Exchange, Site, learngene
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Site]:
+    """The collective's site."""
+    site = Site(tmp_path / "collective")
+    yield site
+    for ledger in site.opened:
+        ledger.close()
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Iterator[Site]:
+    """The individual's site."""
+    site = Site(tmp_path / "individual-1")
+    yield site
+    for ledger in site.opened:
+        ledger.close()
+
+
+@pytest.fixture(scope="session")
+def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
+    """A request and its honest answer, as bytes."""
+    folder = tmp_path_factory.mktemp("exchange")
+    request = Site(folder / "individual-1").individual().request("condensed", NOW, b"n" * 16)
+    collective = Site(folder / "collective").collective()
+    collective.publish(learngene(), NOW)
+    expectation = Expectation(RUN, INDIVIDUAL.keyid, {digest(request): "condensed"})
+    return Exchange(request, collective.answer_request(request, NOW), expectation)

@@ -1,0 +1,71 @@
+"""A small Program for tests of the door, the courier and the relay: it answers every wish without any model."""
+
+import threading
+import time
+
+from protocol.confinement import Confinement
+from protocol.errors import ExpiredError, InputError
+from protocol.node import Job, Role
+from protocol.node_configuration import NodeConfiguration
+from protocol.socket import Frame
+
+SECRET_TEXT = "the patient's name is Ada"
+
+
+class FakeProgram:
+    """Answers as a collective or an individual would, with bytes that only name what they stand for."""
+
+    def __init__(self, role: Role, party: str) -> None:
+        self.role: Role = role
+        self.party = party
+        self.job = Job()
+        self.release_work = threading.Event()
+        self.wishes: list[str] = []
+
+    def handle(self, wish: Frame) -> Frame:
+        self.wishes.append(wish.word)
+        match wish.word:
+            case "status":
+                return self.job.answer(self.role, self.party)
+            case "evolve" | "adapt":
+                self.job.start(wish.word, lambda: None)
+                return Frame("accepted")
+            case "work":
+                started = self.job.start("work", lambda: bool(self.release_work.wait(10)))
+                return Frame("accepted", numbers={"started": int(started)})
+            case "fail":
+                self.job.start("fail", self._fail)
+                return Frame("accepted")
+            case "request":
+                return Frame("requested", parts={"request": f"{self.party} {wish.words['form']}".encode()})
+            case "publish":
+                return Frame("published", parts={"release": b"r", "grant": wish.parts["request"], "blob": bytes(1000)})
+            case "inherit":
+                return Frame("inherited", parts={"receipt": b"receipt of " + wish.parts["grant"]})
+            case "receipt":
+                return Frame("accepted")
+            case "echo":
+                return Frame("echo", wish.numbers, wish.words, wish.parts)
+            case "expired":
+                raise ExpiredError(SECRET_TEXT)
+            case "input":
+                raise InputError(SECRET_TEXT)
+            case "crash":
+                raise ZeroDivisionError(SECRET_TEXT)
+            case "nonsense":
+                return Frame("NOT A WORD")
+            case "sleep":
+                time.sleep(wish.numbers["seconds"])
+                return Frame("slept")
+            case _:
+                raise ValueError(wish.word)
+
+    @staticmethod
+    def _fail() -> None:
+        raise RuntimeError(SECRET_TEXT)
+
+
+def make(configuration: NodeConfiguration, confinement: Confinement) -> FakeProgram:
+    """What the launcher calls."""
+    party = configuration.node.party
+    return FakeProgram("collective" if party.startswith("collective") else "individual", party)

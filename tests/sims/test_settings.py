@@ -1,0 +1,165 @@
+"""Settings of a run: profiles, overrides, the round trip through Flower, and what is refused."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import InputError
+from sims.settings import PROFILES, RUN_CONFIG_DEFAULTS, Value, check_machine, from_run_config
+
+APP = Path(__file__).parents[2] / "sims" / "cifar100" / "pyproject.toml"
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_the_defaults_are_the_profile(profile: str) -> None:
+    settings = from_run_config({"profile": profile})
+    wanted = PROFILES[settings.profile]
+    assert settings.target_tasks == wanted.target_tasks
+    assert settings.collective == wanted.collective
+    assert settings.out.is_absolute()
+
+
+def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
+    config: dict[str, Value] = {
+        "profile": "small",
+        "seed": 7,
+        "data": str(tmp_path),
+        "out": str(tmp_path / "runs"),
+        "shots": "5,10",
+        "target-tasks": "5:3,10:4",
+        "individuals": 3,
+        "tasks": 6,
+        "width": 0.125,
+        "threads": 2,
+        "individual-device": "cpu",
+    }
+    settings = from_run_config(config)
+    assert settings.target_tasks == {5: 3, 10: 4}
+    assert settings.shots == (5, 10)
+    assert (settings.collective.tasks, settings.collective.width) == (6, 0.125)
+    unchanged = {"tasks", "width"}
+    assert settings.collective.model_dump(exclude=unchanged) == PROFILES["small"].collective.model_dump(
+        exclude=unchanged
+    )
+    assert from_run_config(settings.to_run_config()) == settings
+
+
+def test_the_run_configuration_holds_exactly_the_keys_of_the_flower_app() -> None:
+    declared = tomllib.loads(APP.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
+    assert declared == dict(RUN_CONFIG_DEFAULTS)
+    assert set(from_run_config({}).to_run_config()) == set(declared)
+
+
+@pytest.mark.parametrize(
+    ("shots", "tasks", "expected"),
+    [
+        ("", "", {10: 40, 20: 10}),
+        ("20", "", {20: 10}),
+        ("", "8", {10: 8, 20: 8}),
+        ("5", "", {5: 10}),
+        ("", "1:2", {1: 2}),
+        (" 20, 10", "", {10: 40, 20: 10}),
+    ],
+)
+def test_target_tasks_by_shots(shots: str, tasks: str, expected: dict[int, int]) -> None:
+    assert from_run_config({"profile": "quick", "shots": shots, "target-tasks": tasks}).target_tasks == expected
+
+
+def test_a_number_may_stand_for_text_as_flower_parses_it() -> None:
+    assert from_run_config({"shots": 10, "target-tasks": 3, "width": 1}).target_tasks == {10: 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"profile": "huge"}, "huge"),
+        ({"sead": 1}, "sead"),
+        ({"seed": -1}, "seed"),
+        ({"seed": "one"}, "seed"),
+        ({"resume": "yes"}, "resume"),
+        ({"data": "/no/such/folder"}, "/no/such/folder"),
+        ({"data": "relative"}, "absolute"),
+        ({"out": "relative"}, "absolute"),
+        ({"shots": "10,x"}, "x"),
+        ({"shots": "0"}, "shots"),
+        ({"shots": "501"}, "501"),
+        ({"target-tasks": "10:0"}, "target-tasks"),
+        ({"target-tasks": "4,5"}, "target-tasks"),
+        ({"shots": "10", "target-tasks": "20:4"}, "20"),
+        ({"individuals": 65}, "individuals"),
+        ({"tasks": -2}, "tasks"),
+        ({"width": 99.0}, "width"),
+        ({"threads": -1}, "threads"),
+        ({"collective-device": "gpu"}, "gpu"),
+    ],
+)
+def test_wrong_settings_get_one_line_that_names_them(config: dict[str, Value], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_run_config(config)
+    text = str(caught.value)
+    assert said in text
+    assert "\n" not in text
+
+
+def test_the_environment_names_the_data_where_nothing_else_does(tmp_path: Path) -> None:
+    named, typed = tmp_path / "named", tmp_path / "typed"
+    named.mkdir()
+    typed.mkdir()
+    environment = {"LEARNGENE_DATA": str(named)}
+    assert from_run_config({}, environment=environment).data == named
+    assert from_run_config({"data": str(typed)}, environment=environment).data == typed
+    assert from_run_config({"stand-in": True}, environment=environment).data is None
+    assert from_run_config({}).data is None
+    with pytest.raises(InputError, match="exclude"):
+        from_run_config({"stand-in": True, "data": str(typed)})
+
+
+def test_the_individuals_are_those_that_are_connected() -> None:
+    assert from_run_config({}, individuals=3).individuals == 3
+    assert from_run_config({"individuals": 3}, individuals=3).individuals == 3
+    with pytest.raises(InputError, match="num-supernodes=3"):
+        from_run_config({"individuals": 2}, individuals=5)
+
+
+def test_a_profile_that_needs_cuda_is_refused_without_it() -> None:
+    paper = from_run_config({"profile": "paper"})
+    with pytest.raises(InputError, match="CUDA"):
+        check_machine(paper, lambda: 0)
+    check_machine(paper, lambda: 1)
+    with pytest.raises(InputError, match="collective-device"):
+        check_machine(paper.model_copy(update={"collective_device": "cpu"}), lambda: 1)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    settings = from_run_config({"individual-device": "cuda:1"})
+    with pytest.raises(InputError, match="individual-device"):
+        check_machine(settings, lambda: 1)
+    check_machine(settings, lambda: 2)
+
+
+def test_a_run_without_cuda_never_asks_for_it() -> None:
+    def fail() -> int:
+        raise AssertionError("asked")
+
+    check_machine(from_run_config({}), fail)
+
+
+def test_the_command_repeats_the_run(tmp_path: Path) -> None:
+    settings = from_run_config(
+        {"profile": "smoke", "seed": 3, "data": str(tmp_path), "shots": "5", "individuals": 2, "width": 0.5}
+    )
+    words = settings.command().split()
+    assert words[:3] == ["learngene", "run", "cifar100"]
+    config: dict[str, Value] = {}
+    for flag, value in zip(words[3::2], words[4::2], strict=True):
+        key = flag.removeprefix("--")
+        config[key] = type(RUN_CONFIG_DEFAULTS[key])(value)
+    assert from_run_config(config) == settings
+
+
+def test_the_experiment_does_not_depend_on_where_it_is_written(tmp_path: Path) -> None:
+    here = from_run_config({"out": str(tmp_path / "a")})
+    there = from_run_config({"out": str(tmp_path / "b"), "resume": True})
+    assert here.experiment() == there.experiment()
+    assert here.experiment() != from_run_config({"seed": 1}).experiment()
