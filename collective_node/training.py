@@ -72,6 +72,7 @@ def fit(
         list(parameters), learning_rate, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
     )
     criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+    torch.manual_seed(generator.initial_seed())  # dropout takes no generator of its own
     device = images.pixels.device
     last: list[Tensor] = []
     for step, index in enumerate(order):
@@ -86,7 +87,7 @@ def fit(
         if observe is not None:
             observe(step, steps)
         optimiser.step()
-        if step >= steps * 0.9:
+        if step >= int(steps * 0.9):
             last.append(loss.detach())
     mean = float(torch.stack(last).mean())
     if not math.isfinite(mean):

@@ -94,7 +94,8 @@ def side_by_side(x: Tensor, networks: int) -> Tensor:
     """``[N * networks, C, H, W]`` (network fastest) to ``[N, networks * C, H, W]``, channels-last in memory."""
     n, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(n // networks, networks, height, width, channels)
-    return x.permute(0, 2, 3, 1, 4).reshape(n // networks, height, width, networks * channels).permute(0, 3, 1, 2)
+    x = x.permute(0, 2, 3, 1, 4).reshape(n // networks, height, width, networks * channels)
+    return x.contiguous().permute(0, 3, 1, 2)
 
 
 def adapt(

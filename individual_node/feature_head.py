@@ -50,7 +50,7 @@ def logistic_regression(x: Tensor, labels: Tensor, ways: int, penalty: float, it
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
         loss = loss + 0.5 * penalty * weight[..., :-1].square().sum()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     with torch.enable_grad():
         optimiser.step(closure)

@@ -177,7 +177,7 @@ class Bench:
                 _unit(self.images.test_images[task.test], self.device),
                 ways=task.ways,
                 filters=self.settings.patches,
-                penalty=self.settings.penalty,
+                penalty=self.settings.floor_penalty,
                 generator=task_generator(self.seed, "floor", shots, task.number),
             )
             outcome.accuracy.update(_scores([task], predicted[None]))

@@ -82,6 +82,7 @@ class IndividualProgram:
             "curves": {
                 method: {
                     str(shots): {
+                        "tasks": len(next(iter(outcome.curve.values()))),
                         "epochs": list(outcome.curve),
                         "accuracy": [sum(values) / len(values) for values in outcome.curve.values()],
                     }

@@ -125,8 +125,8 @@ class DeviceImages:
         return cls(
             torch.from_numpy(np.array(images)).to(device),
             torch.from_numpy(np.array(labels)).to(device),
-            torch.from_numpy(normalisation.mean).to(device),
-            torch.from_numpy(normalisation.std).to(device),
+            torch.from_numpy(np.array(normalisation.mean)).to(device),
+            torch.from_numpy(np.array(normalisation.std)).to(device),
         )
 
     def __len__(self) -> int:

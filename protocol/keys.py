@@ -40,16 +40,19 @@ class SigningKey:
             InputError: no such file, readable by others than its owner, or not an Ed25519 key.
         """
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # Without O_NONBLOCK, a pipe with that name would hold the program up.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise InputError(f"cannot read the signing key {path}: {error.strerror}") from None
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"the signing key {path} is not a file")
             if status.st_mode & 0o077 or status.st_uid != os.geteuid():
                 raise InputError(f"the signing key {path} must belong to you alone: chown it to yourself and chmod 600")
-            data = file.read(_MAX_FILE_BYTES)
+            data = os.read(descriptor, _MAX_FILE_BYTES)
+        finally:
+            os.close(descriptor)
         try:
             private = serialization.load_pem_private_key(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):

@@ -83,11 +83,15 @@ _OPEN = (State.REQUESTED, State.RECEIVED, State.VERIFIED)
 class _Ledger:
     """The database of one party. Its methods may be called from any thread, one transaction at a time."""
 
-    def __init__(self, folder: Path, tables: str) -> None:
+    def __init__(self, folder: Path, tables: str, files: str) -> None:
         self._lock = threading.RLock()
         path = folder / "ledger.db"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._files = folder / files
+            self._files.mkdir(exist_ok=True, mode=0o700)
+            # SQLite gives its side files the mode of the database, so that it is made private first.
+            path.touch(mode=0o600)
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             # With WAL, FULL syncs at every commit; in the other modes FULL leaves a folder entry unsynced.
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -104,7 +108,6 @@ class _Ledger:
                     raise StorageFailedError(
                         f"{path} has the format {version}, this version reads {_FORMAT}; update it"
                     )
-            path.chmod(0o600)
         except (OSError, sqlite3.Error) as error:
             raise StorageFailedError(f"cannot open the ledger {path}: {error}") from error
 
@@ -163,9 +166,7 @@ class CollectiveLedger(_Ledger):
         Raises:
             StorageFailedError: it cannot be opened.
         """
-        super().__init__(folder, _COLLECTIVE_TABLES)
-        self._blobs = folder / "releases"
-        self._blobs.mkdir(exist_ok=True, mode=0o700)
+        super().__init__(folder, _COLLECTIVE_TABLES, "releases")
 
     def releases(self, run_id: str) -> list[StoredRelease]:
         """The chain of a run, first to last."""
@@ -289,7 +290,7 @@ class CollectiveLedger(_Ledger):
         return {str(keyid): _bytes(data) for keyid, data in rows}
 
     def _blob_path(self, stored: StoredRelease) -> Path:
-        return self._blobs / f"{stored.payload.ciphertext.sha256}.blob"
+        return self._files / f"{stored.payload.ciphertext.sha256}.blob"
 
 
 @dataclass(frozen=True)
@@ -320,9 +321,7 @@ class IndividualLedger(_Ledger):
         Raises:
             StorageFailedError: it cannot be opened.
         """
-        super().__init__(folder, _INDIVIDUAL_TABLES)
-        self._learngenes = folder / "learngenes"
-        self._learngenes.mkdir(exist_ok=True, mode=0o700)
+        super().__init__(folder, _INDIVIDUAL_TABLES, "learngenes")
 
     def state(self, run_id: str, form: Form) -> State:
         """Where the exchange for this form stands."""
@@ -390,7 +389,7 @@ class IndividualLedger(_Ledger):
             grant_digest = stored.grant
         else:
             write_folder_atomically(
-                self._learngenes / digest,
+                self._files / digest,
                 {
                     "release.json": learngene.release_bytes,
                     "grant.json": learngene.grant_bytes,
@@ -451,7 +450,7 @@ class IndividualLedger(_Ledger):
         Raises:
             StorageFailedError: its files are gone or were changed.
         """
-        folder = self._learngenes / inherited.release
+        folder = self._files / inherited.release
         try:
             release, grant, blob = (
                 (folder / name).read_bytes() for name in ("release.json", "grant.json", "blob.safetensors")

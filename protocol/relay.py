@@ -1,6 +1,7 @@
 """The relay: orders one round and carries opaque bytes. Untrusted: the worst that it can do is that nothing happens."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
@@ -33,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     forms, individuals, patience = _deployment_settings(context)
     nodes = _wait_for_nodes(grid, 1 + individuals, patience)
-    run_round(exchange_over(grid), nodes, forms, print, time.sleep, lambda: None)
+    run_round(exchange_over(grid, check_flower), nodes, forms, print, time.sleep, check_flower)
 
 
 def run_round(
@@ -177,22 +178,51 @@ def _patient(exchange: Exchange, sleep: Callable[[float], None], check_alive: Ca
     return repeat
 
 
-def exchange_over(grid: Grid, *, timeout: float = 900.0) -> Exchange:
-    """Wishes and answers as Flower messages, each answered within ``timeout`` seconds or counted as unreachable."""
+def exchange_over(grid: Grid, check_alive: Callable[[], None], *, timeout: float = 900.0) -> Exchange:
+    """Wishes and answers as Flower messages, each answered within ``timeout`` seconds or counted as unreachable.
+
+    ``check_alive`` is called while an answer is waited for; it raises where waiting makes no sense any more.
+    """
 
     def exchange(node: int, wish: Frame) -> Frame:
         message = Message(to_record(wish), dst_node_id=node, message_type=MESSAGE_TYPE)
-        for reply in grid.send_and_receive([message], timeout=timeout):
-            if reply.has_error():
-                logger.warning("a courier failed: %s", reply.error.reason)
-                break
-            try:
-                return from_record(reply.content)
-            except RefusedError as error:
-                logger.warning("a courier's answer is not a frame: %s", error)
-        return Frame("refused", words={"code": UNREACHABLE})
+        # Not send_and_receive: it would wait for the whole time whatever happens.
+        sent = list(grid.push_messages([message]))
+        deadline, pause = time.monotonic() + timeout, 0.05
+        while sent and time.monotonic() < deadline:
+            for reply in grid.pull_messages(sent):
+                return _answer(reply)
+            check_alive()
+            time.sleep(pause)
+            pause = min(1.0, 1.5 * pause)
+        return _unreachable()
 
     return exchange
+
+
+def check_flower() -> None:
+    """Raise where Flower has given up: its main thread is gone, and only the ServerApp's thread is left.
+
+    Raises:
+        RunFailedError: it is.
+    """
+    if not threading.main_thread().is_alive():
+        raise RunFailedError("Flower has ended the run")
+
+
+def _answer(reply: Message) -> Frame:
+    if reply.has_error():
+        logger.warning("a courier failed: %s", reply.error.reason)
+        return _unreachable()
+    try:
+        return from_record(reply.content)
+    except RefusedError as error:
+        logger.warning("a courier's answer is not a frame: %s", error)
+        return _unreachable()
+
+
+def _unreachable() -> Frame:
+    return Frame("refused", words={"code": UNREACHABLE})
 
 
 def _wait_for_nodes(grid: Grid, count: int, patience: float) -> Sequence[int]:

@@ -16,7 +16,7 @@ from protocol.errors import RunFailedError
 from protocol.events import Events
 from protocol.keys import SigningKey
 from protocol.node import Role
-from protocol.relay import exchange_over, run_round
+from protocol.relay import check_flower, exchange_over, run_round
 from protocol.socket import make_secret, private_folder, simulation_folder, simulation_paths
 from protocol.storage import write_atomically
 from protocol.trust import TrustStore
@@ -86,8 +86,17 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
         processes.wait_until_listening()
         clock.stop("start")
         say(f"{len(sites)} node processes: {', '.join(f'{n.party} (pid {n.process.pid})' for n in processes.nodes)}")
-        forms = settings.collective.forms
-        run_round(exchange_over(grid), nodes, forms, say, time.sleep, processes.check_alive)
+        starter = os.getppid()
+
+        def check_alive() -> None:
+            check_flower()
+            # Where the process that started Flower's simulation has gone, Flower itself may go on without an end.
+            if os.getppid() != starter:
+                raise RunFailedError("Flower has ended the run")
+            processes.check_alive()
+
+        exchange = exchange_over(grid, check_alive)
+        run_round(exchange, nodes, settings.collective.forms, say, time.sleep, check_alive)
         clock.stop("round")
     run.update(seconds=clock.seconds)
     results.collect(run.folder)
@@ -121,7 +130,7 @@ class _Site:
         """Write the node's configuration file and a fresh socket secret."""
         make_secret(self.secret)
         collective = self.role == "collective"
-        own = settings.collective.model_dump(mode="json", exclude_none=True) if collective else settings.individual
+        own = settings.collective if collective else settings.individual
         tables: dict[str, Mapping[str, object]] = {
             "node": {
                 "party": self.party,
@@ -138,7 +147,7 @@ class _Site:
                 # A simulation is no boundary: all of it runs as one user.
                 "unconfined": True,
             },
-            self.role: own,
+            self.role: own.model_dump(mode="json", exclude_none=True),
         }
         write_atomically(self.state / "config.toml", tomli_w.dumps(tables).encode(), mode=0o600)
 

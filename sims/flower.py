@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 
 from protocol.errors import RunFailedError
-from sims.processes import descendants, end_all
+from protocol.socket import simulation_folder
+from sims.processes import Process, descendants, end_all
 
 #: Flower's own folder: apart from the user's ``~/.flwr``, so that nothing there changes or is picked up.
 DEFAULT_HOME = Path("~/.learngene/flower")
@@ -38,6 +40,11 @@ class FlowerRun:
         self.run_id = ""
         self._superlink = superlink
         self._environment = environment(home)
+        self._logs: list[subprocess.Popen[str]] = []
+        self._closed = threading.Event()
+        self._seen: set[Process] = set()
+        # Children of a process that died are no longer found below it, so they are noted while it lives.
+        threading.Thread(target=self._note_processes, name="flower-processes", daemon=True).start()
 
     def stream(self) -> Iterator[str]:
         """Lines of the run's log, without colours, from the start until the run has ended."""
@@ -50,7 +57,9 @@ class FlowerRun:
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=_END_WITH_PARENT,
         )
+        self._logs.append(process)
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -78,15 +87,20 @@ class FlowerRun:
 
     def close(self) -> None:
         """End the SuperLink and every process below it, and remove Flower's files of this run. May be called again."""
-        processes = descendants(self._superlink.pid)
-        if self._superlink.poll() is None:
-            self._superlink.terminate()
-            try:
-                self._superlink.wait(10.0)
-            except subprocess.TimeoutExpired:
-                self._superlink.kill()
-                self._superlink.wait()
-        end_all(processes)
+        self._closed.set()
+        for process in self._logs:
+            # An open log keeps the SuperLink waiting.
+            process.terminate()
+        self._seen.update(descendants(self._superlink.pid))
+        self._superlink.terminate()
+        try:
+            self._superlink.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._superlink.kill()
+            self._superlink.wait()
+        end_all(self._seen)
+        if self.run_id:
+            shutil.rmtree(simulation_folder(int(self.run_id)), ignore_errors=True)
         shutil.rmtree(self.home, ignore_errors=True)
 
     def __enter__(self) -> "FlowerRun":
@@ -96,6 +110,10 @@ class FlowerRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _note_processes(self) -> None:
+        while not self._closed.wait(1.0):
+            self._seen.update(descendants(self._superlink.pid))
 
     def _command(self, *arguments: str) -> dict[str, object]:
         done = subprocess.run(
@@ -160,7 +178,7 @@ def submit(
             stderr=subprocess.STDOUT,
             cwd=own,
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_END_WITH_PARENT,
         )
     run = FlowerRun(own, superlink)
     try:
@@ -237,4 +255,9 @@ def _toml(value: str | int | float | bool) -> str:
 
 
 def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+# Loaded here: between fork and exec nothing may be loaded, only called.
+_LIBC = ctypes.CDLL(None)
+_END_WITH_PARENT = _end_with_parent if sys.platform == "linux" else None

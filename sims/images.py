@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import ModuleType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,6 @@ from protocol.errors import InputError
 from sims import glyphs
 from sims.cifar100.split import CIFAR100
 from sims.division import Division
-
-if TYPE_CHECKING:
-    from torchvision import datasets
 
 Kind = Literal["folder", "download", "stand-in"]
 
@@ -308,7 +306,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _torchvision_datasets() -> "datasets":
+def _torchvision_datasets() -> ModuleType:
     """Imported only where it is needed: it takes seconds, and a broken installation must not stop a folder tree."""
     try:
         from torchvision import datasets
@@ -316,4 +314,5 @@ def _torchvision_datasets() -> "datasets":
         raise InputError(
             f"torchvision cannot be imported ({error}): install one that fits this torch, or give a folder tree"
         ) from error
-    return datasets
+    module: ModuleType = datasets
+    return module

@@ -149,17 +149,21 @@ def alive(process: Process) -> bool:
     return int(fields[19]) == process.started and fields[0] != "Z"
 
 
-def end_all(processes: Iterable[Process], grace: float = 10.0) -> None:
-    """Wait ``grace`` seconds for processes that are about to end, then kill those that remain."""
-    remaining: Sequence[Process] = list(processes)
-    deadline = time.monotonic() + grace
-    while remaining := [process for process in remaining if alive(process)]:
-        if time.monotonic() > deadline:
-            for process in remaining:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(process.pid, signal.SIGKILL)
-            return
-        time.sleep(0.1)
+def end_all(processes: Iterable[Process], grace: float = 3.0) -> None:
+    """Wait ``grace`` seconds for processes that are about to end, then kill those that remain and wait for that."""
+    remaining = _wait_for(list(processes), grace)
+    for process in remaining:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, signal.SIGKILL)
+    _wait_for(remaining, 5.0)
+
+
+def _wait_for(processes: Sequence[Process], seconds: float) -> Sequence[Process]:
+    """Those that are still alive after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while (processes := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return processes
 
 
 def _fields(pid: int) -> list[str]:

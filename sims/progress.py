@@ -90,7 +90,8 @@ class RunWatcher:
     def _files(self) -> list[Path]:
         nodes = self._folder / "nodes"
         own = self._folder / "events.jsonl"
-        return [own, *sorted(nodes.glob("*/events.jsonl")), *sorted(nodes.glob("*/crossings.jsonl"))]
+        # Crossings as the individuals have them: all go from or to one, and its own order is the order of the exchange.
+        return [own, *sorted(nodes.glob("*/events.jsonl")), *sorted(nodes.glob("individual-*/crossings.jsonl"))]
 
 
 @dataclass
@@ -243,15 +244,13 @@ def _event(party: str, entry: dict[str, object]) -> Event | None:
 
 
 def _crossing(party: str, entry: dict[str, object]) -> Event | None:
-    """A line of ``crossings.jsonl``, shown once: as its sender has it."""
-    if entry.get("direction") != "out":
-        return None
+    """A line of an individual's ``crossings.jsonl``, told from the sender's side."""
     try:
         size, when = int(_number(entry.get("bytes"))), _number(entry.get("time"))
     except ValueError:
         return None
     text = f"{entry.get('kind')} → {entry.get('to')}, {size:,} bytes, sha256 {str(entry.get('digest'))[:12]}"
-    return Event(party, "crossing", when, 0, 0, text)
+    return Event(str(entry.get("from", party)), "crossing", when, 0, 0, text)
 
 
 def _number(value: object) -> float:

@@ -23,7 +23,7 @@ UNCONFINED = (
 )
 
 _CAPTIONS = {
-    "accuracy.png": "Mean accuracy of every method with its 95 % interval; the paper's own figures as dashed lines.",
+    "accuracy.png": "Mean accuracy of every method with its 95 % interval over the target tasks.",
     "curves.png": "Mean accuracy over the target tasks while the individuals adapt.",
     "gradient_trend.png": "Share of each layer's parameters with a large gradient, layer by task (Eq. 4 and 5).",
 }

@@ -10,10 +10,11 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protocol import audit, confinement
+from protocol import audit
 from protocol.errors import InputError, RunFailedError
 from protocol.storage import write_atomically
-from sims.run_folder import STAND_IN_NOTICE, read_record, read_settings
+from sims import images
+from sims.run_folder import read_record, read_settings
 from sims.settings import RunSettings
 from sims.statistics import mean_interval, paired_difference
 
@@ -31,6 +32,9 @@ PAPER_FIGURES: Mapping[str, Mapping[int, tuple[float, float]]] = {
     "learngene (paper, λ = 1000)": {10: (58.86, 3.12), 20: (64.24, 1.89)},
     "DeepEMD (paper)": {10: (58.03, 1.85), 20: (63.69, 2.05)},
 }
+
+#: Follows the notice of the stand-in.
+NOT_COMPARABLE = "These figures cannot be compared with the paper's."
 
 #: Sources of images; the first two are real ones.
 Source = Literal["folder", "download", "stand-in"]
@@ -74,12 +78,33 @@ class PairedResult(BaseModel):
 
 
 class Curve(BaseModel):
-    """Mean accuracy over tasks after each of ``epochs``."""
+    """Mean accuracy over ``tasks`` target tasks after each of ``epochs``."""
 
     model_config = _FROZEN
 
     epochs: tuple[float, ...]
     accuracy: tuple[Percent, ...]
+    tasks: int
+
+
+class NodeCurve(BaseModel):
+    """One individual's learning curve; ``tasks``: how many are behind it, None: all of its own."""
+
+    model_config = _OPEN
+
+    epochs: tuple[float, ...]
+    accuracy: tuple[Percent, ...]
+    tasks: int | None = None
+
+
+class NodeFacts(BaseModel):
+    """How one node ran: ``confinement`` is its own line about what the operating system enforced."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    device: str = "unknown"
+    threads: int | None = None
+    confinement: str = "unconfined"
 
 
 class GradientTrend(BaseModel):
@@ -123,7 +148,7 @@ class IndividualMetrics(BaseModel):
     model_config = _OPEN
 
     methods: dict[str, dict[int, dict[int, Percent]]]
-    curves: dict[str, dict[int, Curve]] = {}
+    curves: dict[str, dict[int, NodeCurve]] = {}
     parameters: dict[str, int] = {}
     seconds: dict[str, float] = {}
 
@@ -159,7 +184,7 @@ class Results(BaseModel):
     parameters: dict[str, int]
     crossings: tuple[Crossing, ...]
     confinement: Literal["confined", "unconfined"]
-    threads: int
+    nodes: dict[str, NodeFacts]
     machine: dict[str, str | int]
     versions: dict[str, str]
     seconds: dict[str, dict[str, float]]
@@ -224,6 +249,9 @@ def collect(run_folder: Path) -> Results:
     collective, collective_seconds = _collective(nodes / "collective" / "metrics.json")
     metrics = [_read(folder / "metrics.json", IndividualMetrics) for folder in individuals]
     accuracies = _merge(metrics, settings.target_tasks)
+    folders = [nodes / "collective", *individuals]
+    facts = {folder.name: _read(folder / "metrics.json", NodeFacts) for folder in folders}
+    confined = all(fact.confinement.startswith("confined") for fact in facts.values())
     seconds = {"run": record.seconds, "collective": collective_seconds}
     seconds |= {folder.name: found.seconds for folder, found in zip(individuals, metrics, strict=True)}
     results = Results(
@@ -237,8 +265,8 @@ def collect(run_folder: Path) -> Results:
         individuals=len(individuals),
         parameters={**collective.parameters, **metrics[0].parameters},
         crossings=tuple(_crossings(nodes / "collective", individuals)),
-        confinement="unconfined",
-        threads=settings.threads,
+        confinement="confined" if confined else "unconfined",
+        nodes=facts,
         machine=_machine(),
         versions=_versions(),
         seconds=seconds,
@@ -301,9 +329,9 @@ def _merge_curves(metrics: list[IndividualMetrics]) -> dict[str, dict[int, Curve
     names = dict.fromkeys((method, shots) for one in metrics for method, by in one.curves.items() for shots in by)
     for method, shots in names:
         weighted = [
-            (len(one.methods.get(method, {}).get(shots, {})), one.curves[method][shots])
+            (len(one.methods.get(method, {}).get(shots, {})) if curve.tasks is None else curve.tasks, curve)
             for one in metrics
-            if shots in one.curves.get(method, {})
+            if (curve := one.curves.get(method, {}).get(shots)) is not None
         ]
         epochs = weighted[0][1].epochs
         if any(curve.epochs != epochs or len(curve.accuracy) != len(epochs) for _, curve in weighted):
@@ -314,17 +342,21 @@ def _merge_curves(metrics: list[IndividualMetrics]) -> dict[str, dict[int, Curve
         accuracy = tuple(
             sum(weight * curve.accuracy[index] for weight, curve in weighted) / total for index in range(len(epochs))
         )
-        merged.setdefault(method, {})[shots] = Curve(epochs=epochs, accuracy=accuracy)
+        merged.setdefault(method, {})[shots] = Curve(epochs=epochs, accuracy=accuracy, tasks=total)
     return merged
 
 
 def _collective(path: Path) -> tuple[CollectiveResult, dict[str, float]]:
-    """The collective's metrics without its times, and its times."""
+    """The collective's metrics without its times and the digests of what it released, and its times."""
     document = _read_json(path)
     seconds = {str(name): float(value) for name, value in dict(document.pop("seconds", {})).items()}
     for task in document.get("tasks", []):
         if isinstance(task, dict) and "seconds" in task:
             seconds[f"task {task.get('task')}"] = float(task.pop("seconds"))
+    for name in NodeFacts.model_fields:
+        document.pop(name, None)  # stands in `nodes`
+    for learngene in dict(document.get("learngenes", {})).values():
+        learngene.pop("release", None)  # stands in `crossings`, the one place for what differs between equal runs
     result = _validate(path, CollectiveResult, document)
     trend = result.gradient_trend
     if trend and (len(trend.rho) != len(trend.layers) or len({len(row) for row in trend.rho}) > 1):
@@ -337,8 +369,9 @@ def _dataset(run_folder: Path) -> Dataset:
     found = _read_json(path).get("dataset")
     if not isinstance(found, dict):
         raise RunFailedError(f"{path} does not say which dataset it is")
-    notice = STAND_IN_NOTICE if found.get("source") == "stand-in" else None
-    return _validate(path, Dataset, {"name": found.get("name"), "source": found.get("source"), "notice": notice})
+    dataset = _validate(path, Dataset, {"name": found.get("name"), "source": found.get("source"), "notice": None})
+    notice = images.notice(dataset.name, dataset.source)
+    return dataset.model_copy(update={"notice": f"{notice} {NOT_COMPARABLE}" if notice else None})
 
 
 def _crossings(collective: Path, individuals: list[Path]) -> Iterator[Crossing]:
@@ -408,14 +441,7 @@ def _number(folder: Path) -> tuple[int, str]:
 
 def _machine() -> dict[str, str | int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    kernel = confinement.probe()
-    return {
-        "cores": cores,
-        "architecture": platform.machine(),
-        "system": platform.system(),
-        "landlock_abi": kernel.landlock_abi,
-        "seccomp": "offered" if kernel.seccomp else "not offered",
-    }
+    return {"cores": cores, "architecture": platform.machine(), "system": platform.system()}
 
 
 def _versions() -> dict[str, str]:

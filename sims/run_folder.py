@@ -16,12 +16,6 @@ from protocol.errors import InputError
 from protocol.storage import write_atomically
 from sims.settings import RunSettings
 
-#: Said wherever the images are the built-in stand-in.
-STAND_IN_NOTICE = (
-    "The images are the built-in stand-in (drawn glyphs), not CIFAR-100: "
-    "these figures cannot be compared with the paper's."
-)
-
 Status = Literal["running", "failed", "finished"]
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from collective_node.settings import CollectiveSettings
+from individual_node.settings import IndividualSettings
 from protocol.errors import InputError
 
 ProfileName = Literal["smoke", "quick", "small", "paper"]
@@ -25,7 +26,7 @@ class Profile(BaseModel):
     target_tasks: dict[int, int]
     needs_cuda: bool = False
     collective: CollectiveSettings
-    individual: dict[str, Value] = {}
+    individual: IndividualSettings
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,22 +37,26 @@ PROFILES: Mapping[ProfileName, Profile] = {
     "smoke": Profile(
         purpose="shows that every part works; its accuracies mean nothing",
         target_tasks={10: 4, 20: 2},
-        collective=CollectiveSettings(width=0.125, tasks=2),
+        collective=CollectiveSettings(width=0.0625, tasks=2, epochs=0.2, condense_epochs=0.2),
+        individual=IndividualSettings(epochs=2, patches=50, curve_tasks=2),
     ),
     "quick": Profile(
         purpose="at most 4 minutes on two cores",
         target_tasks={10: 40, 20: 10},
         collective=CollectiveSettings(width=0.25, tasks=13),
+        individual=IndividualSettings(),
     ),
     "small": Profile(
         purpose="at most 30 minutes on two cores",
         target_tasks={10: 40, 20: 40},
         collective=CollectiveSettings(width=0.5, tasks=13),
+        individual=IndividualSettings(),
     ),
     "paper": Profile(
         purpose="the paper's figures; needs a CUDA device",
         target_tasks={10: 100, 20: 100},
         collective=CollectiveSettings(width=1.0, tasks=50),
+        individual=IndividualSettings(),
         needs_cuda=True,
     ),
 }
@@ -97,7 +102,7 @@ class RunSettings(BaseModel):
         target_tasks: shots per class -> number of target tasks, over all individuals.
         threads: of each node process; 0: as many as there are cores.
         resume: go on with the unfinished run that ``folder`` names, or with the latest of these settings in ``out``.
-        collective, individual: the training numbers of the two kinds of party.
+        collective: the training numbers of the collective.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,7 +120,7 @@ class RunSettings(BaseModel):
     individual_device: str
     resume: bool
     collective: CollectiveSettings
-    individual: dict[str, Value]
+    individual: IndividualSettings
 
     @field_validator("target_tasks")
     @classmethod

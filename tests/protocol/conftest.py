@@ -4,10 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from protocol.envelope import digest
 from protocol.verification import Expectation
 from tests.protocol.parties import INDIVIDUAL, NOW, RUN, Exchange, Site, learngene
+
+# The same examples every time, and no test that fails because the machine is busy.
+settings.register_profile("protocol", deadline=None, derandomize=True)
+settings.load_profile("protocol")
 
 
 @pytest.fixture

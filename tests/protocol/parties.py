@@ -1,4 +1,4 @@
-"""Two parties and a small learngene for the tests of the protocol: everything made from seeds, times from one constant."""
+"""Two parties and a small learngene for the tests of the protocol: all made from seeds, times from one constant."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

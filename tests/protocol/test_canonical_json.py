@@ -13,7 +13,7 @@ from protocol.errors import MalformedError, TooLargeError
 WORDS = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters='"\\'), max_size=12)
 SCALARS = st.none() | st.booleans() | WORDS | st.integers(-canonical_json.MAX_INTEGER, canonical_json.MAX_INTEGER)
 # The root is one level, and each of these at most one more: depth 4 is reached and not passed.
-NESTED = SCALARS
+NESTED: st.SearchStrategy[Any] = SCALARS
 for _ in range(3):
     NESTED = SCALARS | st.lists(NESTED, max_size=4) | st.dictionaries(WORDS, NESTED, max_size=4)
 OBJECTS = st.dictionaries(WORDS, NESTED, max_size=6)
@@ -96,12 +96,12 @@ def test_too_large() -> None:
 
 
 @pytest.mark.parametrize("value", [{"a": 1.5}, {"a": b"x"}, {1: 2}, {"a": {1, 2}}])
-def test_types_outside_the_subset_cannot_be_encoded(value: Any) -> None:
+def test_types_outside_the_subset_cannot_be_encoded(value: canonical_json.Value) -> None:
     with pytest.raises(TypeError):
         canonical_json.encode(value)
 
 
 @pytest.mark.parametrize("value", [{"a": 2**53}, {"a": "ä"}, {"a": 'quo"te'}, {"back\\slash": 1}])
-def test_values_outside_the_subset_cannot_be_encoded(value: Any) -> None:
-    with pytest.raises(ValueError, match="integer|printable"):
+def test_values_outside_the_subset_cannot_be_encoded(value: canonical_json.Value) -> None:
+    with pytest.raises(ValueError, match=r"integer|printable"):
         canonical_json.encode(value)

@@ -1,12 +1,11 @@
 """Payloads: the schema is the list of what may be said, and an individual's payloads all have one length."""
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import canonical_json, envelope, messages
+from protocol.architecture import Form
 from protocol.bundle import make_abort, make_grant, make_receipt, make_release, make_request
 from protocol.errors import MalformedError
 from protocol.messages import Abort, Grant, Payload, Receipt, Release, Request
@@ -67,7 +66,7 @@ def test_every_payload_of_an_individual_has_one_length() -> None:
 
 
 @given(st.sampled_from(["condensed", "paper"]), st.none() | st.just(DIGEST), st.integers(0, 2**40 - messages.LIFE))
-def test_the_length_of_an_envelope_says_nothing(form: Any, hpke_public: str | None, now: int) -> None:
+def test_the_length_of_an_envelope_says_nothing(form: Form, hpke_public: str | None, now: int) -> None:
     data = make_request(
         run_id=RUN, audience=DIGEST, form=form, key=INDIVIDUAL, now=now, nonce=bytes(16), hpke_public=hpke_public
     )
@@ -75,8 +74,8 @@ def test_the_length_of_an_envelope_says_nothing(form: Any, hpke_public: str | No
     assert len(data) == len(other)
 
 
-def change(data: bytes, **changes: object) -> bytes:
-    return canonical_json.encode(canonical_json.decode(data) | changes)  # type: ignore[operator]
+def change(data: bytes, **changes: canonical_json.Value) -> bytes:
+    return canonical_json.encode(canonical_json.decode(data) | dict(changes))
 
 
 @pytest.mark.parametrize(("model", "data"), ALL)
@@ -85,7 +84,7 @@ def change(data: bytes, **changes: object) -> bytes:
     [{"v": 2}, {"v": "1"}, {"v": True}, {"note": "x"}, {"run_id": "0" * 31}, {"run_id": "F" * 32}, {"issued_at": -1}],
 )
 def test_what_the_schema_does_not_allow_is_refused(
-    model: type[Payload], data: bytes, changes: dict[str, object]
+    model: type[Payload], data: bytes, changes: dict[str, canonical_json.Value]
 ) -> None:
     changed = canonical_json.decode(change(data, **changes))
     if "pad" in changed:
@@ -122,7 +121,7 @@ def test_a_missing_field_is_refused(model: type[Payload], data: bytes) -> None:
         {"tensors": [{"name": "a", "role": "weight", "dtype": "float32", "shape": [1]}] * 257},
     ],
 )
-def test_what_a_release_cannot_say(changes: dict[str, object]) -> None:
+def test_what_a_release_cannot_say(changes: dict[str, canonical_json.Value]) -> None:
     with pytest.raises(MalformedError, match="schema"):
         messages.decode(Release, change(RELEASE, **changes))
 

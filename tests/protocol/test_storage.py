@@ -37,14 +37,23 @@ def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path: Path, monkeypat
 def test_every_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     sync, rename = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (steps.append("sync"), sync(descriptor))[1])
-    monkeypatch.setattr(os, "replace", lambda old, new: (steps.append("rename"), rename(old, new))[1])
+
+    def recorded_sync(descriptor: int) -> None:
+        steps.append("sync")
+        sync(descriptor)
+
+    def recorded_rename(old: str, new: Path) -> None:
+        steps.append("rename")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(os, "replace", recorded_rename)
     write_atomically(tmp_path / "file", b"data")
     assert steps == ["sync", "rename", "sync"]
 
 
 def test_a_missing_folder_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageFailedError, match="cannot write .*No such file"):
+    with pytest.raises(StorageFailedError, match=r"cannot write .*No such file"):
         write_atomically(tmp_path / "nowhere" / "file", b"data")
 
 

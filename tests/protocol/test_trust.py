@@ -33,7 +33,7 @@ def test_only_one_collective() -> None:
     for role in ("individual", "collective"):
         store = TRUST if role == "individual" else TrustStore()
         with pytest.raises(InputError, match="exactly one"):
-            store.only(role)  # type: ignore[arg-type]
+            store.only(role)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def collective_metrics() -> dict[str, object]:
         "condensed_accuracy": 50.3,
         "gradient_trend": {"layers": layers, "rho": rho, "sigma": 1.5e-4},
         "fisher": {"estimator": "sampled", "samples": 1024},
+        "learngenes": {"condensed": {"release": "a" * 64, "fisher": {"samples": 1024}}},
         "parameters": {"collective": 1_900_000, "condensed": 190_000},
         "seconds": {"train": 100.0, "condense": 28.0, "fisher": 2.0},
     }

@@ -12,7 +12,6 @@ from PIL import Image
 
 from sims import figures, report
 from sims.results import Results, collect
-from sims.run_folder import STAND_IN_NOTICE
 from sims.wording import interval_text, pair_label, verdict
 from tests.sims.made_run import make_run
 from tests.sims.test_results import edit
@@ -60,7 +59,7 @@ def test_the_page_needs_nothing_but_itself(made: tuple[Path, Results, Page]) -> 
         assert base64.b64decode(data) == (folder / name).read_bytes()
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert "<script" not in html
-    assert not re.search(r"(https?:)?//[a-z]", html)
+    assert not re.search(r"https?:|url\(|@import|<link", html)
 
 
 def test_the_page_holds_every_result_difference_crossing_and_setting(made: tuple[Path, Results, Page]) -> None:
@@ -85,7 +84,8 @@ def test_the_stand_in_is_said_in_page_and_figures(tmp_path: Path) -> None:
     folder = make_run(tmp_path, source="stand-in")
     results = collect(folder)
     page = Page(report.write(folder).read_text(encoding="utf-8"))
-    assert page.text.count(STAND_IN_NOTICE) >= 1 + len(figures.FIGURES)
+    assert results.dataset.notice is not None
+    assert page.text.count(results.dataset.notice) >= 1 + len(figures.FIGURES)
     plain = results.model_copy(update={"dataset": results.dataset.model_copy(update={"notice": None})})
     for draw in figures.FIGURES.values():
         assert _title_is_red(draw(results))

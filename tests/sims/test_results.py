@@ -100,6 +100,7 @@ def test_the_same_run_twice_is_equal_apart_from_times_and_digests(tmp_path: Path
     folders = [make_run(tmp_path / name, run_id=digit * 32) for name, digit in (("a", "a"), ("b", "b"))]
     metrics = folders[1] / "nodes" / "collective" / "metrics.json"
     edit(metrics, lambda d: (d["seconds"].update(train=999.0), [task.update(seconds=9.9) for task in d["tasks"]]))
+    edit(metrics, lambda d: d["learngenes"]["condensed"].update(release="b" * 64))
     documents = []
     for folder in folders:
         collect(folder)
@@ -113,9 +114,15 @@ def test_the_same_run_twice_is_equal_apart_from_times_and_digests(tmp_path: Path
 
 def test_curves_are_weighted_by_the_tasks_behind_them(tmp_path: Path) -> None:
     folder = make_run(tmp_path, target_tasks="10:3", individuals=2)  # two tasks and one
-    assert collect(folder).curves["scratch"][10].accuracy == pytest.approx(
-        [(2 * (level + 1) + (level + 2)) / 3 for level in (20.0, 30.0, 40.0)]
-    )
+    curve = collect(folder).curves["scratch"][10]
+    assert curve.accuracy == pytest.approx([(2 * (level + 1) + (level + 2)) / 3 for level in (20.0, 30.0, 40.0)])
+    assert curve.tasks == 3
+    edit(
+        folder / "nodes" / "individual-1" / "metrics.json", lambda d: d["curves"]["scratch"]["10"].update(tasks=1)
+    )  # it followed one of its two only
+    curve = collect(folder).curves["scratch"][10]
+    assert curve.accuracy == pytest.approx([level + 1.5 for level in (20.0, 30.0, 40.0)])
+    assert curve.tasks == 2
 
 
 def test_every_crossing_stands_once_whoever_recorded_it(tmp_path: Path) -> None:
@@ -187,7 +194,19 @@ def test_what_the_collective_adds_is_kept(made: tuple[Path, Results]) -> None:
 def test_the_stand_in_is_said(tmp_path: Path) -> None:
     results = collect(make_run(tmp_path, source="stand-in"))
     assert results.dataset.notice is not None
-    assert "not CIFAR-100" in results.dataset.notice
+    assert "NOT CIFAR-100" in results.dataset.notice
+
+
+@pytest.mark.parametrize(
+    ("lines", "whole"), [(("confined", "confined"), "confined"), (("confined", "un"), "unconfined")]
+)
+def test_a_run_is_confined_only_if_every_node_says_so(tmp_path: Path, lines: tuple[str, str], whole: str) -> None:
+    folder = make_run(tmp_path, individuals=1)
+    for party, line in zip(("collective", "individual-1"), lines, strict=True):
+        edit(folder / "nodes" / party / "metrics.json", lambda d, line=line: d.update(confinement=line, device="cpu"))
+    results = collect(folder)
+    assert results.confinement == whole
+    assert results.nodes["collective"].device == "cpu"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

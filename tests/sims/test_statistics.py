@@ -53,6 +53,7 @@ def test_a_paired_difference_is_the_interval_of_the_differences_on_common_tasks(
     first, second = {0: 70.0, 1: 55.0, 2: 80.0, 7: 1.0}, {2: 71.0, 1: 50.0, 0: 60.0, 9: 99.0}
     found = paired_difference(first, second)
     assert found is not None
+    assert found.ci95 is not None
     expected = stats.ttest_rel([70.0, 55.0, 80.0], [60.0, 50.0, 71.0]).confidence_interval(0.95)
     assert (found.mean - found.ci95, found.mean + found.ci95) == pytest.approx((expected.low, expected.high))
     assert found.count == 3

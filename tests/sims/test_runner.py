@@ -1,0 +1,293 @@
+"""Running and its command line: how a run ends, what is printed, and one line for everything that is wrong."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from protocol import cli
+from protocol.errors import InputError, RunFailedError
+from protocol.terminal import run_app
+from sims import report, runner
+from sims.results import collect
+from sims.run_folder import open_run, read_record
+from sims.settings import RunSettings, Value, from_run_config
+from sims.summary import summarise
+from tests.sims.made_run import make_run
+
+
+class MadeFlower:
+    """Stands for Flower: what ``work`` does with the settings happens where a ServerApp would do it."""
+
+    def __init__(self, work: object) -> None:
+        self.work = work
+        self.closed = 0
+        self.nodes = 0
+        self.config: Mapping[str, Value] = {}
+
+    def __call__(self, app: Path, run_config: Mapping[str, Value], *, nodes: int) -> "MadeFlower":
+        assert (app / "pyproject.toml").is_file()
+        self.config, self.nodes = run_config, nodes
+        return self
+
+    def stream(self) -> Iterator[str]:
+        yield "Starting"
+        if callable(self.work):
+            yield from self.work(from_run_config(self.config))
+
+    def status(self) -> str:
+        return "finished:failed"
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def settings(out: Path, **changes: Value) -> RunSettings:
+    return from_run_config({"out": str(out), "profile": "smoke", "individuals": 2, **changes})
+
+
+def finish(wanted: RunSettings) -> Iterator[str]:
+    """A run that comes to its end: the made numbers, moved to where the runner wants them."""
+    made = make_run(wanted.out / "made", target_tasks=str(wanted.to_run_config()["target-tasks"]), individuals=2)
+    collect(made)
+    report.write(made)
+    assert wanted.folder is not None
+    assert list(wanted.folder.iterdir()) == []
+    wanted.folder.rmdir()
+    made.rename(wanted.folder)
+    yield "done"
+
+
+def fail(wanted: RunSettings) -> Iterator[str]:
+    """A run whose node died."""
+    run = open_run(wanted, dataset="cifar100", now=datetime.now(UTC))
+    run.update(status="failed", failure="the node individual-1 ended")
+    run.close()
+    yield "RunFailedError: the node individual-1 ended"
+
+
+def console() -> Console:
+    return Console(file=StringIO(), force_terminal=False)
+
+
+def test_a_finished_run_gives_its_folder_and_results(tmp_path: Path) -> None:
+    flower = MadeFlower(finish)
+    folder, results = runner.run(settings(tmp_path), console(), submit=flower)
+    assert flower.nodes == 3
+    assert flower.closed == 1
+    assert folder.parent == tmp_path
+    assert results.methods["condensed"][10].tasks == 4
+    assert (folder / "flower.log").read_text(encoding="utf-8") == "Starting\ndone\n"
+
+
+def test_a_failed_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
+    flower = MadeFlower(fail)
+    with pytest.raises(RunFailedError, match=r"individual-1 ended.*--resume") as caught:
+        runner.run(settings(tmp_path), console(), submit=flower)
+    assert flower.closed == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: Path) -> None:
+    def die(wanted: RunSettings) -> Iterator[str]:
+        open_run(wanted, dataset="cifar100", now=datetime.now(UTC)).close()
+        yield "Killed"
+
+    with pytest.raises(RunFailedError, match="finished:failed"):
+        runner.run(settings(tmp_path), console(), submit=MadeFlower(die))
+    [folder] = tmp_path.iterdir()
+    record = read_record(folder)
+    assert record.status == "failed"
+
+    def resume(wanted: RunSettings) -> Iterator[str]:
+        run = open_run(wanted, dataset="cifar100", now=datetime.now(UTC))
+        assert run.record.run_id == record.run_id
+        run.update(status="failed", failure="again")
+        run.close()
+        yield ""
+
+    with pytest.raises(RunFailedError, match="again"):
+        runner.run(settings(tmp_path, resume=True), console(), submit=MadeFlower(resume))
+
+
+def test_a_run_that_never_started_shows_the_reason_in_flowers_log(tmp_path: Path) -> None:
+    def refuse(wanted: RunSettings) -> Iterator[str]:
+        yield "Traceback (most recent call last):"
+        yield "protocol.errors.InputError: data: too few classes"
+        yield "exit"
+
+    with pytest.raises(RunFailedError, match="did not start: data: too few classes"):
+        runner.run(settings(tmp_path), console(), submit=MadeFlower(refuse))
+
+
+def test_an_interrupted_run_is_closed_and_marked(tmp_path: Path) -> None:
+    def go_on(wanted: RunSettings) -> Iterator[str]:
+        run = open_run(wanted, dataset="cifar100", now=datetime.now(UTC))
+        event = {"time": 1, "event": "run", "done": 0, "total": 0, "text": "world made"}
+        (run.folder / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
+        run.close()
+        yield ""
+
+    def clock() -> float:
+        # Asked when something is shown: Ctrl-C comes in the middle of it.
+        if any(tmp_path.glob("*/events.jsonl")):
+            raise KeyboardInterrupt
+        return 0.0
+
+    flower = MadeFlower(go_on)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(settings(tmp_path), console(), submit=flower, clock=clock)
+    assert flower.closed == 1
+    [folder] = tmp_path.iterdir()
+    assert read_record(folder).failure == "interrupted"
+
+
+def test_a_reserved_folder_that_was_not_used_is_removed(tmp_path: Path) -> None:
+    def refuse(app: Path, run_config: Mapping[str, Value], *, nodes: int) -> MadeFlower:
+        raise RunFailedError("Flower cannot be started")
+
+    with pytest.raises(RunFailedError, match="cannot be started"):
+        runner.run(settings(tmp_path), console(), submit=refuse)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_named_folder_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="not empty"):
+        runner.run(settings(tmp_path, folder=str(tmp_path)), console(), submit=MadeFlower(finish))
+
+
+def test_the_summary_takes_runs_as_its_samples(tmp_path: Path) -> None:
+    runs = [(folder, collect(folder)) for folder in (make_run(tmp_path / str(seed), seed=seed) for seed in (0, 1, 2))]
+    found = summarise(runs).methods["condensed"][10]
+    means = [results.methods["condensed"][10].mean for _, results in runs]
+    assert found.per_run == tuple(means)
+    assert found.runs == 3
+    from scipy import stats
+
+    interval = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert found.ci95 == pytest.approx((interval.high - interval.low) / 2)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_app(cli.make(), list(arguments))
+    return int(caught.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "mnist"], "mnist"),
+        (["run"], "SIMULATION"),
+        (["run", "cifar100", "--profil", "quick"], "--profil"),
+        (["run", "cifar100", "--profile", "huge"], "huge"),
+        (["run", "cifar100", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["run", "cifar100", "--shots", "ten"], "ten"),
+        (["run", "cifar100", "--width", "0"], "width"),
+        (["run", "cifar100", "--tasks", "many"], "many"),
+        (["run", "cifar100", "--individuals", "0"], "individuals"),
+        (["run", "cifar100", "--seed", "1", "--seeds", "1,2"], "--seeds"),
+        (["run", "cifar100", "--seeds", "1,1"], "twice"),
+        (["run", "cifar100", "--seeds", "1,b"], "1,b"),
+        (["run", "cifar100", "--seeds", "1,2", "--resume"], "--resume"),
+        (["run", "cifar100", "--collective-device", "gpu"], "gpu"),
+        (["run", "cifar100", "--resume", "--out", "/no/such/folder"], "no unfinished run"),
+        (["results", "/no/such/folder"], "/no/such/folder"),
+        (["report", "/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_wrong_input_is_one_clear_line_and_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LEARNGENE_DATA", raising=False)
+    assert command(*arguments) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert captured.out == ""
+
+
+def test_the_paper_profile_without_cuda_is_wrong_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sims.settings._cuda_devices", lambda: 0)
+    assert command("run", "cifar100", "--profile", "paper") == 2
+    assert "CUDA" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_everything_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs"
+    arguments = [
+        "--out",
+        str(out),
+        "--data",
+        str(tmp_path),
+        "--individuals",
+        "2",
+        "--shots",
+        "10",
+        "--target-tasks",
+        "5",
+    ]
+    assert command("run", "cifar100", "--dry-run", *arguments) == 0
+    said = capsys.readouterr().out
+    for part in (
+        str(out),
+        str(tmp_path),
+        "5 at 10 shots (3 + 2)",
+        "individual-2",
+        "collective.width",
+        "nothing was run",
+    ):
+        assert part in said
+    assert not out.exists()
+
+
+def test_the_environment_names_the_data_and_help_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEARNGENE_DATA", str(tmp_path))
+    assert command("run", "cifar100", "--dry-run") == 0
+    assert str(tmp_path) in capsys.readouterr().out
+    assert command("run", "--help") == 0
+    assert "LEARNGENE_DATA" in capsys.readouterr().out
+
+
+def test_a_failed_run_exits_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(runner.run.__kwdefaults__ or {}, "submit", MadeFlower(fail))
+    assert command("run", "cifar100", "--profile", "smoke", "--out", str(tmp_path)) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: the run failed: the node individual-1")
+
+
+def test_several_seeds_end_in_one_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(runner.run.__kwdefaults__ or {}, "submit", MadeFlower(finish))
+    assert command("run", "cifar100", "--profile", "smoke", "--out", str(tmp_path), "--seeds", "0,1") == 0
+    said = capsys.readouterr().out
+    assert said.count("report.html") == 4  # name and path, for each of the two
+    [path] = tmp_path.glob("*-seeds/summary.json")
+    assert str(path) in said.replace("\n", "")
+    assert len(json.loads(path.read_text(encoding="utf-8"))["runs"]) == 2
+
+
+def test_results_and_report_of_an_existing_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path, source="stand-in")
+    results = collect(folder)
+    assert command("results", str(folder)) == 0
+    said = capsys.readouterr().out
+    assert f"{results.methods['condensed'][10].mean:.1f} ± " in said
+    assert "NOT CIFAR-100" in " ".join(said.split())
+    assert command("report", str(folder)) == 0
+    assert (folder / "report.html").is_file()
