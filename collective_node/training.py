@@ -69,7 +69,12 @@ def fit(
         RunFailedError: the loss is not a number any more.
     """
     optimiser = torch.optim.SGD(
-        list(parameters), learning_rate, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
+        list(parameters),
+        learning_rate,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=True,
+        fused=True,
     )
     criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     torch.manual_seed(generator.initial_seed())  # dropout takes no generator of its own

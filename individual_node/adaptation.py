@@ -134,7 +134,7 @@ def adapt(
     rows = torch.from_numpy(np.stack([task.support for task in tasks], 1))
     labels = torch.from_numpy(np.stack([task.support_labels for task in tasks], 1))
     optimiser = torch.optim.SGD(
-        model.parameters(), learning_rate, settings.momentum, weight_decay=settings.weight_decay
+        model.parameters(), learning_rate, settings.momentum, weight_decay=settings.weight_decay, fused=True
     )
     model.train()
     for epoch in range(1, settings.epochs + 1):

@@ -26,10 +26,10 @@ def random_patches(images: Tensor, count: int, generator: torch.Generator) -> Te
     return picked.permute(0, 3, 1, 2).flatten(1)
 
 
-def contrast_normalised(patches: Tensor) -> Tensor:
-    """Each patch less its mean, over its standard deviation."""
-    centred = patches - patches.mean(1, keepdim=True)
-    return centred / (centred.square().mean(1, keepdim=True) + CONTRAST).sqrt()
+def contrast_normalised(patches: Tensor, axis: int = 1) -> Tensor:
+    """Each patch (values along ``axis``) less its mean, over its standard deviation."""
+    centred = patches - patches.mean(axis, keepdim=True)
+    return centred / (centred.square().mean(axis, keepdim=True) + CONTRAST).sqrt()
 
 
 def whitening(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,33 +40,40 @@ def whitening(patches: Tensor) -> tuple[Tensor, Tensor]:
     return mean, matrix.to(patches)
 
 
-def encode(images: Tensor, filters: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
-    """Responses of whitened, normalised patches to the filters, rectified both ways, averaged over quadrants.
+def normalised_patches(images: Tensor) -> Tensor:
+    """Every 6x6 patch of ``[N, C, H, W]``, contrast-normalised: ``[N, (H - 5) * (W - 5), C * 36]``."""
+    return contrast_normalised(nn.functional.unfold(images, PATCH).transpose(1, 2), -1)
 
-    A patch's response is ``f . M (c(p) - mean)``: one convolution with ``f M``, corrected for each patch's own mean
-    and deviation, so that no patch is ever copied out.
+
+def quadrant_means(side: int) -> Tensor:
+    """``[4, side * side]``: averages a square map over its quadrants, which share the middle where ``side`` is odd."""
+    half = -(-side // 2)
+    line = torch.zeros(2, side)
+    line[0, :half], line[1, -half:] = 1 / half, 1 / half
+    return torch.einsum("ay,bx->abyx", line, line).reshape(4, side * side)
+
+
+def encode(patches: Tensor, filters: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
+    """Responses of whitened patches to the filters, rectified both ways, averaged over quadrants.
+
+    A patch's response is ``f . M (p - mean)``. Since ``relu(-r) = relu(r) - r`` and averaging ``r`` is linear in the
+    patches, only one rectified map is ever formed.
 
     Args:
-        images: ``[N, C, H, W]`` in 0..1.
+        patches: ``[N, side * side, D]``, contrast-normalised.
         filters: ``[K, D]``, in the whitened space.
 
     Returns:
         ``[N, 8 * K]``.
     """
-    channels = images.shape[1]
     kernel = filters @ matrix
     shift = kernel @ mean
-    local_mean = nn.functional.avg_pool2d(images.mean(1, keepdim=True), PATCH, 1)
-    local_square = nn.functional.avg_pool2d(images.square().mean(1, keepdim=True), PATCH, 1)
-    deviation = (local_square - local_mean.square() + CONTRAST).clamp(min=CONTRAST).sqrt()
-    with autocast(images.device):
-        # The image's own mean goes first: it changes no response and keeps the products small.
-        centre = images.mean((1, 2, 3), keepdim=True)
-        raw = nn.functional.conv2d(images - centre, kernel.view(-1, channels, PATCH, PATCH))
-    total = kernel.sum(1)[:, None, None]
-    response = (raw.float() - total * (local_mean - centre)) / deviation - shift[:, None, None]
-    both = torch.cat([response.relu(), (-response).relu()], 1)
-    return nn.functional.adaptive_avg_pool2d(both, 2).flatten(1)
+    pool = quadrant_means(round(patches.shape[1] ** 0.5)).to(patches)
+    average = (pool @ patches) @ kernel.T - shift
+    with autocast(patches.device):
+        response = nn.functional.linear(patches, kernel, -shift)
+        positive = (pool @ response.relu_()).float()
+    return torch.cat([positive, positive - average], 1).flatten(1)
 
 
 @torch.no_grad()
@@ -95,7 +102,8 @@ def floor_predictions(
     patches = contrast_normalised(random_patches(support, max(5000, 10 * filters), generator))
     mean, matrix = whitening(patches)
     chosen = nn.functional.normalize((patches[:filters] - mean) @ matrix, dim=1)
-    x = torch.cat([encode(part, chosen, mean, matrix) for part in torch.cat([support, test]).split(50)])
+    images = torch.cat([support, test])
+    x = torch.cat([encode(normalised_patches(part), chosen, mean, matrix) for part in images.split(50)])
     known, unknown = x[: len(support)], x[len(support) :]
     centre, spread = known.mean(0), known.std(0) + 1e-2 * known.std()
     scale = spread * known.shape[1] ** 0.5

@@ -64,6 +64,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
         nodes: Flower's numbers of the simulated SuperNodes.
         flower_run: Flower's number of the run; the sockets' paths follow from it.
     """
+    starter = os.getppid()
     events = Events(run.folder / "events.jsonl")
 
     def say(text: str) -> None:
@@ -86,7 +87,6 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
         processes.wait_until_listening()
         clock.stop("start")
         say(f"{len(sites)} node processes: {', '.join(f'{n.party} (pid {n.process.pid})' for n in processes.nodes)}")
-        starter = os.getppid()
 
         def check_alive() -> None:
             check_flower()

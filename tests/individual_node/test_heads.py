@@ -10,6 +10,7 @@ from individual_node.floor import (
     contrast_normalised,
     encode,
     floor_predictions,
+    normalised_patches,
     random_patches,
     whitening,
 )
@@ -47,9 +48,10 @@ def test_encoding_agrees_with_patches_copied_out_one_by_one() -> None:
     response = ((contrast_normalised(patches) - mean) @ matrix) @ filters.T
     response = response.view(3, 7, 7, 10).permute(0, 3, 1, 2)
     both = torch.cat([response.relu(), (-response).relu()], 1)
-    expected = torch.nn.functional.adaptive_avg_pool2d(both, 2).flatten(1)
+    expected = torch.nn.functional.adaptive_avg_pool2d(both, 2)
+    expected = expected.view(3, 2, 10, 4).transpose(2, 3).flatten(1)  # sign, quadrant, filter
     # bfloat16 products, where the machine has them, keep eight bits.
-    torch.testing.assert_close(encode(images, filters, mean, matrix), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(encode(normalised_patches(images), filters, mean, matrix), expected, rtol=0.05, atol=0.05)
 
 
 def test_whitening_makes_patches_nearly_uncorrelated() -> None:
