@@ -17,6 +17,8 @@ from protocol.images import CropAndFlip, DeviceImages, autocast
 from protocol.learngene import Learngene
 from protocol.network import ConvolutionBlock, block_tensors
 
+#: lambda of Table 3.
+PAPER_RETAIN = 1000.0
 #: Called after each epoch with its number (from 1) and the networks.
 EpochObserver = Callable[[int, IndividualNetworks], None]
 
@@ -37,13 +39,7 @@ class RetainLoss:
 
     @classmethod
     def of(cls, blocks: Sequence[ConvolutionBlock], learngene: Learngene) -> "RetainLoss":
-        """Anchored at what the blocks hold now.
-
-        Raises:
-            InputError: the learngene carries no Fisher diagonal.
-        """
-        if learngene.fisher is None:
-            raise InputError("Eq. 9 needs a learngene with a Fisher diagonal, and this one carries none")
+        """Anchored at what the blocks hold now; the learngene carries a Fisher diagonal."""
         named = {n: t for n, t in block_tensors(blocks).items() if f"fisher.{n}" in learngene.tensors}
         return cls(
             list(named.values()),
@@ -58,30 +54,37 @@ class RetainLoss:
         ]
         return 0.5 * torch.stack(terms).sum()
 
-    @property
-    def largest(self) -> float:
-        """The largest entry of the diagonal."""
-        return max(float(f.max()) for f in self.fisher)
-
 
 def _repeated(tensors: Mapping[str, NDArray[np.float32]], name: str, networks: int, like: Tensor) -> Tensor:
     value = torch.from_numpy(np.array(tensors[name])).to(like)
     return value.repeat(networks, *([1] * (value.ndim - 1)))
 
 
-def check_stability(learning_rate: float, retain: float, largest: float, momentum: float) -> None:
-    """Refuse a step that must diverge: along one weight the retain loss is a parabola of curvature ``lambda F``, on
-    which gradient descent with momentum ``m`` converges only below ``2 (1 + m)`` (Polyak 1964; 3.8 for 0.9).
+def largest_stable_retain(learning_rate: float, largest: float, momentum: float) -> float:
+    """The lambda above which a step must diverge: along one weight the retain loss is a parabola of curvature
+    ``lambda F``, on which gradient descent with momentum ``m`` converges only below ``2 (1 + m)`` (Polyak 1964)."""
+    return 2 * (1 + momentum) / (learning_rate * largest) if largest > 0 else float("inf")
+
+
+def choose_retain(learngene: Learngene, settings: IndividualSettings) -> float:
+    """The lambda of Eq. 9 for a learngene: the setting, or the paper's 1000 kept at half of what is stable.
 
     Raises:
-        InputError: ``learning_rate * retain * largest`` exceeds the limit; says what would be stable.
+        InputError: the setting's lambda would diverge (says what would not), or there is no Fisher diagonal.
     """
-    limit = 2 * (1 + momentum)
-    if learning_rate * retain * largest > limit:
+    if learngene.fisher is None:
+        raise InputError("Eq. 9 needs a learngene with a Fisher diagonal, and this one carries none")
+    largest = max(float(tensor.max()) for name, tensor in learngene.tensors.items() if name.startswith("fisher."))
+    limit = largest_stable_retain(settings.learning_rate, largest, settings.momentum)
+    if settings.retain is None:
+        return min(PAPER_RETAIN, limit / 2)
+    if settings.retain > limit:
         raise InputError(
-            f"learning rate {learning_rate:g} x lambda {retain:g} x largest Fisher entry {largest:.3g} is above "
-            f"{limit:g}, so adaptation would diverge; choose lambda at most {limit / learning_rate / largest:.3g}"
+            f"learning rate {settings.learning_rate:g} x lambda {settings.retain:g} x largest Fisher entry "
+            f"{largest:.3g} is above {2 * (1 + settings.momentum):g}, so adaptation would diverge; "
+            f"choose lambda at most {limit:.3g}"
         )
+    return settings.retain
 
 
 def task_generator(seed: int, purpose: str, shots: int, task: int) -> torch.Generator:
@@ -116,21 +119,16 @@ def adapt(
         learngene: what is inherited; None trains the same architecture from scratch, with Eq. 6 alone.
         images: the support images that the tasks' rows point into; labels are not read.
         generators: one per task: initial weights, order and augmentation of that task.
-        retain: lambda; 0 leaves the retain loss out.
+        retain: lambda, see :func:`choose_retain`; 0 leaves the retain loss out.
 
     Returns:
         The networks, in evaluation mode.
-
-    Raises:
-        InputError: the retain loss would diverge, or has no Fisher diagonal to work with.
     """
     count, ways, networks = len(tasks[0].support), tasks[0].ways, len(tasks)
     device = images.pixels.device
     model = reconstruct(architecture, learngene, ways=ways, generators=generators)
     model = model.to(device).to(memory_format=torch.channels_last)
     retain_loss = RetainLoss.of(model.inherited, learngene) if learngene is not None and retain > 0 else None
-    if retain_loss is not None:
-        check_stability(learning_rate, retain, retain_loss.largest, settings.momentum)
     rows = torch.from_numpy(np.stack([task.support for task in tasks], 1))
     labels = torch.from_numpy(np.stack([task.support_labels for task in tasks], 1))
     optimiser = torch.optim.SGD(

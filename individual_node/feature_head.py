@@ -1,4 +1,6 @@
-"""The head of the condensed form: logistic regression on the centred, normalised inherited features."""
+"""The head of the condensed form: logistic regression on the inherited features, which stay as they are."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -6,23 +8,42 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from protocol.images import DeviceImages, autocast
+from protocol.network import ConvolutionBlock
 
 
 @torch.no_grad()
-def inherited_features(blocks: nn.Module, images: DeviceImages, rows: NDArray[np.int64]) -> Tensor:
-    """Features of the rows' images, averaged over the image and its mirror image: float32 ``[len(rows), F]``."""
-    found = []
+def inherited_features(
+    blocks: Sequence[ConvolutionBlock], handover: int, images: DeviceImages, rows: NDArray[np.int64]
+) -> list[Tensor]:
+    """Two views of each image: what the stem hands over to the top, and what the top makes of it.
+
+    Each is averaged over the image and its mirror image, then its square root is taken, which tames the long tail
+    that features have after a ReLU (a power transform, Hu, Gripon and Pateux 2021, section 3.2).
+
+    Args:
+        blocks: the inherited blocks, in evaluation mode.
+        handover: number of blocks in the stem.
+        rows: which images.
+
+    Returns:
+        float32 ``[len(rows), F]`` for the stem's and for the top's features.
+    """
+    stem, top = nn.Sequential(*blocks[:handover]), nn.Sequential(*blocks[handover:])
+    views: list[list[Tensor]] = [[], []]
     for index in torch.from_numpy(rows).split(256):
         x, _ = images.batch(index)
         with autocast(images.pixels.device):
-            features = blocks(x) + blocks(x.flip(3))
-        found.append(features.float().flatten(1))
-    return torch.cat(found)
+            front = [stem(picture) for picture in (x, x.flip(3))]
+            deep = [top(features) for features in front]
+        for view, (plain, mirrored) in zip(views, (front, deep), strict=True):
+            view.append((plain + mirrored).float().flatten(1).clamp(min=0).sqrt())
+    return [torch.cat(view) for view in views]
 
 
-def centred_and_normalised(features: Tensor, centre: Tensor) -> Tensor:
-    """``(f - centre) / |f - centre|`` of features ``[..., F]``."""
-    return nn.functional.normalize(features - centre, dim=-1)
+def centred_and_normalised(views: Sequence[Tensor], centres: Sequence[Tensor]) -> Tensor:
+    """``(f - centre) / |f - centre|`` of each view ``[..., n, F]`` less its centre ``[..., 1, F]``, side by side."""
+    parts = [nn.functional.normalize(f - c, dim=-1) for f, c in zip(views, centres, strict=True)]
+    return torch.cat(parts, -1)
 
 
 def logistic_regression(x: Tensor, labels: Tensor, ways: int, penalty: float, iterations: int = 100) -> Tensor:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from individual_node.adaptation import adapt, task_generator, test_accuracy
+from individual_node.adaptation import adapt, choose_retain, task_generator, test_accuracy
 from individual_node.feature_head import (
     centred_and_normalised,
     inherited_features,
@@ -24,7 +25,7 @@ from protocol.errors import InputError
 from protocol.events import Events
 from protocol.images import DeviceImages, Normalisation
 from protocol.learngene import Learngene
-from protocol.network import build_blocks, load_blocks
+from protocol.network import ConvolutionBlock, build_blocks, load_blocks
 
 #: Epochs after which the learning curves look at the test images, besides the last.
 CURVE_EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 70, 100)
@@ -92,7 +93,7 @@ class Bench:
                 raise InputError(f"the learngene takes images of {shape}, the folder holds {images.shape[1:]}")
         normalisation = Normalisation(learngene.tensors["input.mean"], learngene.tensors["input.std"])
 
-        def load(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> DeviceImages:
+        def load(images: NDArray[np.uint8]) -> DeviceImages:
             return DeviceImages.load(images, np.zeros(len(images), np.int64), normalisation, self.device)
 
         return load(self.images.support_images), load(self.images.test_images)
@@ -103,6 +104,7 @@ class Bench:
         support, test = self._loaded(learngene)
         settings, outcome = self.settings, Outcome()
         inherits = method != "scratch"
+        retain = choose_retain(learngene, settings) if inherits else 0.0
         done = 0
         for group in groups(tasks, settings.networks_at_once):
             observe = self._observer(method, group, shots, done, len(tasks), test, outcome)
@@ -114,7 +116,7 @@ class Bench:
                 settings,
                 [task_generator(self.seed, method, shots, task.number) for task in group],
                 learning_rate=settings.learning_rate if inherits else settings.scratch_learning_rate,
-                retain=settings.retain if inherits else 0.0,
+                retain=retain,
                 observe=observe,
             )
             found = test_accuracy(model, group, test)
@@ -146,22 +148,24 @@ class Bench:
     def _condensed(self, tasks: Sequence[TargetTask], shots: int) -> Outcome:
         """A logistic head on the inherited features, which stay as they are."""
         learngene = self.learngenes["condensed"]
-        blocks = build_blocks(learngene.architecture.blocks)
-        load_blocks(list(blocks), learngene.tensors)  # type: ignore[arg-type]
-        blocks = blocks.to(self.device).to(memory_format=torch.channels_last).eval()
+        network = build_blocks(learngene.architecture.blocks)
+        blocks = [block for block in network if isinstance(block, ConvolutionBlock)]
+        load_blocks(blocks, learngene.tensors)
+        network.to(self.device).to(memory_format=torch.channels_last).eval()
+        handover = sum(block.role == "stem" for block in learngene.architecture.blocks)
         support, test = self._loaded(learngene)
-        support_features = _features(blocks, support, [task.support for task in tasks])
-        test_features = _features(blocks, test, [task.test for task in tasks])
+        support_views = _features(blocks, handover, support, [task.support for task in tasks])
+        test_views = _features(blocks, handover, test, [task.test for task in tasks])
         outcome, done = Outcome(), 0
         for group in groups(tasks, self.settings.networks_at_once):
-            known = torch.stack([support_features[torch.from_numpy(task.support)] for task in group])
-            unknown = torch.stack([test_features[torch.from_numpy(task.test)] for task in group])
+            known = [torch.stack([view[torch.from_numpy(task.support)] for task in group]) for view in support_views]
+            unknown = [torch.stack([view[torch.from_numpy(task.test)] for task in group]) for view in test_views]
             labels = torch.from_numpy(np.stack([task.support_labels for task in group])).to(self.device)
-            centre = known.mean(1, keepdim=True)
+            centres = [view.mean(1, keepdim=True) for view in known]
             weight = logistic_regression(
-                centred_and_normalised(known, centre), labels, group[0].ways, self.settings.penalty
+                centred_and_normalised(known, centres), labels, group[0].ways, self.settings.penalty
             )
-            predicted = predict(weight, centred_and_normalised(unknown, centre))
+            predicted = predict(weight, centred_and_normalised(unknown, centres))
             outcome.accuracy.update(_scores(group, predicted))
             done += len(group)
             self.events.append("method", done, len(tasks), f"condensed, {shots} shots")
@@ -196,17 +200,19 @@ def groups(tasks: Sequence[TargetTask], size: int) -> Iterator[Sequence[TargetTa
 
 
 def _features(
-    blocks: torch.nn.Module, images: DeviceImages, rows: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]]
-) -> Tensor:
-    """Features ``[len(images), F]`` of the rows that are used; the others stay 0."""
+    blocks: Sequence[ConvolutionBlock], handover: int, images: DeviceImages, rows: Sequence[NDArray[np.int64]]
+) -> list[Tensor]:
+    """Both views ``[len(images), F]`` of the rows that are used; the others stay 0."""
     used = np.unique(np.concatenate(rows))
-    found = inherited_features(blocks, images, used)
-    features = found.new_zeros((len(images), found.shape[1]))
-    features[torch.from_numpy(used).to(found.device)] = found
-    return features
+    views = []
+    for found in inherited_features(blocks, handover, images, used):
+        view = found.new_zeros((len(images), found.shape[1]))
+        view[torch.from_numpy(used).to(found.device)] = found
+        views.append(view)
+    return views
 
 
-def _unit(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], device: torch.device) -> Tensor:
+def _unit(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
 
 

@@ -7,6 +7,7 @@ from typing import get_args
 import torch
 
 from individual_node import target_tasks
+from individual_node.adaptation import choose_retain
 from individual_node.configuration import IndividualConfiguration
 from individual_node.methods import FORMS, Bench
 from protocol.architecture import Form
@@ -91,6 +92,11 @@ class IndividualProgram:
                 }
                 for method, by_shots in outcomes.items()
                 if any(outcome.curve for outcome in by_shots.values())
+            },
+            "retain": {
+                method: choose_retain(learngenes[FORMS[method]], self._settings)
+                for method in self._settings.methods
+                if method in ("condensed-eq9", "paper")
             },
             "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
             "device": str(self._device),

@@ -1,7 +1,7 @@
 """The individual's network, built from a learngene's own description (Algorithm 1, RECONSTRUCT)."""
 
-from itertools import pairwise
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn

@@ -98,13 +98,15 @@ class NodeCurve(BaseModel):
 
 
 class NodeFacts(BaseModel):
-    """How one node ran: ``confinement`` is its own line about what the operating system enforced."""
+    """How one node ran: ``confinement`` is its own line about what the operating system enforced, ``retain`` the
+    lambda of Eq. 9 that it used, by method."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     device: str = "unknown"
     threads: int | None = None
     confinement: str = "unconfined"
+    retain: dict[str, float] = {}
 
 
 class GradientTrend(BaseModel):

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from individual_node.adaptation import RetainLoss, adapt, check_stability, side_by_side, task_generator
+from individual_node.adaptation import (
+    RetainLoss,
+    adapt,
+    choose_retain,
+    largest_stable_retain,
+    side_by_side,
+    task_generator,
+)
 from individual_node.adaptation import test_accuracy as accuracy_on_test_images
 from individual_node.reconstruction import IndividualNetworks, light_blocks, reconstruct
 from individual_node.settings import IndividualSettings
@@ -201,16 +208,27 @@ def test_from_scratch_inherits_nothing() -> None:
             assert not np.allclose(tensor.detach().numpy(), gene.tensors[name])
 
 
-def test_a_step_that_must_diverge_is_refused_and_the_stable_lambda_is_named() -> None:
-    check_stability(0.005, 1000, 0.75, 0.9)
-    with pytest.raises(InputError, match="at most 760"):
-        check_stability(0.005, 1000, 1.0, 0.9)
+def test_a_lambda_that_must_diverge_is_refused_and_the_stable_one_is_named() -> None:
+    settings = IndividualSettings(learning_rate=0.005, retain=1000)
+    assert choose_retain(learngene(fisher=0.75), settings) == 1000
+    gene = learngene(fisher=2.0)
+    largest = max(float(t.max()) for n, t in gene.tensors.items() if n.startswith("fisher"))
+    with pytest.raises(InputError, match=f"at most {3.8 / 0.005 / largest:.3g}"):
+        choose_retain(gene, settings)
+
+
+def test_without_a_lambda_it_is_the_papers_or_half_of_what_is_stable() -> None:
+    settings = IndividualSettings(learning_rate=0.005)
+    assert choose_retain(learngene(fisher=0.1), settings) == 1000
+    gene = learngene(fisher=8.0)
+    largest = max(float(t.max()) for n, t in gene.tensors.items() if n.startswith("fisher"))
+    assert choose_retain(gene, settings) == pytest.approx(1.9 / 0.005 / largest)
 
 
 @pytest.mark.parametrize(("share", "converges"), [(0.95, True), (1.05, False)])
 def test_the_limit_is_where_gradient_descent_with_momentum_diverges(share: float, converges: bool) -> None:
     rate, momentum = 0.005, 0.9
-    curvature = share * 2 * (1 + momentum) / rate
+    curvature = share * largest_stable_retain(rate, 1.0, momentum)
     theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.SGD([theta], rate, momentum)
     for _ in range(2000):
@@ -242,13 +260,4 @@ def test_a_learngene_without_a_fisher_diagonal_cannot_be_retained() -> None:
     gene = learngene()
     bare = Learngene(gene.architecture, {n: t for n, t in gene.tensors.items() if not n.startswith("fisher")}, None)
     with pytest.raises(InputError, match="Fisher"):
-        adapt(
-            bare.architecture,
-            bare,
-            [task(0)],
-            images(),
-            IndividualSettings(),
-            generators(0),
-            learning_rate=0.01,
-            retain=1.0,
-        )
+        choose_retain(bare, IndividualSettings())

@@ -4,7 +4,12 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from individual_node.feature_head import centred_and_normalised, logistic_regression, predict
+from individual_node.feature_head import (
+    centred_and_normalised,
+    inherited_features,
+    logistic_regression,
+    predict,
+)
 from individual_node.floor import (
     PATCH,
     contrast_normalised,
@@ -14,6 +19,8 @@ from individual_node.floor import (
     random_patches,
     whitening,
 )
+from protocol.images import DeviceImages, Normalisation
+from protocol.network import ConvolutionBlock
 
 
 def test_logistic_regression_agrees_with_scikit_learn() -> None:
@@ -29,13 +36,28 @@ def test_logistic_regression_agrees_with_scikit_learn() -> None:
         np.testing.assert_array_equal(found[task], reference.predict(unknown[task]))
 
 
-def test_features_are_centred_and_of_length_one() -> None:
-    features = torch.randn(7, 5)
-    centre = features.mean(0)
-    found = centred_and_normalised(features, centre)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(7))
-    direction = (features[2] - centre) / (features[2] - centre).norm()
-    torch.testing.assert_close(found[2], direction)
+def test_each_view_is_centred_and_of_length_one() -> None:
+    views = [torch.rand(7, 5), torch.rand(7, 3)]
+    centres = [view.mean(0, keepdim=True) for view in views]
+    found = centred_and_normalised(views, centres)
+    assert found.shape == (7, 8)
+    for part, view, centre in zip(found.split((5, 3), 1), views, centres, strict=True):
+        direction = (view - centre) / (view - centre).norm(dim=1, keepdim=True)
+        torch.testing.assert_close(part, direction)
+
+
+def test_an_image_and_its_mirror_image_have_the_same_features() -> None:
+    torch.manual_seed(0)
+    blocks = [ConvolutionBlock(3, 4, pool=True).eval(), ConvolutionBlock(4, 6, pool=True).eval()]
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    both = np.concatenate([pixels, pixels[:, :, ::-1]])
+    images = DeviceImages.load(both, np.zeros(10, np.int64), Normalisation.of(pixels), torch.device("cpu"))
+    stem, top = inherited_features(blocks, 1, images, np.arange(10))
+    assert stem.shape == (10, 4 * 4 * 4)
+    assert top.shape == (10, 6 * 2 * 2)
+    for view in (stem, top):
+        torch.testing.assert_close(view[:5], view[5:], rtol=1e-2, atol=1e-2)  # of bfloat16
+        assert not torch.allclose(view[0], view[1], rtol=1e-2, atol=1e-2)
 
 
 def test_encoding_agrees_with_patches_copied_out_one_by_one() -> None:
@@ -51,7 +73,9 @@ def test_encoding_agrees_with_patches_copied_out_one_by_one() -> None:
     expected = torch.nn.functional.adaptive_avg_pool2d(both, 2)
     expected = expected.view(3, 2, 10, 4).transpose(2, 3).flatten(1)  # sign, quadrant, filter
     # bfloat16 products, where the machine has them, keep eight bits.
-    torch.testing.assert_close(encode(normalised_patches(images), filters, mean, matrix), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(
+        encode(normalised_patches(images), filters, mean, matrix), expected, rtol=0.05, atol=0.05
+    )
 
 
 def test_whitening_makes_patches_nearly_uncorrelated() -> None:

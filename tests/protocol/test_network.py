@@ -1,0 +1,76 @@
+"""Tests of blocks as modules: grouped networks are independent, and a learngene's tensors arrive where they belong."""
+
+import numpy as np
+import pytest
+import torch
+
+from protocol.architecture import Architecture, Block, InputContract
+from protocol.network import ConvolutionBlock, block_tensors, build_blocks, describe, initialise, load_blocks
+
+BLOCKS = (
+    Block(role="stem", in_channels=3, out_channels=4, pool=True),
+    Block(role="top", in_channels=4, out_channels=6, pool=False),
+)
+
+
+def blocks_of(chain: torch.nn.Sequential) -> list[ConvolutionBlock]:
+    return [block for block in chain if isinstance(block, ConvolutionBlock)]
+
+
+def filled(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    architecture = Architecture(form="condensed", input=InputContract(height=8, width=8, channels=3), blocks=BLOCKS)
+    return {
+        name: rng.uniform(0.2, 1, shape).astype(np.float32)
+        for name, (role, shape) in architecture.tensors(fisher=False).items()
+        if role != "input"
+    }
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_networks_side_by_side_are_independent(training: bool) -> None:
+    joint = build_blocks(BLOCKS, networks=2).train(training)
+    singles = [build_blocks(BLOCKS).train(training) for _ in range(2)]
+    for index, single in enumerate(singles):
+        load_blocks(blocks_of(single), filled(index))
+    with torch.no_grad():
+        for name, tensor in block_tensors(blocks_of(joint)).items():
+            tensor.copy_(torch.cat([block_tensors(blocks_of(single))[name] for single in singles]))
+    x = torch.randn(5, 6, 8, 8)
+    found = joint(x)
+    for index, single in enumerate(singles):
+        torch.testing.assert_close(
+            found[:, 6 * index : 6 * index + 6], single(x[:, 3 * index : 3 * index + 3]), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_learngene_fills_every_network() -> None:
+    joint = build_blocks(BLOCKS, networks=3)
+    tensors = filled(0)
+    load_blocks(blocks_of(joint), tensors)
+    for name, tensor in block_tensors(blocks_of(joint)).items():
+        for part in tensor.detach().chunk(3):
+            np.testing.assert_array_equal(part.numpy(), tensors[name])
+
+
+def test_a_tensor_of_another_shape_is_refused_and_both_shapes_are_named() -> None:
+    tensors = filled(0)
+    tensors["block.1.conv.weight"] = np.ones((6, 5, 3, 3), np.float32)
+    with pytest.raises(ValueError, match=r"\(6, 5, 3, 3\), the network \(6, 4, 3, 3\)"):
+        load_blocks(blocks_of(build_blocks(BLOCKS)), tensors)
+
+
+def test_initial_weights_have_the_variance_of_he_and_come_from_the_generator() -> None:
+    def drawn(seed: int) -> torch.Tensor:
+        chain = build_blocks([Block(role="stem", in_channels=32, out_channels=128, pool=False)])
+        initialise(chain, torch.Generator().manual_seed(seed))
+        return blocks_of(chain)[0].conv.weight.detach()
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+    assert float(drawn(1).var()) == pytest.approx(2 / (32 * 9), rel=0.05)
+
+
+def test_an_architecture_is_described_in_a_line() -> None:
+    contract = InputContract(height=8, width=8, channels=3)
+    assert describe(Architecture(form="condensed", input=contract, blocks=BLOCKS)) == "3 -> 4p | 6"
