@@ -1,1 +1,15 @@
-"""The collective's side: a network that grows over tasks, and the learngene that it publishes."""
+"""The collective's side: a network that grows over tasks, and the learngene that it publishes.
+
+Public, each by its own module (nothing is imported here, so that a node can be confined before torch is loaded):
+
+- ``collective_node.learngenes.evolve``: from images to learngenes in one call. Its steps are
+  ``collective_node.evolution.Evolution`` (tasks, checkpoints, condensing) and
+  ``collective_node.publishing.learngene_of`` (blocks and Fisher diagonal).
+- ``collective_node.settings.CollectiveSettings``: every number that decides what is learned.
+- ``collective_node.private_images``: the collective's folder.
+- ``collective_node.expandable_network``: the network, and how it widens and gets new outputs.
+- ``collective_node.criterion.GradientTrend``: the criterion of Eq. 4 and 5.
+- ``collective_node.program.make``: the node's program; the command ``collective-node`` starts it.
+
+Everything else may change without notice. ``docs/python-api.md`` has a whole example.
+"""

@@ -1,8 +1,8 @@
 """Condensing: a light stem, trained by the collective in front of its own top layers, which stay as they are."""
 
 import copy
-from itertools import pairwise
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn

@@ -9,20 +9,20 @@ import torch
 
 from collective_node import private_images
 from collective_node.configuration import CollectiveConfiguration
-from collective_node.evolution import Collective, Evolution
-from collective_node.publishing import learngene_of
-from protocol.audit import Crossings
+from collective_node.evolution import Collective
+from collective_node.learngenes import Evolved, evolve
+from protocol.architecture import Form
 from protocol.bundle import CollectiveDesk
 from protocol.confinement import Confinement
 from protocol.errors import PolicyDeniedError
 from protocol.events import Events
 from protocol.images import choose_device
 from protocol.keys import SigningKey
-from protocol.ledger import CollectiveLedger
+from protocol.learngene import Learngene
+from protocol.ledger import StoredRelease
 from protocol.metrics import METRICS_FILE, write_metrics
 from protocol.network import describe
 from protocol.node import Job, Program, Role
-from protocol.policy import Policy
 from protocol.socket import Frame
 from protocol.trust import TrustStore
 
@@ -41,14 +41,13 @@ class CollectiveProgram:
         self._device = choose_device(node.device)
         if node.threads:
             torch.set_num_threads(node.threads)
-        self._ledger = CollectiveLedger(node.state)
-        self._desk = CollectiveDesk(
+        self._desk = CollectiveDesk.open(
+            node.state,
+            party=node.party,
             key=SigningKey.load(node.key),
             trust=TrustStore.load(node.trust),
-            ledger=self._ledger,
-            policy=Policy.for_role("collective"),
             run_id=node.run_id,
-            crossings=Crossings(node.state / "crossings.jsonl", node.party, _now),
+            clock=_now,
         )
         self._events = Events(node.state / "events.jsonl")
         self._job = Job()
@@ -70,77 +69,45 @@ class CollectiveProgram:
 
     def _evolve(self) -> None:
         """Train, condense and publish what is not there yet; then write the figures."""
-        published = {form: self._ledger.latest(self._node.run_id, form) for form in self._settings.forms}
-        if (self._node.state / METRICS_FILE).exists() and None not in published.values():
+        published = [self._desk.published(form) for form in self._settings.forms]
+        if (self._node.state / METRICS_FILE).exists() and None not in published:
             logger.info("the learngene of this run is published already")
             return
-        images = private_images.read(self._node.data)
-        evolution = Evolution(
-            images, self._settings, self._node.seed, self._device, self._node.state / "checkpoint", self._events
+        evolved = evolve(
+            private_images.read(self._node.data),
+            self._settings,
+            seed=self._node.seed,
+            device=self._device,
+            checkpoints=self._node.state / "checkpoint",
+            events=self._events,
         )
-        seconds: dict[str, float] = {}
-        started = time.perf_counter()
-        collective = evolution.run()
-        seconds["train"] = time.perf_counter() - started
-
-        started = time.perf_counter()
-        condensed, accuracy = evolution.condense(collective)
-        seconds["condense"] = time.perf_counter() - started
-
-        started = time.perf_counter()
-        parameters = {"collective": sum(p.numel() for p in collective.network.parameters())}
-        descriptions: dict[str, Mapping[str, object]] = {}
-        for number, form in enumerate(self._settings.forms):
-            self._events.append("fisher", number, len(self._settings.forms), f"Fisher diagonal, form {form}")
-            learngene = learngene_of(form, evolution, collective, condensed, self._node.seed + number)
-            release = self._desk.publish(learngene, _now())
-            parameters[form] = sum(
-                learngene.tensors[name].size
-                for name, (role, _) in learngene.architecture.tensors(fisher=False).items()
-                if role == "weight"
-            )
-            assert learngene.fisher is not None
-            fisher = {name: t for name, t in learngene.tensors.items() if name.startswith("fisher.")}
-            descriptions[form] = {
-                "architecture": describe(learngene.architecture),
-                "release": release.digest,
-                "fisher": {
-                    **learngene.fisher.model_dump(),
-                    "largest": max(float(t.max()) for t in fisher.values()),
-                    "mean": sum(float(t.sum()) for t in fisher.values()) / sum(t.size for t in fisher.values()),
-                },
-            }
+        releases = {form: self._desk.publish(learngene, _now()) for form, learngene in evolved.learngenes.items()}
         self._events.append("fisher", 1, 1, "published")
-        seconds["fisher"] = time.perf_counter() - started
-        write_metrics(self._node.state, self._metrics(collective, accuracy, parameters, descriptions, seconds))
+        write_metrics(self._node.state, self._metrics(evolved, releases))
 
-    def _metrics(
-        self,
-        collective: Collective,
-        condensed_accuracy: float,
-        parameters: Mapping[str, int],
-        learngenes: Mapping[str, Mapping[str, object]],
-        seconds: Mapping[str, float],
-    ) -> dict[str, object]:
-        trend = collective.trend
-        layers = [f"conv {number + 1}" for number in range(trend.layers)]
+    def _metrics(self, evolved: Evolved, releases: Mapping[Form, StoredRelease]) -> dict[str, object]:
+        collective, trend = evolved.collective, evolved.collective.trend
+        parameters = {"collective": sum(p.numel() for p in collective.network.parameters())}
+        parameters |= {form: _weights(learngene) for form, learngene in evolved.learngenes.items()}
         return {
             "tasks": [task.model_dump() for task in collective.tasks],
             "base_accuracy": collective.tasks[-1].accuracy,
             "known_classes": len(collective.known),
-            "condensed_accuracy": condensed_accuracy,
+            "condensed_accuracy": evolved.condensed_accuracy,
             "gradient_trend": {
-                "layers": layers,
+                "layers": [f"conv {number + 1}" for number in range(trend.layers)],
                 "rho": [list(row) for row in zip(*trend.rho, strict=True)],
                 "sigma": trend.sigma,
             },
-            "learngenes": learngenes,
+            "learngenes": {
+                form: _described(learngene, releases[form]) for form, learngene in evolved.learngenes.items()
+            },
             "parameters": parameters,
             "weights_sha256": _digest(collective),
             "device": str(self._device),
             "threads": torch.get_num_threads(),
             "confinement": self._confinement.line,
-            "seconds": seconds,
+            "seconds": evolved.seconds,
         }
 
 
@@ -155,6 +122,26 @@ def make(configuration: CollectiveConfiguration, confinement: Confinement) -> Pr
 
 def _now() -> int:
     return int(time.time())
+
+
+def _weights(learngene: Learngene) -> int:
+    """Weights that a learngene carries; its BatchNorm statistics and Fisher diagonal apart."""
+    allowed = learngene.architecture.tensors(fisher=False)
+    return sum(learngene.tensors[name].size for name, (role, _) in allowed.items() if role == "weight")
+
+
+def _described(learngene: Learngene, release: StoredRelease) -> dict[str, object]:
+    assert learngene.fisher is not None
+    fisher = [tensor for name, tensor in learngene.tensors.items() if name.startswith("fisher.")]
+    return {
+        "architecture": describe(learngene.architecture),
+        "release": release.digest,
+        "fisher": {
+            **learngene.fisher.model_dump(),
+            "largest": max(float(t.max()) for t in fisher),
+            "mean": sum(float(t.sum()) for t in fisher) / sum(t.size for t in fisher),
+        },
+    }
 
 
 def _digest(collective: Collective) -> str:

@@ -1,1 +1,15 @@
-"""The individual's side: verify a learngene, inherit it, adapt it to a few images of one's own."""
+"""The individual's side: verify a learngene, inherit it, adapt it to a few images of one's own.
+
+Public, each by its own module (nothing is imported here, so that a node can be confined before torch is loaded):
+
+- ``individual_node.methods.Bench``: every method on every target task of the individual's folder.
+- ``individual_node.settings.IndividualSettings``: which methods, and how they adapt.
+- ``individual_node.target_tasks``: the individual's folder, and ``TargetTask``.
+- ``individual_node.reconstruction.reconstruct``: networks built from a learngene's own description.
+- ``individual_node.adaptation``: ``adapt`` (Eq. 9), ``RetainLoss`` (Eq. 8), ``test_accuracy``.
+- ``individual_node.feature_head``: the logistic head on inherited features.
+- ``individual_node.floor.floor_predictions``: what can be had without any learngene.
+- ``individual_node.program.make``: the node's program; the command ``individual-node`` starts it.
+
+Everything else may change without notice. ``docs/python-api.md`` has a whole example.
+"""

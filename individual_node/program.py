@@ -11,18 +11,15 @@ from individual_node.adaptation import choose_retain
 from individual_node.configuration import IndividualConfiguration
 from individual_node.methods import FORMS, Bench
 from protocol.architecture import Form
-from protocol.audit import Crossings
 from protocol.bundle import IndividualDesk
 from protocol.confinement import Confinement
 from protocol.errors import MalformedError, PolicyDeniedError
 from protocol.events import Events
 from protocol.images import choose_device
 from protocol.keys import SigningKey
-from protocol.ledger import IndividualLedger
 from protocol.metrics import write_metrics
 from protocol.network import describe
 from protocol.node import Job, Program, Role
-from protocol.policy import Policy
 from protocol.socket import Frame
 from protocol.trust import TrustStore
 
@@ -39,13 +36,13 @@ class IndividualProgram:
         self._device = choose_device(node.device)
         if node.threads:
             torch.set_num_threads(node.threads)
-        self._desk = IndividualDesk(
+        self._desk = IndividualDesk.open(
+            node.state,
+            party=node.party,
             key=SigningKey.load(node.key),
             trust=TrustStore.load(node.trust),
-            ledger=IndividualLedger(node.state),
-            policy=Policy.for_role("individual"),
             run_id=node.run_id,
-            crossings=Crossings(node.state / "crossings.jsonl", node.party, _now),
+            clock=_now,
         )
         self._events = Events(node.state / "events.jsonl")
         self._job = Job()

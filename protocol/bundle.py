@@ -4,6 +4,8 @@ A desk is the last thing before the socket: what it returns has passed the polic
 is recorded in the log of crossings.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from protocol import blob as blobs
@@ -182,6 +184,25 @@ class CollectiveDesk:
         self._run_id = run_id
         self._crossings = crossings
 
+    @classmethod
+    def open(
+        cls, state: Path, *, party: str, key: SigningKey, trust: TrustStore, run_id: str, clock: Callable[[], int]
+    ) -> "CollectiveDesk":
+        """The desk of ``party`` under its role's default policy; ledger and log of crossings lie in its own folder.
+
+        Args:
+            state: the party's own folder, made where there is none.
+            clock: unix seconds, for the log of crossings.
+        """
+        return cls(
+            key=key,
+            trust=trust,
+            ledger=CollectiveLedger(state),
+            policy=Policy.for_role("collective"),
+            run_id=run_id,
+            crossings=Crossings(state / "crossings.jsonl", party, clock),
+        )
+
     def publish(self, learngene: Learngene, now: int) -> StoredRelease:
         """Sign and store a learngene as the next release of the run. Nothing is sent yet.
 
@@ -212,6 +233,10 @@ class CollectiveDesk:
             self._ledger.keep_blob(published, data)
             return published
         return self._ledger.add_release(release, data)
+
+    def published(self, form: Form) -> StoredRelease | None:
+        """The newest release of a form in this run; None where there is none."""
+        return self._ledger.latest(self._run_id, form)
 
     def answer_request(self, request: bytes, now: int) -> Answer:
         """Grant the newest release of the form that a request asks for. The same request again has the same answer.
@@ -320,6 +345,25 @@ class IndividualDesk:
         self._policy = policy
         self._run_id = run_id
         self._crossings = crossings
+
+    @classmethod
+    def open(
+        cls, state: Path, *, party: str, key: SigningKey, trust: TrustStore, run_id: str, clock: Callable[[], int]
+    ) -> "IndividualDesk":
+        """The desk of ``party`` under its role's default policy; ledger and log of crossings lie in its own folder.
+
+        Args:
+            state: the party's own folder, made where there is none.
+            clock: unix seconds, for the log of crossings.
+        """
+        return cls(
+            key=key,
+            trust=trust,
+            ledger=IndividualLedger(state),
+            policy=Policy.for_role("individual"),
+            run_id=run_id,
+            crossings=Crossings(state / "crossings.jsonl", party, clock),
+        )
 
     def request(self, form: Form, now: int, nonce: bytes, *, fresh: bool = False) -> bytes:
         """The request for a form, to be sent.

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 Exchange = Callable[[int, Frame], Frame]
 
+#: Both, so that a node with its default settings finds what its methods need.
+DEFAULT_FORMS = "condensed,paper"
 #: Seconds between two looks at long work.
 POLL_SECONDS = 2.0
 #: A wish that did not reach its node, or whose answer got lost, is repeated; every wish may be repeated.
@@ -32,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         RunFailedError: the round did not reach its end; Flower then calls the run failed.
     """
-    forms, individuals, patience = _deployment_settings(context)
+    forms, individuals, patience = deployment_settings(context.run_config)
     nodes = _wait_for_nodes(grid, 1 + individuals, patience)
     run_round(exchange_over(grid, check_flower), nodes, forms, print, time.sleep, check_flower)
 
@@ -58,8 +60,8 @@ def run_round(
         check_alive: called between two looks at long work; raises where a node has died.
 
     Raises:
-        RunFailedError: there is no single collective, or a node refused or failed. Where only individuals failed, the
-            others have finished before it is raised.
+        PartyFailedError: a node refused or failed. Where only individuals failed, the others have finished before.
+        RunFailedError: there is no single collective, or nobody answers.
     """
     ask = _patient(exchange, sleep, check_alive)
     collective, individuals = _roles(ask, nodes)
@@ -71,7 +73,7 @@ def run_round(
         check_alive()
         sleep(POLL_SECONDS)
 
-    failures: dict[str, str] = {}
+    failures: list[PartyFailedError] = []
     adapting: list[_Party] = []
     for individual in individuals:
         try:
@@ -79,8 +81,8 @@ def run_round(
                 _inherit(collective, individual, form, on_event)
             individual.order("adapt")
             adapting.append(individual)
-        except _PartyFailedError as error:
-            failures[individual.party] = str(error)
+        except PartyFailedError as error:
+            failures.append(error)
     on_event(f"{len(adapting)} of {len(individuals)} individuals adapt")
     while adapting:
         check_alive()
@@ -88,18 +90,23 @@ def run_round(
             try:
                 if individual.works("adapt"):
                     continue
-            except _PartyFailedError as error:
-                failures[individual.party] = str(error)
+            except PartyFailedError as error:
+                failures.append(error)
             adapting.remove(individual)
         if adapting:
             sleep(POLL_SECONDS)
     if failures:
-        raise RunFailedError("; ".join(failures.values()))
+        parties = dict.fromkeys(party for failure in failures for party in failure.parties)
+        raise PartyFailedError("; ".join(dict.fromkeys(map(str, failures))), *parties)
     on_event("the round is complete")
 
 
-class _PartyFailedError(RunFailedError):
-    """A party refused a wish, or its work failed."""
+class PartyFailedError(RunFailedError):
+    """Parties refused a wish, or their work failed; ``parties`` are their own names for themselves."""
+
+    def __init__(self, text: str, *parties: str) -> None:
+        super().__init__(text)
+        self.parties = parties
 
 
 class _Party:
@@ -117,14 +124,14 @@ class _Party:
         answer = self._exchange(self._node, Frame(word, words=words or {}, parts=parts or {}))
         if answer.word == "refused":
             code = answer.words.get("code", "no code")
-            raise _PartyFailedError(f"{self.party} refused {word!r} ({code}); its own log says why")
+            raise PartyFailedError(f"{self.party} refused {word!r} ({code}); its own log says why", self.party)
         return answer
 
     def parts(self, answer: Frame, *names: str) -> dict[str, bytes]:
         """The named parts of this party's answer, and no others."""
         for name in names:
             if name not in answer.parts:
-                raise _PartyFailedError(f"{self.party} gave an answer without its {name}")
+                raise PartyFailedError(f"{self.party} gave an answer without its {name}", self.party)
         return {name: answer.parts[name] for name in names}
 
     def works(self, job: str) -> bool:
@@ -132,7 +139,7 @@ class _Party:
         words = self.order("status").words
         state = words.get("state") if words.get("job") == job else "lost"
         if state not in ("working", "done"):
-            raise _PartyFailedError(f"{job!r} failed at {self.party}; its own log says why")
+            raise PartyFailedError(f"{job!r} failed at {self.party}; its own log says why", self.party)
         return state == "working"
 
 
@@ -238,15 +245,19 @@ def _wait_for_nodes(grid: Grid, count: int, patience: float) -> Sequence[int]:
     )
 
 
-def _deployment_settings(context: Context) -> tuple[list[str], int, float]:
-    config = context.run_config
-    forms = [form.strip() for form in str(config.get("forms", "condensed")).split(",") if form.strip()]
+def deployment_settings(config: Mapping[str, object]) -> tuple[list[str], int, float]:
+    """Forms, number of individuals and seconds of patience from a run configuration; what is missing has its default.
+
+    Raises:
+        InputError: a value is wrong.
+    """
+    forms = [form.strip() for form in str(config.get("forms", DEFAULT_FORMS)).split(",") if form.strip()]
     individuals, patience = config.get("individuals", 1), config.get("patience", 120)
     if not forms:
         _wrong("forms", "name at least one form, such as condensed")
-    if type(individuals) is not int or individuals < 1:
+    if not isinstance(individuals, int) or isinstance(individuals, bool) or individuals < 1:
         _wrong("individuals", "a whole number from 1")
-    if type(patience) not in (int, float) or float(patience) <= 0:
+    if not isinstance(patience, int | float) or isinstance(patience, bool) or patience <= 0:
         _wrong("patience", "seconds, more than 0")
     return forms, individuals, float(patience)
 

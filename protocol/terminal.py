@@ -7,12 +7,16 @@ from typing import Annotated, Any, NoReturn
 
 import click
 import typer
+import typer.core
 
 from protocol.errors import InputError, LearngeneError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+# Our help is plain text; with rich installed, typer would write `\\[default: quick]` into it all the same.
+typer.core.HAS_RICH = False
 
 
 def make_app(help_text: str) -> typer.Typer:

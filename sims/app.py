@@ -1,6 +1,7 @@
 """The main job as a Flower ServerApp: cuts a world, starts the node processes, orders the round, writes the report."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from protocol.errors import RunFailedError
 from protocol.events import Events
 from protocol.keys import SigningKey
 from protocol.node import Role
-from protocol.relay import check_flower, exchange_over, run_round
+from protocol.relay import PartyFailedError, check_flower, exchange_over, run_round
 from protocol.socket import make_secret, private_folder, simulation_folder, simulation_paths
 from protocol.storage import write_atomically
 from protocol.trust import TrustStore
@@ -25,7 +26,7 @@ from sims.images import division_of, load_source
 from sims.processes import NodeProcesses
 from sims.run_folder import OpenRun, open_run
 from sims.settings import RunSettings, Value, check_machine, from_run_config
-from sims.worlds import WorldPlan, load_world, make_world
+from sims.worlds import load_world, make_world
 
 DATASET = "cifar100"
 #: Start of the line in the run's log that names its folder.
@@ -78,7 +79,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
     sites = [_Site(run.folder, *party, *simulation_paths(flower_run, number)) for number, party in enumerate(parties)]
     with ExitStack() as stack:
         runtime = private_folder(private_folder(simulation_folder(flower_run).parent) / str(flower_run))
-        stack.callback(_remove_folder, runtime)
+        stack.callback(shutil.rmtree, runtime, ignore_errors=True)
         _make_keys(sites)
         processes = stack.enter_context(NodeProcesses())
         for site in sites:
@@ -96,7 +97,10 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
             processes.check_alive()
 
         exchange = exchange_over(grid, check_alive)
-        run_round(exchange, nodes, settings.collective.forms, say, time.sleep, check_alive)
+        try:
+            run_round(exchange, nodes, settings.collective.forms, say, time.sleep, check_alive)
+        except PartyFailedError as error:
+            raise RunFailedError(_with_reasons(error, processes)) from error
         clock.stop("round")
     run.update(seconds=clock.seconds)
     results.collect(run.folder)
@@ -172,8 +176,7 @@ def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], Non
         world = load_world(folder)
     else:
         source = load_source(settings.data, stand_in=settings.stand_in, say=say)
-        plan = WorldPlan(individuals=settings.individuals, target_tasks=settings.target_tasks)
-        world = make_world(source, division_of(source), plan, settings.seed, folder)
+        world = make_world(source, division_of(source), settings.plan, settings.seed, folder)
     dataset = world.description.dataset
     run.keep_settings(settings, {"name": dataset.name, "source": dataset.source})
     say(world.description.notice or f"the images are {dataset.name} ({dataset.source})")
@@ -222,7 +225,9 @@ def _make_keys(sites: list[_Site]) -> None:
         store.save(site.trust)
 
 
-def _remove_folder(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+def _with_reasons(error: PartyFailedError, processes: NodeProcesses) -> str:
+    """What the relay knows, and from the failed nodes' own logs why: here one person owns them all, and nothing of it
+    crosses the protocol."""
+    failed = [node for node in processes.nodes if node.party in error.parties]
+    reasons = [f"{node.party}: {node.last_error}" for node in failed if node.last_error]
+    return f"{error} ({'; '.join(reasons)})" if reasons else str(error)

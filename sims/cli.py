@@ -67,6 +67,15 @@ def run(
     threads: Annotated[int, typer.Option(help="Threads of each node process; 0: all cores.", min=0)] = 0,
     collective_device: Annotated[str, typer.Option(help=_DEVICE_HELP)] = "auto",
     individual_device: Annotated[str, typer.Option(help=_DEVICE_HELP)] = "auto",
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PARTY.NAME=VALUE",
+            help="Change any training number: collective.classes_per_task=64; may be repeated. --dry-run lists them.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the latest unfinished run of the same settings in --out.")
     ] = False,
@@ -96,6 +105,7 @@ def run(
         "threads": threads,
         "collective-device": collective_device,
         "individual-device": individual_device,
+        "set": " ".join(change or ()),
         "resume": resume,
     }
     wanted = [from_run_config({**config, "seed": number}) for number in (_seeds(seeds) if seeds else [seed or 0])]

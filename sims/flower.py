@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 
@@ -35,8 +37,9 @@ _PR_SET_PDEATHSIG = 1
 class FlowerRun:
     """A submitted run and the SuperLink that serves it alone. ``close`` (or leaving the ``with``) ends both."""
 
-    def __init__(self, home: Path, superlink: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, home: Path, superlink: "subprocess.Popen[bytes]", lock: TextIOWrapper) -> None:
         self.home = home
+        self._lock = lock
         self.run_id = ""
         self._superlink = superlink
         self._environment = environment(home)
@@ -102,6 +105,7 @@ class FlowerRun:
         if self.run_id:
             shutil.rmtree(simulation_folder(int(self.run_id)), ignore_errors=True)
         shutil.rmtree(self.home, ignore_errors=True)
+        self._lock.close()
 
     def __enter__(self) -> "FlowerRun":
         return self
@@ -158,8 +162,7 @@ def submit(
         RunFailedError: Flower cannot be started or refuses the app; everything that was started has ended then.
     """
     home = home.expanduser()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(prefix="run-", dir=home))
+    own, lock = _own_folder(home)
     port = _free_port()
     (own / "config.toml").write_text(
         f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
@@ -180,7 +183,7 @@ def submit(
             start_new_session=True,
             preexec_fn=_END_WITH_PARENT,
         )
-    run = FlowerRun(own, superlink)
+    run = FlowerRun(own, superlink, lock)
     try:
         _wait_until_healthy(superlink, port, own / "superlink.out")
         answer = run._command(
@@ -212,6 +215,22 @@ def environment(home: Path) -> dict[str, str]:
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "NO_COLOR": "1",
     }
+
+
+def _own_folder(home: Path) -> tuple[Path, TextIOWrapper]:
+    """A new folder in ``home`` and the lock that this process holds on it; folders of killed commands are removed."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (home / "lock").open("w") as gate:
+        # One at a time, so that nobody takes a folder that has no lock yet for an abandoned one.
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        for folder in home.glob("run-*"):
+            with contextlib.suppress(OSError), (folder / "lock").open("w") as abandoned:
+                fcntl.flock(abandoned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        own = Path(tempfile.mkdtemp(prefix="run-", dir=home))
+        lock = (own / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return own, lock
 
 
 def _wait_until_healthy(superlink: "subprocess.Popen[bytes]", port: int, log: Path) -> None:

@@ -24,6 +24,7 @@ from sims.cifar100.split import CIFAR100
 from sims.division import Division
 
 Kind = Literal["folder", "download", "stand-in"]
+Part = Literal["train", "test"]
 
 #: Where a downloaded dataset is kept.
 CACHE = Path("~/.learngene/data")
@@ -35,6 +36,8 @@ NETWORK_TIMEOUT = 8.0
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"  # as torchvision has it; asked before importing that
 _ARCHIVE_FOLDER = "cifar-100-python"
 _ARCHIVE = "cifar-100-python.tar.gz"
+#: Images a class of the published set.
+_PUBLISHED: Mapping[Part, int] = {"train": 500, "test": 100}
 
 
 @dataclass(frozen=True)
@@ -133,32 +136,68 @@ def load_source(
     return read_published(cache)
 
 
-def draw_stand_in(reason: str, *, seed: int = 0) -> ImageSource:
-    """The 60,000 pictures of ``glyphs``; the same ones in every run unless another seed is given."""
-    everything = range(glyphs.CLASSES)
-    train, test = glyphs.draw(seed, everything, glyphs.TRAIN_PER_CLASS, glyphs.TEST_PER_CLASS)
+def count_images(data: Path | None = None, *, stand_in: bool = False) -> tuple[Division, dict[Part, dict[str, int]]]:
+    """What ``load_source`` will find, without reading an image: the division, and images by part and class.
+
+    Args:
+        data, stand_in: as of ``load_source``.
+
+    Raises:
+        InputError: the folder is missing, is neither layout, or lacks classes or images.
+    """
+    division = glyphs.DIVISION if stand_in else CIFAR100
+    each: Mapping[Part, int] = _PUBLISHED
+    if data is not None:
+        tree = _tree_in(data.expanduser())
+        if tree is not None:
+            files = {part: _list_images(tree / part, division.classes) for part in each}
+            return division, {part: {name: len(found) for name, found in by.items()} for part, by in files.items()}
+    elif stand_in:
+        each = {"train": glyphs.TRAIN_PER_CLASS, "test": glyphs.TEST_PER_CLASS}
+    return division, {part: dict.fromkeys(division.classes, count) for part, count in each.items()}
+
+
+def draw_stand_in(
+    reason: str, *, seed: int = 0, train_per_class: int | None = None, test_per_class: int | None = None
+) -> ImageSource:
+    """The pictures of ``glyphs``, 60,000 unless fewer are asked for; the same in every run unless the seed differs."""
+    train_per_class = train_per_class or glyphs.TRAIN_PER_CLASS
+    test_per_class = test_per_class or glyphs.TEST_PER_CLASS
+    train, test = glyphs.draw(seed, range(glyphs.CLASSES), train_per_class, test_per_class)
     labels = np.arange(glyphs.CLASSES, dtype=np.int64)
     return ImageSource(
         name="glyphs",
         kind="stand-in",
         classes=glyphs.DIVISION.classes,
-        train=ImageSet(train, labels.repeat(glyphs.TRAIN_PER_CLASS)),
-        test=ImageSet(test, labels.repeat(glyphs.TEST_PER_CLASS)),
+        train=ImageSet(train, labels.repeat(train_per_class)),
+        test=ImageSet(test, labels.repeat(test_per_class)),
         reason=reason,
     )
 
 
 def _load_given(data: Path, say: Callable[[str], None]) -> ImageSource:
+    tree = _tree_in(data)
+    if tree is not None:
+        return read_folder_tree(tree, CIFAR100.classes, name="cifar100")
+    if (data / _ARCHIVE_FOLDER).is_dir():
+        return read_published(data)
+    say(f"Unpacking {data / _ARCHIVE} ...")
+    return _read_archive(data / _ARCHIVE)
+
+
+def _tree_in(data: Path) -> Path | None:
+    """The root of the folder tree in ``data``; None where it holds the published set.
+
+    Raises:
+        InputError: it holds neither.
+    """
     if not data.is_dir():
         raise InputError(f"no such data folder: {data}")
     for folder in (data, data / "cifar100"):
         if (folder / "train").is_dir() and (folder / "test").is_dir():
-            return read_folder_tree(folder, CIFAR100.classes, name="cifar100")
-    if (data / _ARCHIVE_FOLDER).is_dir():
-        return read_published(data)
-    if (data / _ARCHIVE).is_file():
-        say(f"Unpacking {data / _ARCHIVE} ...")
-        return _read_archive(data / _ARCHIVE)
+            return folder
+    if (data / _ARCHIVE_FOLDER).is_dir() or (data / _ARCHIVE).is_file():
+        return None
     raise InputError(
         f"{data} holds neither train/ and test/ with one folder of images per class, nor {_ARCHIVE}: "
         "name the folder that holds one of them"
@@ -178,25 +217,34 @@ def read_folder_tree(folder: Path, classes: Sequence[str], *, name: str, size: i
         InputError: a class folder is missing or empty, an image cannot be read or has another size.
     """
     parts: dict[str, ImageSet] = {}
-    for part in ("train", "test"):
-        missing = [label for label in classes if not (folder / part / label).is_dir()]
-        if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise InputError(f"{folder / part} lacks {len(missing)} of {len(classes)} class folders: {shown}")
-        files: list[str] = []
-        counts: list[int] = []
-        for label in classes:
-            with os.scandir(folder / part / label) as entries:
-                found = sorted(entry.path for entry in entries if _is_image(entry.name))
-            if not found:
-                raise InputError(f"{folder / part / label} holds no images")
-            files += found
-            counts.append(len(found))
+    listed = {part: _list_images(folder / part, classes) for part in ("train", "test")}
+    for part, by_class in listed.items():
+        files = [file for found in by_class.values() for file in found]
+        counts = [len(found) for found in by_class.values()]
         images = np.empty((len(files), size, size, 3), np.uint8)
         for index, file in enumerate(files):
             images[index] = _read_image(file, size)
         parts[part] = ImageSet(images, np.arange(len(classes), dtype=np.int64).repeat(counts))
     return ImageSource(name, "folder", tuple(classes), parts["train"], parts["test"], f"from {folder}")
+
+
+def _list_images(folder: Path, classes: Sequence[str]) -> dict[str, list[str]]:
+    """Paths of the images in ``folder/<class>/`` by class, in the order of their names.
+
+    Raises:
+        InputError: a class folder is missing or empty.
+    """
+    missing = [label for label in classes if not (folder / label).is_dir()]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise InputError(f"{folder} lacks {len(missing)} of {len(classes)} class folders: {shown}")
+    files: dict[str, list[str]] = {}
+    for label in classes:
+        with os.scandir(folder / label) as entries:
+            files[label] = sorted(entry.path for entry in entries if _is_image(entry.name))
+        if not files[label]:
+            raise InputError(f"{folder / label} holds no images")
+    return files
 
 
 def _is_image(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from protocol.errors import RunFailedError
 from protocol.node import Role
 
 _PROC = Path("/proc")
+#: Longest reason that is taken from a log, characters.
+_REASON_CHARACTERS = 400
+#: An error or a refusal in a node's log, as ``protocol.launcher`` and ``protocol.node`` write it.
+_LOG_RECORD = re.compile(r"[-0-9]{10} [:0-9]{8},\d{3} (?:ERROR |WARNING (?=refused ))(.*)")
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,36 @@ class Process:
 
 @dataclass(frozen=True)
 class NodeProcess:
-    """A node process that this process started, with its party, its log and its socket."""
+    """A node process that this process started, with its party, its log and its socket.
+
+    Attributes:
+        log_start: where in the log this process begins (bytes); what stands before is of an earlier one.
+    """
 
     party: str
     log: Path
     socket: Path
     process: "subprocess.Popen[bytes]"
+    log_start: int = 0
+
+    @property
+    def last_error(self) -> str:
+        """What this process last wrote down as an error or a refusal, in one line; empty where there is none."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self.log_start)
+                lines = file.read().decode("utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        found, traceback = "", False
+        for line in lines:
+            if match := _LOG_RECORD.match(line):
+                found, traceback = match[1], False
+            elif line.startswith("Traceback "):
+                traceback = True
+            elif traceback and line[:1].strip():
+                found, traceback = line.strip(), False  # the line that names the exception
+        return found[:_REASON_CHARACTERS]
 
 
 class NodeProcesses:
@@ -55,6 +84,7 @@ class NodeProcesses:
         """Start ``python -m <role>_node start``; what it prints goes to ``node.log`` in its state folder (0700)."""
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = state / "node.log"
+        log_start = log.stat().st_size if log.exists() else 0
         command = [sys.executable, "-m", f"{role}_node", "start", "--config", str(configuration)]
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -66,7 +96,7 @@ class NodeProcesses:
                 pass_fds=(self._reader,),
                 start_new_session=True,  # Ctrl-C is for the command, which then ends its nodes in order
             )
-        node = NodeProcess(party, log, socket, process)
+        node = NodeProcess(party, log, socket, process, log_start)
         self.nodes.append(node)
         return node
 
@@ -82,8 +112,7 @@ class NodeProcesses:
                 # What a program says last before it gives up is the reason; a killed one has nothing to say.
                 ending = f"{_ending(code)}{_last_line(node.log) if code > 0 else ''}"
                 raise RunFailedError(
-                    f"the node process of the {node.party} (pid {node.process.pid}) {ending}; its log is {node.log}; "
-                    "go on with --resume"
+                    f"the node process of the {node.party} (pid {node.process.pid}) {ending}; its log is {node.log}"
                 )
 
     def wait_until_listening(self, seconds: float = 120.0) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from protocol.errors import InputError, LearngeneError, RunFailedError
 from protocol.storage import write_atomically
 from sims import flower
+from sims.images import count_images
 from sims.progress import ProgressView, RunWatcher
 from sims.results import Results, load
 from sims.run_folder import (
@@ -27,6 +28,7 @@ from sims.run_folder import (
     resume_folder,
 )
 from sims.settings import RunSettings, Value, check_machine
+from sims.worlds import check_enough
 
 DATASET = "cifar100"
 _POLL_SECONDS = 0.3
@@ -62,10 +64,13 @@ def run(
     """Run an experiment in a folder of its own and return the folder and the results.
 
     Raises:
-        InputError: the machine lacks what the settings need, or there is nothing to resume.
+        InputError: the machine or the folder of images lacks what the settings need, or there is nothing to resume.
         RunFailedError: the run ended without its result; the message says why and how to go on.
     """
     check_machine(settings)
+    if not settings.resume:  # a run that is resumed has its world
+        division, counts = count_images(settings.data, stand_in=settings.stand_in)
+        check_enough(counts, division, settings.plan)
     folder = _folder(settings, clock)
     settings = settings.model_copy(update={"folder": folder})
     watcher = RunWatcher(folder, from_end=settings.resume)

@@ -1,20 +1,24 @@
 """Every setting of a simulated run and its defaults: the profiles stand at the top, the checks below."""
 
+import math
 import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from types import NoneType
+from typing import Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from collective_node.settings import CollectiveSettings
 from individual_node.settings import IndividualSettings
 from protocol.errors import InputError
+from sims.worlds import WorldPlan
 
 ProfileName = Literal["smoke", "quick", "small", "paper"]
 Value = str | int | float | bool
+_Party = TypeVar("_Party", bound=BaseModel)
 
 
 class Profile(BaseModel):
@@ -48,15 +52,15 @@ PROFILES: Mapping[ProfileName, Profile] = {
     ),
     "small": Profile(
         purpose="at most 30 minutes on two cores",
-        target_tasks={10: 40, 20: 40},
-        collective=CollectiveSettings(width=0.5, tasks=13),
-        individual=IndividualSettings(),
+        target_tasks={10: 60, 20: 40},
+        collective=CollectiveSettings(width=0.375, tasks=13, epochs=5, condense_epochs=30),
+        individual=IndividualSettings(epochs=30),
     ),
     "paper": Profile(
         purpose="the paper's figures; needs a CUDA device",
         target_tasks={10: 100, 20: 100},
-        collective=CollectiveSettings(width=1.0, tasks=50),
-        individual=IndividualSettings(),
+        collective=CollectiveSettings(width=1.0, tasks=50, epochs=8, condense_epochs=60),
+        individual=IndividualSettings(epochs=30),
         needs_cuda=True,
     ),
 }
@@ -83,6 +87,7 @@ RUN_CONFIG_DEFAULTS: Mapping[str, Value] = {
     "threads": 0,
     "collective-device": "auto",
     "individual-device": "auto",
+    "set": "",
     "resume": False,
     "folder": "",
 }
@@ -102,7 +107,7 @@ class RunSettings(BaseModel):
         target_tasks: shots per class -> number of target tasks, over all individuals.
         threads: of each node process; 0: as many as there are cores.
         resume: go on with the unfinished run that ``folder`` names, or with the latest of these settings in ``out``.
-        collective: the training numbers of the collective.
+        collective, individual: the training numbers of the parties; ``set`` of the run configuration changes any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -146,6 +151,11 @@ class RunSettings(BaseModel):
         """The shot counts, smallest first."""
         return tuple(self.target_tasks)
 
+    @property
+    def plan(self) -> WorldPlan:
+        """How the images are cut."""
+        return WorldPlan(individuals=self.individuals, target_tasks=self.target_tasks)
+
     def to_run_config(self) -> dict[str, Value]:
         """The run configuration that ``from_run_config`` turns into these settings again."""
         return {
@@ -162,9 +172,23 @@ class RunSettings(BaseModel):
             "threads": self.threads,
             "collective-device": self.collective_device,
             "individual-device": self.individual_device,
+            "set": " ".join(self._changes()),
             "resume": self.resume,
             "folder": str(self.folder or ""),
         }
+
+    def _changes(self) -> list[str]:
+        """Training numbers that differ from the profile's and have no key of their own, as ``set`` takes them."""
+        profile = PROFILES[self.profile]
+        return [
+            f"{party}.{name}={_as_text(value)}"
+            for party, own, default in (
+                ("collective", self.collective, profile.collective),
+                ("individual", self.individual, profile.individual),
+            )
+            for name, value in own
+            if value != getattr(default, name) and f"{party}.{name}" not in _OWN_KEYS
+        ]
 
     def command(self) -> str:
         """The command line that repeats this run: every setting that differs from its profile's."""
@@ -173,7 +197,10 @@ class RunSettings(BaseModel):
         for key, value in self.to_run_config().items():
             if key in ("profile", "seed", "resume", "folder", "shots") or value == defaults[key]:
                 continue
-            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+            if key == "set":
+                words += [word for change in self._changes() for word in ("--set", change)]
+            else:
+                words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
         return shlex.join(words)
 
     def experiment(self) -> dict[str, object]:
@@ -215,6 +242,13 @@ def from_run_config(
     stand_in = bool(given["stand-in"])
     if stand_in and given["data"]:
         raise InputError("stand-in and data exclude each other; give one of them")
+    changes = _parse_changes(str(given["set"]))
+    for own, key in _OWN_KEYS.items():
+        party, _, field = own.partition(".")
+        if given[key] and field in changes[party]:
+            raise InputError(f"{key} and set {own} are the same number; give one of them")
+        if given[key]:
+            changes[party][field] = str(given[key])
     try:
         return RunSettings(
             profile=name,
@@ -229,20 +263,12 @@ def from_run_config(
             collective_device=str(given["collective-device"]),
             individual_device=str(given["individual-device"]),
             resume=bool(given["resume"]),
-            collective=CollectiveSettings.model_validate(
-                {
-                    **profile.collective.model_dump(),
-                    "tasks": int(given["tasks"]) or profile.collective.tasks,
-                    "width": float(given["width"]) or profile.collective.width,
-                }
-            ),
-            individual=profile.individual,
+            collective=_changed("collective", profile.collective, changes["collective"]),
+            individual=_changed("individual", profile.individual, changes["individual"]),
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]).replace("_", "-")
-        text = str(first["msg"]).removeprefix("Value error, ")
-        raise InputError(f"{where}: {text[:1].lower()}{text[1:]}") from None
+        where, text = _first_error(error)
+        raise InputError(f"{where.replace('_', '-')}: {text}") from None
 
 
 def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None = None) -> None:
@@ -269,6 +295,62 @@ def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None 
         index = int(device.partition(":")[2] or 0)
         if device.startswith("cuda") and index >= available:
             raise InputError(f"{key} is {device}, but this machine has {available} CUDA devices; choose auto or cpu")
+
+
+#: Training numbers with a key of their own in the run configuration.
+_OWN_KEYS: Mapping[str, str] = {"collective.tasks": "tasks", "collective.width": "width"}
+
+
+def _parse_changes(text: str) -> dict[str, dict[str, str]]:
+    """``collective.NAME=VALUE individual.NAME=VALUE ...`` by party and name."""
+    models: Mapping[str, type[BaseModel]] = {"collective": CollectiveSettings, "individual": IndividualSettings}
+    found: dict[str, dict[str, str]] = {party: {} for party in models}
+    for word in text.split():
+        target, equals, value = word.partition("=")
+        party, dot, name = target.partition(".")
+        if not (equals and dot and party in models):
+            raise InputError(f"set: {word!r} is not of the form collective.NAME=VALUE or individual.NAME=VALUE")
+        if name not in models[party].model_fields:
+            names = ", ".join(models[party].model_fields)
+            raise InputError(f"set: unknown setting {target!r}; those of the {party} are: {names}")
+        if name in found[party]:
+            raise InputError(f"set: {target} is given twice")
+        found[party][name] = value
+    return found
+
+
+def _changed(party: str, settings: _Party, changes: Mapping[str, str]) -> _Party:
+    """A party's settings with some of them replaced, checked as a whole."""
+    values: dict[str, object] = settings.model_dump()
+    for name, text in changes.items():
+        kind = type(settings).model_fields[name].annotation
+        if get_origin(kind) is tuple:
+            values[name] = text.split(",")
+        else:
+            values[name] = None if text == "none" and NoneType in get_args(kind) else text
+    try:
+        changed = type(settings).model_validate(values)
+    except ValidationError as error:
+        where, text = _first_error(error)
+        raise InputError(f"{party}.{where}: {text}") from None
+    for name, value in changed:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{party}.{name} must be a finite number, not {value}")
+    return changed
+
+
+def _as_text(value: object) -> str:
+    """A training number as ``set`` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _first_error(error: ValidationError) -> tuple[str, str]:
+    """Where the first error is, and what it is."""
+    first = error.errors(include_url=False)[0]
+    text = str(first["msg"]).removeprefix("Value error, ")
+    return ".".join(str(part) for part in first["loc"]), f"{text[:1].lower()}{text[1:]}"
 
 
 def _cuda_devices() -> int:

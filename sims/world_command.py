@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sims.images import division_of, load_source
-from sims.worlds import World, WorldPlan, check_free, make_world
+from sims.images import count_images, division_of, load_source
+from sims.worlds import World, WorldPlan, check_enough, check_free, make_world
 
 _make = typer.Typer(no_args_is_help=True, help="Cut a dataset into a world: one private folder per party.")
 _world = typer.Typer(no_args_is_help=True, help="Worlds: the private folders of the parties of a simulation.")
@@ -60,11 +60,14 @@ def make_cifar100(
         ways=ways,
         target_tasks={shots: n for shots, n in ((10, target_tasks_10), (20, target_tasks_20)) if n},
     )
-    check_free(out.expanduser())  # before minutes of download
+    # Both before minutes of download; an explicit wish for the stand-in outranks the environment's data folder.
+    check_free(out.expanduser())
+    data = None if stand_in else data
+    division, counts = count_images(data, stand_in=stand_in)
+    check_enough(counts, division, plan)
     console = Console(highlight=False)
     started = time.monotonic()
-    # An explicit wish for the stand-in outranks the environment's data folder.
-    source = load_source(None if stand_in else data, stand_in=stand_in, say=console.print)
+    source = load_source(data, stand_in=stand_in, say=console.print)
     world = make_world(source, division_of(source), plan, seed, out)
     console.print(_table(world))
     if source.notice:

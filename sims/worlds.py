@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import InputError
 from sims.division import Division
-from sims.images import ImageSet, ImageSource, Kind, notice
+from sims.images import ImageSet, ImageSource, Kind, Part, notice
 
 COLLECTIVE = "collective"
 FORMAT: Literal[1] = 1
@@ -25,6 +25,8 @@ Rows = NDArray[np.int64]
 
 # Streams of the random generator: one for each thing that is drawn, so that none depends on how much another drew.
 _HALVES, _STREAM, _SHARES, _TASK_CLASSES, _TASK_SUPPORT = range(5)
+
+_ROLES = ("base", "open_world", "novel")  # in the order of a division's classes
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -169,6 +171,38 @@ def check_free(out: Path) -> None:
         raise InputError(f"{out} exists already and is not overwritten: name another folder")
 
 
+def check_enough(counts: Mapping[Part, Mapping[str, int]], division: Division, plan: WorldPlan) -> None:
+    """Refuse images that do not suffice for a plan.
+
+    Args:
+        counts: images by part and class.
+
+    Raises:
+        InputError: a class is missing or has too few images, or the plan contradicts itself.
+    """
+    missing = [name for name in division.classes if name not in counts["train"] or name not in counts["test"]]
+    if missing:
+        raise InputError(f"the images lack {len(missing)} classes that the division names: {', '.join(missing[:5])}")
+    if plan.ways > len(division.novel):
+        raise InputError(f"a {plan.ways}-way task needs {plan.ways} novel classes; there are {len(division.novel)}")
+    if plan.individuals > plan.tasks:
+        raise InputError(f"{plan.individuals} individuals but {plan.tasks} target tasks: ask for more tasks")
+    base: Mapping[Part, int] = {"train": plan.fewest_train_images, "test": 2}
+    novel: Mapping[Part, int] = {"train": plan.shots[-1], "test": plan.fewest_test_images}
+    for part, of in counts.items():
+        for names, fewest in ((division.base, base[part]), (division.open_world, 1)):
+            for name in names:
+                if of[name] < fewest:
+                    raise InputError(f"class {name} has {of[name]} usable {part} images; {fewest} are needed")
+        for name in division.novel:
+            each = of[name] // plan.individuals
+            if each < novel[part]:
+                raise InputError(
+                    f"novel class {name} has {of[name]} usable {part} images, {each} for each of {plan.individuals} "
+                    f"individuals; {novel[part]} are needed: use fewer individuals or shots"
+                )
+
+
 def make_world(source: ImageSource, division: Division, plan: WorldPlan, seed: int, out: Path) -> World:
     """Cut ``source`` into party folders under ``out``; whole or not at all, and the same bytes for the same arguments.
 
@@ -235,33 +269,29 @@ class _Cut:
 
 
 def _cut(source: ImageSource, division: Division, plan: WorldPlan, seed: int) -> _Cut:
-    missing = [name for name in division.classes if name not in source.classes]
-    if missing:
-        raise InputError(f"the images lack {len(missing)} classes that the division names: {', '.join(missing[:5])}")
-    if plan.ways > len(division.novel):
-        raise InputError(f"a {plan.ways}-way task needs {plan.ways} novel classes; there are {len(division.novel)}")
-    if plan.individuals > plan.tasks:
-        raise InputError(f"{plan.individuals} individuals but {plan.tasks} target tasks: ask for more tasks")
+    every: Mapping[Part, ImageSet] = {"train": source.train, "test": source.test}
+    counts = {part: np.bincount(images.labels, minlength=len(source.classes)) for part, images in every.items()}
+    check_enough(
+        {part: dict(zip(source.classes, found, strict=True)) for part, found in counts.items()}, division, plan
+    )
     rows, duplicates = _unique_rows(source, division)
-
-    def of(role: str, part: str, names: Sequence[str], fewest: int) -> list[Rows]:
-        for name, found in zip(names, rows[role, part], strict=True):
-            if len(found) < fewest:
-                raise InputError(f"class {name} has {len(found)} usable {part} images; {fewest} are needed")
-        return rows[role, part]
-
-    base_train = of("base", "train", division.base, plan.fewest_train_images)
+    usable = {part: [found for role in _ROLES for found in rows[role, part]] for part in every}
+    check_enough(
+        {part: dict(zip(division.classes, map(len, found), strict=True)) for part, found in usable.items()},
+        division,
+        plan,
+    )
     halves = [
         np.random.default_rng([seed, _HALVES, index]).permutation(found)
-        for index, found in enumerate(of("base", "test", division.base, 2))
+        for index, found in enumerate(rows["base", "test"])
     ]
     return _Cut(
-        train=np.concatenate(base_train),
+        train=np.concatenate(rows["base", "train"]),
         heldout=np.concatenate([np.sort(found[: len(found) // 2]) for found in halves]),
         stream_base=np.concatenate([np.sort(found[len(found) // 2 :]) for found in halves]),
-        stream_open=np.concatenate(of("open_world", "train", division.open_world, 1)),
-        human_heldout=np.concatenate(of("open_world", "test", division.open_world, 1)),
-        shares=_shares(rows["novel", "train"], rows["novel", "test"], division.novel, plan, seed),
+        stream_open=np.concatenate(rows["open_world", "train"]),
+        human_heldout=np.concatenate(rows["open_world", "test"]),
+        shares=_shares(rows["novel", "train"], rows["novel", "test"], plan, seed),
         duplicates=duplicates,
     )
 
@@ -272,7 +302,7 @@ def _unique_rows(source: ImageSource, division: Division) -> tuple[dict[tuple[st
     A picture (SHA-256 of its pixels) that occurs in two roles, or in train and test, is dropped everywhere; one that
     recurs inside a role's train or test images stays once, at its first place.
     """
-    roles = {"base": division.base, "open_world": division.open_world, "novel": division.novel}
+    roles = dict(zip(_ROLES, (division.base, division.open_world, division.novel), strict=True))
     homes: dict[bytes, tuple[str, str] | None] = {}  # None: at home in two places
     found: dict[tuple[str, str], list[list[tuple[int, bytes]]]] = {}
     for part, images in (("train", source.train), ("test", source.test)):
@@ -312,20 +342,12 @@ def _rows_by_class(images: ImageSet, classes: int) -> list[Rows]:
     return [rows.astype(np.int64) for rows in np.split(order, bounds)]
 
 
-def _shares(
-    train: Sequence[Rows], test: Sequence[Rows], names: Sequence[str], plan: WorldPlan, seed: int
-) -> tuple[_Share, ...]:
+def _shares(train: Sequence[Rows], test: Sequence[Rows], plan: WorldPlan, seed: int) -> tuple[_Share, ...]:
     """Split every novel class's images evenly among the individuals; what does not divide is left out."""
-    needed = {"train": plan.shots[-1], "test": plan.fewest_test_images}
     split: dict[str, list[list[Rows]]] = {"train": [], "test": []}
     for part, classes in (("train", train), ("test", test)):
-        for index, (name, found) in enumerate(zip(names, classes, strict=True)):
+        for index, found in enumerate(classes):
             each = len(found) // plan.individuals
-            if each < needed[part]:
-                raise InputError(
-                    f"novel class {name} has {len(found)} usable {part} images, {each} for each of {plan.individuals} "
-                    f"individuals; {needed[part]} are needed: use fewer individuals or shots"
-                )
             rng = np.random.default_rng([seed, _SHARES, index, int(part == "test")])
             shuffled = rng.permutation(found)
             split[part].append([np.sort(shuffled[k * each : (k + 1) * each]) for k in range(plan.individuals)])

@@ -11,26 +11,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
-import numpy as np
 import pytest
 import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from protocol.architecture import Form
 from protocol.ledger import CollectiveLedger, IndividualLedger, State
 from protocol.node_commands import initialise
 from protocol.trust import TrustStore
-from sims import glyphs
-from sims.images import ImageSet, ImageSource, division_of
+from sims.images import division_of, draw_stand_in
 from sims.processes import Process, alive, descendants, end_all
 from sims.worlds import WorldPlan, make_world
 
 RUN_ID = "5a" * 16
 PROGRAMS = Path(sys.executable).parent
-COLLECTIVE = {"width": 0.0625, "tasks": 2, "epochs": 0.2, "condense_epochs": 0.2, "forms": ["condensed"]}
-INDIVIDUAL = {"methods": ["condensed"]}
+COLLECTIVE = {"width": 0.0625, "tasks": 2, "epochs": 0.2, "condense_epochs": 0.2}
+INDIVIDUAL = {"methods": ["condensed", "paper"], "epochs": 1}
 
 
 @pytest.mark.slow
@@ -54,15 +54,17 @@ def test_one_round_through_a_deployment(tmp_path: Path) -> None:
         assert "the round is complete" in log
 
     collective = CollectiveLedger(sites["collective"] / "state")
-    release = collective.latest(RUN_ID, "condensed")
-    assert release is not None
-    assert len(collective.receipts(release.digest)) == 1
     individual = IndividualLedger(sites["individual"] / "state")
-    assert individual.state(RUN_ID, "condensed") in (State.COMMITTED, State.ACKED)
-    inherited = individual.latest(RUN_ID, "condensed")
-    assert inherited is not None
-    assert individual.load(inherited).learngene.architecture.form == "condensed"
-    assert (sites["individual"] / "state" / "metrics.json").exists()
+    for form in get_args(Form):
+        release = collective.latest(RUN_ID, form)
+        assert release is not None
+        assert len(collective.receipts(release.digest)) == 1
+        assert individual.state(RUN_ID, form) in (State.COMMITTED, State.ACKED)
+        inherited = individual.latest(RUN_ID, form)
+        assert inherited is not None
+        assert individual.load(inherited).learngene.architecture.form == form
+    metrics = json.loads((sites["individual"] / "state" / "metrics.json").read_text())
+    assert set(metrics["methods"]) == set(INDIVIDUAL["methods"])
 
     # What one side says that it sent is what the other says that it received.
     crossings = {role: audit_lines(folder) for role, folder in sites.items()}
@@ -75,16 +77,7 @@ def test_one_round_through_a_deployment(tmp_path: Path) -> None:
 
 def small_world(folder: Path) -> None:
     """A world of a few drawn images of every class."""
-    train, test = glyphs.draw(0, range(glyphs.CLASSES), 24, 20)
-    labels = np.arange(glyphs.CLASSES, dtype=np.int64)
-    source = ImageSource(
-        name="glyphs",
-        kind="stand-in",
-        classes=glyphs.DIVISION.classes,
-        train=ImageSet(train, labels.repeat(24)),
-        test=ImageSet(test, labels.repeat(20)),
-        reason="a test",
-    )
+    source = draw_stand_in("a test", train_per_class=24, test_per_class=20)
     make_world(source, division_of(source), WorldPlan(target_tasks={10: 1}), 0, folder)
 
 

@@ -1,11 +1,16 @@
 """The order of a round, and what becomes of it where nodes refuse, fail, die or vanish."""
 
+import tomllib
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 
 import pytest
 
-from protocol.errors import RunFailedError
-from protocol.relay import run_round
+from collective_node.settings import CollectiveSettings
+from individual_node.methods import FORMS
+from individual_node.settings import IndividualSettings
+from protocol.errors import InputError, RunFailedError
+from protocol.relay import PartyFailedError, deployment_settings, run_round
 from protocol.socket import Frame
 
 Answer = Callable[[Frame], Frame]
@@ -106,8 +111,9 @@ def test_all_individuals_inherit_and_adapt_at_the_same_time() -> None:
 def test_one_individual_s_refusal_does_not_stop_the_others_but_the_round_fails(word: str) -> None:
     nodes = Nodes((1, 2))
     nodes.overrides["individual-1", word] = refuse("expired")
-    with pytest.raises(RunFailedError, match=f"individual-1 refused '{word}' \\(expired\\)"):
+    with pytest.raises(PartyFailedError, match=f"individual-1 refused '{word}' \\(expired\\)") as caught:
         nodes.run()
+    assert caught.value.parties == ("individual-1",)
     assert ("individual-2", "adapt") in nodes.log
     assert "the round is complete" not in nodes.events
 
@@ -116,8 +122,9 @@ def test_one_individual_s_refusal_does_not_stop_the_others_but_the_round_fails(w
 def test_a_refusal_of_the_collective_fails_the_round(word: str) -> None:
     nodes = Nodes()
     nodes.overrides["collective", word] = refuse("wrong_run")
-    with pytest.raises(RunFailedError, match=f"collective refused '{word}' \\(wrong_run\\)"):
+    with pytest.raises(PartyFailedError, match=f"collective refused '{word}' \\(wrong_run\\)") as caught:
         nodes.run()
+    assert caught.value.parties == ("collective",)
     assert ("individual-3", "adapt") not in nodes.log
 
 
@@ -205,3 +212,31 @@ def test_an_answer_without_its_part_fails_the_round(party: str, word: str, missi
     nodes.overrides[party, word] = lambda wish: Frame("accepted")
     with pytest.raises(RunFailedError, match=f"{party} gave an answer without its {missing}"):
         nodes.run()
+
+
+def test_by_default_the_relay_carries_what_nodes_with_their_defaults_publish_and_need() -> None:
+    written = tomllib.loads((files("protocol") / "flower_app" / "pyproject.toml").read_text())
+    forms, individuals, patience = deployment_settings(written["tool"]["flwr"]["app"]["config"])
+    assert deployment_settings({}) == (forms, individuals, patience)
+    needed = {FORMS[method] for method in IndividualSettings().methods if method in FORMS}
+    assert needed <= set(forms) <= set(CollectiveSettings().forms)
+
+
+def test_forms_are_separated_by_commas() -> None:
+    assert deployment_settings({"forms": " paper , condensed,", "individuals": 3}) == (["paper", "condensed"], 3, 120.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("forms", ""),
+        ("forms", " ,"),
+        ("individuals", 0),
+        ("individuals", True),
+        ("individuals", "two"),
+        ("patience", 0),
+    ],
+)
+def test_a_wrong_setting_of_the_relay_is_named(key: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"run configuration: {key}: "):
+        deployment_settings({key: value})

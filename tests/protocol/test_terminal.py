@@ -7,6 +7,7 @@ import sys
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -82,6 +83,13 @@ def test_help_and_version_succeed(capsys: pytest.CaptureFixture[str], arguments:
     out, err = capsys.readouterr()
     assert out
     assert err == ""
+
+
+def test_help_shows_its_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("trust", "add", "--help") == 0
+    out = capsys.readouterr().out
+    assert "[required]" in out
+    assert "\\" not in out
 
 
 def test_missing_simulations_are_explained(
@@ -168,3 +176,32 @@ def test_a_node_without_its_configuration_is_one_line_and_code_2(role: str, tmp_
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "none.toml" in done.stderr
+
+
+@pytest.mark.parametrize("role", ["collective", "individual"])
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("[node]", "[node", "not a TOML file"),
+        ("[node]", "[node]\nsead = 1", "node.sead"),
+        ('device = "auto"', 'device = "abacus"', "node.device"),
+        ('data = "', 'data = "/no/such/folder', "there is no folder /no/such/folder"),
+        ('key = "signing.key"', 'key = "none.key"', "none.key"),
+        ("unconfined = false", "unconfined = true\n[ROLE]\nnonsense = 1", "ROLE.nonsense"),
+    ],
+)
+def test_a_node_with_a_wrong_configuration_is_one_line_and_code_2(
+    role: Literal["collective", "individual"], before: str, after: str, said: str, tmp_path: Path
+) -> None:
+    node = tmp_path / "node"
+    initialise(node, role=role, data=tmp_path, party=f"{role}-1")
+    text = (node / "config.toml").read_text(encoding="utf-8").replace("unconfined = false", "unconfined = true")
+    before = before.replace("unconfined = false", "unconfined = true")
+    assert text.count(before) == 1
+    (node / "config.toml").write_text(text.replace(before, after.replace("ROLE", role)), encoding="utf-8")
+    command = [sys.executable, "-m", f"{role}_node", "start", "--config", str(node / "config.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert said.replace("ROLE", role) in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (node / "node.sock").exists()

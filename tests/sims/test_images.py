@@ -16,7 +16,8 @@ from PIL import Image
 from protocol.errors import InputError
 from sims import glyphs, images
 from sims.cifar100.split import CIFAR100
-from sims.images import default_data_folder, division_of, load_source, read_folder_tree, read_published
+from sims.division import Division
+from sims.images import count_images, default_data_folder, division_of, load_source, read_folder_tree, read_published
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -98,6 +99,24 @@ def test_given_data_is_never_replaced_by_the_stand_in(tmp_path: Path) -> None:
         load_source(tmp_path)
     with pytest.raises(InputError, match="choose one"):
         load_source(tmp_path, stand_in=True)
+
+
+def test_images_are_counted_by_their_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "CIFAR100", Division(base=("ant",), open_world=("bee",), novel=("cat",)))
+    _tree(tmp_path / "cifar100")
+    (tmp_path / "cifar100" / "train" / "cat" / "more.png").write_bytes(b"opened by nobody")
+    division, counts = count_images(tmp_path)
+    assert division.classes == CLASSES
+    assert counts == {"train": {"ant": 2, "bee": 2, "cat": 3}, "test": {"ant": 2, "bee": 2, "cat": 2}}
+    (tmp_path / "archive" / "cifar-100-python").mkdir(parents=True)
+    for published in (count_images(), count_images(tmp_path / "archive")):
+        assert published[1] == {"train": dict.fromkeys(CLASSES, 500), "test": dict.fromkeys(CLASSES, 100)}
+    division, counts = count_images(stand_in=True)
+    assert division is glyphs.DIVISION
+    assert set(counts["test"].values()) == {glyphs.TEST_PER_CLASS}
+    for wrong in ("absent", "archive/cifar-100-python"):
+        with pytest.raises(InputError, match=wrong):
+            count_images(tmp_path / wrong)
 
 
 def test_the_environment_names_a_data_folder() -> None:

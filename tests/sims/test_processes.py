@@ -39,7 +39,6 @@ def test_a_killed_node_is_named_with_its_signal_and_its_log(tmp_path: Path) -> N
             nodes.check_alive()
     assert f"the node process of the collective (pid {process.pid}) was killed by signal 9" in str(error.value)
     assert str(tmp_path / "node.log") in str(error.value)
-    assert "--resume" in str(error.value)
 
 
 def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
@@ -49,6 +48,51 @@ def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
         )
         with pytest.raises(RunFailedError, match=r"exit code 2 \(error: cannot read the configuration .*none.toml"):
             nodes.wait_until_listening()
+
+
+LOG = """\
+2026-11-20 10:00:00,001 INFO individual-1 starts as process 7: unconfined
+2026-11-20 10:00:01,001 ERROR adapt failed: a run ago
+"""
+ERROR = "2026-11-20 10:00:02,001 ERROR adapt failed: choose lambda at most 3.2"
+REFUSAL = "2026-11-20 10:00:02,001 WARNING refused inherit (expired): past its time"
+TRACEBACK = """\
+2026-11-20 10:00:02,001 ERROR adapt failed
+Traceback (most recent call last):
+  File "x.py", line 1, in f
+    1 / 0
+ZeroDivisionError: division by zero"""
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("", ""),
+        (ERROR, "adapt failed: choose lambda at most 3.2"),
+        (REFUSAL, "refused inherit (expired): past its time"),
+        (TRACEBACK, "ZeroDivisionError: division by zero"),
+        (f"{TRACEBACK}\na line of a library", "ZeroDivisionError: division by zero"),
+        (f"{TRACEBACK}\n{ERROR}", "adapt failed: choose lambda at most 3.2"),
+        (f"{ERROR}\n2026-11-20 10:00:03,001 WARNING the other side of the socket went away", ERROR[30:]),
+        (f"{ERROR}{'x' * 10_000}", f"{ERROR[30:]}{'x' * 10_000}"[:400]),
+    ],
+)
+def test_the_reason_is_the_last_error_that_this_process_wrote(tmp_path: Path, written: str, reason: str) -> None:
+    log = tmp_path / "node.log"
+    log.write_text(LOG + written, encoding="utf-8")
+    process = sleeper("")
+    process.wait()
+    assert NodeProcess("individual-1", log, tmp_path / "node.sock", process, len(LOG)).last_error == reason
+
+
+def test_a_node_started_again_is_not_blamed_for_what_it_said_before(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "node.log").write_text(LOG, encoding="utf-8")
+    with NodeProcesses() as nodes:
+        node = nodes.start("individual", "individual-1", tmp_path / "none.toml", socket=tmp_path / "s", state=state)
+        assert node.process.wait(60) == 2
+        assert node.last_error == ""
 
 
 def test_leaving_ends_nodes_that_ignore_their_lifeline(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_the_stand_in_is_said_in_page_and_figures(tmp_path: Path) -> None:
     assert page.text.count(results.dataset.notice) >= 1 + len(figures.FIGURES)
     plain = results.model_copy(update={"dataset": results.dataset.model_copy(update={"notice": None})})
     for draw in figures.FIGURES.values():
-        assert _title_is_red(draw(results))
-        assert not _title_is_red(draw(plain))
+        assert title_is_red(draw(results))
+        assert not title_is_red(draw(plain))
 
 
 def test_figures_are_the_same_every_time(made: tuple[Path, Results, Page]) -> None:
@@ -145,7 +145,7 @@ def test_only_an_interval_clear_of_zero_tells_methods_apart(mean: float, ci95: f
     assert verdict(difference) == said  # type: ignore[arg-type]
 
 
-def _title_is_red(png: bytes) -> bool:
+def title_is_red(png: bytes) -> bool:
     """Whether the top eighth of a figure holds the colour in which the stand-in is said."""
     pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
     top = pixels[: pixels.shape[0] // 8].reshape(-1, 3)

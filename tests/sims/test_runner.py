@@ -1,6 +1,7 @@
 """Running and its command line: how a run ends, what is printed, and one line for everything that is wrong."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from io import StringIO
@@ -13,6 +14,7 @@ from protocol import cli
 from protocol.errors import InputError, RunFailedError
 from protocol.terminal import run_app
 from sims import report, runner
+from sims.cifar100.split import CIFAR100
 from sims.results import collect
 from sims.run_folder import open_run, read_record
 from sims.settings import RunSettings, Value, from_run_config
@@ -201,6 +203,20 @@ def command(*arguments: str) -> int:
         (["run", "cifar100", "--seeds", "1,2", "--resume"], "--resume"),
         (["run", "cifar100", "--collective-device", "gpu"], "gpu"),
         (["run", "cifar100", "--resume", "--out", "/no/such/folder"], "no unfinished run"),
+        (["run", "cifar100", "--shots", "10,0"], "10,0"),
+        (["run", "cifar100", "--target-tasks", "10:40:3"], "10:40:3"),
+        (["run", "cifar100", "--target-tasks", "many"], "many"),
+        (["run", "cifar100", "--set", "individual.retian=3"], "individual.retian"),
+        (["run", "cifar100", "--set", "individual.retain"], "individual.retain"),
+        (["run", "cifar100", "--set", "individual.retain=low"], "individual.retain"),
+        (["run", "cifar100", "--stand-in", "--shots", "501"], "501"),
+        (["run", "cifar100", "--stand-in", "--shots", "300", "--individuals", "2"], "300 are needed"),
+        (["run", "cifar100", "--stand-in", "--target-tasks", "1", "--individuals", "2"], "2 individuals"),
+        (["world", "make", "cifar100", "--out", "/w", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["world", "make", "cifar100", "--out", "/usr", "--stand-in"], "/usr exists already"),
+        (["world", "make", "cifar100", "--out", "/w", "--stand-in", "--individuals", "41"], "41 individuals"),
+        (["world", "make", "cifar100", "--stand-in"], "--out"),
+        (["world", "make", "mnist", "--out", "/w"], "mnist"),
         (["results", "/no/such/folder"], "/no/such/folder"),
         (["report", "/no/such/folder"], "/no/such/folder"),
     ],
@@ -214,6 +230,64 @@ def test_wrong_input_is_one_clear_line_and_exit_code_2(
     assert said in captured.err
     assert len(captured.err.strip().splitlines()) == 1
     assert captured.out == ""
+
+
+def tree(root: Path, *, train: int = 20, test: int = 20) -> Path:
+    """A folder tree of CIFAR-100's classes with so many files, which nobody gets to open."""
+    for part, count in (("train", train), ("test", test)):
+        for name in CIFAR100.classes:
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                (root / part / name / f"{number}.png").touch()
+    return root
+
+
+@pytest.mark.parametrize("given", ["by flag", "by environment"])
+@pytest.mark.parametrize(
+    ("remove", "said"),
+    [
+        ("train", "neither train/ and test/"),
+        ("train/apple", "lacks 1 of 100 class folders: apple"),
+        ("test/worm", "lacks 1 of 100 class folders: worm"),
+        ("train/apple/1*.png", "class apple has 9 usable train images; 10 are needed"),
+        ("train/worm/7.png", "novel class worm has 19 usable train images"),
+        ("test/sea/*.png", "sea holds no images"),
+    ],
+)
+def test_a_folder_with_too_little_is_refused_before_anything_is_started(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    remove: str,
+    said: str,
+) -> None:
+    def submit(app: Path, run_config: Mapping[str, Value], *, nodes: int) -> MadeFlower:
+        raise AssertionError("started")
+
+    monkeypatch.delenv("LEARNGENE_DATA", raising=False)
+    monkeypatch.setitem(runner.run.__kwdefaults__ or {}, "submit", submit)
+    data, out = tree(tmp_path / "data"), tmp_path / "out"
+    for path in list(data.glob(remove)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if given == "by flag":
+        arguments = ["--data", str(data), "--out", str(out)]
+    else:
+        monkeypatch.setenv("LEARNGENE_DATA", str(data))
+        arguments = ["--out", str(out)]
+    for command_line in (["run", "cifar100", *arguments], ["world", "make", "cifar100", *arguments]):
+        assert command(*command_line) == 2
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert len(captured.err.strip().splitlines()) == 1
+        assert captured.out == ""
+        assert not out.exists()
+
+
+def test_enough_images_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flower = MadeFlower(finish)
+    runner.run(settings(tmp_path / "out", data=str(tree(tmp_path / "data")), individuals=1), console(), submit=flower)
+    assert flower.closed == 1
 
 
 def test_the_paper_profile_without_cuda_is_wrong_input(

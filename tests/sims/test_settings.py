@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import InputError
-from sims.settings import PROFILES, RUN_CONFIG_DEFAULTS, Value, check_machine, from_run_config
+from sims.settings import PROFILES, RUN_CONFIG_DEFAULTS, Value, _as_text, check_machine, from_run_config
 
 APP = Path(__file__).parents[2] / "sims" / "cifar100" / "pyproject.toml"
 
@@ -33,15 +33,18 @@ def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
         "width": 0.125,
         "threads": 2,
         "individual-device": "cpu",
+        "set": "collective.classes_per_task=4 collective.forms=paper individual.retain=10 collective.sigma=1e-4",
     }
     settings = from_run_config(config)
     assert settings.target_tasks == {5: 3, 10: 4}
     assert settings.shots == (5, 10)
     assert (settings.collective.tasks, settings.collective.width) == (6, 0.125)
-    unchanged = {"tasks", "width"}
-    assert settings.collective.model_dump(exclude=unchanged) == PROFILES["small"].collective.model_dump(
-        exclude=unchanged
-    )
+    assert (settings.collective.classes_per_task, settings.collective.forms) == (4, ("paper",))
+    assert (settings.collective.sigma, settings.individual.retain) == (1e-4, 10.0)
+    changed = {"tasks", "width", "classes_per_task", "forms", "sigma"}
+    small = PROFILES["small"]
+    assert settings.collective.model_dump(exclude=changed) == small.collective.model_dump(exclude=changed)
+    assert settings.individual.model_dump(exclude={"retain"}) == small.individual.model_dump(exclude={"retain"})
     assert from_run_config(settings.to_run_config()) == settings
 
 
@@ -49,6 +52,22 @@ def test_the_run_configuration_holds_exactly_the_keys_of_the_flower_app() -> Non
     declared = tomllib.loads(APP.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
     assert declared == dict(RUN_CONFIG_DEFAULTS)
     assert set(from_run_config({}).to_run_config()) == set(declared)
+
+
+@pytest.mark.parametrize("party", ["collective", "individual"])
+def test_every_training_number_can_be_set_by_its_own_text(party: str) -> None:
+    for profile in PROFILES.values():
+        for name, value in getattr(profile, party):
+            text = _as_text(value)
+            settings = from_run_config({"profile": "smoke", "set": f"{party}.{name}={text}"})
+            assert getattr(getattr(settings, party), name) == value
+            assert from_run_config(settings.to_run_config()) == settings
+
+
+def test_a_number_with_a_key_of_its_own_can_be_set_once() -> None:
+    assert from_run_config({"set": "collective.tasks=3"}) == from_run_config({"tasks": 3})
+    with pytest.raises(InputError, match="tasks"):
+        from_run_config({"set": "collective.tasks=3", "tasks": 3})
 
 
 @pytest.mark.parametrize(
@@ -92,6 +111,17 @@ def test_a_number_may_stand_for_text_as_flower_parses_it() -> None:
         ({"width": 99.0}, "width"),
         ({"threads": -1}, "threads"),
         ({"collective-device": "gpu"}, "gpu"),
+        ({"set": "retain"}, "individual.NAME=VALUE"),
+        ({"set": "retain=1"}, "individual.NAME=VALUE"),
+        ({"set": "human.retain=1"}, "human.retain"),
+        ({"set": "individual.retian=1"}, "floor_penalty"),  # the valid ones
+        ({"set": "individual.retain=much"}, "individual.retain"),
+        ({"set": "individual.retain=-1"}, "individual.retain"),
+        ({"set": "individual.retain=inf"}, "individual.retain"),
+        ({"set": "individual.epochs=1.5"}, "individual.epochs"),
+        ({"set": "individual.epochs=none"}, "individual.epochs"),
+        ({"set": "individual.methods=scratch,magic"}, "individual.methods"),
+        ({"set": "individual.epochs=1 individual.epochs=2"}, "twice"),
     ],
 )
 def test_wrong_settings_get_one_line_that_names_them(config: dict[str, Value], said: str) -> None:
@@ -147,14 +177,22 @@ def test_a_run_without_cuda_never_asks_for_it() -> None:
 
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     settings = from_run_config(
-        {"profile": "smoke", "seed": 3, "data": str(tmp_path), "shots": "5", "individuals": 2, "width": 0.5}
+        {
+            "profile": "smoke",
+            "seed": 3,
+            "data": str(tmp_path),
+            "shots": "5",
+            "individuals": 2,
+            "width": 0.5,
+            "set": "individual.epochs=3 collective.forms=paper",
+        }
     )
     words = settings.command().split()
     assert words[:3] == ["learngene", "run", "cifar100"]
     config: dict[str, Value] = {}
     for flag, value in zip(words[3::2], words[4::2], strict=True):
         key = flag.removeprefix("--")
-        config[key] = type(RUN_CONFIG_DEFAULTS[key])(value)
+        config[key] = f"{config['set']} {value}" if key in config else type(RUN_CONFIG_DEFAULTS[key])(value)
     assert from_run_config(config) == settings
 
 
@@ -163,3 +201,4 @@ def test_the_experiment_does_not_depend_on_where_it_is_written(tmp_path: Path) -
     there = from_run_config({"out": str(tmp_path / "b"), "resume": True})
     assert here.experiment() == there.experiment()
     assert here.experiment() != from_run_config({"seed": 1}).experiment()
+    assert here.experiment() != from_run_config({"set": "individual.retain=7"}).experiment()

@@ -1,0 +1,64 @@
+"""The profiles' numbers as a table in `sims/cifar100/README.md`; `python -m sims.profile_table` writes it anew."""
+
+from importlib import resources
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from sims.settings import PROFILES
+
+BEGIN, END = "<!-- profiles: written by python -m sims.profile_table -->", "<!-- /profiles -->"
+
+
+def profile_table() -> str:
+    """Two tables in Markdown: what differs between profiles, a column for each; then what they share."""
+    profiles = PROFILES.values()
+    differing = [
+        ["purpose", *(profile.purpose for profile in profiles), ""],
+        ["target tasks (shots: tasks)", *(_plain(profile.target_tasks) for profile in profiles), ""],
+    ]
+    shared: list[list[str]] = []
+    for part in ("collective", "individual"):
+        settings: list[BaseModel] = [getattr(profile, part) for profile in profiles]
+        for name, field in type(settings[0]).model_fields.items():
+            values = [_plain(getattr(one, name)) for one in settings]
+            label, text = f"`{part}.{name}`", field.description or ""
+            if len(set(values)) == 1:
+                shared.append([label, values[0], text])
+            else:
+                differing.append([label, *values, text])
+    first = _table(["setting", *(f"`{name}`" for name in PROFILES), ""], differing)
+    return f"{first}\n\nThe same in every profile:\n\n{_table(['setting', 'value', ''], shared)}"
+
+
+def with_table(text: str) -> str:
+    """``text`` with the table between its two marks.
+
+    Raises:
+        ValueError: it lacks the marks.
+    """
+    before, mark, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n\n{profile_table()}\n\n{END}{after}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {count}" for key, count in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    with resources.as_file(resources.files("sims") / "cifar100" / "README.md") as found:
+        path = Path(found)
+        path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")

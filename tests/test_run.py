@@ -1,0 +1,449 @@
+"""Whole small runs through the real commands: what they leave, who runs meanwhile, and how they end."""
+
+import contextlib
+import json
+import mmap
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jsonschema
+import matplotlib
+import pytest
+
+import sims
+from sims.figures import FIGURES
+from sims.processes import Process, alive, end_all
+from sims.results import schema
+from sims.run_folder import read_record, read_settings
+from tests.sims.test_report import Page, title_is_red
+from tests.test_deployment import free_ports
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes in /proc")
+
+PROGRAMS = Path(sys.executable).parent
+PARTIES = ("collective", "individual-1")
+_MARK = "LEARNGENE_TEST_MARK"
+#: One experiment for all runs of this file; the same as flags and as Flower's run configuration.
+EXPERIMENT: Mapping[str, str | int | bool] = {
+    "profile": "smoke",
+    "stand-in": True,
+    "seed": 3,
+    "threads": 1,
+    "target-tasks": "10:2,20:1",
+    "set": "collective.epochs=0.5",  # long enough to be killed in the middle
+}
+STAND_IN = "NOT CIFAR-100"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The look at processes
+
+
+@dataclass
+class Look:
+    """What /proc shows again and again of the processes that a command started, and of those that they started.
+
+    Attributes:
+        started: every one of them, known by a word in their environment or by their parents.
+        moments: at every look, process id -> party of a node, or the command of any other process.
+        nodes: party -> process ids of its node.
+        held: party -> paths that its node had open or mapped at some moment.
+    """
+
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: set[Process] = field(default_factory=set)
+    moments: list[dict[int, str]] = field(default_factory=list)
+    nodes: dict[str, set[int]] = field(default_factory=dict)
+    held: dict[str, set[str]] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {_MARK: self.mark}
+
+    def once(self) -> None:
+        self.started |= self._found()
+        moment: dict[int, str] = {}
+        for process in filter(alive, self.started):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                moment[process.pid] = " ".join(words)
+                if {"collective_node", "individual_node"}.isdisjoint(words):
+                    continue
+                party = moment[process.pid] = Path(words[words.index("--config") + 1]).parent.name
+                self.nodes.setdefault(party, set()).add(process.pid)
+                self.held.setdefault(party, set()).update(open_paths(process.pid))
+        self.moments.append(moment)
+
+    def remaining(self, seconds: float = 15.0) -> list[Process]:
+        """Those that are still there after so much time."""
+        deadline = time.monotonic() + seconds
+        while (left := [process for process in self.started if alive(process)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        ended = threading.Event()
+
+        def repeat() -> None:
+            while not ended.wait(0.1):
+                self.once()
+
+        thread = threading.Thread(target=repeat)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.once()
+
+    def _found(self) -> set[Process]:
+        marked, children = set(), {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                stat = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                process = Process(int(folder.name), int(stat[19]))
+                children.setdefault(int(stat[1]), []).append(process)
+                if f"{_MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    marked.add(process)
+        # A process that writes its own title may write over its environment.
+        waiting = [*marked, *filter(alive, self.started)]
+        while waiting:
+            new = [child for child in children.pop(waiting.pop().pid, []) if child not in marked]
+            marked.update(new)
+            waiting += new
+        return marked
+
+
+def open_paths(pid: int) -> set[str]:
+    """Paths that a process has open, mapped, or as its working folder."""
+    found = set()
+    for link in (Path(f"/proc/{pid}/cwd"), *Path(f"/proc/{pid}/fd").iterdir()):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(link))
+    for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+        if "/" in line:
+            found.add(line[line.index("/") :])
+    return found
+
+
+def below(paths: Iterable[str], *folders: Path) -> set[str]:
+    """The paths that lie in one of the folders."""
+    return {path for path in paths if any(path.startswith(f"{folder}/") or path == str(folder) for folder in folders)}
+
+
+def homes(run: Path, party: str) -> tuple[Path, Path]:
+    """The private folders of a party: its images and its state."""
+    return run / "world" / party, run / "nodes" / party
+
+
+def test_the_look_finds_an_open_and_a_mapped_file(tmp_path: Path) -> None:
+    code = (
+        "import mmap, sys; kept = open(sys.argv[1]); file = open(sys.argv[2], 'rb');"
+        "mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ); file.close(); print(flush=True);"
+        "sys.stdin.read()"
+    )
+    for party in PARTIES:
+        for home in homes(tmp_path, party):
+            home.mkdir(parents=True)
+            (home / "file").write_bytes(bytes(mmap.PAGESIZE))
+    opened, mapped = (home / "file" for home in homes(tmp_path, "individual-1"))
+    # A node of the collective by its command line, which has no business in the individual's folders.
+    command = [sys.executable, "-c", code, str(opened), str(mapped), "collective_node", "--config"]
+    look = Look()
+    with subprocess.Popen(
+        [*command, str(tmp_path / "nodes" / "collective" / "config.toml")],
+        env={**os.environ, **look.environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        look.once()
+        assert look.nodes == {"collective": {process.pid}}
+        assert below(look.held["collective"], *homes(tmp_path, "individual-1")) == {str(opened), str(mapped)}
+        assert below(look.held["collective"], *homes(tmp_path, "collective")) == set()
+        assert len(look.remaining(0.0)) == 1
+    assert look.remaining() == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended. ``run``: the run folder; ``results``: of a finished run."""
+
+    code: int
+    out: str
+    err: str
+    look: Look
+    run: Path
+
+    @property
+    def results(self) -> dict[str, object]:
+        document: dict[str, object] = json.loads((self.run / "results.json").read_bytes())
+        return document
+
+
+class Place:
+    """A home of its own for everything that the commands write, and the commands."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        # Else fonts are looked for anew in every home.
+        self._fonts = matplotlib.get_cachedir()
+
+    def environment(self, look: Look) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in ("LEARNGENE_DATA", "FLWR_HOME")}
+        return {
+            **kept,
+            **look.environment,
+            "HOME": str(self.root),
+            "MPLCONFIGDIR": self._fonts,
+            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+        }
+
+    def learngene(self, out: Path, *more: str, meanwhile: Callable[[], None] | None = None) -> Ended:
+        """``learngene run cifar100`` until it ends; the one run folder in ``out`` is its own."""
+        flags = [word for name, value in EXPERIMENT.items() for word in _flag(name, value)]
+        command = ["learngene", "run", "cifar100", *flags, "--out", str(out), *more]
+        look = Look()
+        with _ended(look), look.going_on():
+            process = self._start(command, look)
+            if meanwhile is not None:
+                meanwhile()
+            stdout, stderr = process.communicate(timeout=300)
+        [folder] = out.iterdir()
+        return Ended(process.returncode, stdout, stderr, look, folder)
+
+    def flwr(self, out: Path) -> Ended:
+        """``flwr run sims/cifar100 --stream`` with a daemon of its own, which is ended afterwards."""
+        values = {**EXPERIMENT, "out": str(out)}
+        configuration = " ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
+        app = Path(next(iter(sims.__path__))) / "cifar100"
+        command = ["flwr", "run", str(app), "--stream", "--run-config", configuration]
+        http, control = free_ports(2)
+        ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http), "FLWR_LOCAL_CONTROL_API_PORT": str(control)}
+        look = Look()
+        with _ended(look), look.going_on():
+            process = self._start(command, look, FLWR_HOME=str(self.root / "flwr"), **ports)
+            stdout, stderr = process.communicate(timeout=300)
+        [folder] = out.iterdir()
+        return Ended(process.returncode, stdout, stderr, look, folder)
+
+    def _start(self, command: list[str], look: Look, **more: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [str(PROGRAMS / command[0]), *command[1:]],
+            env={**self.environment(look), **more},
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def _flag(name: str, value: str | int | bool) -> list[str]:
+    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+
+
+@contextlib.contextmanager
+def _ended(look: Look) -> Iterator[None]:
+    """Afterwards Flower's daemon, which `flwr run` leaves behind, is ended, and where a test fails everything."""
+    try:
+        yield
+    except BaseException:
+        end_all(look.started, 0.0)
+        raise
+    for process in look.started:
+        if "flower-superlink" in look.moments[-1].get(process.pid, "") and alive(process):
+            os.kill(process.pid, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place) -> Ended:
+    """A run without interruption."""
+    return place.learngene(place.root / "whole")
+
+
+@pytest.fixture(scope="module")
+def killed(place: Place) -> Ended:
+    """A run whose collective was killed while it learned its second task."""
+    out = place.root / "killed"
+
+    def kill() -> None:
+        deadline = time.monotonic() + 180
+        while not (found := list(out.glob("*/nodes/collective/checkpoint/task-0001"))):
+            assert time.monotonic() < deadline, "no first task"
+            time.sleep(0.02)
+        log = (found[0].parents[1] / "node.log").read_text()
+        os.kill(int(log.rpartition(" starts as process ")[2].partition(":")[0]), signal.SIGKILL)
+
+    return place.learngene(out, meanwhile=kill)
+
+
+@pytest.fixture(scope="module")
+def resumed(place: Place, killed: Ended, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """A copy of what the killed run left, and the run that went on from it."""
+    before = tmp_path_factory.mktemp("before") / "run"
+    shutil.copytree(killed.run, before)
+    return before, place.learngene(killed.run.parent, "--resume")
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_results_figures_and_report(whole: Ended) -> None:
+    assert whole.code == 0, whole.err
+    assert read_record(whole.run).status == "finished"
+    for name in ("results.json", "report.html", *FIGURES):
+        assert (whole.run / name).stat().st_size > 0
+    jsonschema.validate(whole.results, schema())
+    assert whole.results["dataset"]["source"] == "stand-in"
+    for name in ("results.json", "report.html"):
+        assert str(whole.run / name) in whole.out
+
+
+@pytest.mark.slow
+def test_every_output_says_that_the_images_are_the_stand_in(whole: Ended) -> None:
+    page = Page((whole.run / "report.html").read_text(encoding="utf-8"))
+    assert STAND_IN in whole.out
+    assert STAND_IN in (whole.run / "results.json").read_text(encoding="utf-8")
+    assert page.text.count(STAND_IN) >= 1 + len(FIGURES)
+    for name in FIGURES:
+        assert title_is_red((whole.run / name).read_bytes())
+
+
+@pytest.mark.slow
+def test_the_report_says_unconfined(whole: Ended) -> None:
+    assert whole.results["confinement"] == "unconfined"
+    assert "unconfined" in Page((whole.run / "report.html").read_text(encoding="utf-8")).text
+
+
+@pytest.mark.slow
+def test_each_party_is_a_process_of_its_own_beside_flowers(whole: Ended) -> None:
+    look = whole.look
+    wanted = (*PARTIES, "flower-superlink", "flwr-simulation", "ray::")
+    # At one moment, and a moment has each process id once.
+    assert any(all(any(name in found for found in moment.values()) for name in wanted) for moment in look.moments)
+    assert {party: len(ids) for party, ids in look.nodes.items()} == dict.fromkeys(PARTIES, 1)
+    assert look.nodes["collective"].isdisjoint(look.nodes["individual-1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("party", PARTIES)
+def test_no_node_opens_a_file_of_another_party(whole: Ended, party: str) -> None:
+    held = whole.look.held[party]
+    for other in PARTIES:
+        if other != party:
+            assert below(held, *homes(whole.run, other)) == set()
+    # The same look does see what a node has open in its own folder: its log at least.
+    assert str(whole.run / "nodes" / party / "node.log") in below(held, *homes(whole.run, party))
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_finished_run(whole: Ended, place: Place) -> None:
+    assert len(whole.look.started) > len(PARTIES)
+    assert whole.look.remaining() == []
+
+
+@pytest.mark.slow
+def test_a_killed_node_ends_the_run_with_one_clear_line(killed: Ended) -> None:
+    assert killed.code == 1
+    [line] = killed.err.strip().splitlines()
+    assert line.startswith("error: the run failed: the node process of the collective (pid ")
+    assert "was killed by signal 9" in line
+    assert str(killed.run) in line
+    assert "--resume" in line
+    record = read_record(killed.run)
+    assert record.status == "failed"
+    assert record.failure is not None
+    assert record.failure in line
+    # It was in the middle: one task was done and no learngene there.
+    checkpoints = killed.run / "nodes" / "collective" / "checkpoint"
+    assert [path.name for path in checkpoints.iterdir()] == ["task-0001"]
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_killed_run(killed: Ended) -> None:
+    assert set(killed.look.nodes) == set(PARTIES)
+    assert killed.look.remaining() == []
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_the_last_task(resumed: tuple[Path, Ended]) -> None:
+    before, ended = resumed
+    assert ended.code == 0, ended.err
+    assert read_record(ended.run).run_id == read_record(before).run_id
+    log = Path("nodes") / "collective" / "events.jsonl"
+    known = (before / log).read_text().splitlines()
+    lines = (ended.run / log).read_text().splitlines()
+    assert lines[: len(known)] == known
+    tasks = [[text for text in map(_text, part) if text.startswith("task ")] for part in (known, lines[len(known) :])]
+    assert any(text.startswith("task 1 of 2") for text in tasks[0])
+    assert tasks[1]
+    assert all(text.startswith("task 2 of 2") for text in tasks[1])
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_as_one_that_was_never_killed(resumed: tuple[Path, Ended], whole: Ended) -> None:
+    assert comparable(resumed[1].results) == comparable(whole.results)
+
+
+@pytest.mark.slow
+def test_flowers_own_command_gives_the_same_results(whole: Ended, place: Place) -> None:
+    ended = place.flwr(place.root / "by-flower")
+    assert ended.code == 0, ended.err
+    assert read_record(ended.run).status == "finished"
+    assert comparable(ended.results) == comparable(whole.results)
+    report = (ended.run / "report.html").read_text(encoding="utf-8")
+    assert STAND_IN in report
+    assert STAND_IN in ended.out
+    assert ended.look.remaining() == []
+
+
+@pytest.mark.slow
+def test_a_node_s_own_reason_reaches_the_user(place: Place) -> None:
+    change = "collective.learning_rate=1e30"
+    ended = place.learngene(place.root / "diverging", "--set", change)
+    assert ended.code == 1
+    [line] = ended.err.strip().splitlines()
+    assert "'evolve' failed at collective" in line
+    assert "loss is not a number" in line
+    assert read_settings(ended.run).settings.collective.learning_rate == 1e30
+    assert ended.look.remaining() == []
+
+
+def comparable(results: Mapping[str, object]) -> dict[str, object]:
+    """Results without the times and the digests of crossings, in which two equal runs may differ."""
+    crossings = results["crossings"]
+    assert isinstance(crossings, list)
+    assert crossings
+    assert "seconds" in results
+    return {
+        **{name: value for name, value in results.items() if name != "seconds"},
+        "crossings": [{name: value for name, value in one.items() if name != "digest"} for one in crossings],
+    }
+
+
+def _text(line: str) -> str:
+    text = json.loads(line)["text"]
+    assert isinstance(text, str)
+    return text
