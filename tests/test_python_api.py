@@ -1,4 +1,4 @@
-"""The documented Python API: the example runs as it stands, and every name that the documents use exists."""
+"""The documents: the example of the Python API runs as it stands; every name and link that they use leads somewhere."""
 
 import importlib
 import json
@@ -61,6 +61,20 @@ def test_every_name_that_a_document_uses_exists(document: str) -> None:
     missing = [name for name in names if not exists(name)]
     assert not missing
     assert names or document not in ("docs/python-api.md", *(f"{package}/__init__.py" for package in PACKAGES))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_to_a_file_or_heading_leads_there(document: str) -> None:
+    path = ROOT / document
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if "://" in link:
+            continue
+        file, _, heading = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}, link
 
 
 def test_the_search_for_names_can_fail() -> None:

@@ -421,13 +421,12 @@ def test_flowers_own_command_gives_the_same_results(whole: Ended, place: Place) 
 
 @pytest.mark.slow
 def test_a_node_s_own_reason_reaches_the_user(place: Place) -> None:
-    change = "collective.learning_rate=1e30"
-    ended = place.learngene(place.root / "diverging", "--set", change)
+    ended = place.learngene(place.root / "diverging", "--set", "individual.retain=1e9")
     assert ended.code == 1
     [line] = ended.err.strip().splitlines()
-    assert "'evolve' failed at collective" in line
-    assert "loss is not a number" in line
-    assert read_settings(ended.run).settings.collective.learning_rate == 1e30
+    assert "'adapt' failed at individual-1" in line
+    assert "choose lambda at most" in line
+    assert read_settings(ended.run).settings.individual.retain == 1e9
     assert ended.look.remaining() == []
 
 
