@@ -27,7 +27,7 @@ from collective_node.settings import CollectiveSettings
 from collective_node.task_sequence import sequence
 from collective_node.training import accuracy, fit, rehearsal
 from collective_node.widening_schedule import steps_before
-from protocol.errors import InputError
+from protocol.errors import InputError, RunFailedError
 from protocol.events import Events
 from protocol.images import DeviceImages, Normalisation
 
@@ -211,7 +211,10 @@ class Evolution:
         def observe(step: int, _: int) -> None:
             if step % OBSERVE_EVERY == 0:
                 gradients = [layer.conv.weight.grad for layer in network.layers]
-                collective.trend.observe([gradient for gradient in gradients if gradient is not None])
+                try:
+                    collective.trend.observe([gradient for gradient in gradients if gradient is not None])
+                except ValueError as error:
+                    raise RunFailedError(f"{text}: {error}; lower the collective's learning rate") from error
             self.events.append("task", done + step + 1, total, text)
 
         generator = self._generator(10_000 + number)

@@ -24,15 +24,15 @@ class CollectiveSettings(BaseModel):
         0.7, gt=0, description="passes over the images of all known classes (none: of the task) a task"
     )
     batch_size: int = Field(64, ge=2)
-    learning_rate: float = Field(0.1, gt=0)
+    learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
     sigma: float | None = Field(None, gt=0, description="threshold of Eq. 5; none: from the first task")
     top: int = Field(3, ge=1, le=12, description="k, the inherited top layers")
     forms: tuple[Form, ...] = ("condensed", "paper")
-    condense_epochs: float = Field(7.0, gt=0, description="passes over the base images for the light stem")
+    condense_epochs: float = Field(6.0, gt=0, description="passes over the base images for the light stem")
     condense_learning_rate: float = Field(0.1, gt=0)
     fisher_estimator: Estimator = "sampled"
     fisher_samples: int = Field(1024, ge=1)

@@ -54,6 +54,16 @@ class RetainLoss:
         ]
         return 0.5 * torch.stack(terms).sum()
 
+    @torch.no_grad()
+    def add_gradient(self, weight: float) -> None:
+        """Add ``weight F_i (theta_i - theta*_i)``, the gradient of ``weight`` times the loss, to each ``.grad``.
+
+        In closed form it takes a third of the passes over the weights that automatic differentiation takes.
+        """
+        for p, a, f in zip(self.parameters, self.anchors, self.fisher, strict=True):
+            assert p.grad is not None
+            p.grad.addcmul_(f, p - a, value=weight)
+
 
 def _repeated(tensors: Mapping[str, NDArray[np.float32]], name: str, networks: int, like: Tensor) -> Tensor:
     value = torch.from_numpy(np.array(tensors[name])).to(like)
@@ -149,10 +159,10 @@ def adapt(
             # Mean over a task's images, sum over tasks: each network gets the gradient that it would get alone.
             loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="sum")
             loss = loss / len(batch)
-            if retain_loss is not None:
-                loss = loss + retain * retain_loss()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            if retain_loss is not None:
+                retain_loss.add_gradient(retain)
             optimiser.step()
         if observe is not None:
             observe(epoch, model)

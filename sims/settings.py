@@ -53,13 +53,17 @@ PROFILES: Mapping[ProfileName, Profile] = {
     "small": Profile(
         purpose="at most 30 minutes on two cores",
         target_tasks={10: 60, 20: 40},
-        collective=CollectiveSettings(width=0.375, tasks=13, epochs=5, condense_epochs=30),
+        collective=CollectiveSettings(
+            width=0.375, tasks=13, epochs=5, learning_rate=0.1, dropout=0.1, condense_epochs=30
+        ),
         individual=IndividualSettings(epochs=30),
     ),
     "paper": Profile(
         purpose="the paper's figures; needs a CUDA device",
         target_tasks={10: 100, 20: 100},
-        collective=CollectiveSettings(width=1.0, tasks=50, epochs=8, condense_epochs=60),
+        collective=CollectiveSettings(
+            width=1.0, tasks=50, epochs=8, learning_rate=0.1, dropout=0.1, condense_epochs=60
+        ),
         individual=IndividualSettings(epochs=30),
         needs_cuda=True,
     ),

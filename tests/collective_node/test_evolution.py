@@ -13,7 +13,7 @@ from collective_node.evolution import Collective, Evolution
 from collective_node.private_images import PrivateImages, read
 from collective_node.publishing import learngene_of
 from collective_node.settings import CollectiveSettings
-from protocol.errors import InputError
+from protocol.errors import InputError, RunFailedError
 from protocol.events import Events
 from protocol.network import ConvolutionBlock, build_blocks, load_blocks
 
@@ -81,6 +81,12 @@ def test_a_run_that_was_killed_goes_on_from_its_last_task_and_ends_with_the_same
     ]
     expected = state(whole)
     assert all(torch.equal(value, expected[name]) for name, value in state(resumed).items())
+
+
+def test_a_training_that_diverges_says_so_and_leaves_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError, match="lower"):
+        evolution(tmp_path / "other", SETTINGS.model_copy(update={"learning_rate": 1e30})).run()
+    assert list(tmp_path.glob("other/task-*")) == []
 
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:

@@ -175,6 +175,21 @@ def test_the_retain_loss_acts_on_the_inherited_layers_only_and_is_above_zero_aft
         assert (parameter.grad is not None) == (id(parameter) in inherited)
 
 
+def test_the_gradient_of_the_retain_loss_is_that_of_automatic_differentiation() -> None:
+    gene = learngene()
+    model = reconstruct(gene.architecture, gene, ways=WAYS, generators=generators(0, 1))
+    loss = RetainLoss.of(model.inherited, gene)
+    with torch.no_grad():
+        for parameter in loss.parameters:
+            parameter += 0.1 * torch.randn_like(parameter)
+    expected = torch.autograd.grad(7.0 * loss(), loss.parameters)
+    for parameter in loss.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    loss.add_gradient(7.0)
+    for parameter, gradient in zip(loss.parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient + 1)
+
+
 def test_a_larger_lambda_keeps_the_inherited_layers_closer() -> None:
     gene = learngene()
     distance = []
