@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from collective_node.expandable_network import ExpandableNetwork, scaled
 from collective_node.settings import CollectiveSettings
-from collective_node.training import Observer, fit, rehearsal
+from collective_node.training import Observer, class_balanced_batches, fit
 from protocol.architecture import Block
 from protocol.images import DeviceImages, autocast
 from protocol.network import build_blocks, initialise
 
 #: Widths of the light stem at width factor 1; the last one is what the first top layer expects.
 STEM_WIDTHS = (64, 128, 256)
+#: Batches of 250 images that the BatchNorm statistics of a condensed network are averaged over.
+STATISTICS_BATCHES = 40
 
 
 class CondensedNetwork(nn.Module):
@@ -39,9 +41,9 @@ def stem_blocks(network: ExpandableNetwork, top: int, width: float) -> list[Bloc
     first = network.layers[len(network.layers) - top].conv
     channels = network.layers[0].conv.in_channels
     widths = (channels, *(scaled(w, width) for w in STEM_WIDTHS), first.in_channels)
-    pools = sum(block.pool for block in network.layers[: len(network.layers) - top])
+    halvings = sum(block.pool for block in network.layers[: len(network.layers) - top])
     return [
-        Block(role="stem", in_channels=before, out_channels=after, pool=number < pools)
+        Block(role="stem", in_channels=before, out_channels=after, pool=number < halvings)
         for number, (before, after) in enumerate(pairwise(widths))
     ]
 
@@ -49,7 +51,7 @@ def stem_blocks(network: ExpandableNetwork, top: int, width: float) -> list[Bloc
 def condense(
     network: ExpandableNetwork,
     images: DeviceImages,
-    pools: list[Tensor],
+    rows_by_class: list[Tensor],
     target: Callable[[Tensor], Tensor],
     settings: CollectiveSettings,
     generator: torch.Generator,
@@ -57,12 +59,12 @@ def condense(
 ) -> CondensedNetwork:
     """Train a light stem in front of the network's own top ``settings.top`` layers.
 
-    The weights of top layers and classifier are frozen; their BatchNorm statistics are estimated anew at the end, in
-    one pass without augmentation.
+    The weights of top layers and classifier are frozen; the BatchNorm statistics of all blocks are estimated anew at
+    the end, as averages over balanced batches without augmentation.
 
     Args:
         images: the collective's training images.
-        pools: row numbers of each known class's images.
+        rows_by_class: row numbers of each known class's images.
         target: labels to output numbers of the network.
     """
     stem = build_blocks(stem_blocks(network, settings.top, settings.width))
@@ -74,13 +76,13 @@ def condense(
     condensed.classifier.eval()
     for part in (condensed.top, condensed.classifier):
         part.requires_grad_(False)
-    count = sum(len(pool) for pool in pools)
+    count = sum(len(pool) for pool in rows_by_class)
     steps = max(1, round(settings.condense_epochs * count / settings.batch_size))
     fit(
         condensed,
         stem.parameters(),
         images,
-        rehearsal(pools, steps, settings.batch_size, generator),
+        class_balanced_batches(rows_by_class, steps, settings.batch_size, generator),
         steps,
         target,
         settings=settings,
@@ -88,20 +90,20 @@ def condense(
         generator=generator,
         observe=observe,
     )
-    estimate_statistics(condensed, images, pools, generator)
+    estimate_statistics(condensed, images, rows_by_class, generator)
     return condensed.eval()
 
 
 @torch.no_grad()
 def estimate_statistics(
-    model: nn.Module, images: DeviceImages, pools: list[Tensor], generator: torch.Generator, batches: int = 40
+    model: nn.Module, images: DeviceImages, rows_by_class: list[Tensor], generator: torch.Generator
 ) -> None:
-    """Replace every BatchNorm's running statistics by plain averages over ``batches`` balanced batches of 250."""
+    """Replace every BatchNorm's running statistics by plain averages over 40 balanced batches of 250."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch: a cumulative average
-    for index in rehearsal(pools, batches, 250, generator):
+    for index in class_balanced_batches(rows_by_class, STATISTICS_BATCHES, 250, generator):
         with autocast(images.pixels.device):
             model(images.batch(index)[0])
     for norm in norms:

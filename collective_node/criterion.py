@@ -1,5 +1,6 @@
 """The criterion that finds the learngene: the share of large gradients per layer and task (Eq. 4 and 5)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -58,7 +59,7 @@ class GradientTrend:
             cumulated = histogram.sum(0).cumsum(0)
             middle = int(torch.searchsorted(cumulated, int(cumulated[-1] + 1) // 2))
             self.sigma = float(2.0 ** (SMALLEST + (middle + 0.5) / BINS_PER_OCTAVE)) / 2
-        threshold = int((torch.log2(torch.tensor(self.sigma)) - SMALLEST) * BINS_PER_OCTAVE)
+        threshold = max(0, math.floor((math.log2(self.sigma) - SMALLEST) * BINS_PER_OCTAVE))
         large = histogram[:, threshold + 1 :].sum(1).double() / histogram.sum(1)
         self.rho.append([float(share) for share in large])
         return self.rho[-1]

@@ -25,7 +25,7 @@ from collective_node.expandable_network import (
 from collective_node.private_images import PrivateImages
 from collective_node.settings import CollectiveSettings
 from collective_node.task_sequence import sequence
-from collective_node.training import accuracy, fit, rehearsal
+from collective_node.training import accuracy, class_balanced_batches, fit
 from collective_node.widening_schedule import steps_before
 from protocol.errors import InputError, RunFailedError
 from protocol.events import Events
@@ -223,7 +223,7 @@ class Evolution:
             network,
             network.parameters(),
             self.train,
-            rehearsal(self.rows_of(rehearsed), steps, settings.batch_size, generator),
+            class_balanced_batches(self.rows_of(rehearsed), steps, settings.batch_size, generator),
             steps,
             lambda labels: target[labels],
             settings=settings,

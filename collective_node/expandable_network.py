@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from protocol.architecture import Block
-from protocol.network import ConvolutionBlock, build_blocks, initialise
+from protocol.network import ConvolutionBlock, build_blocks, initialise, layers_of
 
 #: Base widths of the thirteen convolutions, at width factor 1.
 BASE_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
@@ -62,7 +62,7 @@ class ExpandableNetwork(nn.Module):
     @property
     def layers(self) -> list[ConvolutionBlock]:
         """The blocks, in order."""
-        return [block for block in self.blocks if isinstance(block, ConvolutionBlock)]
+        return layers_of(self.blocks)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -73,13 +73,6 @@ class ExpandableNetwork(nn.Module):
     def outputs(self) -> int:
         """Number of known classes."""
         return output_layer(self.classifier).out_features
-
-    def describe(self, first: int = 0) -> list[Block]:
-        """The blocks from ``first`` on, as a learngene describes them (role ``top``)."""
-        return [
-            Block(role="top", in_channels=b.conv.in_channels, out_channels=b.conv.out_channels, pool=b.pool)
-            for b in self.layers[first:]
-        ]
 
 
 def build_classifier(features: int, hidden: int, dropout: float) -> nn.Sequential:

@@ -35,8 +35,13 @@ def read(folder: Path) -> PrivateImages:
         }
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} is not a collective's folder of a world ({error}); make one first") from error
+    for part in ("train", "heldout"):
+        labels, images = arrays[f"{part}_labels"], arrays[f"{part}_images"]
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise InputError(f"{folder}: the {part} images and labels do not fit each other; cut the world again")
+        if not np.isin(labels, np.arange(len(classes))).all():
+            raise InputError(f"{folder}: a {part} label names no class of the manifest; cut the world again")
     counts = np.bincount(arrays["train_labels"], minlength=len(classes))
-    if len(counts) != len(classes) or counts.min() < 2:
-        poor = classes[int(counts.argmin())] if len(counts) == len(classes) else "a class without a name"
-        raise InputError(f"{folder}: {poor} has fewer than two training images")
+    if counts.min() < 2:
+        raise InputError(f"{folder}: {classes[int(counts.argmin())]} has fewer than two training images")
     return PrivateImages(classes, **arrays)

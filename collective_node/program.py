@@ -14,7 +14,7 @@ from collective_node.learngenes import Evolved, evolve
 from protocol.architecture import Form
 from protocol.bundle import CollectiveDesk
 from protocol.confinement import Confinement
-from protocol.errors import PolicyDeniedError
+from protocol.errors import InputError, PolicyDeniedError
 from protocol.events import Events
 from protocol.images import choose_device
 from protocol.keys import SigningKey
@@ -73,8 +73,13 @@ class CollectiveProgram:
         if (self._node.state / METRICS_FILE).exists() and None not in published:
             logger.info("the learngene of this run is published already")
             return
+        images = private_images.read(self._node.data)
+        # What the policy would refuse to send is said before the training, not after it.
+        samples, fewest = min(self._settings.fisher_samples, len(images.train_labels)), self._desk.fewest_samples
+        if samples < fewest:
+            raise InputError(f"a Fisher diagonal from {samples} images may not leave this site, only from {fewest} on")
         evolved = evolve(
-            private_images.read(self._node.data),
+            images,
             self._settings,
             seed=self._node.seed,
             device=self._device,

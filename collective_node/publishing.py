@@ -9,20 +9,30 @@ from torch import Tensor, nn
 
 from collective_node.condensing import CondensedNetwork
 from collective_node.evolution import Collective, Evolution
-from collective_node.training import rehearsal
-from protocol.architecture import Architecture, Block, Form, InputContract
+from collective_node.training import class_balanced_batches
+from protocol.architecture import Architecture, Form, InputContract
 from protocol.fisher import fisher_diagonal
 from protocol.images import Normalisation
 from protocol.learngene import FisherDescription, Learngene
-from protocol.network import ConvolutionBlock, block_tensors
+from protocol.network import ConvolutionBlock, block_tensors, layers_of
 
 #: Images at once while the Fisher diagonal is taken.
 FISHER_BATCH = 64
 
 
-def layers_of(blocks: nn.Sequential) -> list[ConvolutionBlock]:
-    """The blocks of a chain, in order."""
-    return [block for block in blocks if isinstance(block, ConvolutionBlock)]
+def distinct_rows(rows_by_class: Sequence[Tensor], count: int, generator: torch.Generator) -> Tensor:
+    """``count`` different rows, or all there are if that is fewer: class by class in turn, as long as that lasts.
+
+    A Fisher diagonal states how many images it was taken from, so none may be counted twice.
+    """
+    wanted = min(count, sum(len(rows) for rows in rows_by_class))
+    turns = class_balanced_batches(rows_by_class, 1, count, generator)
+    drawn = list(dict.fromkeys(torch.cat(list(turns)).tolist()))
+    if len(drawn) < wanted:  # some class ran out
+        everything = torch.cat(list(rows_by_class))
+        order = everything[torch.randperm(len(everything), generator=generator)].tolist()
+        drawn = list(dict.fromkeys([*drawn, *order]))[:wanted]
+    return torch.tensor(drawn)
 
 
 def learngene_of(
@@ -37,27 +47,23 @@ def learngene_of(
     front: Callable[[Tensor], Tensor]
     if form == "condensed":
         stem, top, head = layers_of(condensed.stem), layers_of(condensed.top), condensed.classifier
-        blocks = [*(_described(b, "stem") for b in stem), *(_described(b, "top") for b in top)]
+        blocks = [*(block.describe("stem") for block in stem), *(block.describe("top") for block in top)]
         inherited, front = [*stem, *top], nn.Identity()
     else:
         split = len(network.layers) - settings.top
         inherited, front, head = network.layers[split:], network.blocks[:split], network.classifier
-        blocks = network.describe(split)
+        blocks = [block.describe("top") for block in inherited]
     height, width, channels = evolution.image_shape
     architecture = Architecture(
         form=form, input=InputContract(height=height, width=width, channels=channels), blocks=tuple(blocks)
     )
     generator = torch.Generator().manual_seed(seed)
-    order = rehearsal(
-        evolution.rows_of(collective.known), -(-settings.fisher_samples // FISHER_BATCH), FISHER_BATCH, generator
-    )
+    chosen = distinct_rows(evolution.rows_of(collective.known), settings.fisher_samples, generator)
     target = evolution.outputs_of(collective.known)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        left = settings.fisher_samples
-        for index in order:
-            x, labels = evolution.train.batch(index[:left])
-            left -= len(x)
+        for index in chosen.split(FISHER_BATCH):
+            x, labels = evolution.train.batch(index)
             with torch.no_grad():
                 x = front(x)
             yield x, target[labels]
@@ -77,14 +83,3 @@ def tensors_of(
         for name, tensor in tensors.items()
     }
     return {**arrays, "input.mean": normalisation.mean, "input.std": normalisation.std}
-
-
-def _described(block: ConvolutionBlock, role: str) -> Block:
-    return Block.model_validate(
-        {
-            "role": role,
-            "in_channels": block.conv.in_channels,
-            "out_channels": block.conv.out_channels,
-            "pool": block.pool,
-        }
-    )

@@ -25,13 +25,15 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
     return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
 
 
-def rehearsal(pools: Iterable[Tensor], steps: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index batches in which every class (one pool of row numbers each) stands equally often.
+def class_balanced_batches(
+    rows_by_class: Iterable[Tensor], steps: int, batch_size: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Index batches in which every class (its row numbers) stands equally often.
 
-    Each pool is walked in a random order, again and again, so no image is drawn twice before its pool is through;
+    Each class is walked in a random order, again and again, so no image is drawn twice before its class is through;
     the classes are interleaved in a fresh random order per round.
     """
-    rows = list(pools)
+    rows = list(rows_by_class)
     wanted = -(-steps * batch_size // len(rows))
     columns = []
     for pool in rows:

@@ -8,14 +8,12 @@ WIDENING_STEPS = tuple(
 
 
 def steps_before(task: int, tasks: int) -> list[tuple[int, int]]:
-    """The widening steps to take before task ``task`` (0-based) of ``tasks``; none before the first.
+    """The widening steps to take before task ``task`` (0-based) of ``tasks``.
 
     With 21 tasks or more, one step before each of tasks 1 to 20 (0-based); with fewer, the same twenty in the same
-    order, spread evenly.
+    order, spread evenly over all but the first. A single task, joint training, starts at the final widths.
     """
+    if tasks == 1:
+        return list(WIDENING_STEPS) if task == 0 else []
     growing = min(tasks - 1, len(WIDENING_STEPS))
-    return [
-        step
-        for number, step in enumerate(WIDENING_STEPS)
-        if growing > 0 and 1 + number * growing // len(WIDENING_STEPS) == task
-    ]
+    return [step for number, step in enumerate(WIDENING_STEPS) if 1 + number * growing // len(WIDENING_STEPS) == task]

@@ -2,7 +2,7 @@
 
 Public, each by its own module (nothing is imported here, so that a node can be confined before torch is loaded):
 
-- ``individual_node.methods.Bench``: every method on every target task of the individual's folder.
+- ``individual_node.methods.Evaluation``: every method on every target task of the individual's folder.
 - ``individual_node.settings.IndividualSettings``: which methods, and how they adapt.
 - ``individual_node.target_tasks``: the individual's folder, and ``TargetTask``.
 - ``individual_node.reconstruction.reconstruct``: networks built from a learngene's own description.

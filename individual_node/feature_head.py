@@ -17,7 +17,7 @@ def inherited_features(
 ) -> list[Tensor]:
     """Two views of each image: what the stem hands over to the top, and what the top makes of it.
 
-    Each is averaged over the image and its mirror image, then its square root is taken, which tames the long tail
+    Each is summed over the image and its mirror image, then its square root is taken, which tames the long tail
     that features have after a ReLU (a power transform, Hu, Gripon and Pateux 2021, section 3.2).
 
     Args:

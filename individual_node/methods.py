@@ -25,7 +25,7 @@ from protocol.errors import InputError
 from protocol.events import Events
 from protocol.images import DeviceImages, Normalisation
 from protocol.learngene import Learngene
-from protocol.network import ConvolutionBlock, build_blocks, load_blocks
+from protocol.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
 
 #: Epochs after which the learning curves look at the test images, besides the last.
 CURVE_EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 70, 100)
@@ -47,7 +47,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Evaluation:
     """An individual's images and what it inherited: what every method works with.
 
     Args:
@@ -149,7 +149,7 @@ class Bench:
         """A logistic head on the inherited features, which stay as they are."""
         learngene = self.learngenes["condensed"]
         network = build_blocks(learngene.architecture.blocks)
-        blocks = [block for block in network if isinstance(block, ConvolutionBlock)]
+        blocks = layers_of(network)
         load_blocks(blocks, learngene.tensors)
         network.to(self.device).to(memory_format=torch.channels_last).eval()
         handover = sum(block.role == "stem" for block in learngene.architecture.blocks)

@@ -9,7 +9,7 @@ import torch
 from individual_node import target_tasks
 from individual_node.adaptation import choose_retain
 from individual_node.configuration import IndividualConfiguration
-from individual_node.methods import FORMS, Bench
+from individual_node.methods import FORMS, Evaluation
 from protocol.architecture import Form
 from protocol.bundle import IndividualDesk
 from protocol.confinement import Confinement
@@ -70,8 +70,8 @@ class IndividualProgram:
         if wanted:
             raise PolicyDeniedError(f"no learngene in the form {wanted[0]!r} was inherited yet")
         images = target_tasks.read(self._node.data)
-        bench = Bench(learngenes, images, self._settings, self._node.seed, self._device, self._events)
-        outcomes, seconds = bench.run_all()
+        evaluation = Evaluation(learngenes, images, self._settings, self._node.seed, self._device, self._events)
+        outcomes, seconds = evaluation.run_all()
         metrics: dict[str, object] = {
             "methods": {
                 method: {str(shots): {str(t): a for t, a in o.accuracy.items()} for shots, o in by_shots.items()}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from protocol.architecture import Architecture, Block
 from protocol.learngene import Learngene
-from protocol.network import ConvolutionBlock, build_blocks, initialise, load_blocks
+from protocol.network import build_blocks, initialise, layers_of, load_blocks
 
 #: The individual's own light blocks, as shares of the width that the inherited layers expect: 64 128 256 512 for 512.
 LIGHT_SHARES = (8, 4, 2, 1)
@@ -17,14 +17,16 @@ LIGHT_SHARES = (8, 4, 2, 1)
 def light_blocks(architecture: Architecture) -> list[Block]:
     """The individual's own blocks in front of a learngene: none for ``condensed``, the four light ones for ``paper``.
 
-    A max-pool follows the first three (appendix figure 1).
+    A max-pool follows the first three (appendix figure 1), or as many as leave a map for the inherited ones to halve.
     """
     if architecture.form == "condensed":
         return []
     width = architecture.blocks[0].in_channels
+    halvings = min(architecture.input.height, architecture.input.width).bit_length() - 1
+    spare = halvings - sum(block.pool for block in architecture.blocks)
     widths = (architecture.input.channels, *(max(1, width // share) for share in LIGHT_SHARES))
     return [
-        Block(role="stem", in_channels=before, out_channels=after, pool=number < 3)
+        Block(role="stem", in_channels=before, out_channels=after, pool=number < min(3, spare))
         for number, (before, after) in enumerate(pairwise(widths))
     ]
 
@@ -46,9 +48,7 @@ class IndividualNetworks(nn.Module):
         own = light_blocks(architecture)
         blocks = [*own, *architecture.blocks]
         self.blocks = build_blocks(blocks, networks=networks)
-        self.inherited: Sequence[ConvolutionBlock] = [b for b in self.blocks if isinstance(b, ConvolutionBlock)][
-            len(own) :
-        ]
+        self.inherited = layers_of(self.blocks)[len(own) :]
         height, width = architecture.input.height, architecture.input.width
         for block in blocks:
             if block.pool:

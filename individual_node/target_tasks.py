@@ -3,27 +3,30 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import InputError
+
+Row = Annotated[int, Field(ge=0)]
 
 
 class _Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: int
-    classes: tuple[int, ...]
-    support: dict[int, tuple[int, ...]]
-    test: tuple[int, ...]
+    task: Row
+    classes: tuple[Row, ...]
+    support: dict[int, tuple[Row, ...]]
+    test: tuple[Row, ...]
 
 
 class _Tasks(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int
+    format: Literal[1]
     tasks: tuple[_Task, ...]
 
 

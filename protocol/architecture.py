@@ -68,6 +68,8 @@ class Architecture(BaseModel):
             raise ValueError("the first block of a condensed learngene must take the image's channels")
         if self.form == "paper" and any(block.role != "top" for block in self.blocks):
             raise ValueError("a learngene in the paper's form holds top blocks only")
+        if min(self.input.height, self.input.width) >> sum(block.pool for block in self.blocks) == 0:
+            raise ValueError("the blocks pool more often than the image can be halved")
         return self
 
     def tensors(self, *, fisher: bool) -> dict[str, tuple[TensorRole, tuple[int, ...]]]:

@@ -234,6 +234,11 @@ class CollectiveDesk:
             return published
         return self._ledger.add_release(release, data)
 
+    @property
+    def fewest_samples(self) -> int:
+        """A Fisher diagonal from fewer images than this may not leave the site."""
+        return self._policy.minimum_fisher_samples
+
     def published(self, form: Form) -> StoredRelease | None:
         """The newest release of a form in this run; None where there is none."""
         return self._ledger.latest(self._run_id, form)

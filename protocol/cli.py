@@ -97,20 +97,22 @@ def _role(text: str) -> Role:
 def _add_installed_commands(app: typer.Typer) -> None:
     for point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda point: point.name):
         try:
-            register = point.load()
+            point.load()(app)
         except ModuleNotFoundError as error:
             # A node's installation: no simulations, no figures.
             _explain_missing(app, error.name or point.module)
-            continue
-        register(app)
 
 
 def _explain_missing(app: typer.Typer, module: str) -> None:
-    """In place of the commands that cannot be loaded, one that says what to install."""
+    """In place of the commands that cannot be loaded, some that say what to install."""
 
-    @app.command("run", hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-    def run() -> None:
+    def explain() -> None:
         raise InputError(f"simulations need the module {module}; install it with: pip install 'learngene[sim]'")
+
+    for name in ("run", "results", "report", "world"):
+        app.command(name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
+            explain
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """Errors of the project. Every one carries a line that tells its reader what to do next."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class LearngeneError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -95,3 +100,16 @@ class StorageFailedError(RefusedError):
     """What was verified could not be stored durably."""
 
     code = "storage_failed"
+
+
+def first_fault(error: "ValidationError") -> tuple[str, str]:
+    """Where the first fault is that pydantic found, as names with dots between (empty: the whole), and what it is."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    text = fault["msg"].removeprefix("Value error, ")
+    return ".".join(str(step) for step in fault["loc"]), f"{text[:1].lower()}{text[1:]}"
+
+
+def fault_line(error: "ValidationError", *, inside: str = "") -> str:
+    """``first_fault`` in one line; its place counts from ``inside``."""
+    where, text = first_fault(error)
+    return ": ".join(filter(None, (".".join(filter(None, (inside, where))), text)))

@@ -77,11 +77,11 @@ def convolution_by_pairs(inputs: Tensor, sensitivities: Tensor) -> Tensor:
         for dx in (-1, 0, 1):
             rows, columns, from_rows, from_columns = offsets_inside(height, width, dy, dx)
             a = inputs[:, :, from_rows, from_columns].flatten(2)
-            u = sensitivities[..., rows, columns].flatten(3)
+            u = sensitivities[..., rows, columns].flatten(3).movedim(0, -1)  # [N, O, positions, labels]
             first, second = torch.triu_indices(a.shape[-1], a.shape[-1], device=a.device).unbind()
             twice = torch.where(first == second, 1.0, 2.0).to(a)
             a_pairs = (a[..., first] * a[..., second]).transpose(0, 1).flatten(1)
-            u_pairs = (u[..., first] * u[..., second]).sum(0).mul(twice).transpose(0, 1).flatten(1)
+            u_pairs = (u @ u.transpose(-1, -2))[..., first, second].mul(twice).transpose(0, 1).flatten(1)
             result[:, :, dy + 1, dx + 1] = u_pairs @ a_pairs.T
     return result
 
@@ -124,9 +124,10 @@ def fisher_diagonal(
     from the model; ``empirical`` uses the data's labels and is not the Fisher information of the model.
 
     Args:
-        blocks: the network's blocks, from the image on; in evaluation mode.
+        blocks: the blocks whose diagonal is wanted, one after the other; in evaluation mode.
         head: from the last block's output to logits; in evaluation mode.
-        batches: images ``[n, C, H, W]`` and their labels ``[n]`` (read by ``empirical`` only).
+        batches: inputs ``[n, C, H, W]`` of the first block, one per image, and the images' labels ``[n]`` (read by
+            ``empirical`` only).
         generator: draws the labels of ``sampled`` (CPU).
 
     Returns:
@@ -141,15 +142,16 @@ def fisher_diagonal(
     total: dict[str, Tensor] = {}
     count = 0
     # TF32 would round the products to ten bits.
-    allow_tf32 = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    cudnn.allow_tf32 = products.allow_tf32 = False
     try:
         for x, labels in batches:
             for name, value in _batch(blocks, head, x, labels, estimator, generator).items():
                 total[name] = value if name not in total else total[name] + value
             count += len(x)
     finally:
-        torch.backends.cudnn.allow_tf32 = allow_tf32
+        cudnn.allow_tf32, products.allow_tf32 = before
     if count == 0:
         raise ValueError("the Fisher information needs at least one image")
     return {name: (value / count).clamp(min=0) for name, value in total.items()}, count

@@ -1,5 +1,6 @@
 """Images on the device: normalisation, random crops and flips; nothing is done image by image in Python."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -63,26 +64,33 @@ class CropAndFlip:
 
 
 def choose_device(setting: str) -> torch.device:
-    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:<n>``.
+    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:<n>``; on CUDA with deterministic algorithms.
 
     Raises:
         InputError: the device is not there.
     """
     if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        setting = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(setting)
-    except RuntimeError as error:
-        raise InputError(f"device {setting!r} is not one of auto, cpu, cuda, cuda:<n>") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {setting!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {setting!r} is not one of auto, cpu, cuda, cuda:<n>")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise InputError(f"device {setting!r} is not there: this machine has {count} CUDA devices")
+        # One seed gives one result: no atomics in cuDNN's backward pass, a fixed workspace for cuBLAS.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return device
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether the machine multiplies bfloat16 in hardware."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     checks: list[Callable[[], bool]] = [
         check
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from protocol import blob, canonical_json
 from protocol.architecture import Architecture, Form, TensorRole
-from protocol.errors import MalformedError
+from protocol.errors import MalformedError, fault_line
 from protocol.learngene import FisherDescription
 
 Kind = Literal["request", "release", "grant", "receipt", "abort"]
@@ -200,9 +200,7 @@ def decode(model: type[PayloadT], data: bytes) -> PayloadT:
         # Canonical bytes have one reading, so that pydantic's own parser sees what was checked above.
         payload = model.model_validate_json(data)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        raise MalformedError(f"the payload of a {model.kind} does not fit its schema: {place} {fault['msg']}") from None
+        raise MalformedError(f"the payload of a {model.kind} does not fit its schema: {fault_line(error)}") from None
     # A field left out for its default would say the same in other bytes.
     if encode(payload) != data:
         raise MalformedError(f"the payload of a {model.kind} does not fit its schema: a field is missing")

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from protocol.architecture import BLOCK_PARAMETERS, BLOCK_STATISTICS, Architecture, Block
+from protocol.architecture import BLOCK_PARAMETERS, BLOCK_STATISTICS, Architecture, Block, BlockRole
 
 
 class ConvolutionBlock(nn.Module):
@@ -33,6 +33,20 @@ class ConvolutionBlock(nn.Module):
         """``[N, networks * in_channels, H, W]`` to ``[N, networks * out_channels, H', W']``."""
         x = torch.relu(self.norm(self.conv(x)))
         return nn.functional.max_pool2d(x, 2) if self.pool else x
+
+    def describe(self, role: BlockRole) -> Block:
+        """One network's block, as a learngene describes it."""
+        return Block(
+            role=role,
+            in_channels=self.conv.in_channels // self.networks,
+            out_channels=self.conv.out_channels // self.networks,
+            pool=self.pool,
+        )
+
+
+def layers_of(blocks: nn.Sequential) -> list[ConvolutionBlock]:
+    """The blocks of a chain, in order."""
+    return [block for block in blocks if isinstance(block, ConvolutionBlock)]
 
 
 def build_blocks(blocks: Iterable[Block], *, networks: int = 1) -> nn.Sequential:

@@ -27,7 +27,7 @@ _COMMENTS = {
     "key": "The signing key. It never leaves this machine.",
     "trust": "The public keys that this node believes: learngene trust add.",
     "run_id": "The run that this node takes part in; all its parties have the same.",
-    "device": "auto, cpu, cuda, cuda:N or mps.",
+    "device": "auto, cpu, cuda or cuda:N.",
     "threads": "Processor threads; 0: as many as there are.",
     "seed": "Of everything random in the training.",
     "unconfined": "This version does not confine a node to its own folders; true accepts that.",

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
-from protocol.errors import InputError
+from protocol.errors import InputError, fault_line
 
 
 def _local_path(value: object, info: ValidationInfo) -> object:
@@ -19,6 +19,9 @@ def _local_path(value: object, info: ValidationInfo) -> object:
 
 #: A path that counts from the folder of the configuration file.
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]
+
+#: What a node may compute on; ``auto`` takes CUDA where there is any.
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
 
 #: For every table of a configuration file.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -36,7 +39,7 @@ class NodeTable(BaseModel):
         key: file with the node's signing key (0600).
         trust: file with the public keys that this node believes.
         run_id: the run that this node takes part in, 128 random bits in hexadecimal, the same for all its parties.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: processor threads for the mathematics; 0: as many as there are.
         seed: of everything random in the node's training.
         unconfined: the operator accepts that the operating system does not confine this node.
@@ -52,7 +55,7 @@ class NodeTable(BaseModel):
     key: LocalPath
     trust: LocalPath
     run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?|mps)$")
+    device: str = Field(default="auto", pattern=DEVICE_PATTERN)
     threads: int = Field(default=0, ge=0, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**63)
     unconfined: bool = False
@@ -103,7 +106,4 @@ def check(path: Path, content: object, model: type[Table], *, table: str = "") -
     try:
         return model.model_validate(content, context={"folder": Path(os.path.abspath(path)).parent})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join((*filter(None, [table]), *(str(step) for step in first["loc"])))
-        text = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: {where}: {text[:1].lower()}{text[1:]}") from error
+        raise InputError(f"{path}: {fault_line(error, inside=table)}") from error

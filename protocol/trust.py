@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from protocol import canonical_json
-from protocol.errors import ExpiredError, InputError, MalformedError, TooLargeError, UnknownKeyError
+from protocol.errors import ExpiredError, InputError, MalformedError, TooLargeError, UnknownKeyError, fault_line
 from protocol.keys import check_public_key, key_identifier
 from protocol.storage import write_atomically
 
@@ -88,7 +88,7 @@ class TrustStore(BaseModel):
         except (MalformedError, TooLargeError) as error:
             raise InputError(f"the trust store {path} is not valid: {error}") from None
         except ValidationError as error:
-            raise InputError(f"the trust store {path} is not valid: {_first(error)}") from None
+            raise InputError(f"the trust store {path} is not valid: {fault_line(error)}") from None
 
     def save(self, path: Path) -> None:
         """Write ``trust.json``, replacing it as a whole.
@@ -112,7 +112,7 @@ class TrustStore(BaseModel):
                 version=self.version + (1 if self.keys else 0), expires_at=self.expires_at, keys=(*self.keys, key)
             )
         except ValidationError as error:
-            raise InputError(f"the key of {party} cannot be pinned: {_first(error)}") from None
+            raise InputError(f"the key of {party} cannot be pinned: {fault_line(error)}") from None
         except ValueError:
             raise InputError(
                 f"the key of {party} is not hexadecimal; copy the public key that keygen printed"
@@ -152,10 +152,3 @@ class TrustStore(BaseModel):
         """
         if self.expires_at is not None and now > self.expires_at:
             raise ExpiredError("the trust store is past its time; get a new version from whoever keeps the root key")
-
-
-def _first(error: ValidationError) -> str:
-    """The first fault of a pydantic error in one line."""
-    fault = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    return f"{place + ': ' if place else ''}{fault['msg'].removeprefix('Value error, ')}"

@@ -25,10 +25,9 @@ from sims import report, results
 from sims.images import division_of, load_source
 from sims.processes import NodeProcesses
 from sims.run_folder import OpenRun, open_run
-from sims.settings import RunSettings, Value, check_machine, from_run_config
+from sims.settings import DATASET, RunSettings, Value, check_machine, from_run_config
 from sims.worlds import load_world, make_world
 
-DATASET = "cifar100"
 #: Start of the line in the run's log that names its folder.
 FOLDER_LINE = "run folder: "
 

@@ -2,6 +2,7 @@
 
 import os
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,17 +20,27 @@ from sims.settings import (
     Value,
     check_machine,
     from_run_config,
+    typed_data,
 )
 
 if TYPE_CHECKING:
     from sims.results import Results
 
 _PROFILES_HELP = "; ".join(f"{name}: {profile.purpose}" for name, profile in PROFILES.items())
-_DEVICE_HELP = "auto, cpu, cuda, cuda:<number> or mps."
+_DEVICE_HELP = "auto, cpu, cuda or cuda:<number>."
+#: Modules of the extra ``sim``, which a node's installation lacks although this package is in it.
+_NEEDED = ("ray", "scipy", "matplotlib", "jinja2")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the simulation's commands to ``learngene``."""
+    """Add the simulation's commands to ``learngene``.
+
+    Raises:
+        ModuleNotFoundError: the extra ``sim`` is not installed; nothing was added.
+    """
+    for name in _NEEDED:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     app.command("run")(run)
     app.command("results")(results)
     app.command("report")(report)
@@ -90,8 +101,7 @@ def run(
         raise InputError("--resume goes on with one run: give the --seed of the unfinished one instead of --seeds")
     if width is not None and width <= 0:
         raise InputError("--width must be above zero")
-    if stand_in and data is not None and os.environ.get(DATA_VARIABLE) == str(data):
-        data = None  # named by the environment only: what was typed counts
+    data = typed_data(data, stand_in=stand_in)
     config: dict[str, Value] = {
         "profile": profile,
         "data": _absolute(data) if data else "",

@@ -21,7 +21,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 
-from protocol.errors import RunFailedError
+from protocol.errors import InputError, RunFailedError
 from protocol.socket import simulation_folder
 from sims.processes import Process, descendants, end_all
 
@@ -83,11 +83,6 @@ class FlowerRun:
             raise RunFailedError(f"Flower does not know the run {self.run_id}")
         return str(runs[0]["status"])
 
-    def stop(self) -> None:
-        """Ask Flower to stop the run; nothing happens where it has ended already."""
-        with contextlib.suppress(RunFailedError):
-            self._command("stop", self.run_id, "local", "--format", "json")
-
     def close(self) -> None:
         """End the SuperLink and every process below it, and remove Flower's files of this run. May be called again."""
         self._closed.set()
@@ -120,15 +115,18 @@ class FlowerRun:
             self._seen.update(descendants(self._superlink.pid))
 
     def _command(self, *arguments: str) -> dict[str, object]:
-        done = subprocess.run(
-            [_program("flwr"), *arguments],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_SECONDS,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [_program("flwr"), *arguments],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_COMMAND_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise RunFailedError(f"`flwr {arguments[0]}` gave no answer in {_COMMAND_SECONDS:g} s") from None
         # Notes may stand before and after the JSON object.
         start, end = done.stdout.find("{"), done.stdout.rfind("}")
         try:
@@ -159,10 +157,14 @@ def submit(
         home: where Flower keeps its files; each run gets a folder of its own in it, which ``close`` removes.
 
     Raises:
+        InputError: ``home`` cannot be written.
         RunFailedError: Flower cannot be started or refuses the app; everything that was started has ended then.
     """
     home = home.expanduser()
-    own, lock = _own_folder(home)
+    try:
+        own, lock = _own_folder(home)
+    except OSError as error:
+        raise InputError(f"cannot write to Flower's folder {home}: {error.strerror or error}") from error
     port = _free_port()
     (own / "config.toml").write_text(
         f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',

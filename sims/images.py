@@ -92,12 +92,6 @@ def division_of(source: ImageSource) -> Division:
     return glyphs.DIVISION if source.kind == "stand-in" else CIFAR100
 
 
-def default_data_folder(environment: Mapping[str, str]) -> Path | None:
-    """The folder that ``LEARNGENE_DATA`` names, or None where it is unset or empty."""
-    value = environment.get("LEARNGENE_DATA", "")
-    return Path(value) if value else None
-
-
 def load_source(
     data: Path | None = None,
     *,

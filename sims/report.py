@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from statistics import stdev
 
 from jinja2 import Environment, StrictUndefined
 
@@ -80,6 +81,11 @@ def render(run_folder: Path, results: Results, figures: Sequence[Figure]) -> str
         seconds=[(f"{who}: {what}", value) for who, by in results.seconds.items() for what, value in by.items()],
         individual_bytes=sum(crossing.bytes for crossing in from_individuals),
         individual_kinds=sorted({crossing.kind for crossing in from_individuals}),
+        spread={
+            shots: stdev(found.per_task)
+            for shots, found in results.methods.get("condensed", {}).items()
+            if found.tasks > 1
+        },
         one_sided=[crossing for crossing in results.crossings if crossing.recorded_by != "both"],
     )
 

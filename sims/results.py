@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol import audit
-from protocol.errors import InputError, RunFailedError
+from protocol.errors import InputError, RunFailedError, fault_line
 from protocol.storage import write_atomically
 from sims import images
 from sims.run_folder import read_record, read_settings
@@ -227,9 +227,7 @@ def load(run_folder: Path) -> Results:
     try:
         return Results.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} is not what this version writes: {where}: {first['msg']}") from None
+        raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
 
 
 def collect(run_folder: Path) -> Results:
@@ -431,9 +429,7 @@ def _validate(path: Path, model: type[_Model], document: Mapping[str, object]) -
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunFailedError(f"{path}: {where}: {first['msg']}") from None
+        raise RunFailedError(f"{path}: {fault_line(error)}") from None
 
 
 def _number(folder: Path) -> tuple[int, str]:

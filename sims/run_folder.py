@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protocol.errors import InputError
+from protocol.errors import InputError, fault_line
 from protocol.storage import write_atomically
 from sims.settings import RunSettings
 
@@ -227,9 +227,7 @@ def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
     except OSError:
         raise InputError(f"{folder} is no folder of a run: it has no readable {name}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} is not what this version writes: {where}: {first['msg']}") from None
+        raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
 
 
 def _write_json(path: Path, model: BaseModel) -> None:

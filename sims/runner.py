@@ -27,10 +27,9 @@ from sims.run_folder import (
     reserve_folder,
     resume_folder,
 )
-from sims.settings import RunSettings, Value, check_machine
+from sims.settings import DATASET, RunSettings, Value, check_machine
 from sims.worlds import check_enough
 
-DATASET = "cifar100"
 _POLL_SECONDS = 0.3
 #: After the run's own record says that it has ended: how long Flower may take to say the same.
 _GRACE_SECONDS = 60.0
@@ -64,7 +63,7 @@ def run(
     """Run an experiment in a folder of its own and return the folder and the results.
 
     Raises:
-        InputError: the machine or the folder of images lacks what the settings need, or there is nothing to resume.
+        InputError: the machine or the images lack what the settings need, or there is nothing to resume.
         RunFailedError: the run ended without its result; the message says why and how to go on.
     """
     check_machine(settings)
@@ -89,6 +88,10 @@ def run(
         raise
     _leave(folder, log, _last_words(log) or f"Flower calls it {status}")
     record = _record(folder)
+    refusal = _refusal(log)
+    if refusal and (record is None or record.status != "finished"):
+        # Of what the images turned out to be: to go on would end in the same way.
+        raise InputError(f"{refusal}; the folder of this attempt is {folder}")
     if record is None:
         raise RunFailedError(f"the run did not start: {_last_words(log) or status}; see {folder / 'flower.log'}")
     if record.status != "finished":
@@ -175,6 +178,12 @@ def _record(folder: Path) -> RunRecord | None:
         return read_record(folder)
     except InputError:
         return None
+
+
+def _refusal(log: deque[str]) -> str:
+    """What the ServerApp found wrong with what the user gave, if that is in the log."""
+    mark = "errors.InputError: "
+    return next((line.partition(mark)[2].strip() for line in reversed(log) if mark in line), "")
 
 
 def _last_words(log: deque[str]) -> str:

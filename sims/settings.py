@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from collective_node.settings import CollectiveSettings
 from individual_node.settings import IndividualSettings
-from protocol.errors import InputError
+from protocol.errors import InputError, fault_line, first_fault
+from protocol.node_configuration import DEVICE_PATTERN
 from sims.worlds import WorldPlan
 
 ProfileName = Literal["smoke", "quick", "small", "paper"]
@@ -72,6 +73,9 @@ DEFAULT_PROFILE: ProfileName = "quick"
 DEFAULT_OUT = Path("~/.learngene/runs")
 DEFAULT_INDIVIDUALS = 1
 
+#: The dataset of the simulation, and the folder of its Flower app.
+DATASET = "cifar100"
+
 #: The environment variable that names the folder of real images where no ``data`` is given.
 DATA_VARIABLE = "LEARNGENE_DATA"
 
@@ -96,8 +100,6 @@ RUN_CONFIG_DEFAULTS: Mapping[str, Value] = {
     "folder": "",
 }
 # ---------------------------------------------------------------------------------------------------------------------
-
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,2})?")
 
 
 class RunSettings(BaseModel):
@@ -146,8 +148,8 @@ class RunSettings(BaseModel):
     @field_validator("collective_device", "individual_device")
     @classmethod
     def _device_is_known(cls, value: str) -> str:
-        if not _DEVICE.fullmatch(value):
-            raise ValueError(f"{value!r} is no device; choose auto, cpu, cuda, cuda:<number> or mps")
+        if not re.fullmatch(DEVICE_PATTERN, value):
+            raise ValueError(f"{value!r} is no device; choose auto, cpu, cuda or cuda:<number>")
         return value
 
     @property
@@ -271,8 +273,22 @@ def from_run_config(
             individual=_changed("individual", profile.individual, changes["individual"]),
         )
     except ValidationError as error:
-        where, text = _first_error(error)
+        where, text = first_fault(error)
         raise InputError(f"{where.replace('_', '-')}: {text}") from None
+
+
+def typed_data(data: Path | None, *, stand_in: bool) -> Path | None:
+    """The folder of images that a command line means: one that only the environment names gives way to the stand-in.
+
+    Raises:
+        InputError: a folder and the stand-in were both asked for.
+    """
+    if not stand_in or data is None:
+        return data
+    named = os.environ.get(DATA_VARIABLE)
+    if named and Path(named) == data:
+        return None
+    raise InputError("stand-in and data exclude each other; give one of them")
 
 
 def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None = None) -> None:
@@ -335,8 +351,7 @@ def _changed(party: str, settings: _Party, changes: Mapping[str, str]) -> _Party
     try:
         changed = type(settings).model_validate(values)
     except ValidationError as error:
-        where, text = _first_error(error)
-        raise InputError(f"{party}.{where}: {text}") from None
+        raise InputError(fault_line(error, inside=party)) from None
     for name, value in changed:
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{party}.{name} must be a finite number, not {value}")
@@ -348,13 +363,6 @@ def _as_text(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def _first_error(error: ValidationError) -> tuple[str, str]:
-    """Where the first error is, and what it is."""
-    first = error.errors(include_url=False)[0]
-    text = str(first["msg"]).removeprefix("Value error, ")
-    return ".".join(str(part) for part in first["loc"]), f"{text[:1].lower()}{text[1:]}"
 
 
 def _cuda_devices() -> int:

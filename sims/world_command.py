@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sims.images import count_images, division_of, load_source
+from sims.settings import DATA_VARIABLE, typed_data
 from sims.worlds import World, WorldPlan, check_enough, check_free, make_world
 
-_make = typer.Typer(no_args_is_help=True, help="Cut a dataset into a world: one private folder per party.")
-_world = typer.Typer(no_args_is_help=True, help="Worlds: the private folders of the parties of a simulation.")
+_make = typer.Typer(no_args_is_help=False, help="Cut a dataset into a world: one private folder per party.")
+_world = typer.Typer(no_args_is_help=False, help="Worlds: the private folders of the parties of a simulation.")
 _world.add_typer(_make, name="make")
 
 
@@ -27,7 +28,7 @@ def make_cifar100(
     data: Annotated[
         Path | None,
         typer.Option(
-            envvar="LEARNGENE_DATA",
+            envvar=DATA_VARIABLE,
             help="Folder with train/<class>/<image> and test/<class>/<image>, or with the published "
             "cifar-100-python.tar.gz. Without it CIFAR-100 is downloaded; without a network the stand-in is drawn.",
         ),
@@ -60,9 +61,9 @@ def make_cifar100(
         ways=ways,
         target_tasks={shots: n for shots, n in ((10, target_tasks_10), (20, target_tasks_20)) if n},
     )
-    # Both before minutes of download; an explicit wish for the stand-in outranks the environment's data folder.
+    data = typed_data(data, stand_in=stand_in)
+    # Both before minutes of download.
     check_free(out.expanduser())
-    data = None if stand_in else data
     division, counts = count_images(data, stand_in=stand_in)
     check_enough(counts, division, plan)
     console = Console(highlight=False)

@@ -77,7 +77,7 @@ def test_one_round_through_a_deployment(tmp_path: Path) -> None:
 
 def small_world(folder: Path) -> None:
     """A world of a few drawn images of every class."""
-    source = draw_stand_in("a test", train_per_class=24, test_per_class=20)
+    source = draw_stand_in("a test", train_per_class=110, test_per_class=20)
     make_world(source, division_of(source), WorldPlan(target_tasks={10: 1}), 0, folder)
 
 

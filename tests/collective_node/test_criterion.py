@@ -49,6 +49,12 @@ def test_the_first_task_fixes_sigma_at_half_the_pooled_median() -> None:
     assert trend.sigma == first
 
 
+def test_a_sigma_below_every_bin_counts_every_gradient_that_is_not_zero() -> None:
+    trend = GradientTrend(1, sigma=1e-30)
+    trend.observe([torch.tensor([1.0, 1e-3, -1e-6, 0.0])])
+    assert trend.end_task() == [0.75]
+
+
 def test_a_gradient_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="convolution 2 is not finite"):
         GradientTrend(2).observe([torch.ones(2), torch.tensor([1.0, float("nan")])])

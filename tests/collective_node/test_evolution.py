@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from collective_node import checkpoint
-from collective_node.condensing import condense, stem_blocks
+from collective_node.condensing import STATISTICS_BATCHES, condense, stem_blocks
 from collective_node.evolution import Collective, Evolution
 from collective_node.private_images import PrivateImages, read
-from collective_node.publishing import learngene_of
+from collective_node.publishing import distinct_rows, learngene_of
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError, RunFailedError
 from protocol.events import Events
@@ -19,7 +19,14 @@ from protocol.network import ConvolutionBlock, build_blocks, load_blocks
 
 CLASSES = 8
 SETTINGS = CollectiveSettings(
-    width=0.0625, tasks=4, classes_per_task=2, batch_size=8, epochs=1, condense_epochs=0.5, fisher_samples=70
+    width=0.0625,
+    tasks=4,
+    classes_per_task=2,
+    batch_size=8,
+    epochs=1,
+    condense_epochs=0.5,
+    fisher_samples=70,
+    dropout=0.2,
 )
 
 
@@ -136,6 +143,8 @@ def test_condensing_keeps_the_top_weights_and_estimates_its_statistics_anew(tmp_
         assert torch.equal(mine.conv.weight, original.conv.weight)
         assert torch.equal(mine.norm.weight, original.norm.weight)
         assert not torch.equal(mine.norm.running_mean, original.norm.running_mean)  # type: ignore[arg-type]
+        # Counted from zero: only the batches without augmentation are in the statistics.
+        assert int(mine.norm.num_batches_tracked) == STATISTICS_BATCHES  # type: ignore[arg-type]
     stem = stem_blocks(collective.network, 3, SETTINGS.width)
     assert [block.out_channels for block in stem] == [4, 8, 16, 32]
     x = torch.randn(2, 3, 32, 32)
@@ -183,6 +192,39 @@ def test_a_network_built_from_the_condensed_learngene_alone_computes_the_same_fe
     load_blocks([block for block in built if isinstance(block, ConvolutionBlock)], learngene.tensors)
     x, _ = made.heldout.batch(torch.arange(8))
     torch.testing.assert_close(built(x), condensed.top(condensed.stem(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_no_image_counts_twice_in_the_fisher_diagonal(tmp_path: Path) -> None:
+    rows = [torch.arange(0, 10), torch.arange(10, 13), torch.arange(13, 40)]
+    for count, expected in ((9, 9), (30, 30), (100, 40)):
+        drawn = distinct_rows(rows, count, torch.Generator().manual_seed(0)).tolist()
+        assert len(drawn) == len(set(drawn)) == expected
+    made = evolution(tmp_path / "state", SETTINGS.model_copy(update={"fisher_samples": 1024}))
+    collective = made.run()
+    condensed, _ = made.condense(collective)
+    learngene = learngene_of("paper", made, collective, condensed, seed=0)
+    assert learngene.fisher is not None
+    assert learngene.fisher.samples == CLASSES * 12
+
+
+def test_the_papers_diagonal_is_taken_through_the_whole_network(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"fisher_estimator": "exact", "fisher_samples": 3, "tasks": 2})
+    made = evolution(tmp_path / "state", settings)
+    collective = made.run()
+    condensed, _ = made.condense(collective)
+    learngene = learngene_of("paper", made, collective, condensed, seed=4)
+    rows = distinct_rows(made.rows_of(collective.known), 3, torch.Generator().manual_seed(4))
+    network = collective.network.eval()
+    weight = network.layers[10].conv.weight
+    expected = torch.zeros_like(weight)
+    for image in made.train.batch(rows)[0]:
+        log_likelihood = network(image[None]).log_softmax(1)[0]
+        for value in log_likelihood:
+            (gradient,) = torch.autograd.grad(value, weight, retain_graph=True)
+            expected += value.exp().detach() * gradient.square() / 3
+    found = torch.from_numpy(np.array(learngene.tensors["fisher.block.0.conv.weight"]))
+    assert expected.max() > 0
+    assert (found - expected).abs().max() < 1e-4 * expected.max()
 
 
 def test_more_classes_in_a_task_than_the_folder_has_is_refused(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from collective_node.training import FLOOR, one_cycle, rehearsal
+from collective_node.training import FLOOR, class_balanced_batches, one_cycle
 
 
 def test_rehearsal_gives_every_class_equally_often_and_every_image_before_any_twice() -> None:
     pools = [torch.arange(0, 30), torch.arange(30, 60), torch.arange(60, 70)]
-    drawn = torch.cat(list(rehearsal(pools, 9, 10, torch.Generator().manual_seed(0))))
+    drawn = torch.cat(list(class_balanced_batches(pools, 9, 10, torch.Generator().manual_seed(0))))
     assert len(drawn) == 90
     counts = torch.bincount(drawn, minlength=70)
     assert counts[:60].tolist() == [1] * 60
@@ -17,7 +17,7 @@ def test_rehearsal_gives_every_class_equally_often_and_every_image_before_any_tw
 
 def test_rehearsal_mixes_classes_inside_a_batch() -> None:
     pools = [torch.arange(c * 100, c * 100 + 100) for c in range(4)]
-    for batch in rehearsal(pools, 5, 16, torch.Generator().manual_seed(0)):
+    for batch in class_balanced_batches(pools, 5, 16, torch.Generator().manual_seed(0)):
         assert torch.bincount(batch // 100, minlength=4).tolist() == [4] * 4
 
 

@@ -1,5 +1,7 @@
 """Tests of adaptation: Eq. 8 and 9, and that every target task starts afresh and trains as if it were alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,13 @@ from individual_node.adaptation import (
     task_generator,
 )
 from individual_node.adaptation import test_accuracy as accuracy_on_test_images
+from individual_node.methods import Evaluation
 from individual_node.reconstruction import IndividualNetworks, light_blocks, reconstruct
-from individual_node.settings import IndividualSettings
-from individual_node.target_tasks import TargetTask
+from individual_node.settings import IndividualSettings, Method
+from individual_node.target_tasks import PrivateImages, TargetTask
 from protocol.architecture import Architecture, Block, Form, InputContract
 from protocol.errors import InputError
+from protocol.events import Events
 from protocol.images import DeviceImages, Normalisation
 from protocol.learngene import FisherDescription, Learngene
 from protocol.network import block_tensors
@@ -124,14 +128,42 @@ def test_a_task_trains_beside_others_as_it_would_alone() -> None:
         torch.testing.assert_close(joint, single, rtol=1e-3, atol=1e-5)
 
 
-def test_every_target_task_starts_afresh() -> None:
+@pytest.mark.parametrize("method", ["condensed", "condensed-eq9", "scratch", "floor"])
+def test_every_target_task_starts_afresh(method: Method, tmp_path: Path) -> None:
+    """A task ends the same whatever was solved before it, and the learngene stays as it was inherited."""
+    gene, untouched = learngene(), learngene()
+    pixels = images().pixels.numpy()
+
+    def accuracies(*numbers: int) -> dict[int, float]:
+        own = PrivateImages(pixels, pixels, {SHOTS: [task(number) for number in numbers]})
+        settings = IndividualSettings(epochs=3, networks_at_once=1, patches=20)
+        return (
+            Evaluation({"condensed": gene}, own, settings, 0, CPU, Events(tmp_path / "events"))
+            .run(method, SHOTS)
+            .accuracy
+        )
+
+    together = accuracies(0, 1, 2)
+    assert [accuracies(number)[number] for number in (0, 1, 2)] == [together[number] for number in (0, 1, 2)]
+    assert all(np.array_equal(tensor, untouched.tensors[name]) for name, tensor in gene.tensors.items())
+
+
+def test_the_initial_weights_of_a_task_depend_on_the_task_alone() -> None:
     gene = learngene()
     first = reconstruct(gene.architecture, gene, ways=WAYS, generators=generators(0, 1, 2))
-    trained((0, 1, 2), retain=0.0)  # what was trained before leaves no trace
     again = reconstruct(gene.architecture, gene, ways=WAYS, generators=generators(2, 1))
     for a, b in ((0, 2), (1, 1)):
         for one, other in zip(parameters_of(again, a), parameters_of(first, b), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("pools", "side"), [(1, 32), (3, 32), (5, 32)])
+def test_the_light_layers_leave_a_map_for_the_inherited_ones(pools: int, side: int) -> None:
+    top = tuple(Block(role="top", in_channels=8, out_channels=8, pool=number < pools) for number in range(6))
+    contract = InputContract(height=side, width=side, channels=3)
+    architecture = Architecture(form="paper", input=contract, blocks=top)
+    model = reconstruct(architecture, None, ways=WAYS, generators=generators(0))
+    assert model(torch.randn(2, 3, side, side)).shape == (2, 1, WAYS)
 
 
 def test_different_tasks_start_from_different_own_layers() -> None:
@@ -195,22 +227,13 @@ def test_a_larger_lambda_keeps_the_inherited_layers_closer() -> None:
     distance = []
     for retain in (0.0, 200.0):
         model = trained((0,), retain=retain, epochs=5)
+        change = {
+            name: tensor.detach() - torch.from_numpy(gene.tensors[name])
+            for name, tensor in block_tensors(model.inherited).items()
+            if tensor.requires_grad
+        }
         distance.append(
-            float(
-                RetainLoss.of(
-                    reconstruct(gene.architecture, gene, ways=WAYS, generators=generators(0)).inherited, gene
-                )().detach()
-            )
-            + sum(
-                float(
-                    (
-                        torch.from_numpy(gene.tensors[f"fisher.{n}"])
-                        * (t.detach() - torch.from_numpy(gene.tensors[n])) ** 2
-                    ).sum()
-                )
-                for n, t in block_tensors(model.inherited).items()
-                if t.requires_grad
-            )
+            sum(float((torch.from_numpy(gene.tensors[f"fisher.{n}"]) * d.square()).sum()) for n, d in change.items())
         )
     assert distance[1] < 0.5 * distance[0]
 

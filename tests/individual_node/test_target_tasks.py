@@ -40,6 +40,11 @@ def test_rows_and_classes_that_are_not_there_are_refused(tmp_path: Path, changes
         read(folder(tmp_path, **changes))
 
 
+def test_a_row_below_zero_is_refused_and_does_not_count_from_the_end(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not an individual's folder"):
+        read(folder(tmp_path, test=[-1]))
+
+
 def test_pickled_images_are_refused(tmp_path: Path) -> None:
     folder(tmp_path)
     np.save(tmp_path / "test_images.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)

@@ -57,3 +57,5 @@ def test_devices() -> None:
         choose_device("cuda:99")
     with pytest.raises(InputError, match="not one of"):
         choose_device("quantum")
+    with pytest.raises(InputError, match="not one of"):
+        choose_device("meta")

@@ -72,6 +72,7 @@ def test_a_party_has_tables_of_its_own(tmp_path: Path) -> None:
         ({"run_id": "0123"}, "node.run_id"),
         ({"run_id": "G" * 32}, "node.run_id"),
         ({"device": "tpu"}, "node.device"),
+        ({"device": "mps"}, "node.device"),
         ({"threads": -1}, "node.threads"),
         ({"threads": "2"}, "node.threads"),
         ({"seed": 2.0}, "node.seed"),

@@ -1,4 +1,4 @@
-"""Flower's own folders: one for each run, locked while it lasts, and removed after a command that was killed."""
+"""Flower's own folders, locked while a run lasts and removed after a command that was killed; commands that fail."""
 
 import subprocess
 import sys
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sims.flower import _own_folder
+from protocol.errors import InputError, RunFailedError
+from sims import flower
+from sims.flower import FlowerRun, _own_folder
 
 KEEPER = """
 import sys, time
@@ -53,3 +55,25 @@ def test_other_things_in_the_folder_are_left_alone(home: Path) -> None:
     lock.close()
     assert (home / "running").is_dir()
     assert (home / "run-file").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_wrong_input(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write to Flower's folder .*/file/flower"):
+        flower.submit(tmp_path, {}, home=tmp_path / "file" / "flower")
+
+
+def test_a_command_without_an_answer_is_a_failed_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexec sleep 60\n", encoding="utf-8")
+    silent.chmod(0o755)
+    monkeypatch.setattr(flower, "_program", lambda name: str(silent))
+    monkeypatch.setattr(flower, "_COMMAND_SECONDS", 0.1)
+    own, lock = _own_folder(home)
+    with (
+        FlowerRun(own, subprocess.Popen(["sleep", "60"]), lock) as run,
+        pytest.raises(RunFailedError, match=r"`flwr list` gave no answer in 0\.1 s"),
+    ):
+        run.status()

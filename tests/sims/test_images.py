@@ -17,7 +17,7 @@ from protocol.errors import InputError
 from sims import glyphs, images
 from sims.cifar100.split import CIFAR100
 from sims.division import Division
-from sims.images import count_images, default_data_folder, division_of, load_source, read_folder_tree, read_published
+from sims.images import count_images, division_of, load_source, read_folder_tree, read_published
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -117,12 +117,6 @@ def test_images_are_counted_by_their_names_alone(tmp_path: Path, monkeypatch: py
     for wrong in ("absent", "archive/cifar-100-python"):
         with pytest.raises(InputError, match=wrong):
             count_images(tmp_path / wrong)
-
-
-def test_the_environment_names_a_data_folder() -> None:
-    assert default_data_folder({"LEARNGENE_DATA": "/images"}) == Path("/images")
-    assert default_data_folder({"LEARNGENE_DATA": ""}) is None
-    assert default_data_folder({}) is None
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
@@ -119,11 +120,38 @@ def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: P
 def test_a_run_that_never_started_shows_the_reason_in_flowers_log(tmp_path: Path) -> None:
     def refuse(wanted: RunSettings) -> Iterator[str]:
         yield "Traceback (most recent call last):"
-        yield "protocol.errors.InputError: data: too few classes"
+        yield "protocol.errors.RunFailedError: Flower is out of order"
         yield "exit"
 
-    with pytest.raises(RunFailedError, match="did not start: data: too few classes"):
+    with pytest.raises(RunFailedError, match="did not start: Flower is out of order"):
         runner.run(settings(tmp_path), console(), submit=MadeFlower(refuse))
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_what_only_the_serverapp_finds_wrong_is_wrong_input_all_the_same(tmp_path: Path, started: bool) -> None:
+    def refuse(wanted: RunSettings) -> Iterator[str]:
+        if started:
+            run = open_run(wanted, dataset="cifar100", now=datetime.now(UTC))
+            run.update(status="failed", failure="apple/1.png is 8x8 pixels")
+            run.close()
+        yield "Traceback (most recent call last):"
+        yield "protocol.errors.InputError: apple/1.png is 8x8 pixels"
+        yield "exit"
+
+    with pytest.raises(InputError, match=r"^apple/1\.png is 8x8 pixels; the folder of this attempt is ") as caught:
+        runner.run(settings(tmp_path), console(), submit=MadeFlower(refuse))
+    [folder] = tmp_path.iterdir()
+    assert str(caught.value).endswith(str(folder))
+    assert "protocol.errors.InputError" in (folder / "flower.log").read_text(encoding="utf-8")
+
+
+def test_a_finished_run_is_not_refused_for_what_its_log_says(tmp_path: Path) -> None:
+    def finish_all_the_same(wanted: RunSettings) -> Iterator[str]:
+        yield from finish(wanted)
+        yield "protocol.errors.InputError: too late"
+
+    folder, _ = runner.run(settings(tmp_path), console(), submit=MadeFlower(finish_all_the_same))
+    assert read_record(folder).status == "finished"
 
 
 def test_an_interrupted_run_is_closed_and_marked(tmp_path: Path) -> None:
@@ -209,9 +237,14 @@ def command(*arguments: str) -> int:
         (["run", "cifar100", "--set", "individual.retian=3"], "individual.retian"),
         (["run", "cifar100", "--set", "individual.retain"], "individual.retain"),
         (["run", "cifar100", "--set", "individual.retain=low"], "individual.retain"),
+        (["run", "cifar100", "--individual-device", "mps"], "mps"),
+        (["run", "cifar100", "--stand-in", "--data", "/"], "exclude each other"),
         (["run", "cifar100", "--stand-in", "--shots", "501"], "501"),
         (["run", "cifar100", "--stand-in", "--shots", "300", "--individuals", "2"], "300 are needed"),
         (["run", "cifar100", "--stand-in", "--target-tasks", "1", "--individuals", "2"], "2 individuals"),
+        (["world"], "command"),
+        (["world", "make"], "command"),
+        (["world", "make", "cifar100", "--out", "/w", "--stand-in", "--data", "/"], "exclude each other"),
         (["world", "make", "cifar100", "--out", "/w", "--data", "/no/such/folder"], "/no/such/folder"),
         (["world", "make", "cifar100", "--out", "/usr", "--stand-in"], "/usr exists already"),
         (["world", "make", "cifar100", "--out", "/w", "--stand-in", "--individuals", "41"], "41 individuals"),
@@ -229,7 +262,20 @@ def test_wrong_input_is_one_clear_line_and_exit_code_2(
     captured = capsys.readouterr()
     assert said in captured.err
     assert len(captured.err.strip().splitlines()) == 1
+    assert len(captured.err) < 500
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["run", "cifar100"], ["results", "x"], ["report", "x"], ["world", "make", "-x"]])
+@pytest.mark.parametrize("missing", ["ray", "scipy", "matplotlib", "jinja2"])
+def test_without_the_extra_every_command_says_what_to_install(
+    arguments: list[str], missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sims.cli.find_spec", lambda name: None if name == missing else find_spec(name))
+    assert command(*arguments) == 2
+    said = capsys.readouterr().err
+    assert f"the module {missing}; install it with: pip install 'learngene[sim]'" in said
+    assert len(said.strip().splitlines()) == 1
 
 
 def tree(root: Path, *, train: int = 20, test: int = 20) -> Path:
@@ -332,6 +378,10 @@ def test_the_environment_names_the_data_and_help_says_so(
     monkeypatch.setenv("LEARNGENE_DATA", str(tmp_path))
     assert command("run", "cifar100", "--dry-run") == 0
     assert str(tmp_path) in capsys.readouterr().out
+    # An explicit wish for the stand-in outranks it, however it is spelt there.
+    monkeypatch.setenv("LEARNGENE_DATA", f"{tmp_path}/")
+    assert command("run", "cifar100", "--dry-run", "--stand-in") == 0
+    assert str(tmp_path) not in capsys.readouterr().out
     assert command("run", "--help") == 0
     assert "LEARNGENE_DATA" in capsys.readouterr().out
 
