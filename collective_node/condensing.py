@@ -76,7 +76,7 @@ def condense(
     condensed.classifier.eval()
     for part in (condensed.top, condensed.classifier):
         part.requires_grad_(False)
-    count = sum(len(pool) for pool in rows_by_class)
+    count = sum(len(rows) for rows in rows_by_class)
     steps = max(1, round(settings.condense_epochs * count / settings.batch_size))
     fit(
         condensed,

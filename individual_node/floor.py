@@ -26,10 +26,10 @@ def random_patches(images: Tensor, count: int, generator: torch.Generator) -> Te
     return picked.permute(0, 3, 1, 2).flatten(1)
 
 
-def contrast_normalised(patches: Tensor, axis: int = 1) -> Tensor:
-    """Each patch (values along ``axis``) less its mean, over its standard deviation."""
-    centred = patches - patches.mean(axis, keepdim=True)
-    return centred / (centred.square().mean(axis, keepdim=True) + CONTRAST).sqrt()
+def contrast_normalised(patches: Tensor) -> Tensor:
+    """Each patch ``[..., D]`` less its mean, over its standard deviation."""
+    centred = patches - patches.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + CONTRAST).sqrt()
 
 
 def whitening(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def whitening(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalised_patches(images: Tensor) -> Tensor:
     """Every 6x6 patch of ``[N, C, H, W]``, contrast-normalised: ``[N, (H - 5) * (W - 5), C * 36]``."""
-    return contrast_normalised(nn.functional.unfold(images, PATCH).transpose(1, 2), -1)
+    return contrast_normalised(nn.functional.unfold(images, PATCH).transpose(1, 2))
 
 
 def quadrant_means(side: int) -> Tensor:

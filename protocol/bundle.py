@@ -6,7 +6,7 @@ is recorded in the log of crossings.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from protocol import blob as blobs
 from protocol import envelope
@@ -29,7 +29,7 @@ from protocol.messages import (
     TensorDescription,
 )
 from protocol.policy import Policy, egress, egress_blob
-from protocol.trust import TrustStore
+from protocol.trust import Role, TrustStore
 from protocol.verification import (
     Expectation,
     VerifiedLearngene,
@@ -41,6 +41,10 @@ from protocol.verification import (
     verify_receipt,
     verify_request,
 )
+
+LedgerT = TypeVar("LedgerT", CollectiveLedger, IndividualLedger)
+
+_A_PARTY: dict[Role, str] = {"collective": "a collective", "individual": "an individual"}
 
 #: Who is named in the log for what could not be verified.
 UNVERIFIED = "unverified"
@@ -152,42 +156,44 @@ class Answer(NamedTuple):
     blob: bytes
 
 
-class CollectiveDesk:
-    """The collective's side: publishes learngenes, answers requests, takes receipts. All of it survives a restart.
+class _Desk(Generic[LedgerT]):
+    """What both desks hold: key, trust store, ledger, policy, run, log of crossings."""
 
-    Args:
-        key: the collective's signing key, pinned in ``trust`` for the role.
-        run_id: 128 bits as 32 hexadecimal digits.
-    """
+    _role: ClassVar[Role]
 
     def __init__(
         self,
         *,
         key: SigningKey,
         trust: TrustStore,
-        ledger: CollectiveLedger,
+        ledger: LedgerT,
         policy: Policy,
         run_id: str,
         crossings: Crossings,
     ) -> None:
-        if policy.role != "collective":
-            raise InputError("the collective needs the policy of a collective")
-        # A key that nobody pinned would sign releases that everybody refuses.
-        try:
-            self._epoch = trust.key_for(key.keyid, "collective").epoch
-        except UnknownKeyError as error:
-            raise InputError(f"the collective's own key is not in its trust store: {error}") from None
+        if policy.role != self._role:
+            raise InputError(f"the {self._role} needs the policy of {_A_PARTY[self._role]}")
         self._key = key
         self._trust = trust
-        self._ledger = ledger
+        self._ledger: LedgerT = ledger
         self._policy = policy
         self._run_id = run_id
         self._crossings = crossings
+        self._find_collective()
+
+    @staticmethod
+    def _open_ledger(state: Path) -> LedgerT:
+        """The role's ledger in a party's folder."""
+        raise NotImplementedError
+
+    def _find_collective(self) -> None:
+        """Look the collective up in the trust store, before anything is said in its name or to it."""
+        raise NotImplementedError
 
     @classmethod
     def open(
         cls, state: Path, *, party: str, key: SigningKey, trust: TrustStore, run_id: str, clock: Callable[[], int]
-    ) -> "CollectiveDesk":
+    ) -> Self:
         """The desk of ``party`` under its role's default policy; ledger and log of crossings lie in its own folder.
 
         Args:
@@ -197,11 +203,33 @@ class CollectiveDesk:
         return cls(
             key=key,
             trust=trust,
-            ledger=CollectiveLedger(state),
-            policy=Policy.for_role("collective"),
+            ledger=cls._open_ledger(state),
+            policy=Policy.for_role(cls._role),
             run_id=run_id,
             crossings=Crossings(state / "crossings.jsonl", party, clock),
         )
+
+
+class CollectiveDesk(_Desk[CollectiveLedger]):
+    """The collective's side: publishes learngenes, answers requests, takes receipts. All of it survives a restart.
+
+    Args:
+        key: the collective's signing key, pinned in ``trust`` for the role.
+        run_id: 128 bits as 32 hexadecimal digits.
+    """
+
+    _role = "collective"
+
+    @staticmethod
+    def _open_ledger(state: Path) -> CollectiveLedger:
+        return CollectiveLedger(state)
+
+    def _find_collective(self) -> None:
+        # A key that nobody pinned would sign releases that everybody refuses.
+        try:
+            self._epoch = self._trust.key_for(self._key.keyid, "collective").epoch
+        except UnknownKeyError as error:
+            raise InputError(f"the collective's own key is not in its trust store: {error}") from None
 
     def publish(self, learngene: Learngene, now: int) -> StoredRelease:
         """Sign and store a learngene as the next release of the run. Nothing is sent yet.
@@ -322,7 +350,7 @@ class Inheritance(NamedTuple):
     learngene: VerifiedLearngene
 
 
-class IndividualDesk:
+class IndividualDesk(_Desk[IndividualLedger]):
     """The individual's side: requests a form, inherits what answers it. All of it survives a restart.
 
     Args:
@@ -331,44 +359,14 @@ class IndividualDesk:
         run_id: 128 bits as 32 hexadecimal digits.
     """
 
-    def __init__(
-        self,
-        *,
-        key: SigningKey,
-        trust: TrustStore,
-        ledger: IndividualLedger,
-        policy: Policy,
-        run_id: str,
-        crossings: Crossings,
-    ) -> None:
-        if policy.role != "individual":
-            raise InputError("the individual needs the policy of an individual")
-        self._key = key
-        self._trust = trust
-        self._collective = trust.only("collective")
-        self._ledger = ledger
-        self._policy = policy
-        self._run_id = run_id
-        self._crossings = crossings
+    _role = "individual"
 
-    @classmethod
-    def open(
-        cls, state: Path, *, party: str, key: SigningKey, trust: TrustStore, run_id: str, clock: Callable[[], int]
-    ) -> "IndividualDesk":
-        """The desk of ``party`` under its role's default policy; ledger and log of crossings lie in its own folder.
+    @staticmethod
+    def _open_ledger(state: Path) -> IndividualLedger:
+        return IndividualLedger(state)
 
-        Args:
-            state: the party's own folder, made where there is none.
-            clock: unix seconds, for the log of crossings.
-        """
-        return cls(
-            key=key,
-            trust=trust,
-            ledger=IndividualLedger(state),
-            policy=Policy.for_role("individual"),
-            run_id=run_id,
-            crossings=Crossings(state / "crossings.jsonl", party, clock),
-        )
+    def _find_collective(self) -> None:
+        self._collective = self._trust.only("collective")
 
     def request(self, form: Form, now: int, nonce: bytes, *, fresh: bool = False) -> bytes:
         """The request for a form, to be sent.

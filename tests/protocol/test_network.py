@@ -5,16 +5,12 @@ import pytest
 import torch
 
 from protocol.architecture import Architecture, Block, InputContract
-from protocol.network import ConvolutionBlock, block_tensors, build_blocks, describe, initialise, load_blocks
+from protocol.network import block_tensors, build_blocks, describe, initialise, layers_of, load_blocks
 
 BLOCKS = (
     Block(role="stem", in_channels=3, out_channels=4, pool=True),
     Block(role="top", in_channels=4, out_channels=6, pool=False),
 )
-
-
-def blocks_of(chain: torch.nn.Sequential) -> list[ConvolutionBlock]:
-    return [block for block in chain if isinstance(block, ConvolutionBlock)]
 
 
 def filled(seed: int) -> dict[str, np.ndarray]:
@@ -32,10 +28,10 @@ def test_networks_side_by_side_are_independent(training: bool) -> None:
     joint = build_blocks(BLOCKS, networks=2).train(training)
     singles = [build_blocks(BLOCKS).train(training) for _ in range(2)]
     for index, single in enumerate(singles):
-        load_blocks(blocks_of(single), filled(index))
+        load_blocks(layers_of(single), filled(index))
     with torch.no_grad():
-        for name, tensor in block_tensors(blocks_of(joint)).items():
-            tensor.copy_(torch.cat([block_tensors(blocks_of(single))[name] for single in singles]))
+        for name, tensor in block_tensors(layers_of(joint)).items():
+            tensor.copy_(torch.cat([block_tensors(layers_of(single))[name] for single in singles]))
     x = torch.randn(5, 6, 8, 8)
     found = joint(x)
     for index, single in enumerate(singles):
@@ -47,8 +43,8 @@ def test_networks_side_by_side_are_independent(training: bool) -> None:
 def test_a_learngene_fills_every_network() -> None:
     joint = build_blocks(BLOCKS, networks=3)
     tensors = filled(0)
-    load_blocks(blocks_of(joint), tensors)
-    for name, tensor in block_tensors(blocks_of(joint)).items():
+    load_blocks(layers_of(joint), tensors)
+    for name, tensor in block_tensors(layers_of(joint)).items():
         for part in tensor.detach().chunk(3):
             np.testing.assert_array_equal(part.numpy(), tensors[name])
 
@@ -57,14 +53,14 @@ def test_a_tensor_of_another_shape_is_refused_and_both_shapes_are_named() -> Non
     tensors = filled(0)
     tensors["block.1.conv.weight"] = np.ones((6, 5, 3, 3), np.float32)
     with pytest.raises(ValueError, match=r"\(6, 5, 3, 3\), the network \(6, 4, 3, 3\)"):
-        load_blocks(blocks_of(build_blocks(BLOCKS)), tensors)
+        load_blocks(layers_of(build_blocks(BLOCKS)), tensors)
 
 
 def test_initial_weights_have_the_variance_of_he_and_come_from_the_generator() -> None:
     def drawn(seed: int) -> torch.Tensor:
         chain = build_blocks([Block(role="stem", in_channels=32, out_channels=128, pool=False)])
         initialise(chain, torch.Generator().manual_seed(seed))
-        return blocks_of(chain)[0].conv.weight.detach()
+        return layers_of(chain)[0].conv.weight.detach()
 
     assert torch.equal(drawn(1), drawn(1))
     assert not torch.equal(drawn(1), drawn(2))
