@@ -1,68 +1,75 @@
-"""What a killed collective goes on from: the network after its last task, and all that was recorded on the way."""
+"""What a killed collective goes on from: its whole state after the last task or cycle that it finished."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
-from collective_node.expandable_network import ExpandableNetwork
+from collective_node.collective import Collective
+from collective_node.records import Comparison, CycleRecord, Named, TaskRecord
 from protocol.errors import InputError
 from protocol.storage import write_folder_atomically
 
 
-class TaskRecord(BaseModel):
-    """One finished task: its classes by name, how many are known after it, its steps, and accuracies in per cent on
-    held-out images of all known classes and of those known before it (none before the first)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: int
-    classes: list[str]
-    known: int
-    steps: int
-    loss: float
-    accuracy: float
-    old_accuracy: float | None
-    widths: list[int]
-    seconds: float
-
-
 class Progress(BaseModel):
-    """Everything besides the weights.
+    """Everything besides tensors.
 
     Attributes:
-        setup: digest of settings, seed and data; a checkpoint serves only the setup that made it.
-        known: known classes (indices of base classes) in the order of the outputs.
-        tasks: a record per finished task.
+        setup: digest of settings, seed, images and thread count; a checkpoint serves only the setup that made it.
+        torch: version that computed it; another may round otherwise.
+        known: known classes in the order of the outputs, as numbers.
+        tasks, cycles, named, comparisons: what was recorded so far.
         sigma, rho: the gradient trend so far (Eq. 5), ``rho`` by task, then layer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     setup: str
+    torch: str
     known: list[int]
     tasks: list[TaskRecord]
+    cycles: list[CycleRecord]
+    named: list[Named]
+    comparisons: list[Comparison]
     sigma: float | None
-    rho: list[list[float]]
+    rho: list[list[float | None]]
 
 
-def store(folder: Path, network: ExpandableNetwork, progress: Progress) -> None:
-    """Keep the state after the last finished task; the one before it goes only when this one is on disk."""
+def store(folder: Path, setup: str, collective: Collective, comparisons: list[Comparison]) -> None:
+    """Keep a collective's state; the one before it goes only when this one is on disk."""
+    progress = Progress(
+        setup=setup,
+        torch=torch.__version__,
+        known=collective.known,
+        tasks=collective.tasks,
+        cycles=collective.cycles,
+        named=collective.named,
+        comparisons=comparisons,
+        sigma=collective.trend.sigma,
+        rho=collective.trend.rho,
+    )
+    tensors = _prefixed("network", collective.network.state_dict())
+    tensors |= _prefixed("momentum", collective.momentum)
+    tensors |= _prefixed("random", collective.random.state())
+    if collective.consolidation is not None:
+        tensors |= _prefixed("consolidation", collective.consolidation.tensors())
+    files = {"state.safetensors": save(tensors), "progress.json": progress.model_dump_json().encode()}
     folder.mkdir(mode=0o700, exist_ok=True)
-    name = f"task-{len(progress.tasks):04d}"
-    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
-    files = {"network.safetensors": save(tensors), "progress.json": progress.model_dump_json().encode()}
+    name = f"task-{len(collective.tasks) + len(collective.cycles):04d}"
     write_folder_atomically(folder / name, files)
     for other in folder.glob("task-*"):
         if other.name != name:
             shutil.rmtree(other)
 
 
-def latest(folder: Path) -> tuple[Progress, dict[str, torch.Tensor]] | None:
-    """The newest checkpoint: progress and the network's state; None where there is none.
+def latest(folder: Path) -> tuple[Progress, dict[str, dict[str, Tensor]]] | None:
+    """The newest checkpoint: progress, and tensors by what they belong to (``network``, ``momentum``, ``random``,
+    ``consolidation``); None where there is none.
 
     Raises:
         InputError: it cannot be read.
@@ -72,7 +79,15 @@ def latest(folder: Path) -> tuple[Progress, dict[str, torch.Tensor]] | None:
         return None
     try:
         progress = Progress.model_validate_json((found[-1] / "progress.json").read_bytes())
-        state = load((found[-1] / "network.safetensors").read_bytes())
+        state = load((found[-1] / "state.safetensors").read_bytes())
     except (OSError, ValidationError, SafetensorError) as error:
         raise InputError(f"the checkpoint {found[-1]} cannot be read; remove it to go on from the start") from error
-    return progress, state
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        part, _, rest = name.partition("/")
+        tensors.setdefault(part, {})[rest] = value
+    return progress, tensors
+
+
+def _prefixed(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": value.detach().contiguous() for name, value in tensors.items()}

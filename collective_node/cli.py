@@ -1,9 +1,27 @@
 """The command ``collective-node``."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from protocol.node_commands import node_app
 from protocol.terminal import run_app
 
 app = node_app("collective", "collective_node.configuration:CollectiveConfiguration", "collective_node.program:make")
+
+
+@app.command()
+def annotate(
+    config: Annotated[Path, typer.Option(help="Configuration file of the node whose images are to be named.")],
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any.", min=0, max=65535)] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+) -> None:
+    """Show the images that look unknown on a local page, where a person names or dismisses them."""
+    # Flower's web libraries and scikit-learn: no other command needs them.
+    from collective_node.annotation_command import annotate as serve
+
+    serve(config, port=port, browser=not no_browser)
 
 
 def main() -> None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from collective_node.expandable_network import ExpandableNetwork, scaled
+from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training import Observer, class_balanced_batches, fit
 from protocol.architecture import Block
+from protocol.errors import InputError
 from protocol.images import DeviceImages, autocast
 from protocol.network import build_blocks, initialise
 
@@ -50,27 +52,37 @@ def stem_blocks(network: ExpandableNetwork, top: int, width: float) -> list[Bloc
 
 def condense(
     network: ExpandableNetwork,
+    top: int,
     images: DeviceImages,
     rows_by_class: list[Tensor],
     target: Callable[[Tensor], Tensor],
     settings: CollectiveSettings,
-    generator: torch.Generator,
+    random: RandomStates,
     observe: Observer | None = None,
 ) -> CondensedNetwork:
-    """Train a light stem in front of the network's own top ``settings.top`` layers.
+    """Train a light stem in front of the network's own top ``top`` layers.
 
     The weights of top layers and classifier are frozen; the BatchNorm statistics of all blocks are estimated anew at
     the end, as averages over balanced batches without augmentation.
 
     Args:
+        top: how many layers are kept, fewer than there are.
         images: the collective's training images.
         rows_by_class: row numbers of each known class's images.
         target: labels to output numbers of the network.
+        random: draws the stem's weights, batches, augmentation and dropout.
+
+    Raises:
+        InputError: no layer is left for the stem to stand in for.
     """
-    stem = build_blocks(stem_blocks(network, settings.top, settings.width))
-    initialise(stem, generator)
-    top = nn.Sequential(*copy.deepcopy(network.layers[-settings.top :]))
-    condensed = CondensedNetwork(stem, top, copy.deepcopy(network.classifier))
+    if not 1 <= top < len(network.layers):
+        raise InputError(
+            f"a stem cannot stand in front of {top} of {len(network.layers)} layers: set the collective's layers lower"
+        )
+    stem = build_blocks(stem_blocks(network, top, settings.width))
+    initialise(stem, random["weights"])
+    kept = nn.Sequential(*copy.deepcopy(network.layers[-top:]))
+    condensed = CondensedNetwork(stem, kept, copy.deepcopy(network.classifier))
     condensed = condensed.to(images.pixels.device).to(memory_format=torch.channels_last)
     condensed.train()
     condensed.classifier.eval()
@@ -80,17 +92,17 @@ def condense(
     steps = max(1, round(settings.condense_epochs * count / settings.batch_size))
     fit(
         condensed,
-        stem.parameters(),
+        dict(stem.named_parameters()),
         images,
-        class_balanced_batches(rows_by_class, steps, settings.batch_size, generator),
+        class_balanced_batches(rows_by_class, steps, settings.batch_size, random["batches"]),
         steps,
         target,
         settings=settings,
         learning_rate=settings.condense_learning_rate,
-        generator=generator,
+        random=random,
         observe=observe,
     )
-    estimate_statistics(condensed, images, rows_by_class, generator)
+    estimate_statistics(condensed, images, rows_by_class, random["batches"])
     return condensed.eval()
 
 

@@ -1,4 +1,4 @@
-"""The criterion that finds the learngene: the share of large gradients per layer and task (Eq. 4 and 5)."""
+"""The criterion that finds the learngene: shares of large gradients (Eq. 4, 5), and which layers settled."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from collective_node.settings import CollectiveSettings
+from protocol.errors import InputError
+
 #: Bins per factor of two, and the exponents of two that the histogram spans.
 BINS_PER_OCTAVE = 64
 SMALLEST, LARGEST = -80, 20
+#: The numbers of :func:`settled`: a large share, how far it must fall (as a share of where it was), how little it may
+#: vary afterwards, over which part of the tasks, at least how many.
+LARGE = 0.5
+FALLEN = 0.5
+STEADY = 0.1
+LAST_PART = 0.25
+LAST_TASKS = 3
+#: Fewer tasks cannot tell: the last ones, and as many before them.
+FEWEST_TASKS = 2 * LAST_TASKS
 
 
 @dataclass
 class GradientTrend:
-    """The layers x tasks matrix of ``rho``, streamed: counts are kept, gradients are not.
+    """The tasks x layers matrix of ``rho``, streamed: counts are kept, gradients are not.
 
     ``g = |dL/dw|`` of the batch-mean loss (Eq. 4); ``rho`` is the share of a layer's parameters with ``g > sigma``
     (Eq. 5), over the batches seen. The first task fixes ``sigma``, where it is not given, at half the pooled median of
@@ -23,12 +35,12 @@ class GradientTrend:
     Attributes:
         layers: number of convolutions.
         sigma: threshold, or None until the first task ended.
-        rho: one list per finished task, a share per layer.
+        rho: one list per finished task, a share per layer; None where the layer was not there yet.
     """
 
     layers: int
     sigma: float | None = None
-    rho: list[list[float]] = field(default_factory=list)
+    rho: list[list[float | None]] = field(default_factory=list)
     _histogram: Tensor | None = None
 
     def observe(self, gradients: Sequence[Tensor]) -> None:
@@ -50,6 +62,20 @@ class GradientTrend:
         counts = torch.stack(rows)
         self._histogram = counts if self._histogram is None else self._histogram + counts
 
+    def insert_layer(self, index: int) -> None:
+        """The network got a new convolution ``index`` (0-based): the finished tasks have no ``rho`` of it.
+
+        Raises:
+            ValueError: no such place, or a task is under way.
+        """
+        if not 0 <= index <= self.layers:
+            raise ValueError(f"there is no place {index} among {self.layers} layers")
+        if self._histogram is not None:
+            raise ValueError("a layer can be inserted between two tasks only")
+        self.layers += 1
+        for row in self.rho:
+            row.insert(index, None)
+
     def end_task(self) -> list[float]:
         """Close the task: fixes ``sigma`` if it is open and appends the task's ``rho`` (one share per layer)."""
         if self._histogram is None:
@@ -61,5 +87,119 @@ class GradientTrend:
             self.sigma = float(2.0 ** (SMALLEST + (middle + 0.5) / BINS_PER_OCTAVE)) / 2
         threshold = max(0, math.floor((math.log2(self.sigma) - SMALLEST) * BINS_PER_OCTAVE))
         large = histogram[:, threshold + 1 :].sum(1).double() / histogram.sum(1)
-        self.rho.append([float(share) for share in large])
-        return self.rho[-1]
+        row = [float(share) for share in large]
+        self.rho.append([*row])
+        return row
+
+
+def settled(trend: Sequence[float | None]) -> bool:
+    """Whether a layer settled: its ``rho`` fell from large to small and stayed there. The candidate test, whole.
+
+    Of the paper's three scenarios (section "Inheriting Learngene") only the third makes a candidate. The tasks that the
+    layer has lived through are split in two: the last ones, a quarter of them (rounded up) but at least three, and
+    those before, as many at least. A layer settled if all of this holds:
+
+    - *large before*: ``rho`` was at least 0.5 in some task before the last ones, which excludes layers that hardly ever
+      change (scenario 1);
+    - *small since*: in every one of the last tasks it is at most half the largest value before, which excludes layers
+      that go on changing (scenario 2);
+    - *steady*: over the last tasks its largest and smallest value differ by at most 0.1, which excludes layers that
+      fluctuate, or still fall.
+
+    "Large" is absolute because ``sigma`` gives ``rho`` its scale: at half the first task's pooled median, more than
+    half of all parameters lie above it at first. "Small" is relative to the layer itself, since layers begin on
+    different levels. One task that leaves the level within the last ones is enough to say no.
+
+    Args:
+        trend: ``rho`` of one layer in every task; None where the layer was not there yet.
+
+    Returns:
+        False, too, for a layer with fewer than six tasks: that cannot be told.
+    """
+    shares = [share for share in trend if share is not None]
+    last = max(LAST_TASKS, math.ceil(LAST_PART * len(shares)))
+    before, since = shares[:-last], shares[-last:]
+    if len(before) < last:
+        return False
+    level = max(before)
+    return level >= LARGE and max(since) <= FALLEN * level and max(since) - min(since) <= STEADY
+
+
+def settled_layers(rho: Sequence[Sequence[float | None]]) -> list[bool]:
+    """:func:`settled` for each layer of a tasks x layers matrix."""
+    return [settled(trend) for trend in zip(*rho, strict=True)]
+
+
+def check_tasks(tasks: int) -> None:
+    """Refuse to look for settled layers in too few tasks.
+
+    Raises:
+        InputError: fewer than six.
+    """
+    if tasks < FEWEST_TASKS:
+        raise InputError(
+            f"which layers settle cannot be told from {tasks} tasks, it takes {FEWEST_TASKS}: "
+            "set the collective's layers to a number, or give it more tasks"
+        )
+
+
+def found_layers(rho: Sequence[Sequence[float | None]], at_least: int = 1) -> int:
+    """``k`` by the criterion: how many settled layers stand in a row that ends at the last convolution.
+
+    Args:
+        rho: tasks x layers.
+        at_least: fewer than these are an error.
+
+    Raises:
+        InputError: too few tasks to tell, or too few settled layers.
+    """
+    check_tasks(len(rho))
+    found = settled_layers(rho)
+    count = found[::-1].index(False) if False in found else len(found)
+    if count < at_least:
+        numbers = ", ".join(str(number + 1) for number, one in enumerate(found) if one) or "none"
+        raise InputError(
+            f"{count} settled layers end at the last convolution, fewer than {at_least} "
+            f"(settled anywhere: {numbers}): set the collective's layers to a number"
+        )
+    return count
+
+
+def most_similar(similarity: Sequence[float], k: int) -> range:
+    """The ``k`` adjacent layers with the largest mean similarity; of equal ones the deepest."""
+    if not 1 <= k <= len(similarity):
+        raise ValueError(f"there are no {k} adjacent layers among {len(similarity)}")
+    starts = range(len(similarity) - k + 1)
+    start = max(starts, key=lambda first: (math.fsum(similarity[first : first + k]), first))
+    return range(start, start + k)
+
+
+def choose_layers(
+    settings: CollectiveSettings,
+    layers: int,
+    rho: Sequence[Sequence[float | None]],
+    similarity: Sequence[float] | None,
+) -> range:
+    """The layers (0-based) that the form ``paper`` takes; their number is ``k`` for every form.
+
+    ``k`` is ``settings.layers`` or, where that is none, the number of layers that settled (:func:`found_layers`), with
+    either criterion. ``gradient-trend`` takes the deepest ``k``, as the paper does; ``similarity`` the ``k`` adjacent
+    layers that are most like a pseudo-descendant's (:func:`most_similar`).
+
+    Args:
+        layers: convolutions of the network.
+        rho: tasks x layers, read where ``settings.layers`` is none.
+        similarity: of each layer, read by the criterion ``similarity``.
+
+    Raises:
+        InputError: ``k`` is larger than the network, or cannot be found.
+        ValueError: the criterion ``similarity`` without a similarity per layer.
+    """
+    k = found_layers(rho) if settings.layers is None else settings.layers
+    if k > layers:
+        raise InputError(f"{k} layers to inherit, but the network has {layers}: set the collective's layers lower")
+    if settings.criterion == "gradient-trend":
+        return range(layers - k, layers)
+    if similarity is None or len(similarity) != layers:
+        raise ValueError(f"the criterion similarity needs a similarity of each of the {layers} layers")
+    return most_similar(similarity, k)

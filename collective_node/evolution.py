@@ -1,8 +1,10 @@
-"""The collective's life up to its learngene: task after task, checkpointed, and then condensed."""
+"""The collective's life up to its learngene: tasks, then open-world cycles, each checkpointed, and then condensing."""
 
 import hashlib
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +12,21 @@ import torch
 from torch import Tensor
 
 from collective_node import checkpoint
-from collective_node.checkpoint import Progress, TaskRecord
+from collective_node.collective import Collective
 from collective_node.condensing import CondensedNetwork, condense
+from collective_node.consolidation import Consolidation, choose_weight
 from collective_node.criterion import GradientTrend
-from collective_node.expandable_network import (
-    BASE_WIDTHS,
-    HIDDEN,
-    POOLED,
-    ExpandableNetwork,
-    add_outputs,
-    scaled,
-    widen,
-)
+from collective_node.expandable_network import HIDDEN, POOLED, ExpandableNetwork, scaled
+from collective_node.growth_schedule import Deepen, parse, steps_before
+from collective_node.open_world import Stream
+from collective_node.person import Person
 from collective_node.private_images import PrivateImages
-from collective_node.settings import CollectiveSettings
+from collective_node.publishing import FISHER_BATCH, check_layers, distinct_rows
+from collective_node.random_states import RandomStates
+from collective_node.records import Comparison, CycleRecord, TaskRecord
+from collective_node.settings import CollectiveSettings, Score, Strategy
 from collective_node.task_sequence import sequence
 from collective_node.training import accuracy, class_balanced_batches, fit
-from collective_node.widening_schedule import steps_before
 from protocol.errors import InputError, RunFailedError
 from protocol.events import Events
 from protocol.images import DeviceImages, Normalisation
@@ -35,34 +35,32 @@ from protocol.images import DeviceImages, Normalisation
 OBSERVE_EVERY = 8
 
 
-@dataclass
-class Collective:
-    """A collective and what it has learned so far.
+@dataclass(frozen=True)
+class _Progress:
+    """Where a training stands among all steps of its kind; alone, its own steps are all there are."""
 
-    Attributes:
-        network: its network.
-        known: base classes (indices) in the order of the network's outputs.
-        trend: layers x tasks record of gradients.
-        tasks: a record per finished task.
-    """
+    events: Events
+    event: str
+    text: str
+    before: int = 0
+    total: int = 0
 
-    network: ExpandableNetwork
-    known: list[int]
-    trend: GradientTrend
-    tasks: list[TaskRecord]
+    def say(self, done: int, steps: int) -> None:
+        self.events.append(self.event, self.before + done, self.total or steps, self.text)
 
 
 class Evolution:
-    """Trains a collective on its sequence of tasks.
+    """Trains a collective on its sequence of tasks, and takes it through its open-world cycles.
 
     Args:
         images: the collective's folder.
         settings: what to learn, and how.
-        seed: of everything random; each task draws from its own generator, seeded by its number, so a run that was
-            killed and goes on ends as one that was not.
+        seed: of everything random; where its streams stand is saved with every checkpoint, so a run that was killed
+            and goes on ends as one that was not.
         device: where to train.
         folder: of the checkpoints.
         events: progress.
+        person: names what is unknown; needed where the settings have open-world cycles.
 
     Raises:
         InputError: the settings ask for more than the images have.
@@ -76,180 +74,343 @@ class Evolution:
         device: torch.device,
         folder: Path,
         events: Events,
+        person: Person | None = None,
     ) -> None:
         self.settings, self.seed, self.device, self.folder, self.events = settings, seed, device, folder, events
-        self.classes = images.classes
-        if settings.classes_per_task > len(self.classes):
+        self.base_classes = list(images.classes)
+        if settings.classes_per_task > len(self.base_classes):
             raise InputError(
-                f"a task of {settings.classes_per_task} classes does not fit {len(self.classes)} base classes"
+                f"a task of {settings.classes_per_task} classes does not fit {len(self.base_classes)} base classes"
             )
         self.normalisation = Normalisation.of(images.train_images)
         self.train = DeviceImages.load(images.train_images, images.train_labels, self.normalisation, device)
         self.heldout = DeviceImages.load(images.heldout_images, images.heldout_labels, self.normalisation, device)
         self.image_shape = images.train_images.shape[1:]
-        labels = torch.from_numpy(images.train_labels)
-        self._rows = [torch.nonzero(labels == number)[:, 0] for number in range(len(self.classes))]
-        rng = np.random.default_rng([seed, len(self.classes)])
-        self.sequence = sequence(len(self.classes), settings.classes_per_task, settings.tasks, rng)
-        digest = hashlib.sha256(settings.model_dump_json().encode() + str(seed).encode())
+        self.growth = parse(settings.expansion)
+        depth = len(settings.base_widths) + sum(isinstance(step, Deepen) for step in self.growth)
+        check_layers(settings, layers=depth, tasks=settings.tasks)
+        rng = np.random.default_rng([seed, len(self.base_classes)])
+        self.sequence = sequence(len(self.base_classes), settings.classes_per_task, settings.tasks, rng)
+        counts = np.bincount(images.train_labels, minlength=len(self.base_classes))
+        self._task_steps = [
+            self._steps(settings.epochs, int(counts[self._rehearsed(number)].sum())) for number in range(settings.tasks)
+        ]
+        self.stream: Stream | None = None
+        self.person = person
+        digest = hashlib.sha256(settings.model_dump_json().encode())
+        digest.update(f"seed {seed}, {torch.get_num_threads()} threads, {device.type}".encode())
         digest.update(images.train_images.tobytes())
         digest.update(images.train_labels.tobytes())
+        if settings.cycles:
+            if images.stream_images is None:
+                raise InputError("open-world cycles need a stream of images; cut the world again, or set cycles to 0")
+            if person is None:
+                raise InputError(
+                    "open-world cycles need a person who names what is unknown; give one, or set cycles to 0"
+                )
+            self.stream = Stream(images.stream_images, self.heldout, person.truth, settings)
+            digest.update(images.stream_images.tobytes())
         self.setup = digest.hexdigest()
 
-    def run(self) -> Collective:
-        """Go through the tasks that are left, with a checkpoint after each."""
-        collective = self._resume() or self._begin()
-        steps = [self._steps(number) for number in range(len(self.sequence))]
-        for number in range(len(collective.tasks), len(self.sequence)):
-            self._learn(collective, number, sum(steps[:number]), sum(steps))
-            progress = Progress(
-                setup=self.setup,
-                known=collective.known,
-                tasks=collective.tasks,
-                sigma=collective.trend.sigma,
-                rho=collective.trend.rho,
-            )
-            checkpoint.store(self.folder, collective.network, progress)
-        return collective
+    def run(self) -> tuple[Collective, list[Comparison]]:
+        """Go through the tasks and cycles that are left, with a checkpoint after each.
 
-    def condense(self, collective: Collective) -> tuple[CondensedNetwork, float]:
-        """Train the light stem in front of the collective's top layers; returns the network and its accuracy on the
-        held-out images of the known classes, in per cent."""
-        target = self.outputs_of(collective.known)
+        Returns:
+            The collective, and the cycles as the settings' other scores and strategies would have had them.
+
+        Raises:
+            InputError: the settings do not fit what was found on the way; the last checkpoint stays.
+            RunFailedError: the loss is not a number any more; likewise.
+        """
+        collective, comparisons = self._resume()
+        for number in range(len(collective.tasks), len(self.sequence)):
+            self._learn(collective, number)
+            checkpoint.store(self.folder, self.setup, collective, comparisons)
+        if not collective.cycles:
+            for score, strategy in self._compared():
+                if (score, strategy) not in [(done.score, done.strategy) for done in comparisons]:
+                    tried = collective.branch()
+                    for _ in range(self.settings.cycles):
+                        self._meet(tried, score, strategy)
+                    comparisons.append(Comparison(score=score, strategy=strategy, cycles=tried.cycles))
+                    checkpoint.store(self.folder, self.setup, collective, comparisons)
+        for _ in range(len(collective.cycles), self.settings.cycles):
+            self._meet(collective, self.settings.score, self.settings.strategy)
+            checkpoint.store(self.folder, self.setup, collective, comparisons)
+        return collective, comparisons
+
+    def condense(self, collective: Collective, top: int) -> tuple[CondensedNetwork, float]:
+        """Train the light stem in front of the collective's ``top`` top layers; returns the network and its accuracy on the
+        held-out images of the base classes that are known, in per cent."""
+        target = collective.outputs
 
         def observe(step: int, steps: int) -> None:
             self.events.append("condense", step + 1, steps, "a light stem in front of the top layers")
 
         network = condense(
             collective.network,
-            self.train,
-            self.rows_of(collective.known),
+            top,
+            collective.images,
+            collective.rows_of(collective.known),
             lambda labels: target[labels],
             self.settings,
-            self._generator(len(self.sequence)),
+            collective.random,
             observe,
         )
-        return network, self._accuracy(network, target, collective.known)
+        return network, self._accuracy(network, collective, self._base(collective))
 
-    def rows_of(self, classes: list[int]) -> list[Tensor]:
-        """Rows of the training images of each class."""
-        return [self._rows[number] for number in classes]
-
-    def outputs_of(self, known: list[int]) -> Tensor:
-        """Output number of each base class, ``[classes]``; -1 where it is not known."""
-        target = torch.full((len(self.classes),), -1, device=self.device)
-        target[torch.tensor(known, device=self.device)] = torch.arange(len(known), device=self.device)
-        return target
-
-    def _generator(self, number: int) -> torch.Generator:
-        state = np.random.SeedSequence([self.seed, 1 + number]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+    def _compared(self) -> list[tuple[Score, Strategy]]:
+        """What is tried besides the settings' own score and strategy."""
+        own = self.settings.score, self.settings.strategy
+        pairs = [(score, own[1]) for score in self.settings.compare_scores]
+        pairs += [(own[0], strategy) for strategy in self.settings.compare_strategies]
+        return [pair for pair in dict.fromkeys(pairs) if pair != own]
 
     def _begin(self) -> Collective:
         settings = self.settings
         height, width, channels = self.image_shape
         for _ in POOLED:
             height, width = height // 2, width // 2
+        if min(height, width) < 1:
+            raise InputError(
+                f"images of {self.image_shape[1]}x{self.image_shape[0]} pixels are too small: 32x32 at least"
+            )
+        random = RandomStates(self.seed)
         network = ExpandableNetwork(
-            [scaled(channel, settings.width) for channel in BASE_WIDTHS],
+            [scaled(channel, settings.width) for channel in settings.base_widths],
             channels=channels,
             positions=height * width,
             hidden=scaled(HIDDEN, settings.width),
             dropout=settings.dropout,
-            generator=self._generator(len(self.sequence) + 1),
+            generator=random["weights"],
         )
         network = network.to(self.device).to(memory_format=torch.channels_last)
-        return Collective(network, [], GradientTrend(len(network.layers), settings.sigma), [])
+        trend = GradientTrend(len(network.layers), settings.sigma)
+        return Collective(network, random, trend, self.train, list(self.base_classes))
 
-    def _resume(self) -> Collective | None:
+    def _resume(self) -> tuple[Collective, list[Comparison]]:
+        """The collective as the newest checkpoint has it, or a new one."""
+        collective = self._begin()
         found = checkpoint.latest(self.folder)
         if found is None:
-            return None
+            return collective, []
         progress, state = found
         if progress.setup != self.setup:
             raise InputError(
-                f"the checkpoint in {self.folder} was made with other settings, another seed or other images; "
-                "use those, or another state folder"
+                f"the checkpoint in {self.folder} was made with other settings, another seed, other images or another "
+                "number of threads; use those, or another state folder"
             )
-        collective = self._begin()
+        if progress.torch != torch.__version__:
+            raise InputError(
+                f"the checkpoint in {self.folder} was made with torch {progress.torch}, this is {torch.__version__}; "
+                "use that version, or another state folder"
+            )
         for number in range(len(progress.tasks)):
             self._grow(collective, number)
-        collective.network.load_state_dict(state)
+        assert self.stream is not None or not progress.named
+        for named in progress.named:
+            assert self.stream is not None
+            collective.learn_classes(collective.add_named(named, self.stream.images[named.rows]))
+        collective.network.load_state_dict(state["network"])
+        collective.momentum = {name: value.to(self.device) for name, value in state.get("momentum", {}).items()}
+        collective.random.restore(state["random"])
+        if "consolidation" in state:
+            collective.consolidation = Consolidation.from_tensors(
+                {name: value.to(self.device) for name, value in state["consolidation"].items()}
+            )
         collective.trend.sigma, collective.trend.rho = progress.sigma, progress.rho
-        collective.tasks = progress.tasks
-        return collective
+        collective.tasks, collective.cycles = progress.tasks, progress.cycles
+        return collective, progress.comparisons
 
-    def _grow(self, collective: Collective, number: int) -> Tensor:
-        """Widen the network and add outputs for the new classes of a task; returns the output of each class."""
-        generator = self._generator(number)
-        if self.settings.expand:
-            for convolution, channels in steps_before(number, len(self.sequence)):
-                widen(collective.network, convolution, scaled(channels, self.settings.width), generator)
-        new = [c for c in self.sequence[number] if c not in collective.known]
-        add_outputs(collective.network, len(new), generator)
-        collective.known += new
-        return self.outputs_of(collective.known)
+    def _grow(self, collective: Collective, number: int) -> None:
+        """Take the growth steps before a task, and add outputs for its new classes."""
+        for step in steps_before(self.growth, number, len(self.sequence)):
+            collective.grow(step, width=self.settings.width, noise=self.settings.growth_noise)
+        collective.learn_classes(self.sequence[number])
 
     def _rehearsed(self, number: int) -> list[int]:
         """Classes whose images a task trains on: its own, and with replay everything seen before."""
         seen = self.sequence[: number + 1] if self.settings.strategy == "replay" else [self.sequence[number]]
         return list(dict.fromkeys(c for task in seen for c in task))
 
-    def _steps(self, number: int) -> int:
-        images = sum(len(self._rows[c]) for c in self._rehearsed(number))
-        return max(1, round(self.settings.epochs * images / self.settings.batch_size))
-
-    def _learn(self, collective: Collective, number: int, done: int, total: int) -> None:
+    def _learn(self, collective: Collective, number: int) -> None:
         """One task: grow, train, record."""
         started = time.perf_counter()
         before = list(collective.known)
-        target = self._grow(collective, number)
-        network, settings, steps = collective.network, self.settings, self._steps(number)
+        self._grow(collective, number)
+        strategy = self.settings.strategy
         rehearsed = self._rehearsed(number)
         text = f"task {number + 1} of {len(self.sequence)}, {len(collective.known)} classes known"
-
-        def observe(step: int, _: int) -> None:
-            if step % OBSERVE_EVERY == 0:
-                gradients = [layer.conv.weight.grad for layer in network.layers]
-                try:
-                    collective.trend.observe([gradient for gradient in gradients if gradient is not None])
-                except ValueError as error:
-                    raise RunFailedError(f"{text}: {error}; lower the collective's learning rate") from error
-            self.events.append("task", done + step + 1, total, text)
-
-        generator = self._generator(10_000 + number)
-        network.train()
-        loss = fit(
-            network,
-            network.parameters(),
-            self.train,
-            class_balanced_batches(self.rows_of(rehearsed), steps, settings.batch_size, generator),
-            steps,
-            lambda labels: target[labels],
-            settings=settings,
-            learning_rate=settings.learning_rate,
-            generator=generator,
-            observe=observe,
+        progress = _Progress(self.events, "task", text, sum(self._task_steps[:number]), sum(self._task_steps))
+        steps, loss, _ = self._train(
+            collective, rehearsed, self.settings.epochs, strategy, progress, collective.trend.observe
         )
         collective.trend.end_task()
+        if strategy == "ewc":
+            self._consolidate(collective, rehearsed)
         record = TaskRecord(
             task=number,
-            classes=[self.classes[c] for c in self.sequence[number]],
+            classes=[collective.classes[c] for c in self.sequence[number]],
             known=len(collective.known),
             steps=steps,
             loss=loss,
-            accuracy=self._accuracy(network, target, collective.known),
-            old_accuracy=self._accuracy(network, target, before) if before else None,
-            widths=list(network.widths),
+            accuracy=self._accuracy(collective.network, collective, collective.known),
+            old_accuracy=self._accuracy(collective.network, collective, before) if before else None,
+            widths=list(collective.network.widths),
             seconds=time.perf_counter() - started,
         )
         collective.tasks.append(record)
 
-    def _accuracy(self, network: torch.nn.Module, target: Tensor, classes: list[int]) -> float:
+    def _meet(self, collective: Collective, score: Score, strategy: Strategy) -> None:
+        """One open-world cycle: recognise, let a person name, add outputs, train on, record."""
+        assert self.stream is not None
+        assert self.person is not None
+        started = time.perf_counter()
+        number = len(collective.cycles)
+        recognition = self.stream.recognise(collective, number, score)
+        encounter = self.stream.encounter(collective, recognition, number)
+        where = f"open-world cycle {number + 1} of {self.settings.cycles}"
+        self.events.append("cycle", 0, 0, f"{where}: {len(encounter.unknown)} unknown images to be named")
+        named = self.person.name(encounter)
+        if not named.rows:
+            raise InputError(f"{where}: nobody named a class in {len(encounter.unknown)} unknown images; "
+                             f"lower keep_known or threshold, or set cycles to {number}")  # fmt: skip
+        if strategy == "ewc" and collective.consolidation is None:
+            self._consolidate(collective, collective.known)
+        base_before = self._accuracy(collective.network, collective, self._base(collective))
+        new = collective.add_named(named, self.stream.images[named.rows])
+        open_before = self._open_accuracy(collective)
+        collective.learn_classes(new)
+        rehearsed = list(collective.known) if strategy == "replay" else new
+        text = f"{where}, {len(collective.known)} classes known"
+        progress = _Progress(self.events, "cycle", text)
+        steps, _, retain = self._train(collective, rehearsed, self.settings.open_epochs, strategy, progress)
+        if strategy == "ewc":
+            self._consolidate(collective, rehearsed)
+        flagged = int(recognition.flagged.sum())
+        truth = self.person.truth
+        truly = None
+        if truth is not None:
+            known = set(encounter.unknown.known)
+            truly = sum(truth.stream_names[row] not in known for row in recognition.rows[recognition.flagged])
+        in_unknown_set = len(set(named.rows) & set(recognition.rows[recognition.flagged].tolist()))
+        record = CycleRecord(
+            cycle=number,
+            score=score,
+            strategy=strategy,
+            threshold=recognition.threshold,
+            stream=len(recognition.rows),
+            unknown_set=flagged,
+            truly_unknown=truly,
+            named=len(named.rows),
+            dismissed=flagged - in_unknown_set,
+            classes=[collective.classes[c] for c in new],
+            known=len(collective.known),
+            before=recognition.metrics,
+            after=self.stream.recognise(collective, number + 1, score).metrics,
+            open_accuracy_before=open_before,
+            open_accuracy_after=self._open_accuracy(collective),
+            base_accuracy_before=base_before,
+            base_accuracy_after=self._accuracy(collective.network, collective, self._base(collective)),
+            retain=retain,
+            steps=steps,
+            seconds=time.perf_counter() - started,
+        )
+        collective.cycles.append(record)
+
+    def _train(
+        self,
+        collective: Collective,
+        classes: Sequence[int],
+        epochs: float,
+        strategy: Strategy,
+        progress: "_Progress",
+        watch: Callable[[list[Tensor]], None] | None = None,
+    ) -> tuple[int, float, float | None]:
+        """Train on the images of ``classes``; returns steps, loss, and the weight of the consolidation loss.
+
+        Args:
+            watch: sees the weight gradients of all convolutions of every eighth batch.
+        """
+        network, settings = collective.network, self.settings
+        rows, target = collective.rows_of(classes), collective.outputs
+        steps = self._steps(epochs, sum(len(found) for found in rows))
+
+        def observe(step: int, _: int) -> None:
+            if watch is not None and step % OBSERVE_EVERY == 0:
+                gradients = [layer.conv.weight.grad for layer in network.layers]
+                try:
+                    watch([gradient for gradient in gradients if gradient is not None])
+                except ValueError as error:
+                    raise RunFailedError(f"{progress.text}: {error}; lower the collective's learning rate") from error
+            progress.say(step + 1, steps)
+
+        retain, regularise = None, None
+        if strategy == "ewc" and collective.consolidation is not None:
+            retain = choose_weight(collective.consolidation, settings)
+            regularise = partial(collective.consolidation.of(network).add_gradient, retain)
+        network.train()
+        loss = fit(
+            network,
+            dict(network.named_parameters()),
+            collective.images,
+            class_balanced_batches(rows, steps, settings.batch_size, collective.random["batches"]),
+            steps,
+            lambda labels: target[labels],
+            settings=settings,
+            learning_rate=settings.learning_rate,
+            random=collective.random,
+            momentum=collective.momentum,
+            regularise=regularise,
+            observe=observe,
+        )
+        return steps, loss, retain
+
+    def _consolidate(self, collective: Collective, classes: Sequence[int]) -> None:
+        """Add what matters to ``classes`` to what holds the weights, and anchor them where they are."""
+        rows = distinct_rows(collective.rows_of(classes), self.settings.ewc_samples, collective.random["fisher"])
+        target = collective.outputs
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for index in rows.split(FISHER_BATCH):
+                x, labels = collective.images.batch(index)
+                yield x, target[labels]
+
+        before = collective.consolidation or Consolidation()
+        collective.consolidation = before.after_task(
+            collective.network, batches(), self.settings.fisher_estimator, collective.random["fisher"]
+        )
+
+    def _steps(self, epochs: float, images: int) -> int:
+        return max(1, round(epochs * images / self.settings.batch_size))
+
+    def _base(self, collective: Collective) -> list[int]:
+        return [number for number in collective.known if number < len(self.base_classes)]
+
+    def _accuracy(self, network: torch.nn.Module, collective: Collective, classes: Sequence[int]) -> float:
+        """On held-out images of base classes, among all known ones, per cent."""
         wanted = torch.isin(self.heldout.labels, torch.tensor(classes, device=self.device))
         images = DeviceImages(
             self.heldout.pixels[wanted], self.heldout.labels[wanted], self.heldout.mean, self.heldout.std
         )
         if len(images) == 0:
             raise InputError("the collective's folder holds no held-out image of its known classes")
-        return float(accuracy(network, images, lambda labels: target[labels]).double().mean() * 100)
+        return _share_right(network, images, collective.outputs)
+
+    def _open_accuracy(self, collective: Collective) -> float | None:
+        """On held-out images of every class named so far, among all known ones, per cent; None where there are none."""
+        assert self.person is not None
+        truth = self.person.truth
+        added = {name: number for number, name in enumerate(collective.classes) if number >= len(self.base_classes)}
+        if truth is None:
+            return None
+        rows = [row for row, name in enumerate(truth.heldout_names) if name in added]
+        if not rows:
+            return None
+        labels = np.array([added[truth.heldout_names[row]] for row in rows])
+        images = DeviceImages.load(truth.heldout_images[rows], labels, self.normalisation, self.device)
+        return _share_right(collective.network, images, collective.outputs)
+
+
+def _share_right(network: torch.nn.Module, images: DeviceImages, target: Tensor) -> float:
+    return float(accuracy(network, images, lambda labels: target[labels]).double().mean() * 100)

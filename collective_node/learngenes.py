@@ -6,14 +6,36 @@ from pathlib import Path
 
 import torch
 
+from collective_node.collective import Collective
 from collective_node.condensing import CondensedNetwork
-from collective_node.evolution import Collective, Evolution
+from collective_node.criterion import choose_layers, most_similar, settled_layers
+from collective_node.evolution import Evolution
+from collective_node.person import Person
 from collective_node.private_images import PrivateImages
 from collective_node.publishing import learngene_of
+from collective_node.records import Comparison
 from collective_node.settings import CollectiveSettings
+from collective_node.similarity import Similarity, compare, train_descendant
 from protocol.architecture import Form
 from protocol.events import Events
 from protocol.learngene import Learngene
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which layers each criterion chose, 0-based.
+
+    Attributes:
+        layers: those that the form ``paper`` took.
+        settled: of every layer, whether its gradient trend settled.
+        similarity: to a pseudo-descendant, where one was trained.
+        by_similarity: as many layers as ``layers``, by that criterion.
+    """
+
+    layers: range
+    settled: list[bool]
+    similarity: Similarity | None
+    by_similarity: range | None
 
 
 @dataclass(frozen=True)
@@ -21,14 +43,18 @@ class Evolved:
     """What came of an evolution.
 
     Attributes:
-        collective: the whole network, the classes it knows, a record per task and the gradient trend.
+        collective: the whole network, the classes it knows, its records of tasks and cycles, the gradient trend.
+        comparisons: open-world cycles as other scores and strategies would have had them.
+        chosen: which layers make the learngene.
         condensed: the light stem in front of the collective's top layers.
-        condensed_accuracy: of ``condensed``, on held-out images of the known classes, per cent.
+        condensed_accuracy: of ``condensed``, on held-out images of the base classes, per cent.
         learngenes: one in each form that the settings ask for.
-        seconds: wall-clock times of ``train``, ``condense`` and ``fisher``.
+        seconds: wall-clock times of ``train``, ``criterion``, ``condense`` and ``fisher``.
     """
 
     collective: Collective
+    comparisons: list[Comparison]
+    chosen: Chosen
     condensed: CondensedNetwork
     condensed_accuracy: float
     learngenes: dict[Form, Learngene]
@@ -43,34 +69,81 @@ def evolve(
     device: torch.device,
     checkpoints: Path,
     events: Events,
+    person: Person | None = None,
 ) -> Evolved:
-    """Learn the sequence of tasks, condense, and take a learngene in every form of the settings.
+    """Learn the sequence of tasks, meet the open world, condense, and take a learngene in every form of the settings.
 
     Args:
         images: the collective's folder, as :func:`collective_node.private_images.read` reads it.
         seed: of everything random: the same seed, settings and thread count give the same learngenes on one machine.
         checkpoints: folder of the checkpoints, made where there is none (its parent exists). An evolution that was
-            killed goes on from its last task when it is called again with the same arguments.
+            killed goes on from its last task or cycle when it is called again with the same arguments.
         events: record of progress.
+        person: names what is unknown; None is enough where ``settings.cycles`` is 0.
 
     Raises:
         InputError: the settings ask for more than the images have, or the checkpoint belongs to another evolution.
         RunFailedError: the loss is not a number any more.
     """
-    evolution = Evolution(images, settings, seed, device, checkpoints, events)
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
-    collective = evolution.run()
-    seconds["train"] = time.perf_counter() - started
-
-    started = time.perf_counter()
-    condensed, accuracy = evolution.condense(collective)
-    seconds["condense"] = time.perf_counter() - started
-
-    started = time.perf_counter()
+    evolution = Evolution(images, settings, seed, device, checkpoints, events, person)
+    clock, seconds = _Clock(), {}
+    collective, comparisons = evolution.run()
+    seconds["train"] = clock.lap()
+    chosen = _choose(evolution, collective)
+    seconds["criterion"] = clock.lap()
+    condensed, accuracy = evolution.condense(collective, len(chosen.layers))
+    seconds["condense"] = clock.lap()
     learngenes: dict[Form, Learngene] = {}
+    target = collective.outputs
     for number, form in enumerate(settings.forms):
         events.append("fisher", number, len(settings.forms), f"Fisher diagonal, form {form}")
-        learngenes[form] = learngene_of(form, evolution, collective, condensed, seed + number)
-    seconds["fisher"] = time.perf_counter() - started
-    return Evolved(collective, condensed, accuracy, learngenes, seconds)
+        learngenes[form] = learngene_of(
+            form,
+            collective.network,
+            condensed,
+            chosen.layers,
+            collective.images,
+            collective.rows_of(collective.known),
+            lambda labels: target[labels],
+            settings,
+            collective.random["fisher"],
+        )
+    seconds["fisher"] = clock.lap()
+    return Evolved(collective, comparisons, chosen, condensed, accuracy, learngenes, seconds)
+
+
+def _choose(evolution: Evolution, collective: Collective) -> Chosen:
+    """Ask both criteria; the second one costs the training of a pseudo-descendant and is asked where that is set."""
+    settings, layers, rho = evolution.settings, len(collective.network.layers), collective.trend.rho
+    similarity = None
+    if settings.descendant_epochs > 0:
+        target = collective.outputs
+
+        def observe(step: int, steps: int) -> None:
+            evolution.events.append("descendant", step + 1, steps, "a pseudo-descendant for the second criterion")
+
+        descendant = train_descendant(
+            collective.images,
+            collective.rows_of(collective.known),
+            len(collective.known),
+            lambda labels: target[labels],
+            settings,
+            collective.random.copy(),  # to ask the second criterion changes nothing that comes after it
+            observe,
+        )
+        similarity = compare(collective.network, descendant, evolution.heldout)
+    per_layer = None if similarity is None else similarity.per_layer
+    chosen = choose_layers(settings, layers, rho, per_layer)
+    by_similarity = None if per_layer is None else most_similar(per_layer, len(chosen))
+    return Chosen(chosen, settled_layers(rho), similarity, by_similarity)
+
+
+class _Clock:
+    """Seconds from lap to lap."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before

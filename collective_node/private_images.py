@@ -1,4 +1,4 @@
-"""The collective's own folder: base images to learn from, and held-out ones to be tested on."""
+"""The collective's own folder: base images to learn from, held-out ones to be tested on, and an unlabelled stream."""
 
 import json
 from dataclasses import dataclass
@@ -12,13 +12,32 @@ from protocol.errors import InputError
 
 @dataclass(frozen=True)
 class PrivateImages:
-    """Base classes only: names, and uint8 images ``[N, H, W, C]`` with int64 labels ``[N]`` that index the names."""
+    """Images are uint8 ``[N, H, W, C]``, labels int64 ``[N]``; labels index ``classes``, the names of base classes.
+
+    ``stream_images`` have no labels: known and unknown classes mixed. None where the folder holds no stream.
+    """
 
     classes: tuple[str, ...]
     train_images: NDArray[np.uint8]
     train_labels: NDArray[np.int64]
     heldout_images: NDArray[np.uint8]
     heldout_labels: NDArray[np.int64]
+    stream_images: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a person knows about the open world: in a simulation, from labels that the collective never reads.
+
+    Attributes:
+        stream_names: class name of each image of the stream.
+        heldout_images: images ``[N, H, W, C]`` of classes that are not base classes, kept back to measure with.
+        heldout_names: class name of each of them.
+    """
+
+    stream_names: tuple[str, ...]
+    heldout_images: NDArray[np.uint8]
+    heldout_names: tuple[str, ...]
 
 
 def read(folder: Path) -> PrivateImages:
@@ -27,21 +46,57 @@ def read(folder: Path) -> PrivateImages:
     Raises:
         InputError: a file is missing, or a class has no image.
     """
+    names = ["train_images", "train_labels", "heldout_images", "heldout_labels"]
+    if (folder / "stream_images.npy").exists():
+        names.append("stream_images")
     try:
         classes = tuple(json.loads((folder / "manifest.json").read_text())["classes"])
-        arrays = {
-            name: np.load(folder / f"{name}.npy", allow_pickle=False)
-            for name in ("train_images", "train_labels", "heldout_images", "heldout_labels")
-        }
+        arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} is not a collective's folder of a world ({error}); make one first") from error
     for part in ("train", "heldout"):
         labels, images = arrays[f"{part}_labels"], arrays[f"{part}_images"]
-        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
-            raise InputError(f"{folder}: the {part} images and labels do not fit each other; cut the world again")
+        _check(folder, part, images, labels)
         if not np.isin(labels, np.arange(len(classes))).all():
             raise InputError(f"{folder}: a {part} label names no class of the manifest; cut the world again")
+    stream = arrays.get("stream_images")
+    if stream is not None and (stream.dtype != np.uint8 or stream.shape[1:] != arrays["train_images"].shape[1:]):
+        raise InputError(f"{folder}: the stream's images are not like the training images; cut the world again")
     counts = np.bincount(arrays["train_labels"], minlength=len(classes))
     if counts.min() < 2:
         raise InputError(f"{folder}: {classes[int(counts.argmin())]} has fewer than two training images")
     return PrivateImages(classes, **arrays)
+
+
+def read_truth(folder: Path) -> Truth:
+    """The human's part of a simulated collective's folder.
+
+    Raises:
+        InputError: it is missing or does not fit.
+    """
+    try:
+        names = tuple(json.loads((folder / "manifest.json").read_text())["human_classes"])
+        arrays = {
+            name: np.load(folder / "human" / f"{name}.npy", allow_pickle=False)
+            for name in ("stream_labels", "heldout_images", "heldout_labels")
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f'{folder / "human"} holds no labels of the stream ({error}); set person = "annotate" where a person names'
+        ) from error
+    _check(folder, "human", arrays["heldout_images"], arrays["heldout_labels"])
+    try:
+        return Truth(
+            tuple(names[number] for number in arrays["stream_labels"]),
+            arrays["heldout_images"],
+            tuple(names[number] for number in arrays["heldout_labels"]),
+        )
+    except IndexError as error:
+        raise InputError(
+            f"{folder}: a label of the human's names no class of the manifest; cut the world again"
+        ) from error
+
+
+def _check(folder: Path, part: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise InputError(f"{folder}: the {part} images and labels do not fit each other; cut the world again")

@@ -9,8 +9,9 @@ import torch
 
 from collective_node import private_images
 from collective_node.configuration import CollectiveConfiguration
-from collective_node.evolution import Collective
-from collective_node.learngenes import Evolved, evolve
+from collective_node.collective import Collective
+from collective_node.learngenes import Chosen, Evolved, evolve
+from collective_node.person import Annotator, Oracle, Person
 from protocol.architecture import Form
 from protocol.bundle import CollectiveDesk
 from protocol.confinement import Confinement
@@ -85,10 +86,19 @@ class CollectiveProgram:
             device=self._device,
             checkpoints=self._node.state / "checkpoint",
             events=self._events,
+            person=self._person(),
         )
         releases = {form: self._desk.publish(learngene, _now()) for form, learngene in evolved.learngenes.items()}
         self._events.append("fisher", 1, 1, "published")
         write_metrics(self._node.state, self._metrics(evolved, releases))
+
+    def _person(self) -> Person | None:
+        """Who names what is unknown."""
+        if not self._settings.cycles:
+            return None
+        if self._settings.person == "annotate":
+            return Annotator(self._node.state)
+        return Oracle(private_images.read_truth(self._node.data), self._settings.examples)
 
     def _metrics(self, evolved: Evolved, releases: Mapping[Form, StoredRelease]) -> dict[str, object]:
         collective, trend = evolved.collective, evolved.collective.trend
@@ -96,13 +106,20 @@ class CollectiveProgram:
         parameters |= {form: _weights(learngene) for form, learngene in evolved.learngenes.items()}
         return {
             "tasks": [task.model_dump() for task in collective.tasks],
-            "base_accuracy": collective.tasks[-1].accuracy,
+            "base_accuracy": (
+                collective.cycles[-1].base_accuracy_after if collective.cycles else collective.tasks[-1].accuracy
+            ),
             "known_classes": len(collective.known),
             "condensed_accuracy": evolved.condensed_accuracy,
             "gradient_trend": {
                 "layers": [f"conv {number + 1}" for number in range(trend.layers)],
                 "rho": [list(row) for row in zip(*trend.rho, strict=True)],
                 "sigma": trend.sigma,
+            },
+            "criterion": _criterion(evolved.chosen),
+            "open_world": {
+                "cycles": [cycle.model_dump() for cycle in collective.cycles],
+                "comparisons": [comparison.model_dump() for comparison in evolved.comparisons],
             },
             "learngenes": {
                 form: _described(learngene, releases[form]) for form, learngene in evolved.learngenes.items()
@@ -133,6 +150,21 @@ def _weights(learngene: Learngene) -> int:
     """Weights that a learngene carries; its BatchNorm statistics and Fisher diagonal apart."""
     allowed = learngene.architecture.tensors(fisher=False)
     return sum(learngene.tensors[name].size for name, (role, _) in allowed.items() if role == "weight")
+
+
+def _criterion(chosen: Chosen) -> dict[str, object]:
+    """Layers by number, from 1."""
+    similarity = None
+    if chosen.similarity is not None and chosen.by_similarity is not None:
+        similarity = {
+            "per_layer": list(chosen.similarity.per_layer),
+            "layers": [number + 1 for number in chosen.by_similarity],
+        }
+    return {
+        "chosen": [number + 1 for number in chosen.layers],
+        "settled": chosen.settled,
+        "similarity": similarity,
+    }
 
 
 def _described(learngene: Learngene, release: StoredRelease) -> dict[str, object]:

@@ -7,17 +7,79 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from collective_node.condensing import CondensedNetwork
-from collective_node.evolution import Collective, Evolution
+from collective_node.condensing import STEM_WIDTHS, CondensedNetwork
+from collective_node.criterion import check_tasks
+from collective_node.expandable_network import ExpandableNetwork
+from collective_node.settings import CollectiveSettings
 from collective_node.training import class_balanced_batches
-from protocol.architecture import Architecture, Form, InputContract
+from protocol.architecture import MOST_BLOCKS, Architecture, BlockRole, Form, InputContract
+from protocol.errors import InputError
 from protocol.fisher import fisher_diagonal
-from protocol.images import Normalisation
+from protocol.images import DeviceImages
 from protocol.learngene import FisherDescription, Learngene
 from protocol.network import ConvolutionBlock, block_tensors, layers_of
 
 #: Images at once while the Fisher diagonal is taken.
 FISHER_BATCH = 64
+
+
+def window_of(form: Form, chosen: range, layers: int) -> range:
+    """The collective's own layers (0-based) that stand in a form; all forms hold equally many.
+
+    ``paper``: the chosen ones. ``condensed``: the last ones. ``paper-front``: the first ones. ``paper-middle``: those
+    with as many layers in front as behind, or one fewer in front.
+
+    Args:
+        chosen: what the criterion chose (:func:`collective_node.criterion.choose_layers`).
+        layers: convolutions of the network.
+
+    Raises:
+        InputError: the form cannot hold that many.
+    """
+    k = len(chosen)
+    windows: dict[Form, tuple[range, int]] = {  # and how many layers it may hold
+        "paper": (chosen, layers),
+        "paper-front": (range(k), layers),
+        # A layer in front and one behind, or it would be a front or a top.
+        "paper-middle": (range((layers - k) // 2, (layers - k) // 2 + k), layers - 2),
+        # The stem stands in for one layer at least.
+        "condensed": (range(layers - k, layers), min(layers - 1, MOST_BLOCKS - len(STEM_WIDTHS) - 1)),
+    }
+    window, most = windows[form]
+    if k > min(most, MOST_BLOCKS):
+        raise InputError(
+            f"the form {form} holds at most {min(most, MOST_BLOCKS)} of the network's {layers} layers, not {k}: "
+            "set the collective's layers lower"
+        )
+    return window
+
+
+def check_layers(settings: CollectiveSettings, *, layers: int, tasks: int) -> None:
+    """Refuse, before any training, a number of inherited layers that the grown network or a form cannot give.
+
+    Args:
+        layers: convolutions of the network after its last growth.
+        tasks: tasks that the gradient trend will hold.
+
+    Raises:
+        InputError: what is wrong, and what to set.
+    """
+    k = settings.layers
+    if k is None:
+        check_tasks(tasks)
+        return
+    if k > layers:
+        raise InputError(f"{k} layers to inherit, but the network has {layers}: set the collective's layers lower")
+    forms: tuple[Form, ...] = ("condensed", *settings.forms)  # a collective condenses whatever it publishes
+    for form in forms:
+        window_of(form, range(layers - k, layers), layers)
+
+
+def role_of(window: range, layers: int) -> BlockRole:
+    """Where a window stands in the network: ``front`` if it starts at the image, ``top`` if it ends at the last."""
+    if window.start == 0:
+        return "front"
+    return "top" if window.stop == layers else "middle"
 
 
 def distinct_rows(rows_by_class: Sequence[Tensor], count: int, generator: torch.Generator) -> Tensor:
@@ -36,50 +98,76 @@ def distinct_rows(rows_by_class: Sequence[Tensor], count: int, generator: torch.
 
 
 def learngene_of(
-    form: Form, evolution: Evolution, collective: Collective, condensed: CondensedNetwork, seed: int
+    form: Form,
+    network: ExpandableNetwork,
+    condensed: CondensedNetwork,
+    chosen: range,
+    images: DeviceImages,
+    rows_by_class: Sequence[Tensor],
+    target: Callable[[Tensor], Tensor],
+    settings: CollectiveSettings,
+    generator: torch.Generator,
 ) -> Learngene:
     """The learngene in one form, with a Fisher diagonal from the collective's own training images.
 
-    ``condensed``: stem and top of the condensed network. ``paper``: the collective's own top layers, whose Fisher
-    diagonal is taken through its whole network.
+    ``condensed`` holds stem and top of the condensed network, and its diagonal is taken through that network. The
+    other forms hold layers of the collective's own network (:func:`window_of`), and their diagonal is taken through
+    that network, as a whole: what stands in front of them, and behind them up to the logits.
+
+    Args:
+        network: the collective's; it is put in evaluation mode, and so is ``condensed``.
+        chosen: layers that the criterion chose, 0-based.
+        images: the collective's training images; the learngene's input contract is their shape and normalisation.
+        rows_by_class: row numbers of each known class's images.
+        target: labels to output numbers of the network.
+        generator: draws the images and the labels of the estimator ``sampled`` (CPU).
+
+    Raises:
+        InputError: the form cannot hold as many layers as were chosen.
     """
-    settings, network = evolution.settings, collective.network.eval()
-    front: Callable[[Tensor], Tensor]
+    network.eval()
+    condensed.eval()
+    window = window_of(form, chosen, len(network.layers))
+    front: nn.Module
     if form == "condensed":
-        stem, top, head = layers_of(condensed.stem), layers_of(condensed.top), condensed.classifier
+        stem, top = layers_of(condensed.stem), layers_of(condensed.top)
         blocks = [*(block.describe("stem") for block in stem), *(block.describe("top") for block in top)]
-        inherited, front = [*stem, *top], nn.Identity()
+        inherited, front, head = [*stem, *top], nn.Identity(), condensed.classifier
     else:
-        split = len(network.layers) - settings.top
-        inherited, front, head = network.layers[split:], network.blocks[:split], network.classifier
-        blocks = [block.describe("top") for block in inherited]
-    height, width, channels = evolution.image_shape
+        role = role_of(window, len(network.layers))
+        inherited = network.layers[window.start : window.stop]
+        blocks = [block.describe(role) for block in inherited]
+        front = network.blocks[: window.start]
+        head = nn.Sequential(*network.blocks[window.stop :], *network.classifier).eval()
+    height, width, channels = images.pixels.shape[1:]
     architecture = Architecture(
         form=form, input=InputContract(height=height, width=width, channels=channels), blocks=tuple(blocks)
     )
-    generator = torch.Generator().manual_seed(seed)
-    chosen = distinct_rows(evolution.rows_of(collective.known), settings.fisher_samples, generator)
-    target = evolution.outputs_of(collective.known)
+    rows = distinct_rows(rows_by_class, settings.fisher_samples, generator)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for index in chosen.split(FISHER_BATCH):
-            x, labels = evolution.train.batch(index)
+        for index in rows.split(FISHER_BATCH):
+            x, labels = images.batch(index)
             with torch.no_grad():
                 x = front(x)
-            yield x, target[labels]
+            yield x, target(labels)
 
     diagonal, samples = fisher_diagonal(inherited, head, batches(), settings.fisher_estimator, generator)
     fisher = FisherDescription(source="collective", estimator=settings.fisher_estimator, samples=samples, clip_micro=0)
-    return Learngene(architecture, tensors_of(inherited, diagonal, evolution.normalisation), fisher)
+    return Learngene(architecture, tensors_of(inherited, diagonal, images), fisher)
 
 
 def tensors_of(
-    blocks: Sequence[ConvolutionBlock], diagonal: Mapping[str, Tensor], normalisation: Normalisation
+    blocks: Sequence[ConvolutionBlock], diagonal: Mapping[str, Tensor], images: DeviceImages
 ) -> dict[str, NDArray[np.float32]]:
     """Every tensor of a learngene by its name in the blob."""
-    tensors = {**block_tensors(blocks), **{f"fisher.{name}": value for name, value in diagonal.items()}}
-    arrays = {
+    tensors = {
+        **block_tensors(blocks),
+        **{f"fisher.{name}": value for name, value in diagonal.items()},
+        "input.mean": images.mean,
+        "input.std": images.std,
+    }
+    return {
         name: np.array(tensor.detach().cpu().float().numpy(), dtype=np.float32, order="C")
         for name, tensor in tensors.items()
     }
-    return {**arrays, "input.mean": normalisation.mean, "input.std": normalisation.std}

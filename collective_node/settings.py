@@ -1,13 +1,24 @@
-"""Settings of the collective: its network, its training, what it publishes."""
+"""Settings of the collective: its network, its training, its open world, what it publishes."""
 
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from collective_node.growth_schedule import PAPER, parse
 from protocol.architecture import Form
 from protocol.learngene import Estimator
 
-Strategy = Literal["replay", "none"]
+#: Against forgetting: its own past images again, elastic weight consolidation on its own past tasks, nothing (the
+#: paper's).
+Strategy = Literal["replay", "ewc", "none"]
+#: How unknown an image looks; ``paper`` is Eq. 2.
+Score = Literal["paper", "max-logit", "energy", "relative-mahalanobis", "nearest-neighbour"]
+SCORES: tuple[Score, ...] = get_args(Score)
+#: Which layers the form ``paper`` takes: by the trend of gradients (Eq. 4, 5), or by their likeness to those of a
+#: pseudo-descendant (arXiv 2305.02279).
+Criterion = Literal["gradient-trend", "similarity"]
+#: Widths of the thirteen convolutions, at width factor 1.
+BASE_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
 
 
 class CollectiveSettings(BaseModel):
@@ -16,12 +27,21 @@ class CollectiveSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: float = Field(0.25, gt=0, le=2, description="factor on every layer's channels")
+    base_widths: tuple[int, ...] = Field(
+        BASE_WIDTHS, min_length=13, max_length=13, description="channels of the convolutions, at width factor 1"
+    )
     tasks: int = Field(13, ge=1, description="sequential tasks; 13 partition the 64 base classes")
     classes_per_task: int = Field(5, ge=2)
     strategy: Strategy = Field("replay", description="against forgetting; none is the paper's")
-    expand: bool = Field(True, description="take the paper's widening steps between tasks")
+    expansion: tuple[str, ...] = Field(
+        (PAPER,),
+        description="growth steps over the tasks: `widen 2 +64`, `deepen 5 identity`; paper: its twenty; empty: none",
+    )
+    growth_noise: float = Field(
+        0.0, ge=0, le=1, description="noise on copied weights: its standard deviation over that of the layer's weights"
+    )
     epochs: float = Field(
-        0.7, gt=0, description="passes over the images of all known classes (none: of the task) a task"
+        0.7, gt=0, description="passes over the images of all known classes (none, ewc: of the task) a task"
     )
     batch_size: int = Field(64, ge=2)
     learning_rate: float = Field(0.05, gt=0)
@@ -29,10 +49,53 @@ class CollectiveSettings(BaseModel):
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    ewc: float = Field(100.0, gt=0, description="weight of the consolidation loss, strategy ewc")
+    ewc_samples: int = Field(512, ge=1, description="images of a task behind its consolidation, strategy ewc")
+    cycles: int = Field(1, ge=0, description="open-world cycles after the tasks: recognise, name, add, train on")
+    classes_per_cycle: int = Field(16, ge=1, description="M, classes that the person names in a cycle at most")
+    examples: int = Field(
+        100, ge=0, description="further images of each class named that the oracle gives, besides the unknown set's"
+    )
+    open_epochs: float = Field(0.7, gt=0, description="passes over the images of all known classes a cycle")
+    score: Score = Field("max-logit", description="how unknown an image is; paper is Eq. 2")
+    threshold: float | None = Field(None, description="lambda_open of Eq. 3; none: calibrated on held-out known images")
+    keep_known: float = Field(0.95, gt=0, lt=1, description="share of held-out known images under the threshold")
+    neighbours: int = Field(50, ge=1, description="k of the score nearest-neighbour")
+    compare_scores: tuple[Score, ...] = Field((), description="further scores whose cycles are tried and reported")
+    compare_strategies: tuple[Strategy, ...] = Field(
+        (), description="further strategies whose cycles are tried and reported"
+    )
+    person: Literal["oracle", "annotate"] = Field(
+        "oracle",
+        description="who names unknown images: the world's own labels, or someone at `collective-node annotate`",
+    )
     sigma: float | None = Field(None, gt=0, description="threshold of Eq. 5; none: from the first task")
-    top: int = Field(3, ge=1, le=12, description="k, the inherited top layers")
+    layers: int | None = Field(3, ge=1, le=36, description="k, the inherited layers; none: found by the criterion")
+    criterion: Criterion = "gradient-trend"
+    descendant_epochs: float = Field(
+        0.0, ge=0, description="passes over the base images for the pseudo-descendant; 0: no second criterion"
+    )
     forms: tuple[Form, ...] = ("condensed", "paper")
-    condense_epochs: float = Field(6.0, gt=0, description="passes over the base images for the light stem")
+    condense_epochs: float = Field(6.0, gt=0, description="passes over the known images for the light stem")
     condense_learning_rate: float = Field(0.1, gt=0)
     fisher_estimator: Estimator = "sampled"
     fisher_samples: int = Field(1024, ge=1)
+
+    @field_validator("expansion")
+    @classmethod
+    def _expansion_can_be_read(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse(value)
+        return value
+
+    @field_validator("base_widths")
+    @classmethod
+    def _widths_are_channels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1:
+            raise ValueError("a convolution needs at least one channel")
+        return value
+
+    @model_validator(mode="after")
+    def _second_criterion_has_a_descendant(self) -> "CollectiveSettings":
+        if self.criterion == "similarity" and self.descendant_epochs == 0:
+            raise ValueError("the criterion similarity needs descendant_epochs above 0")
+        return self

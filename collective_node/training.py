@@ -1,11 +1,12 @@
 """Gradient descent on batches from the collective's images: the one loop that tasks and condensing share."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from protocol.errors import RunFailedError
 from protocol.images import CropAndFlip, DeviceImages, autocast
@@ -48,7 +49,7 @@ def class_balanced_batches(
 
 def fit(
     model: nn.Module,
-    parameters: Iterable[nn.Parameter],
+    parameters: Mapping[str, nn.Parameter],
     images: DeviceImages,
     order: Iterable[Tensor],
     steps: int,
@@ -56,7 +57,9 @@ def fit(
     *,
     settings: CollectiveSettings,
     learning_rate: float,
-    generator: torch.Generator,
+    random: RandomStates,
+    momentum: dict[str, Tensor] | None = None,
+    regularise: Callable[[], None] | None = None,
     observe: Observer | None = None,
 ) -> float:
     """Train ``parameters`` of ``model`` for ``steps`` batches; returns the mean loss of the last tenth of them.
@@ -66,39 +69,54 @@ def fit(
         order: index batches into ``images``.
         target: labels of the images to output numbers of the model, both ``[N]``.
         learning_rate: the peak of one cycle over the steps.
+        random: draws augmentation and dropout.
+        momentum: where the optimiser begins and, afterwards, where it ended, by parameter name; None: from rest.
+        regularise: adds the gradient of a penalty, after the backward pass and what ``observe`` sees of it.
 
     Raises:
         RunFailedError: the loss is not a number any more.
     """
     optimiser = torch.optim.SGD(
-        list(parameters),
+        list(parameters.values()),
         learning_rate,
         settings.momentum,
         weight_decay=settings.weight_decay,
-        nesterov=True,
+        nesterov=settings.momentum > 0,
         fused=True,
     )
+    if momentum:
+        for name, parameter in parameters.items():
+            # In the parameter's own memory format, which the fused step takes for granted; a new layer begins at rest.
+            before = torch.zeros_like(parameter)
+            if name in momentum:
+                before.copy_(momentum[name])
+            optimiser.state[parameter]["momentum_buffer"] = before
     criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    torch.manual_seed(generator.initial_seed())  # dropout takes no generator of its own
     device = images.pixels.device
     last: list[Tensor] = []
-    for step, index in enumerate(order):
-        for group in optimiser.param_groups:
-            group["lr"] = one_cycle(step, steps, learning_rate)
-        x, labels = images.batch(index)
-        with autocast(device):
-            logits = model(CropAndFlip.draw(len(x), generator)(x))
-        loss = criterion(logits.float(), target(labels))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if observe is not None:
-            observe(step, steps)
-        optimiser.step()
-        if step >= int(steps * 0.9):
-            last.append(loss.detach())
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(random.draw_seed("dropout"))  # dropout takes no generator of its own
+        for step, index in enumerate(order):
+            for group in optimiser.param_groups:
+                group["lr"] = one_cycle(step, steps, learning_rate)
+            x, labels = images.batch(index)
+            with autocast(device):
+                logits = model(CropAndFlip.draw(len(x), random["augmentation"])(x))
+            loss = criterion(logits.float(), target(labels))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if observe is not None:
+                observe(step, steps)
+            if regularise is not None:
+                regularise()
+            optimiser.step()
+            if step >= int(steps * 0.9):
+                last.append(loss.detach())
     mean = float(torch.stack(last).mean())
     if not math.isfinite(mean):
         raise RunFailedError("the collective's loss is not a number any more; lower its learning rate")
+    if momentum is not None and settings.momentum > 0:
+        momentum.update({name: optimiser.state[value]["momentum_buffer"] for name, value in parameters.items()})
     return mean
 
 

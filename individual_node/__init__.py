@@ -6,7 +6,7 @@ Public, each by its own module (nothing is imported here, so that a node can be 
 - ``individual_node.settings.IndividualSettings``: which methods, and how they adapt.
 - ``individual_node.target_tasks``: the individual's folder, and ``TargetTask``.
 - ``individual_node.reconstruction.reconstruct``: networks built from a learngene's own description.
-- ``individual_node.adaptation``: ``adapt`` (Eq. 9), ``RetainLoss`` (Eq. 8), ``test_accuracy``.
+- ``individual_node.adaptation``: ``adapt`` (Eq. 9), ``test_accuracy``.
 - ``individual_node.feature_head``: the logistic head on inherited features.
 - ``individual_node.floor.floor_predictions``: what can be had without any learngene.
 - ``individual_node.program.make``: the node's program; the command ``individual-node`` starts it.

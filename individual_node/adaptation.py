@@ -1,90 +1,40 @@
 """Adaptation by Eq. 9: cross-entropy and the retain loss, for many small target tasks as one batched network."""
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from individual_node.method_table import Method
 from individual_node.reconstruction import IndividualNetworks, reconstruct
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import TargetTask
 from protocol.architecture import Architecture
-from protocol.errors import InputError
+from protocol.errors import InputError, RunFailedError
+from protocol.fisher import fisher_diagonal
 from protocol.images import CropAndFlip, DeviceImages, autocast
 from protocol.learngene import Learngene
-from protocol.network import ConvolutionBlock, block_tensors
+from protocol.network import block_tensors
+from protocol.retain_loss import RetainLoss, largest_stable_retain
 
 #: lambda of Table 3.
 PAPER_RETAIN = 1000.0
-#: Called after each epoch with its number (from 1) and the networks.
+#: Images at once where nothing is trained.
+AT_ONCE = 50
+#: Called after each epoch with its number (from 1) and the networks as they would be handed over then.
 EpochObserver = Callable[[int, IndividualNetworks], None]
 
 
-@dataclass(frozen=True)
-class RetainLoss:
-    """Eq. 8, ``1/2 sum_i F_i (theta_i - theta*_i)^2`` over the inherited parameters and nothing else.
-
-    Attributes:
-        parameters: inherited parameters, each of ``networks`` networks stacked along its first axis.
-        anchors: their inherited values, ``theta*``.
-        fisher: the Fisher diagonal, repeated per network.
-    """
-
-    parameters: Sequence[Tensor]
-    anchors: Sequence[Tensor]
-    fisher: Sequence[Tensor]
-
-    @classmethod
-    def of(cls, blocks: Sequence[ConvolutionBlock], learngene: Learngene) -> "RetainLoss":
-        """Anchored at what the blocks hold now; the learngene carries a Fisher diagonal."""
-        named = {n: t for n, t in block_tensors(blocks).items() if f"fisher.{n}" in learngene.tensors}
-        return cls(
-            list(named.values()),
-            [t.detach().clone() for t in named.values()],
-            [_repeated(learngene.tensors, f"fisher.{name}", blocks[0].networks, t) for name, t in named.items()],
-        )
-
-    def __call__(self) -> Tensor:
-        """The loss, summed over the networks; a scalar, 0 at the inherited values."""
-        terms = [
-            (f * (p - a).square()).sum() for p, a, f in zip(self.parameters, self.anchors, self.fisher, strict=True)
-        ]
-        return 0.5 * torch.stack(terms).sum()
-
-    @torch.no_grad()
-    def add_gradient(self, weight: float) -> None:
-        """Add ``weight F_i (theta_i - theta*_i)``, the gradient of ``weight`` times the loss, to each ``.grad``.
-
-        In closed form it takes a third of the passes over the weights that automatic differentiation takes.
-        """
-        for p, a, f in zip(self.parameters, self.anchors, self.fisher, strict=True):
-            assert p.grad is not None
-            p.grad.addcmul_(f, p - a, value=weight)
-
-
-def _repeated(tensors: Mapping[str, NDArray[np.float32]], name: str, networks: int, like: Tensor) -> Tensor:
-    value = torch.from_numpy(np.array(tensors[name])).to(like)
-    return value.repeat(networks, *([1] * (value.ndim - 1)))
-
-
-def largest_stable_retain(learning_rate: float, largest: float, momentum: float) -> float:
-    """The lambda above which a step must diverge: along one weight the retain loss is a parabola of curvature
-    ``lambda F``, on which gradient descent with momentum ``m`` converges only below ``2 (1 + m)`` (Polyak 1964)."""
-    return 2 * (1 + momentum) / (learning_rate * largest) if largest > 0 else float("inf")
-
-
-def choose_retain(learngene: Learngene, settings: IndividualSettings) -> float:
-    """The lambda of Eq. 9 for a learngene: the setting, or the paper's 1000 kept at half of what is stable.
+def stable_retain(largest: float, settings: IndividualSettings) -> float:
+    """The lambda of Eq. 9 for a largest Fisher entry: the setting, or the paper's 1000 kept at half of what is stable.
 
     Raises:
-        InputError: the setting's lambda would diverge (says what would not), or there is no Fisher diagonal.
+        InputError: the setting's lambda would diverge (says what would not).
     """
-    if learngene.fisher is None:
-        raise InputError("Eq. 9 needs a learngene with a Fisher diagonal, and this one carries none")
-    largest = max(float(tensor.max()) for name, tensor in learngene.tensors.items() if name.startswith("fisher."))
     limit = largest_stable_retain(settings.learning_rate, largest, settings.momentum)
     if settings.retain is None:
         return min(PAPER_RETAIN, limit / 2)
@@ -95,6 +45,18 @@ def choose_retain(learngene: Learngene, settings: IndividualSettings) -> float:
             f"choose lambda at most {limit:.3g}"
         )
     return settings.retain
+
+
+def choose_retain(learngene: Learngene, settings: IndividualSettings) -> float:
+    """:func:`stable_retain` for the Fisher diagonal that a learngene carries.
+
+    Raises:
+        InputError: as there, or there is no Fisher diagonal.
+    """
+    if learngene.fisher is None:
+        raise InputError("Eq. 9 needs a learngene with a Fisher diagonal, and this one carries none")
+    largest = max(float(tensor.max()) for name, tensor in learngene.tensors.items() if name.startswith("fisher."))
+    return stable_retain(largest, settings)
 
 
 def task_generator(seed: int, purpose: str, shots: int, task: int) -> torch.Generator:
@@ -111,7 +73,88 @@ def side_by_side(x: Tensor, networks: int) -> Tensor:
     return x.contiguous().permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """What adaptation ends with.
+
+    Attributes:
+        networks: one per target task, in evaluation mode.
+        retain: every lambda of Eq. 9 that was used; empty where nothing was retained.
+    """
+
+    networks: IndividualNetworks
+    retain: list[float]
+
+
+def own_fisher(
+    model: IndividualNetworks,
+    tasks: Sequence[TargetTask],
+    images: DeviceImages,
+    settings: IndividualSettings,
+    generators: Sequence[torch.Generator],
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Fisher diagonals of the inherited parameters on each task's own support images (Algorithm 1, Eq. 7).
+
+    Through each network's own current head and in evaluation mode; the images are not augmented. A diagonal from so few
+    images may tell something about them: it never leaves the individual.
+
+    Args:
+        generators: one per task, draws the labels of the estimator ``sampled``.
+
+    Returns:
+        ``lambda F`` by parameter name, the networks stacked along the first axis, and each network's lambda.
+
+    Raises:
+        InputError: the setting's lambda would diverge.
+    """
+    weighted: list[dict[str, Tensor]] = []
+    retains = []
+    for index, (task, generator) in enumerate(zip(tasks, generators, strict=True)):
+        front, inherited, head = model.network(index).parts()
+        labels = torch.from_numpy(task.support_labels).to(images.pixels.device)
+        rows = torch.from_numpy(task.support)
+        batches = [(images.batch(rows[chosen])[0], labels[chosen]) for chosen in torch.arange(len(rows)).split(AT_ONCE)]
+        diagonal, _ = fisher_diagonal(inherited, head, batches, settings.fisher_estimator, generator, front=front)
+        retain = stable_retain(max(float(entries.max()) for entries in diagonal.values()), settings)
+        weighted.append({name: retain * entries for name, entries in diagonal.items()})
+        retains.append(retain)
+    return {name: torch.cat([one[name] for one in weighted]) for name in weighted[0]}, retains
+
+
+class BestWeights:
+    """Each network's weights at its own lowest validation loss, until it has not improved for ``patience`` epochs.
+
+    Attributes:
+        networks: with the best weights so far, those of the start before the first look.
+    """
+
+    def __init__(self, model: IndividualNetworks, patience: int) -> None:
+        self.networks = copy.deepcopy(model)
+        self._patience = patience
+        self._lowest = torch.full((model.networks,), float("inf"))
+        self._since = torch.zeros(model.networks, dtype=torch.int64)
+
+    @property
+    def over(self) -> bool:
+        """Whether every network's patience is over: nothing that it learns counts any more."""
+        return bool((self._since >= self._patience).all())
+
+    @torch.no_grad()
+    def look(self, model: IndividualNetworks, losses: Tensor) -> None:
+        """Take over what is better, from the networks after an epoch and their validation losses ``[networks]``."""
+        better = (self._since < self._patience) & (losses < self._lowest)
+        self._lowest = torch.where(better, losses, self._lowest)
+        self._since = torch.where(better, 0, self._since + 1)
+        best, chosen = self.networks.state_dict(), better.nonzero()[:, 0]
+        for name, value in model.state_dict().items():
+            if value.ndim:
+                rows = chosen.to(value.device)
+                apart = (model.networks, -1)
+                best[name].unflatten(0, apart)[rows] = value.unflatten(0, apart)[rows]
+
+
 def adapt(
+    method: Method,
     architecture: Architecture,
     learngene: Learngene | None,
     tasks: Sequence[TargetTask],
@@ -119,68 +162,134 @@ def adapt(
     settings: IndividualSettings,
     generators: Sequence[torch.Generator],
     *,
-    learning_rate: float,
-    retain: float,
     observe: EpochObserver | None = None,
-) -> IndividualNetworks:
-    """Train one network per target task (all with equally many ways and support images), by Eq. 9.
+) -> Adapted:
+    """Train one network per target task (all with equally many ways and support images of each class), by Eq. 9.
+
+    With ``settings.early_stopping`` each network learns from a part of its support images and is handed over as it was
+    when its loss on the others was lowest. Test images decide nothing.
 
     Args:
         learngene: what is inherited; None trains the same architecture from scratch, with Eq. 6 alone.
         images: the support images that the tasks' rows point into; labels are not read.
-        generators: one per task: initial weights, order and augmentation of that task.
-        retain: lambda, see :func:`choose_retain`; 0 leaves the retain loss out.
+        generators: one per task: initial weights, order and augmentation of that task, what it validates on, and the
+            labels of its own Fisher diagonal.
 
-    Returns:
-        The networks, in evaluation mode.
+    Raises:
+        InputError: lambda would diverge, the learngene has no Fisher diagonal and the method needs it, the individual's
+            own layers do not fit, or a class has too few images for early stopping.
+        RunFailedError: the loss is not a number any more.
     """
-    count, ways, networks = len(tasks[0].support), tasks[0].ways, len(tasks)
-    device = images.pixels.device
-    model = reconstruct(architecture, learngene, ways=ways, generators=generators)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    retain_loss = RetainLoss.of(model.inherited, learngene) if learngene is not None and retain > 0 else None
-    rows = torch.from_numpy(np.stack([task.support for task in tasks], 1))
-    labels = torch.from_numpy(np.stack([task.support_labels for task in tasks], 1))
+    model = reconstruct(architecture, learngene, ways=tasks[0].ways, generators=generators, own=settings.own_layers)
+    model = model.to(images.pixels.device).to(memory_format=torch.channels_last)
+    if method.frozen:
+        model.freeze_inherited()
+    held: Sequence[TargetTask] = ()
+    best: BestWeights | None = None
+    if settings.early_stopping is not None:
+        parts = [t.held_out(settings.validation_share, g) for t, g in zip(tasks, generators, strict=True)]
+        tasks, held = [learning for learning, _ in parts], [validation for _, validation in parts]
+        best = BestWeights(model, settings.early_stopping)
+    inherited = {name: t for name, t in block_tensors(model.inherited).items() if t.requires_grad}
+    values = {name: tensor.detach().clone() for name, tensor in inherited.items()}
+    retain_loss: RetainLoss | None = None
+    retain, retains = 1.0, list[float]()
+    if learngene is not None and method.fisher == "collective":
+        retain = choose_retain(learngene, settings)
+        retain_loss = RetainLoss.of(model.inherited, learngene) if retain > 0 else None
+        retains = [retain]
     optimiser = torch.optim.SGD(
-        model.parameters(), learning_rate, settings.momentum, weight_decay=settings.weight_decay, fused=True
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        settings.scratch_learning_rate if learngene is None else settings.learning_rate,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
-    model.train()
+
+    def learn(loss: Tensor) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if retain_loss is not None:
+            retain_loss.add_gradient(retain)
+        optimiser.step()
+
     for epoch in range(1, settings.epochs + 1):
-        order = torch.stack([torch.randperm(count, generator=g) for g in generators], 1)
-        draws = [CropAndFlip.draw(count, g) for g in generators]
-        crop = CropAndFlip(torch.stack([d.offsets for d in draws], 2), torch.stack([d.flip for d in draws], 1))
-        for batch in torch.arange(count).tensor_split(-(-count // settings.batch_size)):
-            chosen = order[batch]
-            x, _ = images.batch(rows.gather(0, chosen).flatten())
-            x = CropAndFlip(crop.offsets[:, batch].flatten(1), crop.flip[batch].flatten())(x)
-            with autocast(device):
-                logits = model(side_by_side(x, networks))
-            target = labels.gather(0, chosen).to(device)
-            # Mean over a task's images, sum over tasks: each network gets the gradient that it would get alone.
-            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="sum")
-            loss = loss / len(batch)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if retain_loss is not None:
-                retain_loss.add_gradient(retain)
-            optimiser.step()
+        if best is None or not best.over:
+            if learngene is not None and method.fisher == "individual" and (epoch - 1) % settings.fisher_every == 0:
+                fisher, found = own_fisher(model, tasks, images, settings, generators)
+                retain_loss = RetainLoss(inherited, values, fisher)  # lambda is in it: each network has its own
+                retains.extend(found)
+            last = _epoch(model, tasks, images, settings.batch_size, generators, learn)
+            if not math.isfinite(last):
+                raise RunFailedError(f"{method.name}: the loss is not a number any more; lower the learning rate")
+            if best is not None:
+                best.look(model, validation_losses(model, held, images))
         if observe is not None:
-            observe(epoch, model)
-    return model.eval()
+            observe(epoch, model if best is None else best.networks)
+    return Adapted((model if best is None else best.networks).eval(), retains)
+
+
+def _epoch(
+    model: IndividualNetworks,
+    tasks: Sequence[TargetTask],
+    images: DeviceImages,
+    batch_size: int,
+    generators: Sequence[torch.Generator],
+    learn: Callable[[Tensor], None],
+) -> float:
+    """One pass over the support images, each task in its own order and with its own augmentation; the last loss."""
+    model.train()
+    rows, labels = _stacked(tasks)
+    count = len(rows)
+    order = torch.stack([torch.randperm(count, generator=g) for g in generators], 1)
+    draws = [CropAndFlip.draw(count, g) for g in generators]
+    crop = CropAndFlip(torch.stack([d.offsets for d in draws], 2), torch.stack([d.flip for d in draws], 1))
+    loss = torch.zeros(())
+    # No batch of a single image: its own statistics would be those of BatchNorm.
+    for batch in torch.arange(count).tensor_split(max(1, min(-(-count // batch_size), count // 2))):
+        chosen = order[batch]
+        x, _ = images.batch(rows.gather(0, chosen).flatten())
+        x = CropAndFlip(crop.offsets[:, batch].flatten(1), crop.flip[batch].flatten())(x)
+        with autocast(x.device):
+            logits = model(side_by_side(x, model.networks))
+        target = labels.gather(0, chosen).to(x.device)
+        # Mean over a task's images, sum over tasks: each network gets the gradient that it would get alone.
+        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="sum")
+        loss = loss / len(batch)
+        learn(loss)
+    return float(loss.detach())
+
+
+def _stacked(tasks: Sequence[TargetTask]) -> tuple[Tensor, Tensor]:
+    """Rows and labels of the support images, both ``[n, tasks]``."""
+    rows = np.stack([task.support for task in tasks], 1)
+    return torch.from_numpy(rows), torch.from_numpy(np.stack([task.support_labels for task in tasks], 1))
 
 
 @torch.no_grad()
-def test_accuracy(model: IndividualNetworks, tasks: Sequence[TargetTask], images: DeviceImages) -> list[float]:
-    """Accuracy in per cent of each network on its own task's test images, in evaluation mode."""
+def _logits(model: IndividualNetworks, rows: Tensor, images: DeviceImages) -> Tensor:
+    """Logits ``[n, tasks, ways]`` of the images ``rows [n, tasks]``, in evaluation mode."""
     was_training = model.training
     model.eval()
+    found = []
+    for part in rows.split(AT_ONCE):
+        x, _ = images.batch(part.flatten())
+        with autocast(x.device):
+            found.append(model(side_by_side(x, model.networks)).float().cpu())
+    model.train(was_training)
+    return torch.cat(found)
+
+
+def validation_losses(model: IndividualNetworks, held: Sequence[TargetTask], images: DeviceImages) -> Tensor:
+    """Mean cross-entropy of each network on the support images that its task holds out, in evaluation mode."""
+    rows, labels = _stacked(held)
+    logits = _logits(model, rows, images)
+    return nn.functional.cross_entropy(logits.movedim(2, 1), labels, reduction="none").mean(0)
+
+
+def test_accuracy(model: IndividualNetworks, tasks: Sequence[TargetTask], images: DeviceImages) -> list[float]:
+    """Accuracy in per cent of each network on its own task's test images, in evaluation mode."""
     rows = torch.from_numpy(np.stack([task.test for task in tasks], 1))
     labels = torch.from_numpy(np.stack([task.test_labels for task in tasks], 1))
-    hits = torch.zeros(len(tasks), dtype=torch.int64)
-    for index in torch.arange(len(rows)).split(50):
-        x, _ = images.batch(rows[index].flatten())
-        with autocast(images.pixels.device):
-            logits = model(side_by_side(x, len(tasks)))
-        hits += (logits.argmax(2).cpu() == labels[index]).sum(0)
-    model.train(was_training)
+    hits = (_logits(model, rows, images).argmax(2) == labels).sum(0)
     return [float(h) * 100 / len(rows) for h in hits]

@@ -9,16 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from individual_node.adaptation import adapt, choose_retain, task_generator, test_accuracy
-from individual_node.feature_head import (
-    centred_and_normalised,
-    inherited_features,
-    logistic_regression,
-    predict,
-)
+from individual_node.adaptation import adapt, task_generator, test_accuracy
+from individual_node.feature_head import FeatureHeads, handover_of, inherited_features
 from individual_node.floor import floor_predictions
+from individual_node.method_table import METHODS, Method
 from individual_node.reconstruction import IndividualNetworks
-from individual_node.settings import IndividualSettings, Method
+from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import PrivateImages, TargetTask
 from protocol.architecture import Form
 from protocol.errors import InputError
@@ -29,21 +25,16 @@ from protocol.network import ConvolutionBlock, build_blocks, layers_of, load_blo
 
 #: Epochs after which the learning curves look at the test images, besides the last.
 CURVE_EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 70, 100)
-#: The form of learngene that each method inherits, or whose architecture it borrows.
-FORMS: dict[Method, Form] = {
-    "condensed": "condensed",
-    "condensed-eq9": "condensed",
-    "scratch": "condensed",
-    "paper": "paper",
-}
 
 
 @dataclass
 class Outcome:
-    """Of one method at one shot count: accuracy in per cent by task number, and the learning curve."""
+    """Of one method at one shot count: accuracy in per cent by task number, the learning curve (by epoch), and every
+    lambda of Eq. 9 that was used."""
 
     accuracy: dict[int, float] = field(default_factory=dict)
     curve: dict[int, list[float]] = field(default_factory=dict)
+    retain: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,20 +54,25 @@ class Evaluation:
     device: torch.device
     events: Events
 
-    def run(self, method: Method, shots: int) -> Outcome:
-        """One method on all target tasks of a shot count; every task starts afresh."""
-        tasks = self.images.tasks[shots]
-        if method == "floor":
-            return self._floor(tasks, shots)
-        if FORMS[method] not in self.learngenes:
-            raise InputError(f"the method {method!r} needs a learngene in the form {FORMS[method]!r}")
-        if method == "condensed":
-            return self._condensed(tasks, shots)
-        return self._trained(method, tasks, shots)
+    def run(self, name: str, shots: int) -> Outcome:
+        """One method, by its name, on all target tasks of a shot count; every task starts afresh.
 
-    def run_all(self) -> tuple[dict[Method, dict[int, Outcome]], dict[str, float]]:
+        Raises:
+            InputError: there is no learngene in its form, or the settings and it do not fit.
+        """
+        method, tasks = METHODS[name], self.images.tasks[shots]
+        if method.form is None:
+            return self._floor(tasks, shots)
+        if method.form not in self.learngenes:
+            raise InputError(f"the method {name!r} needs a learngene in the form {method.form!r}")
+        learngene = self.learngenes[method.form]
+        if method.adaptation == "head":
+            return self._head(method, learngene, tasks, shots)
+        return self._trained(method, learngene, tasks, shots)
+
+    def run_all(self) -> tuple[dict[str, dict[int, Outcome]], dict[str, float]]:
         """Every method of the settings at every shot count, and the seconds that each took."""
-        found: dict[Method, dict[int, Outcome]] = {}
+        found: dict[str, dict[int, Outcome]] = {}
         seconds: dict[str, float] = {}
         for method in self.settings.methods:
             started = time.perf_counter()
@@ -98,29 +94,25 @@ class Evaluation:
 
         return load(self.images.support_images), load(self.images.test_images)
 
-    def _trained(self, method: Method, tasks: Sequence[TargetTask], shots: int) -> Outcome:
+    def _trained(self, method: Method, learngene: Learngene, tasks: Sequence[TargetTask], shots: int) -> Outcome:
         """Methods that train a network per task, many tasks as one batched network."""
-        learngene = self.learngenes[FORMS[method]]
         support, test = self._loaded(learngene)
         settings, outcome = self.settings, Outcome()
-        inherits = method != "scratch"
-        retain = choose_retain(learngene, settings) if inherits else 0.0
         done = 0
         for group in groups(tasks, settings.networks_at_once):
-            observe = self._observer(method, group, shots, done, len(tasks), test, outcome)
-            model = adapt(
+            adapted = adapt(
+                method,
                 learngene.architecture,
-                learngene if inherits else None,
+                None if method.adaptation == "scratch" else learngene,
                 group,
                 support,
                 settings,
-                [task_generator(self.seed, method, shots, task.number) for task in group],
-                learning_rate=settings.learning_rate if inherits else settings.scratch_learning_rate,
-                retain=retain,
-                observe=observe,
+                [task_generator(self.seed, method.start, shots, task.number) for task in group],
+                observe=self._observer(method, group, shots, done, len(tasks), test, outcome),
             )
-            found = test_accuracy(model, group, test)
+            found = test_accuracy(adapted.networks, group, test)
             outcome.accuracy.update({task.number: value for task, value in zip(group, found, strict=True)})
+            outcome.retain.extend(adapted.retain)
             done += len(group)
         return outcome
 
@@ -139,20 +131,19 @@ class Evaluation:
 
         def observe(epoch: int, model: IndividualNetworks) -> None:
             units = len(group) * epoch + done * epochs
-            self.events.append("method", units, total * epochs, f"{method}, {shots} shots")
+            self.events.append("method", units, total * epochs, f"{method.name}, {shots} shots")
             if watched and (epoch in CURVE_EPOCHS or epoch == epochs):
                 outcome.curve.setdefault(epoch, []).extend(test_accuracy(model, group, test)[:watched])
 
         return observe
 
-    def _condensed(self, tasks: Sequence[TargetTask], shots: int) -> Outcome:
+    def _head(self, method: Method, learngene: Learngene, tasks: Sequence[TargetTask], shots: int) -> Outcome:
         """A logistic head on the inherited features, which stay as they are."""
-        learngene = self.learngenes["condensed"]
         network = build_blocks(learngene.architecture.blocks)
         blocks = layers_of(network)
         load_blocks(blocks, learngene.tensors)
         network.to(self.device).to(memory_format=torch.channels_last).eval()
-        handover = sum(block.role == "stem" for block in learngene.architecture.blocks)
+        handover = handover_of(learngene.architecture)
         support, test = self._loaded(learngene)
         support_views = _features(blocks, handover, support, [task.support for task in tasks])
         test_views = _features(blocks, handover, test, [task.test for task in tasks])
@@ -161,14 +152,10 @@ class Evaluation:
             known = [torch.stack([view[torch.from_numpy(task.support)] for task in group]) for view in support_views]
             unknown = [torch.stack([view[torch.from_numpy(task.test)] for task in group]) for view in test_views]
             labels = torch.from_numpy(np.stack([task.support_labels for task in group])).to(self.device)
-            centres = [view.mean(1, keepdim=True) for view in known]
-            weight = logistic_regression(
-                centred_and_normalised(known, centres), labels, group[0].ways, self.settings.penalty
-            )
-            predicted = predict(weight, centred_and_normalised(unknown, centres))
-            outcome.accuracy.update(_scores(group, predicted))
+            heads = FeatureHeads.fit(known, labels, group[0].ways, self.settings.penalty)
+            outcome.accuracy.update(_scores(group, heads.predict(unknown)))
             done += len(group)
-            self.events.append("method", done, len(tasks), f"condensed, {shots} shots")
+            self.events.append("method", done, len(tasks), f"{method.name}, {shots} shots")
         return outcome
 
     def _floor(self, tasks: Sequence[TargetTask], shots: int) -> Outcome:
@@ -190,10 +177,10 @@ class Evaluation:
 
 
 def groups(tasks: Sequence[TargetTask], size: int) -> Iterator[Sequence[TargetTask]]:
-    """Runs of at most ``size`` tasks that have equally many ways, support and test images."""
-    alike: dict[tuple[int, int, int], list[TargetTask]] = {}
+    """Runs of at most ``size`` tasks that have equally many ways, support images of each class and test images."""
+    alike: dict[tuple[tuple[int, ...], int], list[TargetTask]] = {}
     for task in tasks:
-        alike.setdefault((task.ways, len(task.support), len(task.test)), []).append(task)
+        alike.setdefault((tuple(sorted(task.images_per_class())), len(task.test)), []).append(task)
     for found in alike.values():
         for start in range(0, len(found), size):
             yield found[start : start + size]

@@ -1,107 +1,91 @@
 """What an individual's node does: it requests, verifies and inherits learngenes, and adapts to its target tasks."""
 
 import secrets
-import time
+from collections.abc import Mapping
+from statistics import median
 from typing import get_args
 
-import torch
-
 from individual_node import target_tasks
-from individual_node.adaptation import choose_retain
 from individual_node.configuration import IndividualConfiguration
-from individual_node.methods import FORMS, Evaluation
+from individual_node.method_table import METHODS
+from individual_node.methods import Evaluation, Outcome
 from protocol.architecture import Form
 from protocol.bundle import IndividualDesk
 from protocol.confinement import Confinement
 from protocol.errors import MalformedError, PolicyDeniedError
-from protocol.events import Events
-from protocol.images import choose_device
-from protocol.keys import SigningKey
 from protocol.metrics import write_metrics
 from protocol.network import describe
-from protocol.node import Job, Program, Role
+from protocol.node import Program, Role
+from protocol.party_program import PartyProgram, unix_seconds
 from protocol.socket import Frame
-from protocol.trust import TrustStore
 
 
-class IndividualProgram:
+class IndividualProgram(PartyProgram[IndividualDesk]):
     """Answers the wishes ``status``, ``request``, ``inherit`` and ``adapt``."""
 
     role: Role = "individual"
 
     def __init__(self, configuration: IndividualConfiguration, confinement: Confinement) -> None:
-        node = configuration.node
-        self.party = node.party
-        self._settings, self._node, self._confinement = configuration.individual, node, confinement
-        self._device = choose_device(node.device)
-        if node.threads:
-            torch.set_num_threads(node.threads)
-        self._desk = IndividualDesk.open(
-            node.state,
-            party=node.party,
-            key=SigningKey.load(node.key),
-            trust=TrustStore.load(node.trust),
-            run_id=node.run_id,
-            clock=_now,
-        )
-        self._events = Events(node.state / "events.jsonl")
-        self._job = Job()
+        super().__init__(configuration.node, confinement, IndividualDesk)
+        self._settings = configuration.individual
 
-    def handle(self, wish: Frame) -> Frame:
-        """Answer one wish of the relay; see :class:`protocol.node.Program`."""
-        if wish.word == "status":
-            return self._job.answer(self.role, self.party)
+    def _fulfil(self, wish: Frame) -> Frame | None:
         if wish.word == "request":
-            request = self._desk.request(_form(wish.words.get("form", "")), _now(), secrets.token_bytes(16))
-            return Frame("request", parts={"request": request})
+            form, now = _form(wish.words.get("form", "")), unix_seconds()
+            return Frame("request", parts={"request": self._desk.request(form, now, secrets.token_bytes(16))})
         if wish.word == "inherit":
-            inheritance = self._desk.inherit(wish.part("release"), wish.part("grant"), wish.part("blob"), _now())
-            return Frame("receipt", parts={"receipt": inheritance.receipt})
+            bundle = (wish.part("release"), wish.part("grant"), wish.part("blob"))
+            return Frame("receipt", parts={"receipt": self._desk.inherit(*bundle, unix_seconds()).receipt})
         if wish.word == "adapt":
-            self._job.start("adapt", self._adapt)
-            return self._job.answer(self.role, self.party)
-        raise PolicyDeniedError(f"the individual does not know the wish {wish.word!r}")
+            return self._begin("adapt", self._adapt)
+        return None
 
     def _adapt(self) -> None:
         """Run every method on the node's own target tasks and write the figures into its own folder."""
         verified = {form: self._desk.learngene(form) for form in get_args(Form)}
         learngenes = {form: found.learngene for form, found in verified.items() if found is not None}
-        wanted = sorted({FORMS[method] for method in self._settings.methods if method in FORMS} - set(learngenes))
-        if wanted:
-            raise PolicyDeniedError(f"no learngene in the form {wanted[0]!r} was inherited yet")
+        forms = {METHODS[name].form: name for name in self._settings.methods}
+        for form, name in forms.items():
+            if form is not None and form not in learngenes:
+                raise PolicyDeniedError(f"no learngene in the form {form!r} was inherited yet; {name!r} needs one")
         images = target_tasks.read(self._node.data)
         evaluation = Evaluation(learngenes, images, self._settings, self._node.seed, self._device, self._events)
         outcomes, seconds = evaluation.run_all()
-        metrics: dict[str, object] = {
-            "methods": {
-                method: {str(shots): {str(t): a for t, a in o.accuracy.items()} for shots, o in by_shots.items()}
-                for method, by_shots in outcomes.items()
+        write_metrics(
+            self._node.state,
+            {
+                **_figures(outcomes),
+                "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
+                **self._circumstances(),
+                "seconds": seconds,
             },
-            "curves": {
-                method: {
-                    str(shots): {
-                        "tasks": len(next(iter(outcome.curve.values()))),
-                        "epochs": list(outcome.curve),
-                        "accuracy": [sum(values) / len(values) for values in outcome.curve.values()],
-                    }
-                    for shots, outcome in by_shots.items()
-                    if outcome.curve
-                }
-                for method, by_shots in outcomes.items()
-                if any(outcome.curve for outcome in by_shots.values())
-            },
-            "retain": {
-                method: choose_retain(learngenes[FORMS[method]], self._settings)
-                for method in self._settings.methods
-                if method in ("condensed-eq9", "paper")
-            },
-            "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
-            "device": str(self._device),
-            "threads": torch.get_num_threads(),
-            "confinement": self._confinement.line,
-            "seconds": seconds,
+        )
+
+
+def _figures(outcomes: Mapping[str, Mapping[int, Outcome]]) -> dict[str, object]:
+    """Of every method: accuracy by shots and task, learning curves, and the lambda of Eq. 9 (the median, where each
+    task and epoch has its own)."""
+    curves = {
+        method: {
+            str(shots): {
+                "tasks": len(next(iter(outcome.curve.values()))),
+                "epochs": list(outcome.curve),
+                "accuracy": [sum(values) / len(values) for values in outcome.curve.values()],
+            }
+            for shots, outcome in by_shots.items()
+            if outcome.curve
         }
-        write_metrics(self._node.state, metrics)
+        for method, by_shots in outcomes.items()
+    }
+    retains = {method: [r for o in by_shots.values() for r in o.retain] for method, by_shots in outcomes.items()}
+    return {
+        "methods": {
+            method: {str(shots): {str(task): a for task, a in o.accuracy.items()} for shots, o in by_shots.items()}
+            for method, by_shots in outcomes.items()
+        },
+        "curves": {method: by_shots for method, by_shots in curves.items() if by_shots},
+        "retain": {method: median(values) for method, values in retains.items() if values},
+    }
 
 
 def make(configuration: IndividualConfiguration, confinement: Confinement) -> Program:
@@ -119,7 +103,3 @@ def _form(word: str) -> Form:
             found: Form = form
             return found
     raise MalformedError(f"{word!r} is no form of a learngene")
-
-
-def _now() -> int:
-    return int(time.time())

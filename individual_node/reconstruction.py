@@ -6,29 +6,79 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from individual_node.settings import OwnLayers
 from protocol.architecture import Architecture, Block
+from protocol.errors import InputError
 from protocol.learngene import Learngene
-from protocol.network import build_blocks, initialise, layers_of, load_blocks
+from protocol.network import ConvolutionBlock, build_blocks, initialise, layers_of, load_blocks
 
-#: The individual's own light blocks, as shares of the width that the inherited layers expect: 64 128 256 512 for 512.
+#: The individual's own light blocks, as shares of the width that they end with: 64 128 256 512 for 512.
 LIGHT_SHARES = (8, 4, 2, 1)
+#: A max-pool follows the individual's own first blocks, this many (appendix figure 1).
+OWN_POOLS = 3
+SUGGESTED = OwnLayers()
 
 
-def light_blocks(architecture: Architecture) -> list[Block]:
-    """The individual's own blocks in front of a learngene: none for ``condensed``, the four light ones for ``paper``.
+def own_widths(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels of the individual's own convolutions in front of and behind the inherited ones, where nobody chose.
 
-    A max-pool follows the first three (appendix figure 1), or as many as leave a map for the inherited ones to halve.
+    Four in all, so that three inherited ones make the paper's seven (appendix figure 1):
+
+    - top blocks: four in front, 1/8, 1/4, 1/2 and all of the channels that the first inherited one takes;
+    - middle blocks: the last two of those in front, and two behind, as wide as the last inherited one;
+    - front blocks: four behind, 1/8, 1/4, 1/2 and all of what the paper's network ends with, 8 times the channels that
+      it begins with; a learngene that does not widen ends as it is (the equal widths of Figure 6 b). None is narrower
+      than the last inherited one.
+
+    A condensed learngene reaches from the image to the features and needs none.
     """
+    first, last = architecture.blocks[0], architecture.blocks[-1]
+    light = tuple(max(1, first.in_channels // share) for share in LIGHT_SHARES)
     if architecture.form == "condensed":
-        return []
-    width = architecture.blocks[0].in_channels
+        return (), ()
+    if first.role == "top":
+        return light, ()
+    if first.role == "middle":
+        return light[2:], (last.out_channels,) * 2
+    final = LIGHT_SHARES[0] * first.out_channels if last.out_channels > first.out_channels else last.out_channels
+    return (), tuple(max(last.out_channels, final // share) for share in LIGHT_SHARES)
+
+
+def own_blocks(architecture: Architecture, own: OwnLayers = SUGGESTED) -> tuple[list[Block], list[Block]]:
+    """The individual's own blocks in front of and behind the inherited ones.
+
+    A max-pool follows the first three of them, or as many as the image can still be halved.
+
+    Raises:
+        InputError: what was chosen does not fit the learngene; both shapes are named.
+    """
+    front, back = own_widths(architecture)
+    inherited = architecture.blocks[0]
+    kernel = (inherited.out_channels, inherited.in_channels, 3, 3)
+    channels = architecture.input.channels
+    if own.front is not None:
+        if architecture.form == "condensed" or inherited.role == "front":
+            raise InputError(
+                f"own_front {own.front} has no place: the first inherited convolution {kernel} takes the image's "
+                f"{channels} channels itself; leave own_front out"
+            )
+        front = own.front
+        given = front[-1] if front else channels
+        if given != inherited.in_channels:
+            raise InputError(
+                f"own_front {front} hands over [n, {given}, h, w], but the first inherited convolution {kernel} takes "
+                f"[n, {inherited.in_channels}, h, w]: end own_front with {inherited.in_channels}"
+            )
+    if own.back is not None:
+        back = own.back
     halvings = min(architecture.input.height, architecture.input.width).bit_length() - 1
-    spare = halvings - sum(block.pool for block in architecture.blocks)
-    widths = (architecture.input.channels, *(max(1, width // share) for share in LIGHT_SHARES))
-    return [
-        Block(role="stem", in_channels=before, out_channels=after, pool=number < min(3, spare))
-        for number, (before, after) in enumerate(pairwise(widths))
+    pools = min(OWN_POOLS, halvings - sum(block.pool for block in architecture.blocks))
+    chain = [*pairwise((channels, *front)), *pairwise((architecture.features, *back))]
+    blocks = [
+        Block(role="stem", in_channels=before, out_channels=after, pool=number < pools)
+        for number, (before, after) in enumerate(chain)
     ]
+    return blocks[: len(front)], blocks[len(front) :]
 
 
 class IndividualNetworks(nn.Module):
@@ -38,41 +88,109 @@ class IndividualNetworks(nn.Module):
         architecture: what the learngene says.
         ways: classes of each task.
         networks: number of tasks.
+        own: depth and width of the individual's own layers.
 
     Attributes:
-        inherited: the blocks that a learngene fills.
+        features: values that one network's classifier takes.
+
+    Raises:
+        InputError: ``own`` does not fit the learngene.
     """
 
-    def __init__(self, architecture: Architecture, *, ways: int, networks: int) -> None:
+    def __init__(self, architecture: Architecture, *, ways: int, networks: int, own: OwnLayers = SUGGESTED) -> None:
         super().__init__()
-        own = light_blocks(architecture)
-        blocks = [*own, *architecture.blocks]
+        front, back = own_blocks(architecture, own)
+        blocks = [*front, *architecture.blocks, *back]
         self.blocks = build_blocks(blocks, networks=networks)
-        self.inherited = layers_of(self.blocks)[len(own) :]
+        self._inherited = slice(len(front), len(front) + len(architecture.blocks))
         height, width = architecture.input.height, architecture.input.width
         for block in blocks:
             if block.pool:
                 height, width = height // 2, width // 2
-        hidden = 2 * architecture.features
-        features = architecture.features * height * width
+        last = blocks[-1].out_channels
+        hidden, self.features = own.hidden or 2 * last, last * height * width
 
         def layer(before: int, after: int) -> nn.Conv2d:
             return nn.Conv2d(networks * before, networks * after, 1, groups=networks)
 
         self.classifier = nn.Sequential(
-            layer(features, hidden), nn.ReLU(), layer(hidden, hidden), nn.ReLU(), layer(hidden, ways)
+            layer(self.features, hidden), nn.ReLU(), layer(hidden, hidden), nn.ReLU(), layer(hidden, ways)
         )
+        self.architecture, self.own = architecture, own
         self.networks, self.ways = networks, ways
+        self._frozen = False
+
+    @property
+    def inherited(self) -> list[ConvolutionBlock]:
+        """The blocks that a learngene fills."""
+        return layers_of(self.blocks)[self._inherited]
+
+    def freeze_inherited(self) -> None:
+        """From now on the inherited blocks stay as they are: weights, and BatchNorm statistics in every mode."""
+        self._frozen = True
+        for block in self.inherited:
+            block.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "IndividualNetworks":
+        """As torch's own, except that frozen blocks stay in evaluation mode."""
+        super().train(mode)
+        if self._frozen:
+            for block in self.inherited:
+                block.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[N, networks * C, H, W]`` to logits ``[N, networks, ways]``."""
         features = self.blocks(x)
-        logits: Tensor = self.classifier(features.reshape(len(x), -1, 1, 1))
-        return logits.reshape(len(x), self.networks, self.ways)
+        logits: Tensor = self.classifier(features.reshape(x.shape[0], -1, 1, 1))
+        return logits.reshape(x.shape[0], self.networks, self.ways)
+
+    def network(self, index: int) -> "IndividualNetwork":
+        """One of the networks by itself, in evaluation mode. It shares this memory: it learns as this one does."""
+        with torch.device("meta"):
+            single = IndividualNetwork(self.architecture, ways=self.ways, own=self.own)
+        state = {
+            name: value if value.ndim == 0 else value.chunk(self.networks)[index]
+            for name, value in self.state_dict().items()
+        }
+        single.side_by_side.load_state_dict(state, assign=True)
+        return single.eval()
+
+
+class IndividualNetwork(nn.Module):
+    """The network of one target task; see :class:`IndividualNetworks`. Its weights are whatever is loaded into it."""
+
+    def __init__(self, architecture: Architecture, *, ways: int, own: OwnLayers = SUGGESTED) -> None:
+        super().__init__()
+        self.side_by_side = IndividualNetworks(architecture, ways=ways, networks=1, own=own)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images ``[n, C, H, W]`` to logits ``[n, ways]``."""
+        logits: Tensor = self.side_by_side(x)
+        return logits[:, 0]
+
+    def parts(self) -> tuple[nn.Sequential, list[ConvolutionBlock], nn.Sequential]:
+        """What stands in front of the inherited blocks, these, and what stands behind; one after the other they are
+        the network, in evaluation mode."""
+        whole = self.side_by_side
+        inherited = whole.inherited
+        blocks = layers_of(whole.blocks)
+        begin = blocks.index(inherited[0])
+        behind = blocks[begin + len(inherited) :]
+        column = nn.Unflatten(1, (whole.features, 1, 1))
+        head = nn.Sequential(*behind, nn.Flatten(), column, *whole.classifier, nn.Flatten())
+        self.eval()
+        return nn.Sequential(*blocks[:begin]).eval(), inherited, head.eval()
 
 
 def reconstruct(
-    architecture: Architecture, learngene: Learngene | None, *, ways: int, generators: Sequence[torch.Generator]
+    architecture: Architecture,
+    learngene: Learngene | None,
+    *,
+    ways: int,
+    generators: Sequence[torch.Generator],
+    own: OwnLayers = SUGGESTED,
 ) -> IndividualNetworks:
     """Fresh networks, one per generator, each drawn from its own generator alone, then filled from the learngene.
 
@@ -80,11 +198,15 @@ def reconstruct(
 
     Args:
         learngene: None for a network of the same architecture that inherits nothing.
+        own: depth and width of the individual's own layers.
+
+    Raises:
+        InputError: ``own`` does not fit the learngene.
     """
-    joint = IndividualNetworks(architecture, ways=ways, networks=len(generators))
+    joint = IndividualNetworks(architecture, ways=ways, networks=len(generators), own=own)
     singles = []
     for generator in generators:
-        single = IndividualNetworks(architecture, ways=ways, networks=1)
+        single = IndividualNetworks(architecture, ways=ways, networks=1, own=own)
         initialise(single, generator)
         singles.append(single.state_dict())
     joint.load_state_dict(

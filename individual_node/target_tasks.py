@@ -1,11 +1,12 @@
 """An individual's own folder: its images and its target tasks."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -41,6 +42,7 @@ class TargetTask:
         support_labels: 0..ways-1, as long.
         test: rows of the test images.
         test_labels: 0..ways-1, as long.
+        classes: names of the ways, for messages; empty: their numbers.
     """
 
     number: int
@@ -49,6 +51,35 @@ class TargetTask:
     support_labels: NDArray[np.int64]
     test: NDArray[np.int64]
     test_labels: NDArray[np.int64]
+    classes: tuple[str, ...] = ()
+
+    def images_per_class(self) -> tuple[int, ...]:
+        """Support images of each way."""
+        return tuple(np.bincount(self.support_labels, minlength=self.ways).tolist())
+
+    def held_out(self, share: float, generator: torch.Generator) -> tuple["TargetTask", "TargetTask"]:
+        """Two tasks that divide the support images: those to learn from, and of each class ``share`` to validate on.
+
+        At least one of each class is held out, and at least one is left. Test images are as they were in both.
+
+        Raises:
+            InputError: a class has a single support image.
+        """
+        validation = np.zeros(len(self.support), bool)
+        for way, count in enumerate(self.images_per_class()):
+            if count < 2:
+                name = self.classes[way] if self.classes else str(way)
+                raise InputError(
+                    f"class {name!r} of target task {self.number} has {count} support image(s), so none can be held "
+                    "out for early stopping: add images of it, or leave early_stopping out"
+                )
+            drawn = torch.randperm(count, generator=generator).numpy()[: min(count - 1, max(1, round(share * count)))]
+            validation[np.flatnonzero(self.support_labels == way)[drawn]] = True
+        learning, held = (
+            replace(self, support=self.support[chosen], support_labels=self.support_labels[chosen])
+            for chosen in (~validation, validation)
+        )
+        return learning, held
 
 
 @dataclass(frozen=True)
@@ -93,4 +124,5 @@ def _target(task: _Task, rows: tuple[int, ...], arrays: dict[str, NDArray[np.int
         test_labels = np.array([position[int(label)] for label in arrays["test_labels"][test]])
     except KeyError as error:
         raise ValueError(f"task {task.task} holds an image of class {error}") from error
-    return TargetTask(task.task, len(task.classes), support, support_labels, test, test_labels)
+    names = tuple(map(str, task.classes))
+    return TargetTask(task.task, len(task.classes), support, support_labels, test, test_labels, names)

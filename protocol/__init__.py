@@ -6,7 +6,8 @@ it loads torch or numpy.
 - ``protocol.bundle``: ``CollectiveDesk`` and ``IndividualDesk``, the two sides of an exchange; the messages' makers.
 - ``protocol.verification``: every check of what arrives, in its fixed order.
 - ``protocol.learngene.Learngene``, ``protocol.architecture.Architecture``: what is inherited, and its description.
-- ``protocol.network``, ``protocol.fisher.fisher_diagonal``, ``protocol.images``: the mathematics that both sides need.
+- ``protocol.network``, ``protocol.fisher.fisher_diagonal``, ``protocol.retain_loss.RetainLoss`` (Eq. 8),
+  ``protocol.images``: the mathematics that both sides need.
 - ``protocol.keys.SigningKey``, ``protocol.trust.TrustStore``, ``protocol.policy.Policy``: who is believed, what may
   leave.
 - ``protocol.ledger``, ``protocol.audit``: what a party keeps of what it did.

@@ -4,14 +4,27 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Form = Literal["condensed", "paper"]
-BlockRole = Literal["stem", "top"]
+#: ``condensed``: a light stem and the top layers. ``paper``: layers of the collective alone, those that its criterion
+#: chose; ``paper-middle`` and ``paper-front``: as many from the middle and the front of its network (Figure 6 b).
+Form = Literal["condensed", "paper", "paper-middle", "paper-front"]
+#: Where a block stood: in a light stem, or in the collective's own network.
+BlockRole = Literal["stem", "front", "middle", "top"]
 TensorRole = Literal["weight", "statistic", "fisher", "input"]
 
 #: Parameters of one block that carry a Fisher diagonal.
 BLOCK_PARAMETERS = ("conv.weight", "norm.weight", "norm.bias")
 #: Running statistics of one block's BatchNorm.
 BLOCK_STATISTICS = ("norm.running_mean", "norm.running_var")
+
+#: Blocks of a learngene at most.
+MOST_BLOCKS = 24
+
+#: The one role that the blocks of a form may have.
+_POSITIONS: dict[Form, tuple[BlockRole, ...]] = {
+    "paper": ("front", "middle", "top"),
+    "paper-middle": ("middle",),
+    "paper-front": ("front",),
+}
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -50,14 +63,15 @@ class Block(BaseModel):
 
 
 class Architecture(BaseModel):
-    """Blocks from the input to the features. In the ``paper`` form the list starts at the first inherited block, and
-    the individual puts light blocks of its own in front; in the ``condensed`` form it starts at the image."""
+    """Blocks from the first inherited one to the last. In the ``condensed`` form they reach from the image to the
+    features: a stem, then top blocks. In the other forms all have one role, which says where blocks of the individual's
+    own are needed: in front of ``top`` blocks, behind ``front`` blocks, on both sides of ``middle`` ones."""
 
     model_config = _FROZEN
 
     form: Form
     input: InputContract
-    blocks: tuple[Block, ...] = Field(min_length=1, max_length=24)
+    blocks: tuple[Block, ...] = Field(min_length=1, max_length=MOST_BLOCKS)
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "Architecture":
@@ -66,8 +80,15 @@ class Architecture(BaseModel):
                 raise ValueError(f"{before.out_channels} channels meet a block that expects {after.in_channels}")
         if self.form == "condensed" and self.blocks[0].in_channels != self.input.channels:
             raise ValueError("the first block of a condensed learngene must take the image's channels")
-        if self.form == "paper" and any(block.role != "top" for block in self.blocks):
-            raise ValueError("a learngene in the paper's form holds top blocks only")
+        roles = [block.role for block in self.blocks]
+        if self.form == "condensed":
+            if set(roles) - {"stem", "top"} or roles != sorted(roles):
+                raise ValueError("a condensed learngene holds a stem and then top blocks")
+        elif len(set(roles)) != 1 or roles[0] not in _POSITIONS[self.form]:
+            allowed = " or ".join(_POSITIONS[self.form])
+            raise ValueError(f"a learngene in the form {self.form} holds blocks of one role: {allowed}")
+        if roles[0] == "front" and self.blocks[0].in_channels != self.input.channels:
+            raise ValueError("the first block of a front learngene must take the image's channels")
         if min(self.input.height, self.input.width) >> sum(block.pool for block in self.blocks) == 0:
             raise ValueError("the blocks pool more often than the image can be halved")
         return self

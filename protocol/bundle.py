@@ -12,6 +12,7 @@ from protocol import blob as blobs
 from protocol import envelope
 from protocol.architecture import Form
 from protocol.audit import Crossings
+from protocol.bundle_file import BundleFile
 from protocol.errors import ExpiredError, InputError, PolicyDeniedError, RefusedError, UnknownKeyError
 from protocol.keys import SigningKey
 from protocol.learngene import Learngene
@@ -32,12 +33,14 @@ from protocol.policy import Policy, egress, egress_blob
 from protocol.trust import Role, TrustStore
 from protocol.verification import (
     Expectation,
+    Holder,
     VerifiedLearngene,
     VerifiedReceipt,
     VerifiedRequest,
     check_values,
     verify_content,
     verify_envelopes,
+    verify_file,
     verify_receipt,
     verify_request,
 )
@@ -433,6 +436,33 @@ class IndividualDesk(_Desk[IndividualLedger]):
         """
         newest = self._ledger.latest(self._run_id, form)
         return None if newest is None else self._ledger.load(newest)
+
+    def bundle(self, form: Form) -> BundleFile | None:
+        """The newest committed learngene of a form with its release and grant, as a file holds it; None where none was
+        inherited in this run.
+
+        Raises:
+            StorageFailedError: its files are gone or were changed.
+        """
+        found = self.learngene(form)
+        return None if found is None else BundleFile(found.release_bytes, found.grant_bytes, found.blob)
+
+    def verify_file(self, bundle: BundleFile, now: int) -> VerifiedLearngene:
+        """Verify a bundle out of a file that was granted to this individual in this run; nothing is stored. A release
+        that the ledger committed in time is accepted after its time too.
+
+        Raises:
+            RefusedError: its subclass for the first step of the verification that fails.
+        """
+        release = envelope.digest(bundle.release)
+        committed = self._ledger.inherited(self._run_id, release) is not None
+        holder = Holder(
+            run_id=self._run_id,
+            audience=self._key.keyid,
+            seen=self._ledger.seen(self._run_id),
+            committed=frozenset({release} if committed else ()),
+        )
+        return verify_file(*bundle, holder=holder, trust=self._trust, policy=self._policy, now=now)
 
     def _verify_and_commit(self, release: bytes, grant: bytes, blob: bytes, now: int) -> None:
         envelopes = verify_envelopes(

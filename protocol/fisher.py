@@ -1,23 +1,18 @@
 """The diagonal of the Fisher information, without a per-sample gradient ever being kept (Eq. 7)."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from protocol.learngene import Estimator
 from protocol.network import ConvolutionBlock
 
-
-@dataclass
-class _Trace:
-    """What one forward pass leaves behind for one block: convolution input and output, BatchNorm output."""
-
-    block: ConvolutionBlock
-    inputs: Tensor
-    outputs: Tensor
-    normalised: Tensor
+#: Images and their labels (which ``empirical`` alone reads).
+Batches = Iterable[tuple[Tensor, Tensor | None]]
 
 
 def offsets_inside(height: int, width: int, dy: int, dx: int) -> tuple[slice, slice, slice, slice]:
@@ -98,46 +93,171 @@ def convolution_by_unfolding(inputs: Tensor, sensitivities: Tensor, at_once: int
     return result.view(out, channels, 3, 3)
 
 
-def _trace(blocks: Sequence[ConvolutionBlock], head: nn.Module, x: Tensor) -> tuple[Tensor, list[_Trace]]:
-    traces = []
-    for block in blocks:
-        outputs = block.conv(x)
-        normalised = block.norm(outputs)
-        traces.append(_Trace(block, x.detach(), outputs.detach(), normalised))
-        x = torch.relu(normalised)
-        if block.pool:
-            x = nn.functional.max_pool2d(x, 2)
-    return head(x), traces
+def linear_squares(inputs: Tensor, squared: Tensor) -> Tensor:
+    """Sum over samples and labels of the squared weight gradient of a linear layer, as one product of matrices.
+
+    A sample's gradient is the outer product of its sensitivity and its input, so its square is that of the squares:
+    ``sum_nl (s_nlo a_ni)^2 = sum_n (sum_l s_nlo^2) a_ni^2``.
+
+    Args:
+        inputs: ``[N, I]``.
+        squared: squared sensitivities, summed over the labels, ``[N, O]``.
+
+    Returns:
+        ``[O, I]``.
+    """
+    return squared.T @ inputs.square()
+
+
+class _Sum(Protocol):
+    """The sums of one layer over one batch, fed with one label's gradients at the layer's output after another's."""
+
+    def add(self, sensitivities: Tensor) -> None: ...
+
+    def squares(self) -> dict[str, Tensor]: ...
+
+
+class _Convolution:
+    """A 3x3 convolution, in the form with fewer products."""
+
+    def __init__(self, layer: nn.Conv2d, inputs: Tensor, labels: int) -> None:
+        one = (1, 1)
+        plain = (layer.stride, layer.padding, layer.dilation, layer.groups) == (one, one, one, 1)
+        if layer.kernel_size != (3, 3) or not plain or layer.bias is not None:
+            raise ValueError(f"the Fisher information is of plain 3x3 convolutions without a bias, not of {layer}")
+        self._inputs = inputs
+        height, width = inputs.shape[2:]
+        self._pairs = pairs_are_cheaper(height, width, labels)
+        self._collected: list[Tensor] = []
+        self._total: Tensor | None = None
+
+    def add(self, sensitivities: Tensor) -> None:
+        if self._pairs:  # needs all labels at once, on small maps
+            self._collected.append(sensitivities)
+            return
+        squares = convolution_by_unfolding(self._inputs, sensitivities[None])
+        self._total = squares if self._total is None else self._total + squares
+
+    def squares(self) -> dict[str, Tensor]:
+        if self._pairs:
+            return {"weight": convolution_by_pairs(self._inputs, torch.stack(self._collected))}
+        assert self._total is not None
+        return {"weight": self._total}
+
+
+class _Normalisation:
+    """A BatchNorm in evaluation mode: its output is ``weight * standardised + bias`` at every position."""
+
+    def __init__(self, layer: nn.BatchNorm2d, inputs: Tensor) -> None:
+        mean, variance = layer.running_mean, layer.running_var
+        assert mean is not None
+        assert variance is not None
+        scale = (variance + layer.eps).rsqrt()
+        self._standardised = (inputs - mean[:, None, None]) * scale[:, None, None]
+        self._weight = self._bias = inputs.new_zeros(inputs.shape[1])
+
+    def add(self, sensitivities: Tensor) -> None:
+        self._weight = self._weight + (sensitivities * self._standardised).sum((2, 3)).square().sum(0)
+        self._bias = self._bias + sensitivities.sum((2, 3)).square().sum(0)
+
+    def squares(self) -> dict[str, Tensor]:
+        return {"weight": self._weight, "bias": self._bias}
+
+
+class _Linear:
+    """A linear layer that sees each image once."""
+
+    def __init__(self, layer: nn.Linear, inputs: Tensor) -> None:
+        if inputs.ndim != 2:
+            raise ValueError(f"the Fisher information of a linear layer is taken of inputs [N, I], not {inputs.ndim}-d")
+        self._inputs, self._has_bias = inputs, layer.bias is not None
+        self._squared = inputs.new_zeros((len(inputs), layer.out_features))
+
+    def add(self, sensitivities: Tensor) -> None:
+        self._squared += sensitivities.square()
+
+    def squares(self) -> dict[str, Tensor]:
+        weight = linear_squares(self._inputs, self._squared)
+        return {"weight": weight, "bias": self._squared.sum(0)} if self._has_bias else {"weight": weight}
+
+
+def _sum_of(layer: nn.Module, inputs: Tensor, labels: int) -> _Sum:
+    if isinstance(layer, nn.Conv2d):
+        return _Convolution(layer, inputs, labels)
+    if isinstance(layer, nn.BatchNorm2d):
+        return _Normalisation(layer, inputs)
+    assert isinstance(layer, nn.Linear)
+    return _Linear(layer, inputs)
 
 
 def fisher_diagonal(
     blocks: Sequence[ConvolutionBlock],
     head: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor | None]],
+    batches: Batches,
     estimator: Estimator,
     generator: torch.Generator,
+    *,
+    front: nn.Module | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """Diagonal of the Fisher information of every block parameter, averaged over the images (Eq. 7).
 
-    Of the network as it is published: evaluation mode (each image's gradient is its own), the blocks' own precision,
-    no autocast. ``exact`` takes the expectation over all of the model's labels; ``sampled`` draws one label per image
+    Of the network as it stands: evaluation mode (each image's gradient is its own), the network's own precision, no
+    autocast. ``exact`` takes the expectation over all of the model's labels; ``sampled`` draws one label per image
     from the model; ``empirical`` uses the data's labels and is not the Fisher information of the model.
+
+    The blocks may be in the middle of a network, as an individual's inherited ones are (Algorithm 1): what stands in
+    front of them and behind them is only passed through.
 
     Args:
         blocks: the blocks whose diagonal is wanted, one after the other; in evaluation mode.
-        head: from the last block's output to logits; in evaluation mode.
-        batches: inputs ``[n, C, H, W]`` of the first block, one per image, and the images' labels ``[n]`` (read by
-            ``empirical`` only).
+        head: from the last block's output to logits ``[n, classes]``; in evaluation mode.
+        batches: inputs ``[n, C, H, W]``, one per image, and the images' labels ``[n]`` (read by ``empirical`` only).
         generator: draws the labels of ``sampled`` (CPU).
+        front: from the inputs to the first block; None where the inputs are the first block's. In evaluation mode.
 
     Returns:
         The diagonal by parameter name (``block.<i>.<parameter>``), shaped as the parameters and at least 0, and the
         number of images.
 
     Raises:
-        ValueError: no image, a block in training mode, or ``empirical`` without labels.
+        ValueError: no image, a part in training mode, or ``empirical`` without labels.
     """
-    if any(block.training for block in blocks) or head.training:
+    layers: dict[str, nn.Module] = {}
+    for number, block in enumerate(blocks):
+        layers |= {f"block.{number}.conv": block.conv, f"block.{number}.norm": block.norm}
+    network = nn.Sequential(*([] if front is None else [front]), *blocks, head)
+    return _diagonal(network, layers, batches, estimator, generator)
+
+
+def fisher_of_network(
+    network: nn.Module, batches: Batches, estimator: Estimator, generator: torch.Generator
+) -> tuple[dict[str, Tensor], int]:
+    """:func:`fisher_diagonal` of every parameter of a network of 3x3 convolutions, BatchNorms and linear layers.
+
+    Args:
+        network: images to logits ``[n, classes]``; in evaluation mode.
+
+    Returns:
+        The diagonal by the names of ``network.named_parameters()``, and the number of images.
+
+    Raises:
+        ValueError: as above, or a parameter belongs to another kind of layer.
+    """
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)}
+    strangers = [name for name, _ in network.named_parameters() if name.rpartition(".")[0] not in layers]
+    if strangers:
+        raise ValueError(f"{strangers[0]} belongs to no convolution, BatchNorm or linear layer")
+    return _diagonal(network, layers, batches, estimator, generator)
+
+
+def _diagonal(
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Batches,
+    estimator: Estimator,
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], int]:
+    if any(module.training for module in network.modules() if not isinstance(module, nn.Sequential)):
         raise ValueError("the Fisher information is taken of the published network: put it in evaluation mode")
     total: dict[str, Tensor] = {}
     count = 0
@@ -147,7 +267,7 @@ def fisher_diagonal(
     cudnn.allow_tf32 = products.allow_tf32 = False
     try:
         for x, labels in batches:
-            for name, value in _batch(blocks, head, x, labels, estimator, generator).items():
+            for name, value in _batch(network, layers, x, labels, estimator, generator).items():
                 total[name] = value if name not in total else total[name] + value
             count += len(x)
     finally:
@@ -157,21 +277,45 @@ def fisher_diagonal(
     return {name: (value / count).clamp(min=0) for name, value in total.items()}, count
 
 
+@contextmanager
+def _traced(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Records each layer's input (detached) and output while the network runs; the first output starts the graph."""
+    traces: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if name in traces:
+                raise ValueError(f"{name} is used twice: its gradient would be a sum over both uses")
+            if not output.requires_grad:
+                output.requires_grad_(True)
+            traces[name] = inputs[0].detach(), output
+
+        return hook
+
+    handles = [layer.register_forward_hook(record(name)) for name, layer in layers.items()]
+    try:
+        yield traces
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _batch(
-    blocks: Sequence[ConvolutionBlock],
-    head: nn.Module,
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
     x: Tensor,
     labels: Tensor | None,
     estimator: Estimator,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Sums over one batch of the squared gradients of the log-likelihood."""
-    with torch.enable_grad():
-        logits, traces = _trace(blocks, head, x.detach().requires_grad_(True))
-        log_likelihood = logits.log_softmax(1)
+    # With every weight a constant, the graph begins at the first layer that is asked for and holds nothing in front.
+    constants = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    with torch.enable_grad(), _traced(layers) as traces:
+        log_likelihood: Tensor = functional_call(network, constants, (x.detach(),)).log_softmax(1)
     probability = log_likelihood.detach().exp()
     if estimator == "exact":
-        chosen = torch.arange(logits.shape[1], device=x.device)[:, None].expand(-1, len(x))
+        chosen = torch.arange(probability.shape[1], device=x.device)[:, None].expand(-1, len(x))
         weight = probability.T.sqrt()
     else:
         if estimator == "sampled":
@@ -179,34 +323,13 @@ def _batch(
         elif labels is None:
             raise ValueError("the empirical Fisher needs the images' labels")
         chosen = labels[None]
-        weight = torch.ones_like(chosen, dtype=x.dtype)
-    # d[label, trace]: gradients at each BatchNorm's output, weighted by the square root of the label's probability.
-    gradients: list[list[Tensor]] = [[] for _ in traces]
+        weight = torch.ones_like(chosen, dtype=probability.dtype)
+    outputs = [output for _, output in traces.values()]
+    sums = {name: _sum_of(layers[name], inputs, len(chosen)) for name, (inputs, _) in traces.items()}
+    # Each label's gradients are weighted by the square root of its probability, so that their squares are by it.
     for label, share in zip(chosen, weight, strict=True):
         objective = (log_likelihood.gather(1, label[:, None])[:, 0] * share).sum()
-        found = torch.autograd.grad(objective, [trace.normalised for trace in traces], retain_graph=True)
-        for collected, gradient in zip(gradients, found, strict=True):
-            collected.append(gradient)
-    result: dict[str, Tensor] = {}
-    for number, trace in enumerate(traces):
-        result.update(_block(number, trace, torch.stack(gradients[number])))
-    return result
-
-
-def _block(number: int, trace: _Trace, at_norm: Tensor) -> dict[str, Tensor]:
-    """Sums for one block from the gradients ``[labels, n, O, H, W]`` at its BatchNorm's output."""
-    norm = trace.block.norm
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-    scale = (variance + norm.eps).rsqrt()
-    standardised = (trace.outputs - mean[:, None, None]) * scale[:, None, None]
-    at_convolution = at_norm * (norm.weight.detach() * scale)[:, None, None]
-    height, width = trace.inputs.shape[2:]
-    convolution = convolution_by_pairs if pairs_are_cheaper(height, width, len(at_norm)) else convolution_by_unfolding
-    prefix = f"block.{number}"
-    return {
-        f"{prefix}.conv.weight": convolution(trace.inputs, at_convolution),
-        f"{prefix}.norm.weight": (at_norm * standardised).sum((3, 4)).square().sum((0, 1)),
-        f"{prefix}.norm.bias": at_norm.sum((3, 4)).square().sum((0, 1)),
-    }
+        gradients = torch.autograd.grad(objective, outputs, retain_graph=True)
+        for layer, gradient in zip(sums.values(), gradients, strict=True):
+            layer.add(gradient)
+    return {f"{name}.{own}": value for name, layer in sums.items() for own, value in layer.squares().items()}

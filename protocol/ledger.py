@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import get_args
 
 from protocol import envelope, messages
 from protocol.architecture import Form
@@ -510,5 +511,8 @@ def _integer(value: object) -> int:
 
 
 def _form(value: object) -> Form:
-    assert value in ("condensed", "paper")
-    return "condensed" if value == "condensed" else "paper"
+    for form in get_args(Form):
+        if value == form:
+            found: Form = form
+            return found
+    raise AssertionError(f"the ledger holds a form that there is not: {value!r}")

@@ -3,9 +3,10 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, TypeVar
+from types import NoneType
+from typing import Annotated, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from protocol.errors import InputError, fault_line
 
@@ -62,11 +63,29 @@ class NodeTable(BaseModel):
 
 
 class NodeConfiguration(BaseModel):
-    """A configuration file. Each party's own class adds its tables as further fields."""
+    """A configuration file. Each party's own class adds its tables as further fields.
+
+    TOML has no null: a setting that may be None, and is not by default, is set to it by the word ``"none"``.
+    """
 
     model_config = STRICT
 
     node: NodeTable
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_a_word(cls, content: object) -> object:
+        if not isinstance(content, dict):
+            return content
+        tables = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {name: _with_none(table, tables.get(name)) for name, table in content.items()}
+
+
+def _with_none(table: object, model: object) -> object:
+    if not (isinstance(table, dict) and isinstance(model, type) and issubclass(model, BaseModel)):
+        return table
+    optional = {name for name, field in model.model_fields.items() if NoneType in get_args(field.annotation)}
+    return {name: None if value == "none" and name in optional else value for name, value in table.items()}
 
 
 Configuration = TypeVar("Configuration", bound=NodeConfiguration)

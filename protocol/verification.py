@@ -81,8 +81,8 @@ class VerifiedAbort(_VerifiedMessage[Abort]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifiedEnvelopes(_Verified):
-    """A release and its grant, verified up to and with the policy; the blob has not been looked at yet."""
+class _Envelopes:
+    """A release and a grant, both signed by the collective's current key; nothing else was looked at yet."""
 
     release: Release
     grant: Grant
@@ -91,6 +91,11 @@ class VerifiedEnvelopes(_Verified):
     release_digest: str
     grant_digest: str
     key: TrustedKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedEnvelopes(_Envelopes, _Verified):
+    """A release and its grant, verified up to and with the policy; the blob has not been looked at yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +133,23 @@ class SeenRelease:
     form: Form
     digest: str
     prev: str
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who reads a bundle that came as a file and not as the answer to an open request.
+
+    Attributes:
+        run_id: the run that it must belong to; None: the one that the collective signed.
+        audience: the key id that it must be granted to; None: any key that the trust store pins as an individual's.
+        seen: the authentic releases of the run that the reader's ledger remembers.
+        committed: digests of the releases that the reader's ledger committed, so verified while they were valid.
+    """
+
+    run_id: str | None = None
+    audience: str | None = None
+    seen: tuple[SeenRelease, ...] = ()
+    committed: frozenset[str] = frozenset()
 
 
 # The ledger's view of requests: the digest of the request of this run with this (signer's key id, nonce), if any.
@@ -201,26 +223,14 @@ def verify_envelopes(
         RefusedError: its subclass for the first step that fails.
     """
     trust.check_current(now)
-    opened_release, key = _authenticate(release, Release, "collective", trust)
-    opened_grant, grant_key = _authenticate(grant, Grant, "collective", trust)
-    release_digest = envelope.digest(release)
-    if grant_key.keyid != key.keyid or opened_release.key_epoch != key.epoch:
-        raise UnknownKeyError("release and grant are not both signed by the collective's current key")
-    _check_agreement(opened_release, opened_grant, release_digest, expectation)
-    _check_time(opened_release, now)
-    _check_time(opened_grant, now)
-    _check_chain(opened_release, release_digest, seen)
-    policies.check_release(policy, opened_release)
-    return VerifiedEnvelopes(
-        release=opened_release,
-        grant=opened_grant,
-        release_bytes=release,
-        grant_bytes=grant,
-        release_digest=release_digest,
-        grant_digest=envelope.digest(grant),
-        key=key,
-        proof=_PROOF,
-    )
+    envelopes = _authenticate_answer(release, grant, trust)
+    _check_agreement(envelopes, expectation.audience, expectation.run_id)
+    _check_requested(envelopes, expectation.requests)
+    _check_time(envelopes.release, now)
+    _check_time(envelopes.grant, now)
+    _check_chain(envelopes.release, envelopes.release_digest, seen)
+    policies.check_release(policy, envelopes.release)
+    return VerifiedEnvelopes(**vars(envelopes), proof=_PROOF)
 
 
 def verify_content(envelopes: VerifiedEnvelopes, data: bytes) -> VerifiedLearngene:
@@ -259,6 +269,31 @@ def verify_bundle(
         release, grant, expectation=expectation, seen=seen, trust=trust, policy=policy, now=now
     )
     return verify_content(envelopes, data)
+
+
+def verify_file(
+    release: bytes, grant: bytes, data: bytes, *, holder: Holder, trust: TrustStore, policy: Policy, now: int
+) -> VerifiedLearngene:
+    """A bundle out of a file, later or elsewhere than where it was inherited: the whole order, less the request.
+
+    No request is open any more, so nothing says that the bundle is fresh; that it is not too old is said by its own
+    time. Past that (7 days, ``messages.LIFE``) it is accepted only where the reader's own ledger committed its release
+    in time; then neither time nor chain is checked again, but signatures are, so that a key that is no longer pinned
+    is no longer believed.
+
+    Raises:
+        RefusedError: its subclass for the first step that fails.
+    """
+    trust.check_current(now)
+    envelopes = _authenticate_answer(release, grant, trust)
+    audience = _pinned_audience(envelopes.grant, trust) if holder.audience is None else holder.audience
+    _check_agreement(envelopes, audience, envelopes.release.run_id if holder.run_id is None else holder.run_id)
+    if envelopes.release_digest not in holder.committed:
+        _check_time(envelopes.release, now)
+        _check_time(envelopes.grant, now)
+        _check_chain(envelopes.release, envelopes.release_digest, holder.seen)
+    policies.check_release(policy, envelopes.release)
+    return verify_content(VerifiedEnvelopes(**vars(envelopes), proof=_PROOF), data)
 
 
 def verify_committed(
@@ -302,6 +337,22 @@ def _authenticate(data: bytes, model: type[PayloadT], role: Role, trust: TrustSt
     return payload, key
 
 
+def _authenticate_answer(release: bytes, grant: bytes, trust: TrustStore) -> _Envelopes:
+    opened_release, key = _authenticate(release, Release, "collective", trust)
+    opened_grant, grant_key = _authenticate(grant, Grant, "collective", trust)
+    if grant_key.keyid != key.keyid or opened_release.key_epoch != key.epoch:
+        raise UnknownKeyError("release and grant are not both signed by the collective's current key")
+    return _Envelopes(
+        release=opened_release,
+        grant=opened_grant,
+        release_bytes=release,
+        grant_bytes=grant,
+        release_digest=envelope.digest(release),
+        grant_digest=envelope.digest(grant),
+        key=key,
+    )
+
+
 def _check_addressed(payload: Request | Receipt | Abort, audience: str, run_id: str) -> None:
     if payload.audience != audience:
         raise WrongAudienceError(f"the {payload.kind} is addressed to the key {payload.audience[:16]}, not to this one")
@@ -309,20 +360,35 @@ def _check_addressed(payload: Request | Receipt | Abort, audience: str, run_id: 
         raise WrongRunError(f"the {payload.kind} belongs to the run {payload.run_id}, not to {run_id}")
 
 
-def _check_agreement(release: Release, grant: Grant, release_digest: str, expectation: Expectation) -> None:
-    """Both envelopes belong together and answer this individual: release, audience, run, request."""
-    if grant.release != release_digest:
+def _check_agreement(envelopes: _Envelopes, audience: str, run_id: str) -> None:
+    """Both envelopes belong together, to this audience and to this run."""
+    release, grant = envelopes.release, envelopes.grant
+    if grant.release != envelopes.release_digest:
         raise DigestMismatchError("the grant is for another release than the one that came with it")
-    if grant.audience != expectation.audience:
+    if grant.audience != audience:
         raise WrongAudienceError(f"the grant is for the key {grant.audience[:16]}, not for this individual")
     for payload in (release, grant):
-        if payload.run_id != expectation.run_id:
-            raise WrongRunError(f"the {payload.kind} belongs to the run {payload.run_id}, not to {expectation.run_id}")
-    form = expectation.requests.get(grant.request)
+        if payload.run_id != run_id:
+            raise WrongRunError(f"the {payload.kind} belongs to the run {payload.run_id}, not to {run_id}")
+
+
+def _pinned_audience(grant: Grant, trust: TrustStore) -> str:
+    try:
+        return trust.key_for(grant.audience, "individual").keyid
+    except UnknownKeyError:
+        raise WrongAudienceError(
+            f"the grant is for the key {grant.audience[:16]}, which this trust store does not pin as an individual's;"
+            " use the trust store of the individual that inherited it"
+        ) from None
+
+
+def _check_requested(envelopes: _Envelopes, requests: Mapping[str, Form]) -> None:
+    """The grant answers an open request, for the form that was asked for."""
+    form = requests.get(envelopes.grant.request)
     if form is None:
         raise WrongAudienceError("the grant answers no open request of this individual; send a new request")
-    if form != release.form:
-        raise WrongAudienceError(f"the request asked for the form {form}, the release holds {release.form}")
+    if form != envelopes.release.form:
+        raise WrongAudienceError(f"the request asked for the form {form}, the release holds {envelopes.release.form}")
 
 
 def _check_time(payload: Payload, now: int) -> None:

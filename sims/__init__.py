@@ -2,7 +2,7 @@
 
 Public, each by its own module:
 
-- ``sims.images``: ``load_source`` (a folder, a download or the stand-in), ``draw_stand_in``, ``division_of``.
+- ``sims.images``: ``load_source`` (a folder, a download or the stand-in), ``draw_stand_in``.
 - ``sims.worlds``: ``make_world``, ``load_world``, ``WorldPlan``: one private folder per party.
 - ``sims.settings``: the profiles, ``RunSettings``, ``from_run_config``.
 - ``sims.runner.run``: the main job from beginning to end, as ``learngene run`` does it.

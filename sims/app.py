@@ -22,10 +22,10 @@ from protocol.socket import make_secret, private_folder, simulation_folder, simu
 from protocol.storage import write_atomically
 from protocol.trust import TrustStore
 from sims import report, results
-from sims.images import division_of, load_source
+from sims.images import load_source
 from sims.processes import NodeProcesses
 from sims.run_folder import OpenRun, open_run
-from sims.settings import DATASET, RunSettings, Value, check_machine, from_run_config
+from sims.settings import RunSettings, Value, check_machine, from_run_config
 from sims.worlds import load_world, make_world
 
 #: Start of the line in the run's log that names its folder.
@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     config: dict[str, Value] = dict(context.run_config)
     settings = from_run_config(config, environment=os.environ, individuals=len(nodes) - 1)
     check_machine(settings)
-    run = open_run(settings, dataset=DATASET, now=datetime.now(UTC))
+    run = open_run(settings, now=datetime.now(UTC))
     print(f"{FOLDER_LINE}{run.folder}", flush=True)
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
@@ -150,7 +150,11 @@ class _Site:
                 # A simulation is no boundary: all of it runs as one user.
                 "unconfined": True,
             },
-            self.role: own.model_dump(mode="json", exclude_none=True),
+            self.role: {
+                # TOML has no null.
+                name: "none" if value is None else value
+                for name, value in own.model_dump(mode="json").items()
+            },
         }
         write_atomically(self.state / "config.toml", tomli_w.dumps(tables).encode(), mode=0o600)
 
@@ -174,8 +178,8 @@ def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], Non
     if folder.exists():
         world = load_world(folder)
     else:
-        source = load_source(settings.data, stand_in=settings.stand_in, say=say)
-        world = make_world(source, division_of(source), settings.plan, settings.seed, folder)
+        source = load_source(settings.data, dataset=settings.dataset, stand_in=settings.stand_in, say=say)
+        world = make_world(source, source.division, settings.plan, settings.seed, folder)
     dataset = world.description.dataset
     run.keep_settings(settings, {"name": dataset.name, "source": dataset.source})
     say(world.description.notice or f"the images are {dataset.name} ({dataset.source})")

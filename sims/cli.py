@@ -11,6 +11,7 @@ from rich.console import Console
 
 from protocol.errors import InputError, LearngeneError, RunFailedError
 from sims import world_command
+from sims.datasets import DATASETS, check_data_named, dataset_name
 from sims.settings import (
     DATA_VARIABLE,
     DEFAULT_OUT,
@@ -20,13 +21,17 @@ from sims.settings import (
     Value,
     check_machine,
     from_run_config,
+    join_changes,
     typed_data,
 )
 
 if TYPE_CHECKING:
     from sims.results import Results
 
-_PROFILES_HELP = "; ".join(f"{name}: {profile.purpose}" for name, profile in PROFILES.items())
+_PROFILES_HELP = (
+    f"Size of the run. {'; '.join(f'{name}: {profile.purpose}' for name, profile in PROFILES['cifar100'].items())}. "
+    "The times are of cifar100."
+)
 _DEVICE_HELP = "auto, cpu, cuda or cuda:<number>."
 #: Modules of the extra ``sim``, which a node's installation lacks although this package is in it.
 _NEEDED = ("ray", "scipy", "matplotlib", "jinja2")
@@ -48,8 +53,8 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    simulation: Annotated[str, typer.Argument(help="What to run: cifar100.")],
-    profile: Annotated[str, typer.Option(help=f"Size of the run. {_PROFILES_HELP}.")] = DEFAULT_PROFILE,
+    simulation: Annotated[str, typer.Argument(help=f"What to run: {', '.join(DATASETS)}.")],
+    profile: Annotated[str, typer.Option(help=_PROFILES_HELP)] = DEFAULT_PROFILE,
     seed: Annotated[
         int | None, typer.Option(help="Seed of everything random. [default: 0]", show_default=False)
     ] = None,
@@ -58,8 +63,8 @@ def run(
         Path | None,
         typer.Option(
             envvar=DATA_VARIABLE,
-            help="Folder of real images: {train,test}/<class>/<image>, or one that torchvision downloaded. "
-            "Without it CIFAR-100 is downloaded; without a network the built-in stand-in is drawn.",
+            help="Folder of real images: {train,test}/<class>/<image>, or for CIFAR-100 one that torchvision "
+            "downloaded; without it CIFAR-100 is downloaded, and without a network the built-in stand-in drawn.",
         ),
     ] = None,
     stand_in: Annotated[bool, typer.Option("--stand-in", help="Draw the stand-in; needs no data, no network.")] = False,
@@ -83,7 +88,8 @@ def run(
         typer.Option(
             "--set",
             metavar="PARTY.NAME=VALUE",
-            help="Change any training number: collective.classes_per_task=64; may be repeated. --dry-run lists them.",
+            help="Change any training number: collective.classes_per_task=64, in quotes where there are spaces, "
+            "'collective.expansion=widen 2 +64,deepen 5 identity'; may be repeated. --dry-run lists them.",
             show_default=False,
         ),
     ] = None,
@@ -93,8 +99,6 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Run the whole experiment: a collective learns, its learngene crosses, individuals adapt, a report is made."""
-    if simulation != "cifar100":
-        raise InputError(f"there is no simulation {simulation!r}; there is: cifar100")
     if seeds and seed is not None:
         raise InputError("--seed and --seeds exclude each other; give one of them")
     if seeds and resume:
@@ -103,6 +107,7 @@ def run(
         raise InputError("--width must be above zero")
     data = typed_data(data, stand_in=stand_in)
     config: dict[str, Value] = {
+        "dataset": dataset_name(simulation),
         "profile": profile,
         "data": _absolute(data) if data else "",
         "stand-in": stand_in,
@@ -115,9 +120,10 @@ def run(
         "threads": threads,
         "collective-device": collective_device,
         "individual-device": individual_device,
-        "set": " ".join(change or ()),
+        "set": join_changes(change or ()),
         "resume": resume,
     }
+    check_data_named(dataset_name(simulation), data=data is not None, stand_in=stand_in)
     wanted = [from_run_config({**config, "seed": number}) for number in (_seeds(seeds) if seeds else [seed or 0])]
     check_machine(wanted[0])
     if dry_run:
@@ -166,7 +172,7 @@ def _run_all(wanted: list[RunSettings]) -> None:
     if len(done) > 1:
         total = summary.summarise(done)
         console.print(summary_table(total))
-        place = reserve_folder(wanted[0].out, "cifar100-seeds", datetime.now(UTC))
+        place = reserve_folder(wanted[0].out, f"{wanted[0].dataset}-seeds", datetime.now(UTC))
         console.print(f"{'summary.json':<14} {summary.write(total, place)}", soft_wrap=True, highlight=False)
 
 
@@ -179,7 +185,7 @@ def _say_plan(wanted: list[RunSettings]) -> None:
     for settings in wanted:
         for name, value in describe_settings(settings).items():
             console.print(f"{name:<36} {value}", markup=False)
-        images = "the stand-in" if settings.stand_in else settings.data or "CIFAR-100 (download) or else the stand-in"
+        images = "the stand-in" if settings.stand_in else settings.data or DATASETS[settings.dataset].origin
         console.print(f"\nimages         {images}", markup=False)
         console.print(
             f"processes      collective, {', '.join(f'individual-{n + 1}' for n in range(settings.individuals))}"

@@ -1,6 +1,17 @@
-"""A division of a dataset's classes into the three roles of the paper: base, open-world and novel."""
+"""A division of a dataset's classes into the three roles of the paper, and the file ``split.json`` that holds one."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from protocol.errors import InputError, fault_line
+
+#: Stands in a folder tree of images beside ``train/`` and ``test/``, or beside the class folders.
+SPLIT_FILE = "split.json"
+#: Height and width to which the images of a tree are brought whose split says nothing else, pixels.
+SPLIT_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -28,3 +39,52 @@ class Division:
     def classes(self) -> tuple[str, ...]:
         """All names: base, then open-world, then novel."""
         return self.base + self.open_world + self.novel
+
+
+#: The name of a class folder: a name, not a way to another place.
+ClassName = Annotated[str, Field(pattern=r"^[^/\\.\x00][^/\\\x00]*$")]
+
+
+class Split(BaseModel):
+    """``split.json``.
+
+    Attributes:
+        base, open_world, novel: names of the class folders by role.
+        size: height and width of the images in the world, pixels; the collective's network halves it five times.
+        names: what people call the classes; for readers of the file, used nowhere.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    base: tuple[ClassName, ...] = Field(min_length=2)
+    open_world: tuple[ClassName, ...] = Field(min_length=1)
+    novel: tuple[ClassName, ...] = Field(min_length=2)
+    size: int = Field(default=SPLIT_SIZE, ge=32, le=256)
+    names: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _each_class_stands_once(self) -> "Split":
+        _ = self.division
+        return self
+
+    @property
+    def division(self) -> Division:
+        """The roles alone."""
+        return Division(self.base, self.open_world, self.novel)
+
+
+def read_split(path: Path) -> Split:
+    """Read a ``split.json``.
+
+    Raises:
+        InputError: it cannot be read, is no JSON, or lacks a role, names a class twice or holds an unknown key.
+    """
+    try:
+        return Split.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise InputError(
+            f"{path}: {fault_line(error)}; it holds lists of class folders under base, open_world and novel, and may "
+            "hold size and names"
+        ) from error

@@ -6,9 +6,9 @@ import socket
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
@@ -21,15 +21,14 @@ from PIL import Image
 from protocol.errors import InputError
 from sims import glyphs
 from sims.cifar100.split import CIFAR100
-from sims.division import Division
+from sims.datasets import DATASETS, DatasetName, check_data_named
+from sims.division import SPLIT_FILE, Division, read_split
+from sims.folder_tree import FolderTree, Part, is_tree, list_tree, read_images
 
 Kind = Literal["folder", "download", "stand-in"]
-Part = Literal["train", "test"]
 
 #: Where a downloaded dataset is kept.
 CACHE = Path("~/.learngene/data")
-#: Files that count as images in a folder tree; others are passed over.
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 #: Seconds without an answer after which the network counts as absent.
 NETWORK_TIMEOUT = 8.0
 
@@ -58,9 +57,10 @@ class ImageSource:
     """A dataset in memory.
 
     Attributes:
-        name: ``cifar100`` or ``glyphs``.
+        name: ``cifar100``, ``imagenet100``, ``glyphs`` (the stand-in), or the name of a folder of one's own.
         kind: where the images come from, as results name it.
         classes: class names that the labels index.
+        division: the roles of the classes.
         train: training images.
         test: test images.
         reason: why these images are used (a stand-in says what was missing), or where they lie.
@@ -69,6 +69,7 @@ class ImageSource:
     name: str
     kind: Kind
     classes: tuple[str, ...]
+    division: Division
     train: ImageSet
     test: ImageSet
     reason: str
@@ -84,43 +85,40 @@ def notice(name: str, kind: Kind, reason: str = "") -> str:
     if kind != "stand-in":
         return ""
     because = f" ({reason})" if reason else ""
-    return f"The images are the built-in stand-in '{name}', NOT CIFAR-100{because}."
-
-
-def division_of(source: ImageSource) -> Division:
-    """The roles of the source's classes: the paper's for CIFAR-100, 64/16/20 in order for the stand-in."""
-    return glyphs.DIVISION if source.kind == "stand-in" else CIFAR100
+    return f"The images are the built-in stand-in '{name}', NOT CIFAR-100 or ImageNet100{because}."
 
 
 def load_source(
     data: Path | None = None,
     *,
+    dataset: DatasetName = "cifar100",
     stand_in: bool = False,
     cache: Path = CACHE,
     say: Callable[[str], None] = lambda line: None,
 ) -> ImageSource:
     """Find and read the images.
 
-    ``data`` may be a folder tree ``{train,test}/<class>/<image>``, a folder that holds the published archive
-    (``cifar-100-python.tar.gz`` or its unpacked folder), or the parent ``DIR`` of such a tree ``DIR/cifar100``. Without
-    it the published archive is taken from ``cache`` or downloaded there; where there is no network the stand-in is
-    drawn.
+    ``data`` may be a folder tree (``sims.folder_tree.list_tree`` says which), for ``folder`` with its ``split.json``;
+    of the other datasets also the parent ``DIR`` of a tree ``DIR/<dataset>``, and for CIFAR-100 a folder that holds the
+    published archive (``cifar-100-python.tar.gz`` or its unpacked folder). Without it the published CIFAR-100 is taken
+    from ``cache`` or downloaded there; where there is no network the stand-in is drawn.
 
     Args:
         data: what the user gave; never replaced by the stand-in.
+        dataset: decides on classes and size; every image is brought to it.
         stand_in: draw the stand-in without looking further.
         cache: folder of downloads.
         say: gets one line before something slow.
 
     Raises:
-        InputError: the folder is missing, is neither layout, lacks classes or images, or is damaged.
+        InputError: the folder is missing or must be given, has no known layout, lacks classes or images, or is damaged.
     """
+    check_data_named(dataset, data=data is not None, stand_in=stand_in)
     if stand_in:
-        if data is not None:
-            raise InputError("a data folder and the stand-in were both asked for; choose one")
-        return draw_stand_in("asked for")
+        return draw_stand_in("asked for", size=DATASETS[dataset].size)
     if data is not None:
-        return _load_given(data.expanduser(), say)
+        found = _find(data.expanduser(), dataset)
+        return _load_published_in(data.expanduser(), say) if found is None else _read_found(found, say)
     cache = cache.expanduser()
     if not (cache / _ARCHIVE_FOLDER).is_dir():
         say("No data folder was given: fetching CIFAR-100 (169 MB) ...")
@@ -130,31 +128,40 @@ def load_source(
     return read_published(cache)
 
 
-def count_images(data: Path | None = None, *, stand_in: bool = False) -> tuple[Division, dict[Part, dict[str, int]]]:
+def count_images(
+    data: Path | None = None, *, dataset: DatasetName = "cifar100", stand_in: bool = False
+) -> tuple[Division, dict[Part, dict[str, int]]]:
     """What ``load_source`` will find, without reading an image: the division, and images by part and class.
 
     Args:
-        data, stand_in: as of ``load_source``.
+        data, dataset, stand_in: as of ``load_source``.
 
     Raises:
-        InputError: the folder is missing, is neither layout, or lacks classes or images.
+        InputError: the folder is missing or must be given, has no known layout, or lacks classes or images.
     """
-    division = glyphs.DIVISION if stand_in else CIFAR100
-    each: Mapping[Part, int] = _PUBLISHED
-    if data is not None:
-        tree = _tree_in(data.expanduser())
-        if tree is not None:
-            files = {part: _list_images(tree / part, division.classes) for part in each}
-            return division, {part: {name: len(found) for name, found in by.items()} for part, by in files.items()}
-    elif stand_in:
-        each = {"train": glyphs.TRAIN_PER_CLASS, "test": glyphs.TEST_PER_CLASS}
+    check_data_named(dataset, data=data is not None, stand_in=stand_in)
+    division, each = CIFAR100, _PUBLISHED
+    if stand_in:
+        division, each = glyphs.DIVISION, {"train": glyphs.TRAIN_PER_CLASS, "test": glyphs.TEST_PER_CLASS}
+    elif data is not None:
+        found = _find(data.expanduser(), dataset)
+        if found is not None:
+            return found.division, found.tree.counts
     return division, {part: dict.fromkeys(division.classes, count) for part, count in each.items()}
 
 
 def draw_stand_in(
-    reason: str, *, seed: int = 0, train_per_class: int | None = None, test_per_class: int | None = None
+    reason: str,
+    *,
+    seed: int = 0,
+    size: int = glyphs.SIZE,
+    train_per_class: int | None = None,
+    test_per_class: int | None = None,
 ) -> ImageSource:
-    """The pictures of ``glyphs``, 60,000 unless fewer are asked for; the same in every run unless the seed differs."""
+    """The pictures of ``glyphs``, 60,000 unless fewer are asked for; the same in every run unless the seed differs.
+
+    They are drawn at 32x32 and enlarged where ``size`` (pixels) is another: larger, not richer.
+    """
     train_per_class = train_per_class or glyphs.TRAIN_PER_CLASS
     test_per_class = test_per_class or glyphs.TEST_PER_CLASS
     train, test = glyphs.draw(seed, range(glyphs.CLASSES), train_per_class, test_per_class)
@@ -163,97 +170,80 @@ def draw_stand_in(
         name="glyphs",
         kind="stand-in",
         classes=glyphs.DIVISION.classes,
-        train=ImageSet(train, labels.repeat(train_per_class)),
-        test=ImageSet(test, labels.repeat(test_per_class)),
+        division=glyphs.DIVISION,
+        train=ImageSet(_enlarged(train, size), labels.repeat(train_per_class)),
+        test=ImageSet(_enlarged(test, size), labels.repeat(test_per_class)),
         reason=reason,
     )
 
 
-def _load_given(data: Path, say: Callable[[str], None]) -> ImageSource:
-    tree = _tree_in(data)
-    if tree is not None:
-        return read_folder_tree(tree, CIFAR100.classes, name="cifar100")
+def _enlarged(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    if images.shape[1] == size:
+        return images
+    enlarged = np.empty((len(images), size, size, 3), np.uint8)
+    for index, image in enumerate(images):
+        enlarged[index] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    return enlarged
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A folder tree and what is to be made of it."""
+
+    name: str
+    division: Division
+    size: int
+    tree: FolderTree
+
+
+def _find(data: Path, dataset: DatasetName) -> _Found | None:
+    """The folder tree in ``data``; None where it holds the published CIFAR-100.
+
+    Raises:
+        InputError: it holds neither, or the tree lacks classes or images.
+    """
+    if not data.is_dir():
+        raise InputError(f"no such data folder: {data}")
+    known = DATASETS[dataset]
+    if known.division is None:
+        if not (data / SPLIT_FILE).is_file():
+            raise InputError(
+                f"{data} holds no {SPLIT_FILE}: write one that lists the class folders under base, open_world and novel"
+            )
+        split = read_split(data / SPLIT_FILE)
+        return _Found(data.resolve().name or dataset, split.division, split.size, list_tree(data, split.division))
+    for folder in (data, data / dataset):
+        if is_tree(folder, known.division):
+            return _Found(dataset, known.division, known.size, list_tree(folder, known.division))
+    if dataset == "cifar100" and ((data / _ARCHIVE_FOLDER).is_dir() or (data / _ARCHIVE).is_file()):
+        return None
+    raise InputError(
+        f"{data} holds neither train/ and test/ (or val/) with one folder of images per class, nor the class folders "
+        f"themselves{f', nor {_ARCHIVE}' if dataset == 'cifar100' else ''}: name the folder that holds one of them"
+    )
+
+
+def _read_found(found: _Found, say: Callable[[str], None]) -> ImageSource:
+    tree = found.tree
+    total = sum(sum(by_class.values()) for by_class in tree.counts.values())
+    say(f"Reading {total:,} images from {tree.root} at {found.size}x{found.size} ({tree.layout}) ...")
+    sets = {
+        part: ImageSet(
+            read_images([file for files in by_class.values() for file in files], found.size),
+            np.arange(len(by_class), dtype=np.int64).repeat([len(files) for files in by_class.values()]),
+        )
+        for part, by_class in tree.files.items()
+    }
+    classes = found.division.classes
+    reason = f"from {tree.root}, {tree.layout}"
+    return ImageSource(found.name, "folder", classes, found.division, sets["train"], sets["test"], reason)
+
+
+def _load_published_in(data: Path, say: Callable[[str], None]) -> ImageSource:
     if (data / _ARCHIVE_FOLDER).is_dir():
         return read_published(data)
     say(f"Unpacking {data / _ARCHIVE} ...")
     return _read_archive(data / _ARCHIVE)
-
-
-def _tree_in(data: Path) -> Path | None:
-    """The root of the folder tree in ``data``; None where it holds the published set.
-
-    Raises:
-        InputError: it holds neither.
-    """
-    if not data.is_dir():
-        raise InputError(f"no such data folder: {data}")
-    for folder in (data, data / "cifar100"):
-        if (folder / "train").is_dir() and (folder / "test").is_dir():
-            return folder
-    if (data / _ARCHIVE_FOLDER).is_dir() or (data / _ARCHIVE).is_file():
-        return None
-    raise InputError(
-        f"{data} holds neither train/ and test/ with one folder of images per class, nor {_ARCHIVE}: "
-        "name the folder that holds one of them"
-    )
-
-
-def read_folder_tree(folder: Path, classes: Sequence[str], *, name: str, size: int = 32) -> ImageSource:
-    """Read ``folder/{train,test}/<class>/<image>``; files in the order of their names, so the result is reproducible.
-
-    Args:
-        folder: root of the tree.
-        classes: the class folders to read; others are passed over.
-        name: of the dataset.
-        size: height and width that every image must have, pixels.
-
-    Raises:
-        InputError: a class folder is missing or empty, an image cannot be read or has another size.
-    """
-    parts: dict[str, ImageSet] = {}
-    listed = {part: _list_images(folder / part, classes) for part in ("train", "test")}
-    for part, by_class in listed.items():
-        files = [file for found in by_class.values() for file in found]
-        counts = [len(found) for found in by_class.values()]
-        images = np.empty((len(files), size, size, 3), np.uint8)
-        for index, file in enumerate(files):
-            images[index] = _read_image(file, size)
-        parts[part] = ImageSet(images, np.arange(len(classes), dtype=np.int64).repeat(counts))
-    return ImageSource(name, "folder", tuple(classes), parts["train"], parts["test"], f"from {folder}")
-
-
-def _list_images(folder: Path, classes: Sequence[str]) -> dict[str, list[str]]:
-    """Paths of the images in ``folder/<class>/`` by class, in the order of their names.
-
-    Raises:
-        InputError: a class folder is missing or empty.
-    """
-    missing = [label for label in classes if not (folder / label).is_dir()]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise InputError(f"{folder} lacks {len(missing)} of {len(classes)} class folders: {shown}")
-    files: dict[str, list[str]] = {}
-    for label in classes:
-        with os.scandir(folder / label) as entries:
-            files[label] = sorted(entry.path for entry in entries if _is_image(entry.name))
-        if not files[label]:
-            raise InputError(f"{folder / label} holds no images")
-    return files
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def _read_image(file: str, size: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-        raise InputError(f"cannot read the image {file}: {error}") from error
-    if pixels.shape != (size, size, 3):
-        raise InputError(f"{file} is {pixels.shape[1]}x{pixels.shape[0]} pixels; this dataset needs {size}x{size}")
-    return pixels
 
 
 def read_published(root: Path) -> ImageSource:
@@ -272,7 +262,8 @@ def read_published(root: Path) -> ImageSource:
         ImageSet(np.ascontiguousarray(part.data, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64))
         for part in parts
     )
-    return ImageSource("cifar100", "download", tuple(parts[0].classes), train, test, f"the published set, in {root}")
+    classes = tuple(parts[0].classes)
+    return ImageSource("cifar100", "download", classes, CIFAR100, train, test, f"the published set, in {root}")
 
 
 def _read_archive(archive: Path) -> ImageSource:
@@ -285,9 +276,7 @@ def _read_archive(archive: Path) -> ImageSource:
     with tempfile.TemporaryDirectory(prefix="learngene-") as temporary:
         extract_archive(str(archive), temporary)
         source = read_published(Path(temporary))
-    return ImageSource(
-        source.name, source.kind, source.classes, source.train, source.test, f"the published set, from {archive}"
-    )
+    return replace(source, reason=f"the published set, from {archive}")
 
 
 def _download(cache: Path) -> str | None:

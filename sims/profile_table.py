@@ -1,18 +1,21 @@
-"""The profiles' numbers as a table in `sims/cifar100/README.md`; `python -m sims.profile_table` writes it anew."""
+"""The numbers of the profiles as a table in the pages of datasets; `python -m sims.profile_table` writes it anew."""
 
 from importlib import resources
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from sims.datasets import DatasetName
 from sims.settings import PROFILES
 
+#: Datasets whose page holds the table; the profiles of `folder` are those of `cifar100`.
+PAGES: tuple[DatasetName, ...] = ("cifar100", "imagenet100")
 BEGIN, END = "<!-- profiles: written by python -m sims.profile_table -->", "<!-- /profiles -->"
 
 
-def profile_table() -> str:
+def profile_table(dataset: DatasetName) -> str:
     """Two tables in Markdown: what differs between profiles, a column for each; then what they share."""
-    profiles = PROFILES.values()
+    profiles = PROFILES[dataset].values()
     differing = [
         ["purpose", *(profile.purpose for profile in profiles), ""],
         ["target tasks (shots: tasks)", *(_plain(profile.target_tasks) for profile in profiles), ""],
@@ -27,12 +30,12 @@ def profile_table() -> str:
                 shared.append([label, values[0], text])
             else:
                 differing.append([label, *values, text])
-    first = _table(["setting", *(f"`{name}`" for name in PROFILES), ""], differing)
+    first = _table(["setting", *(f"`{name}`" for name in PROFILES[dataset]), ""], differing)
     return f"{first}\n\nThe same in every profile:\n\n{_table(['setting', 'value', ''], shared)}"
 
 
-def with_table(text: str) -> str:
-    """``text`` with the table between its two marks.
+def with_table(text: str, dataset: DatasetName) -> str:
+    """``text`` with a dataset's table between its two marks.
 
     Raises:
         ValueError: it lacks the marks.
@@ -41,7 +44,7 @@ def with_table(text: str) -> str:
     _, end, after = rest.partition(END)
     if not mark or not end:
         raise ValueError(f"no {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n\n{profile_table()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{profile_table(dataset)}\n\n{END}{after}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -54,11 +57,12 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {count}" for key, count in value.items())
     if isinstance(value, tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "none"
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
-    with resources.as_file(resources.files("sims") / "cifar100" / "README.md") as found:
-        path = Path(found)
-        path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        with resources.as_file(resources.files("sims") / page / "README.md") as found:
+            path = Path(found)
+            path.write_text(with_table(path.read_text(encoding="utf-8"), page), encoding="utf-8")

@@ -3,34 +3,84 @@
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from collective_node.records import CycleFigures, Percent, TaskFigures
+from collective_node.settings import Score, Strategy
+from individual_node import method_table
+from individual_node.method_table import FisherSource, Method
 from protocol import audit
+from protocol.architecture import Form
 from protocol.errors import InputError, RunFailedError, fault_line
+from protocol.learngene import FisherDescription
 from protocol.storage import write_atomically
 from sims import images
 from sims.run_folder import read_record, read_settings
 from sims.settings import RunSettings
 from sims.statistics import mean_interval, paired_difference
 
-#: Methods in the order of every table and figure, with what each one is.
-METHODS: Mapping[str, str] = {
-    "condensed": "the condensed learngene, best adaptation (the default)",
-    "condensed-eq9": "the condensed learngene, fine-tuned with Eq. 9 (retain loss with the Fisher diagonal)",
-    "paper": "the paper's form: top layers inherited, front layers random, Eq. 9",
-    "scratch": "the same network, nothing inherited",
-    "floor": "no transfer at all: whitened patches of the support images, logistic regression",
+_INHERITED: Mapping[Form, str] = {
+    "condensed": "the condensed learngene",
+    "paper": "the paper's form (the layers that the criterion chose inherited, the others random)",
+    "paper-middle": "layers from the middle of the collective",
+    "paper-front": "layers from the front of the collective",
+}
+_HELD: Mapping[FisherSource, str] = {
+    "collective": "Eq. 9, held by the collective's Fisher diagonal",
+    "individual": "Eq. 9, held by its own Fisher diagonal (Algorithm 1)",
+    "none": "fine-tuned freely (Eq. 6)",
 }
 
-#: What the paper reports for CIFAR-100, 5-way novel classes (Table 3): method -> shots -> (mean, its +- figure).
-PAPER_FIGURES: Mapping[str, Mapping[int, tuple[float, float]]] = {
-    "learngene (paper, λ = 1000)": {10: (58.86, 3.12), 20: (64.24, 1.89)},
-    "DeepEMD (paper)": {10: (58.03, 1.85), 20: (63.69, 2.05)},
+
+def _described(method: Method) -> str:
+    if method.form is None:
+        return "no transfer at all: whitened patches of the support images, logistic regression"
+    if method.adaptation == "scratch":
+        return "the condensed form's network, nothing inherited"
+    if method.adaptation == "head":
+        return f"{_INHERITED[method.form]}, a logistic head on its features (the default)"
+    return f"{_INHERITED[method.form]}, {'kept frozen' if method.frozen else _HELD[method.fisher]}"
+
+
+#: Methods in the order of every table and figure, with what each one is.
+METHODS: Mapping[str, str] = {name: _described(method) for name, method in method_table.METHODS.items()}
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """What the paper reports of one dataset, each with its +- figure.
+
+    Attributes:
+        novel: 5-way novel classes, mean of five tasks (Table 3): method -> shots -> accuracy.
+        open_world: the collective's accuracy on open-world classes (Table 2).
+    """
+
+    novel: Mapping[str, Mapping[int, tuple[float, float]]]
+    open_world: tuple[float, float]
+
+
+#: By the dataset's name: figures of one dataset say nothing about another.
+PAPER_FIGURES: Mapping[str, PaperFigures] = {
+    "cifar100": PaperFigures(
+        novel={
+            "learngene (paper, λ = 1000)": {10: (58.86, 3.12), 20: (64.24, 1.89)},
+            "DeepEMD (paper)": {10: (58.03, 1.85), 20: (63.69, 2.05)},
+        },
+        open_world=(45.88, 2.99),
+    ),
+    "imagenet100": PaperFigures(
+        novel={
+            "learngene (paper, λ = 1000)": {10: (52.96, 4.84), 20: (60.86, 4.48)},
+            "DeepEMD (paper)": {10: (50.93, 2.78), 20: (59.69, 2.47)},
+        },
+        open_world=(42.40, 2.35),
+    ),
 }
 
 #: Follows the notice of the stand-in.
@@ -40,10 +90,11 @@ NOT_COMPARABLE = "These figures cannot be compared with the paper's."
 Source = Literal["folder", "download", "stand-in"]
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-_OPEN = ConfigDict(frozen=True, extra="allow")
+#: Of a node's file only what is asked for is read.
+_PART = ConfigDict(frozen=True, extra="ignore")
 _Model = TypeVar("_Model", bound=BaseModel)
 
-Percent = float
+Points = float
 
 
 class Dataset(BaseModel):
@@ -62,7 +113,7 @@ class MethodResult(BaseModel):
     model_config = _FROZEN
 
     mean: Percent
-    ci95: Percent | None
+    ci95: Points | None
     tasks: int
     per_task: tuple[Percent, ...]
 
@@ -72,8 +123,8 @@ class PairedResult(BaseModel):
 
     model_config = _FROZEN
 
-    mean: Percent
-    ci95: Percent | None
+    mean: Points
+    ci95: Points | None
     tasks: int
 
 
@@ -90,7 +141,7 @@ class Curve(BaseModel):
 class NodeCurve(BaseModel):
     """One individual's learning curve; ``tasks``: how many are behind it, None: all of its own."""
 
-    model_config = _OPEN
+    model_config = _FROZEN
 
     epochs: tuple[float, ...]
     accuracy: tuple[Percent, ...]
@@ -101,7 +152,7 @@ class NodeFacts(BaseModel):
     """How one node ran: ``confinement`` is its own line about what the operating system enforced, ``retain`` the
     lambda of Eq. 9 that it used, by method."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = _PART
 
     device: str = "unknown"
     threads: int | None = None
@@ -110,44 +161,117 @@ class NodeFacts(BaseModel):
 
 
 class GradientTrend(BaseModel):
-    """Eq. 4 and 5: ``rho[layer][task]``, the share of a layer's parameters with a gradient above ``sigma``."""
+    """Eq. 4 and 5: ``rho[layer][task]``, the share of a layer's parameters with a gradient above ``sigma``; None where
+    the layer was not there yet."""
 
-    model_config = _OPEN
+    model_config = _FROZEN
 
     layers: tuple[str, ...]
-    rho: tuple[tuple[float, ...], ...]
+    rho: tuple[tuple[float | None, ...], ...]
     sigma: float
 
 
-class CollectiveTask(BaseModel):
-    """One sequential task of the collective, accuracies on held-out images of the classes known after it."""
+class Similarity(BaseModel):
+    """The second criterion (arXiv 2305.02279): linear CKA of each convolution with a pseudo-descendant's most similar
+    one, 0 to 1, and the ``layers`` that it would choose, numbered from 1."""
 
-    model_config = _OPEN
+    model_config = _FROZEN
 
-    task: int
-    classes: tuple[str, ...] = ()
-    known: int
-    steps: int = 0
-    accuracy: Percent
-    old_accuracy: Percent | None = None
+    per_layer: tuple[float, ...]
+    layers: tuple[int, ...]
+
+
+class Criterion(BaseModel):
+    """Which layers make the learngene.
+
+    Attributes:
+        chosen: layers that the form ``paper`` took, numbered from 1.
+        settled: of each layer, whether its gradient trend settled.
+        similarity: None where no pseudo-descendant was trained.
+    """
+
+    model_config = _FROZEN
+
+    chosen: tuple[int, ...]
+    settled: tuple[bool, ...]
+    similarity: Similarity | None
+
+    @property
+    def settled_layers(self) -> tuple[int, ...]:
+        """Numbers of the settled layers, from 1."""
+        return tuple(number for number, found in enumerate(self.settled, start=1) if found)
+
+
+class Comparison(BaseModel):
+    """Open-world cycles with one score and one strategy, from the state after the last task."""
+
+    model_config = _FROZEN
+
+    score: Score
+    strategy: Strategy
+    cycles: tuple[CycleFigures, ...]
+
+
+class OpenWorld(BaseModel):
+    """The run's own open-world cycles, and what other scores and strategies would have made of them."""
+
+    model_config = _FROZEN
+
+    cycles: tuple[CycleFigures, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def every(self) -> tuple[Comparison, ...]:
+        """The run's own cycles first, if it had any; then the comparisons."""
+        if not self.cycles:
+            return self.comparisons
+        first = self.cycles[0]
+        return (Comparison(score=first.score, strategy=first.strategy, cycles=self.cycles), *self.comparisons)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the truth about the stream was known, so that recognition could be measured."""
+        return any(cycle.before is not None for cycle in self.cycles)
+
+
+class FisherFacts(FisherDescription):
+    """A learngene's Fisher diagonal, with its largest and its mean entry."""
+
+    largest: float
+    mean: float
+
+
+class LearngeneFacts(BaseModel):
+    """A published learngene: its blocks in one line, and its Fisher diagonal."""
+
+    model_config = _FROZEN
+
+    architecture: str
+    fisher: FisherFacts
 
 
 class CollectiveResult(BaseModel):
-    """What the collective reports of itself; further fields are kept as they are."""
+    """What the collective reports of itself. ``parameters``: weights by network; ``weights_sha256``: equal for equal
+    weights."""
 
-    model_config = _OPEN
+    model_config = _FROZEN
 
-    tasks: tuple[CollectiveTask, ...]
+    tasks: tuple[TaskFigures, ...]
     base_accuracy: Percent | None = None
+    known_classes: int | None = None
     condensed_accuracy: Percent | None = None
     gradient_trend: GradientTrend | None = None
+    criterion: Criterion | None = None
+    open_world: OpenWorld = OpenWorld()
+    learngenes: dict[str, LearngeneFacts] = {}
     parameters: dict[str, int] = {}
+    weights_sha256: str | None = None
 
 
 class IndividualMetrics(BaseModel):
     """``metrics.json`` of one individual: method -> shots -> run-wide task number -> accuracy."""
 
-    model_config = _OPEN
+    model_config = _PART
 
     methods: dict[str, dict[int, dict[int, Percent]]]
     curves: dict[str, dict[int, NodeCurve]] = {}
@@ -190,6 +314,11 @@ class Results(BaseModel):
     machine: dict[str, str | int]
     versions: dict[str, str]
     seconds: dict[str, dict[str, float]]
+
+    @property
+    def paper(self) -> PaperFigures | None:
+        """What the paper reports of these images; None where it has no figures of them."""
+        return PAPER_FIGURES.get(self.dataset.name) if self.dataset.notice is None else None
 
     @property
     def shots(self) -> tuple[int, ...]:
@@ -307,15 +436,37 @@ def _result(tasks: Mapping[int, Percent]) -> MethodResult:
     return MethodResult(mean=interval.mean, ci95=interval.ci95, tasks=interval.count, per_task=values)
 
 
+def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    """Which methods are compared on the same tasks: heading -> (first, second), each pair once.
+
+    The default against every other; the chosen layers against those of other positions; each source of the Fisher
+    diagonal against the collective's, with the same start; and every other use of a learngene against scratch.
+    """
+    given = list(methods)
+    known = [method_table.METHODS[name] for name in given if name in method_table.METHODS]
+    trained = [method for method in known if method.adaptation == "eq9"]
+    wanted = {
+        "the default against every other": [("condensed", name) for name in given if name != "condensed"],
+        "the chosen layers against other positions": [("paper", "paper-middle"), ("paper", "paper-front")],
+        "the source of the Fisher diagonal, against the collective's": [
+            (method.name, method.start) for method in trained if method.name != method.start
+        ],
+        "a learngene against none": [(method.name, "scratch") for method in trained],
+    }
+    found = {title: [pair for pair in group if set(pair) <= set(given)] for title, group in wanted.items()}
+    return {title: group for title, group in found.items() if group}
+
+
+def pair_key(first: str, second: str) -> str:
+    """The name of a pair in ``paired``."""
+    return f"{first}-{second}"
+
+
 def _paired(accuracies: Mapping[str, Mapping[int, Mapping[int, Percent]]]) -> dict[str, dict[int, PairedResult]]:
-    """The default method against every other one, and each other use of a learngene against scratch."""
-    pairs = [("condensed", other) for other in accuracies if other != "condensed"]
-    pairs += [("condensed-eq9", "scratch"), ("paper", "scratch")]
+    """Every pair at every shot count."""
     paired: dict[str, dict[int, PairedResult]] = {}
-    for first, second in pairs:
-        if first not in accuracies or second not in accuracies:
-            continue
-        by_shots = paired.setdefault(f"{first}-{second}", {})
+    for first, second in [pair for group in pairs(accuracies).values() for pair in group]:
+        by_shots = paired.setdefault(pair_key(first, second), {})
         for shots, tasks in accuracies[first].items():
             difference = paired_difference(tasks, accuracies[second].get(shots, {}))
             if difference is not None:
@@ -350,18 +501,39 @@ def _collective(path: Path) -> tuple[CollectiveResult, dict[str, float]]:
     """The collective's metrics without its times and the digests of what it released, and its times."""
     document = _read_json(path)
     seconds = {str(name): float(value) for name, value in dict(document.pop("seconds", {})).items()}
-    for task in document.get("tasks", []):
-        if isinstance(task, dict) and "seconds" in task:
-            seconds[f"task {task.get('task')}"] = float(task.pop("seconds"))
+    for name, record in _timed(document):
+        if "seconds" in record:
+            seconds[name] = float(record.pop("seconds"))
     for name in NodeFacts.model_fields:
         document.pop(name, None)  # stands in `nodes`
     for learngene in dict(document.get("learngenes", {})).values():
         learngene.pop("release", None)  # stands in `crossings`, the one place for what differs between equal runs
     result = _validate(path, CollectiveResult, document)
-    trend = result.gradient_trend
+    trend, criterion = result.gradient_trend, result.criterion
     if trend and (len(trend.rho) != len(trend.layers) or len({len(row) for row in trend.rho}) > 1):
         raise RunFailedError(f"{path}: gradient_trend.rho must have one row for each of the {len(trend.layers)} layers")
+    if trend and criterion:
+        counts = [len(criterion.settled), *([len(criterion.similarity.per_layer)] if criterion.similarity else [])]
+        if set(counts) != {len(trend.layers)}:
+            raise RunFailedError(f"{path}: criterion must speak of each of the {len(trend.layers)} layers, not {counts}")
     return result, seconds
+
+
+def _timed(document: Mapping[str, object]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Every record of the collective that holds a time, and the name of that time."""
+    for task in _records(document.get("tasks")):
+        yield f"task {task.get('task')}", task
+    for found in _records([document.get("open_world")]):
+        for cycle in _records(found.get("cycles")):
+            yield f"cycle {cycle.get('cycle')}", cycle
+        for comparison in _records(found.get("comparisons")):
+            for cycle in _records(comparison.get("cycles")):
+                yield f"cycle {cycle.get('cycle')}, {comparison.get('score')}, {comparison.get('strategy')}", cycle
+
+
+def _records(found: object) -> list[dict[str, object]]:
+    """The JSON objects of a list; what is none is refused later, with the whole."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _dataset(run_folder: Path) -> Dataset:

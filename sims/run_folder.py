@@ -89,13 +89,13 @@ class OpenRun:
         run.close()
 
 
-def reserve_folder(out: Path, dataset: str, now: datetime) -> Path:
-    """Make a new empty folder ``<out>/<UTC time>-<dataset>`` that nobody else has.
+def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
+    """Make a new empty folder ``<out>/<UTC time>-<subject>`` that nobody else has.
 
     Raises:
         InputError: ``out`` cannot be written.
     """
-    name = f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{dataset}"
+    name = f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{subject}"
     try:
         out.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 1000):
@@ -113,7 +113,6 @@ def reserve_folder(out: Path, dataset: str, now: datetime) -> Path:
 def open_run(
     settings: RunSettings,
     *,
-    dataset: str,
     now: datetime,
     new_run_id: Callable[[], str] = lambda: secrets.token_hex(16),
 ) -> OpenRun:
@@ -130,7 +129,7 @@ def open_run(
         lock = _lock(folder)
         record = read_record(folder).model_copy(update={"status": "running", "failure": None})
     else:
-        folder = settings.folder or reserve_folder(settings.out, dataset, now)
+        folder = settings.folder or reserve_folder(settings.out, settings.dataset, now)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:

@@ -27,7 +27,7 @@ from sims.run_folder import (
     reserve_folder,
     resume_folder,
 )
-from sims.settings import DATASET, RunSettings, Value, check_machine
+from sims.settings import RunSettings, Value, check_machine
 from sims.worlds import check_enough
 
 _POLL_SECONDS = 0.3
@@ -68,8 +68,13 @@ def run(
     """
     check_machine(settings)
     if not settings.resume:  # a run that is resumed has its world
-        division, counts = count_images(settings.data, stand_in=settings.stand_in)
+        division, counts = count_images(settings.data, dataset=settings.dataset, stand_in=settings.stand_in)
         check_enough(counts, division, settings.plan)
+        if settings.collective.classes_per_task > len(division.base):
+            raise InputError(
+                f"a task of {settings.collective.classes_per_task} classes needs as many base classes; there are "
+                f"{len(division.base)}: --set collective.classes_per_task={len(division.base)}"
+            )
     folder = _folder(settings, clock)
     settings = settings.model_copy(update={"folder": folder})
     watcher = RunWatcher(folder, from_end=settings.resume)
@@ -77,7 +82,7 @@ def run(
     status = "not submitted"
     console.print(f"run folder     {folder}", soft_wrap=True, highlight=False)
     try:
-        with _terminate_as_interrupt(), as_file(files("sims") / DATASET) as app:
+        with _terminate_as_interrupt(), as_file(files("sims") / settings.dataset) as app:
             submitted = submit(app, settings.to_run_config(), nodes=settings.individuals + 1)
             try:
                 status = _follow(submitted, folder, watcher, log, console, clock)
@@ -108,14 +113,14 @@ def planned_folder(settings: RunSettings, now: datetime) -> Path:
     """
     if settings.resume:
         return resume_folder(settings)
-    return settings.folder or settings.out / f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{DATASET}"
+    return settings.folder or settings.out / f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{settings.dataset}"
 
 
 def _folder(settings: RunSettings, clock: Callable[[], float]) -> Path:
     if settings.resume:
         return resume_folder(settings)
     if settings.folder is None:
-        return reserve_folder(settings.out, DATASET, datetime.fromtimestamp(clock(), UTC))
+        return reserve_folder(settings.out, settings.dataset, datetime.fromtimestamp(clock(), UTC))
     if settings.folder.is_dir() and any(settings.folder.iterdir()):
         raise InputError(f"{settings.folder} is not empty; give a new folder, or --resume to go on with the run in it")
     return settings.folder

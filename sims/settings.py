@@ -4,7 +4,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Literal, TypeVar, get_args, get_origin
@@ -15,6 +15,7 @@ from collective_node.settings import CollectiveSettings
 from individual_node.settings import IndividualSettings
 from protocol.errors import InputError, fault_line, first_fault
 from protocol.node_configuration import DEVICE_PATTERN
+from sims.datasets import DatasetName, dataset_name
 from sims.worlds import WorldPlan
 
 ProfileName = Literal["smoke", "quick", "small", "paper"]
@@ -38,11 +39,13 @@ class Profile(BaseModel):
 # The numbers. ``width``: factor on every width of the paper's network; ``tasks``: sequential tasks of the collective.
 # What is not named here has the default of ``CollectiveSettings`` or ``IndividualSettings``.
 # ---------------------------------------------------------------------------------------------------------------------
-PROFILES: Mapping[ProfileName, Profile] = {
+_AT_32: Mapping[ProfileName, Profile] = {
     "smoke": Profile(
         purpose="shows that every part works; its accuracies mean nothing",
         target_tasks={10: 4, 20: 2},
-        collective=CollectiveSettings(width=0.0625, tasks=2, epochs=0.2, condense_epochs=0.2),
+        collective=CollectiveSettings(
+            width=0.0625, tasks=2, epochs=0.2, cycles=1, open_epochs=0.2, condense_epochs=0.2
+        ),
         individual=IndividualSettings(epochs=2, patches=50, curve_tasks=2),
     ),
     "quick": Profile(
@@ -55,7 +58,15 @@ PROFILES: Mapping[ProfileName, Profile] = {
         purpose="at most 30 minutes on two cores",
         target_tasks={10: 60, 20: 40},
         collective=CollectiveSettings(
-            width=0.375, tasks=13, epochs=5, learning_rate=0.1, dropout=0.1, condense_epochs=30
+            width=0.375,
+            tasks=13,
+            epochs=4,
+            learning_rate=0.1,
+            dropout=0.1,
+            cycles=2,
+            classes_per_cycle=8,
+            open_epochs=2,
+            condense_epochs=20,
         ),
         individual=IndividualSettings(epochs=30),
     ),
@@ -63,25 +74,74 @@ PROFILES: Mapping[ProfileName, Profile] = {
         purpose="the paper's figures; needs a CUDA device",
         target_tasks={10: 100, 20: 100},
         collective=CollectiveSettings(
-            width=1.0, tasks=50, epochs=8, learning_rate=0.1, dropout=0.1, condense_epochs=60
+            width=1.0,
+            tasks=50,
+            epochs=8,
+            learning_rate=0.1,
+            dropout=0.1,
+            cycles=2,
+            classes_per_cycle=8,
+            open_epochs=8,
+            condense_epochs=60,
         ),
         individual=IndividualSettings(epochs=30),
         needs_cuda=True,
     ),
 }
+
+# A picture of 84x84 has 6.9 times the pixels of one of 32x32 and costs about as much more (measured: 6.4 to 7.9 times a
+# training step), so fewer are looked at. The times are estimates from that: nobody here has the images.
+_AT_84: Mapping[ProfileName, Profile] = {
+    "smoke": Profile(
+        purpose="shows that every part works; its accuracies mean nothing",
+        target_tasks={10: 2, 20: 1},
+        collective=CollectiveSettings(
+            width=0.0625, tasks=2, epochs=0.1, cycles=1, open_epochs=0.05, condense_epochs=0.05
+        ),
+        individual=IndividualSettings(epochs=2, patches=20, curve_tasks=1),
+    ),
+    "quick": Profile(
+        purpose="some 10 minutes on two cores (estimated); ten target tasks, as the paper",
+        target_tasks={10: 10, 20: 10},
+        collective=CollectiveSettings(width=0.25, tasks=13, epochs=0.3, open_epochs=0.3, condense_epochs=2.5),
+        individual=IndividualSettings(epochs=15, patches=200, curve_tasks=5),
+    ),
+    "small": Profile(
+        purpose="an hour or two on two cores (estimated)",
+        target_tasks={10: 40, 20: 20},
+        collective=CollectiveSettings(
+            width=0.375,
+            tasks=13,
+            epochs=2,
+            learning_rate=0.1,
+            dropout=0.1,
+            cycles=2,
+            classes_per_cycle=8,
+            open_epochs=1,
+            condense_epochs=10,
+        ),
+        individual=IndividualSettings(epochs=30, patches=200),
+    ),
+    "paper": _AT_32["paper"],
+}
+
+#: A folder of one's own has the numbers of CIFAR-100, whatever size its images have.
+PROFILES: Mapping[DatasetName, Mapping[ProfileName, Profile]] = {
+    "cifar100": _AT_32,
+    "imagenet100": _AT_84,
+    "folder": _AT_32,
+}
 DEFAULT_PROFILE: ProfileName = "quick"
 DEFAULT_OUT = Path("~/.learngene/runs")
 DEFAULT_INDIVIDUALS = 1
-
-#: The dataset of the simulation, and the folder of its Flower app.
-DATASET = "cifar100"
 
 #: The environment variable that names the folder of real images where no ``data`` is given.
 DATA_VARIABLE = "LEARNGENE_DATA"
 
 #: Keys of the run configuration (``flwr run --run-config``; the flags of ``learngene run`` are the same words) and the
-#: values that mean "as the profile says". ``sims/cifar100/pyproject.toml`` repeats them, a test compares.
+#: values that mean "as the profile says". ``sims/<dataset>/pyproject.toml`` repeats them, a test compares.
 RUN_CONFIG_DEFAULTS: Mapping[str, Value] = {
+    "dataset": "cifar100",
     "profile": DEFAULT_PROFILE,
     "seed": 0,
     "data": "",
@@ -106,6 +166,7 @@ class RunSettings(BaseModel):
     """One run, fully resolved: nothing is left to a default that could change.
 
     Attributes:
+        dataset: which classes and which size of images.
         data: folder of real images; None: CIFAR-100 is downloaded, or the stand-in drawn where that fails.
         stand_in: draw the stand-in even where real images could be had.
         out: folder that holds the runs.
@@ -118,6 +179,7 @@ class RunSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    dataset: DatasetName
     profile: ProfileName
     seed: int = Field(ge=0, lt=2**31)
     data: Path | None
@@ -165,6 +227,7 @@ class RunSettings(BaseModel):
     def to_run_config(self) -> dict[str, Value]:
         """The run configuration that ``from_run_config`` turns into these settings again."""
         return {
+            "dataset": self.dataset,
             "profile": self.profile,
             "seed": self.seed,
             "data": str(self.data or ""),
@@ -178,14 +241,14 @@ class RunSettings(BaseModel):
             "threads": self.threads,
             "collective-device": self.collective_device,
             "individual-device": self.individual_device,
-            "set": " ".join(self._changes()),
+            "set": join_changes(self._changes()),
             "resume": self.resume,
             "folder": str(self.folder or ""),
         }
 
     def _changes(self) -> list[str]:
         """Training numbers that differ from the profile's and have no key of their own, as ``set`` takes them."""
-        profile = PROFILES[self.profile]
+        profile = PROFILES[self.dataset][self.profile]
         return [
             f"{party}.{name}={_as_text(value)}"
             for party, own, default in (
@@ -198,10 +261,10 @@ class RunSettings(BaseModel):
 
     def command(self) -> str:
         """The command line that repeats this run: every setting that differs from its profile's."""
-        defaults = from_run_config({"profile": self.profile}).to_run_config()
-        words = ["learngene", "run", "cifar100", "--profile", self.profile, "--seed", str(self.seed)]
+        defaults = from_run_config({"dataset": self.dataset, "profile": self.profile}).to_run_config()
+        words = ["learngene", "run", self.dataset, "--profile", self.profile, "--seed", str(self.seed)]
         for key, value in self.to_run_config().items():
-            if key in ("profile", "seed", "resume", "folder", "shots") or value == defaults[key]:
+            if key in ("dataset", "profile", "seed", "resume", "folder", "shots") or value == defaults[key]:
                 continue
             if key == "set":
                 words += [word for change in self._changes() for word in ("--set", change)]
@@ -236,8 +299,9 @@ def from_run_config(
     given = {**RUN_CONFIG_DEFAULTS, **config}
     for key, default in RUN_CONFIG_DEFAULTS.items():
         given[key] = _typed(key, given[key], default)
+    dataset = dataset_name(str(given["dataset"]))
     name = _profile_name(str(given["profile"]))
-    profile = PROFILES[name]
+    profile = PROFILES[dataset][name]
     asked = int(given["individuals"])
     if individuals is not None and asked not in (0, individuals):
         raise InputError(
@@ -257,6 +321,7 @@ def from_run_config(
             changes[party][field] = str(given[key])
     try:
         return RunSettings(
+            dataset=dataset,
             profile=name,
             seed=int(given["seed"]),
             data=None if stand_in or not data else _folder("data", data, must_exist=True),
@@ -301,7 +366,7 @@ def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None 
         InputError: the profile or a device setting needs a CUDA device that is not there.
     """
     devices = (settings.collective_device, settings.individual_device)
-    needs_profile = PROFILES[settings.profile].needs_cuda
+    needs_profile = PROFILES[settings.dataset][settings.profile].needs_cuda
     if not needs_profile and not any(device.startswith("cuda") for device in devices):
         return
     available = (cuda_devices or _cuda_devices)()
@@ -321,11 +386,20 @@ def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None 
 _OWN_KEYS: Mapping[str, str] = {"collective.tasks": "tasks", "collective.width": "width"}
 
 
+def join_changes(changes: Sequence[str]) -> str:
+    """Changes ``PARTY.NAME=VALUE`` as the text of ``set``; one that holds a space is quoted as a shell quotes."""
+    return shlex.join(changes)
+
+
 def _parse_changes(text: str) -> dict[str, dict[str, str]]:
-    """``collective.NAME=VALUE individual.NAME=VALUE ...`` by party and name."""
+    """``collective.NAME=VALUE individual.NAME=VALUE ...`` by party and name; a value with a space stands in quotes."""
     models: Mapping[str, type[BaseModel]] = {"collective": CollectiveSettings, "individual": IndividualSettings}
     found: dict[str, dict[str, str]] = {party: {} for party in models}
-    for word in text.split():
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"set: {text!r} cannot be read: {error}") from None
+    for word in words:
         target, equals, value = word.partition("=")
         party, dot, name = target.partition(".")
         if not (equals and dot and party in models):
@@ -343,11 +417,7 @@ def _changed(party: str, settings: _Party, changes: Mapping[str, str]) -> _Party
     """A party's settings with some of them replaced, checked as a whole."""
     values: dict[str, object] = settings.model_dump()
     for name, text in changes.items():
-        kind = type(settings).model_fields[name].annotation
-        if get_origin(kind) is tuple:
-            values[name] = text.split(",")
-        else:
-            values[name] = None if text == "none" and NoneType in get_args(kind) else text
+        values[name] = _value(text, type(settings).model_fields[name].annotation)
     try:
         changed = type(settings).model_validate(values)
     except ValidationError as error:
@@ -356,6 +426,17 @@ def _changed(party: str, settings: _Party, changes: Mapping[str, str]) -> _Party
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{party}.{name} must be a finite number, not {value}")
     return changed
+
+
+def _value(text: str, kind: object) -> object:
+    """What pydantic is given for a text: a list, where the setting is one and empty where the text is; None, where it
+    may be; else the text."""
+    kinds = (kind, *get_args(kind))
+    if text == "none" and NoneType in kinds:
+        return None
+    if any(get_origin(one) is tuple for one in kinds):
+        return [part.strip() for part in text.split(",")] if text.strip() else []
+    return text
 
 
 def _as_text(value: object) -> str:
@@ -372,10 +453,10 @@ def _cuda_devices() -> int:
 
 
 def _profile_name(text: str) -> ProfileName:
-    for name in PROFILES:
+    for name in PROFILES["cifar100"]:
         if name == text:
             return name
-    raise InputError(f"unknown profile {text!r}; choose one of: {', '.join(PROFILES)}")
+    raise InputError(f"unknown profile {text!r}; choose one of: {', '.join(PROFILES['cifar100'])}")
 
 
 def _typed(key: str, value: Value, default: Value) -> Value:

@@ -8,13 +8,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sims.images import count_images, division_of, load_source
+from sims.datasets import DATASETS, dataset_name
+from sims.images import count_images, load_source
 from sims.settings import DATA_VARIABLE, typed_data
 from sims.worlds import World, WorldPlan, check_enough, check_free, make_world
 
-_make = typer.Typer(no_args_is_help=False, help="Cut a dataset into a world: one private folder per party.")
 _world = typer.Typer(no_args_is_help=False, help="Worlds: the private folders of the parties of a simulation.")
-_world.add_typer(_make, name="make")
 
 
 def register(app: typer.Typer) -> None:
@@ -22,15 +21,22 @@ def register(app: typer.Typer) -> None:
     app.add_typer(_world, name="world")
 
 
-@_make.command("cifar100")
-def make_cifar100(
+@_world.callback()
+def _group() -> None:
+    """Worlds: the private folders of the parties of a simulation."""
+
+
+@_world.command("make")
+def make(
+    dataset: Annotated[str, typer.Argument(help=f"What to cut: {', '.join(DATASETS)}.")],
     out: Annotated[Path, typer.Option(help="Folder of the new world; must not hold anything yet.")],
     data: Annotated[
         Path | None,
         typer.Option(
             envvar=DATA_VARIABLE,
-            help="Folder with train/<class>/<image> and test/<class>/<image>, or with the published "
-            "cifar-100-python.tar.gz. Without it CIFAR-100 is downloaded; without a network the stand-in is drawn.",
+            help="Folder with train/<class>/<image> and test/<class>/<image> (or val/), or with the class folders "
+            "alone; for folder with its split.json; for cifar100 also one with the published cifar-100-python.tar.gz. "
+            "Without it CIFAR-100 is downloaded; without a network the stand-in is drawn.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
@@ -41,19 +47,22 @@ def make_cifar100(
     target_tasks_20: Annotated[int, typer.Option(min=0, help="Target tasks with 20 images a class.")] = 10,
     ways: Annotated[int, typer.Option(min=2, help="Classes of a target task.")] = 5,
     stand_in: Annotated[
-        bool, typer.Option("--stand-in", help="Draw the built-in stand-in images instead; they are not CIFAR-100.")
+        bool, typer.Option("--stand-in", help="Draw the built-in stand-in images instead; they are no photographs.")
     ] = False,
 ) -> None:
-    """Cut CIFAR-100: 64 base and 16 open-world classes for the collective, 20 novel ones for the individuals.
+    """Cut a dataset: base and open-world classes for the collective, novel ones for the individuals.
 
     Examples:
 
       learngene world make cifar100 --data ~/images/cifar100 --out ~/world
 
-      learngene world make cifar100 --out ~/world --individuals 3 --seed 7
+      learngene world make imagenet100 --data ~/images/imagenet100 --out ~/world --individuals 3 --seed 7
+
+      learngene world make folder --data ~/images/mine --out ~/world
 
       learngene world make cifar100 --stand-in --out /tmp/world
     """
+    name = dataset_name(dataset)
     if target_tasks_10 == target_tasks_20 == 0:
         raise typer.BadParameter("ask for at least one target task", param_hint="--target-tasks-10")
     plan = WorldPlan(
@@ -64,12 +73,17 @@ def make_cifar100(
     data = typed_data(data, stand_in=stand_in)
     # Both before minutes of download.
     check_free(out.expanduser())
-    division, counts = count_images(data, stand_in=stand_in)
+    division, counts = count_images(data, dataset=name, stand_in=stand_in)
     check_enough(counts, division, plan)
     console = Console(highlight=False)
     started = time.monotonic()
-    source = load_source(data, stand_in=stand_in, say=console.print)
-    world = make_world(source, division_of(source), plan, seed, out)
+    source = load_source(
+        data,
+        dataset=name,
+        stand_in=stand_in,
+        say=lambda line: console.print(line, markup=False, soft_wrap=True),
+    )
+    world = make_world(source, source.division, plan, seed, out)
     console.print(_table(world))
     if source.notice:
         console.print(f"[bold yellow]{source.notice}[/]", soft_wrap=True)
@@ -84,7 +98,7 @@ def make_cifar100(
 
 def _table(world: World) -> Table:
     description = world.description
-    origin = {"folder": "from a folder", "download": "as published", "stand-in": "stand-in, not CIFAR-100"}
+    origin = {"folder": "from a folder", "download": "as published", "stand-in": "the drawn stand-in"}
     table = Table(title=f"{description.dataset.name} ({origin[description.dataset.source]}), seed {description.seed}")
     for heading in ("party", "part"):
         table.add_column(heading)

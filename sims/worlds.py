@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,12 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import InputError
 from sims.division import Division
-from sims.images import ImageSet, ImageSource, Kind, Part, notice
+from sims.folder_tree import Part
+from sims.images import ImageSet, ImageSource, Kind, notice
 
 COLLECTIVE = "collective"
 FORMAT: Literal[1] = 1
 
 Rows = NDArray[np.int64]
+Array = NDArray[np.uint8] | NDArray[np.int64]
 
 # Streams of the random generator: one for each thing that is drawn, so that none depends on how much another drew.
 _HALVES, _STREAM, _SHARES, _TASK_CLASSES, _TASK_SUPPORT = range(5)
@@ -406,37 +408,39 @@ def _write(
     index_of = {name: index for index, name in enumerate(human_classes)}
     human_label = np.array([index_of.get(name, -1) for name in source.classes], dtype=np.int64)
     order = np.random.default_rng([seed, _STREAM]).permutation(len(cut.stream_base) + len(cut.stream_open))
-    stream_images = np.concatenate([test.images[cut.stream_base], train.images[cut.stream_open]])[order]
     stream_labels = human_label[np.concatenate([test.labels[cut.stream_base], train.labels[cut.stream_open]])][order]
+
+    def stream_images() -> NDArray[np.uint8]:
+        images = np.empty((len(order), *train.images.shape[1:]), np.uint8)
+        place = np.argsort(order)  # where in the stream each picture comes
+        images[place[: len(cut.stream_base)]] = test.images[cut.stream_base]
+        images[place[len(cut.stream_base) :]] = train.images[cut.stream_open]
+        return images
+
     collective_counts = _write_party(
         folder / COLLECTIVE,
         {**common, "party": COLLECTIVE, "classes": division.base, "human_classes": human_classes},
         {
-            "train_images": train.images[cut.train],
-            "train_labels": human_label[train.labels[cut.train]],  # base names come first, so both numberings agree
-            "heldout_images": test.images[cut.heldout],
-            "heldout_labels": human_label[test.labels[cut.heldout]],
+            "train_images": lambda: train.images[cut.train],
+            # Base names come first, so both numberings agree.
+            "train_labels": lambda: human_label[train.labels[cut.train]],
+            "heldout_images": lambda: test.images[cut.heldout],
+            "heldout_labels": lambda: human_label[test.labels[cut.heldout]],
             "stream_images": stream_images,
-            "human/stream_labels": stream_labels,
-            "human/heldout_images": test.images[cut.human_heldout],
-            "human/heldout_labels": human_label[test.labels[cut.human_heldout]],
+            "human/stream_labels": lambda: stream_labels,
+            "human/heldout_images": lambda: test.images[cut.human_heldout],
+            "human/heldout_labels": lambda: human_label[test.labels[cut.human_heldout]],
         },
         {},
     )
     counts = {COLLECTIVE: collective_counts}
     for number, share in enumerate(cut.shares):
         party = individual_name(number + 1)
-        labels = np.arange(len(division.novel), dtype=np.int64)
         tasks = _tasks(share, number, plan, seed)
         counts[party] = _write_party(
             folder / party,
             {**common, "party": party, "classes": division.novel, "shots": plan.shots, "tasks": len(tasks)},
-            {
-                "support_images": train.images[np.concatenate(share.support)],
-                "support_labels": labels.repeat([len(rows) for rows in share.support]),
-                "test_images": test.images[np.concatenate(share.test)],
-                "test_labels": labels.repeat([len(rows) for rows in share.test]),
-            },
+            {**_of_share("support", train, share.support), **_of_share("test", test, share.test)},
             {"tasks.json": {"format": FORMAT, "tasks": tasks}},
         )
         counts[party]["tasks"] = len(tasks)
@@ -456,22 +460,36 @@ def _write(
     return description
 
 
+def _of_share(name: str, images: ImageSet, rows_by_class: Sequence[Rows]) -> dict[str, Callable[[], Array]]:
+    """An individual's pictures and their labels, which count the novel classes."""
+    labels = np.arange(len(rows_by_class), dtype=np.int64)
+    return {
+        f"{name}_images": lambda: images.images[np.concatenate(rows_by_class)],
+        f"{name}_labels": lambda: labels.repeat([len(rows) for rows in rows_by_class]),
+    }
+
+
 def _write_party(
     folder: Path,
     manifest: Mapping[str, object],
-    arrays: Mapping[str, NDArray[np.uint8] | NDArray[np.int64]],
+    arrays: Mapping[str, Callable[[], Array]],
     documents: Mapping[str, object],
 ) -> dict[str, int]:
-    """Write one party's files and the manifest that holds their digests; returns the images in each image file."""
+    """Write one party's files and the manifest that holds their digests; returns the images in each image file.
+
+    Arrays are made one after the other, when they are written, so that no two of them are in memory at once.
+    """
     folder.mkdir(mode=0o700)
     digests: dict[str, str] = {}
     counts: dict[str, int] = {}
-    for name, array in arrays.items():
+    for name, make in arrays.items():
+        array = make()
         path = folder / f"{name}.npy"
         path.parent.mkdir(mode=0o700, exist_ok=True)
         digests[f"{name}.npy"] = _write_file(path, array)
         if name.endswith("_images"):
             counts[name.removesuffix("_images").replace("/", "_")] = len(array)
+        del array  # before the next one is made
     for name, document in documents.items():
         digests[name] = _write_file(folder / name, _json(document))
     _write_file(folder / "manifest.json", _json({**manifest, "counts": counts, "files": digests}))
@@ -484,7 +502,7 @@ def _json(document: object) -> bytes:
     return (json.dumps(document, ensure_ascii=True, sort_keys=True, separators=(",", ":")) + "\n").encode()
 
 
-def _write_file(path: Path, content: bytes | NDArray[np.uint8] | NDArray[np.int64]) -> str:
+def _write_file(path: Path, content: bytes | Array) -> str:
     """Write durably, readable by the owner alone; returns the file's SHA-256 (hex)."""
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as file:
         if isinstance(content, bytes):

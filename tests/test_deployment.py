@@ -23,7 +23,7 @@ from protocol.architecture import Form
 from protocol.ledger import CollectiveLedger, IndividualLedger, State
 from protocol.node_commands import initialise
 from protocol.trust import TrustStore
-from sims.images import division_of, draw_stand_in
+from sims.images import draw_stand_in
 from sims.processes import Process, alive, descendants, end_all
 from sims.worlds import WorldPlan, make_world
 
@@ -78,7 +78,7 @@ def test_one_round_through_a_deployment(tmp_path: Path) -> None:
 def small_world(folder: Path) -> None:
     """A world of a few drawn images of every class."""
     source = draw_stand_in("a test", train_per_class=110, test_per_class=20)
-    make_world(source, division_of(source), WorldPlan(target_tasks={10: 1}), 0, folder)
+    make_world(source, source.division, WorldPlan(target_tasks={10: 1}), 0, folder)
 
 
 def site(root: Path, role: str) -> Path:

@@ -1,10 +1,24 @@
-"""Tests of the gradient criterion, against Eq. 4 and 5 written out."""
+"""Tests of the gradient criterion: Eq. 4 and 5 written out, and the settled-layer rule on made matrices."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from collective_node.criterion import GradientTrend
+from collective_node.criterion import (
+    GradientTrend,
+    choose_layers,
+    found_layers,
+    most_similar,
+    settled,
+    settled_layers,
+)
+from collective_node.settings import CollectiveSettings
+from protocol.errors import InputError
+
+Matrix = list[list[float | None]]
 
 
 def rho(gradients: list[Tensor], sigma: float) -> float:
@@ -63,3 +77,156 @@ def test_a_gradient_that_is_not_finite_is_refused() -> None:
 def test_a_task_without_gradients_cannot_end() -> None:
     with pytest.raises(ValueError, match="no gradient"):
         GradientTrend(1).end_task()
+
+
+def test_a_layer_put_in_between_two_tasks_has_no_share_before_and_one_afterwards() -> None:
+    trend = GradientTrend(2, sigma=0.5)
+    large, small = torch.ones(3), torch.zeros(3)
+    trend.observe([large, small])
+    trend.end_task()
+    trend.insert_layer(1)
+    trend.observe([small, large, large])
+    trend.end_task()
+    assert trend.rho == [[1.0, None, 0.0], [0.0, 1.0, 1.0]]
+    trend.observe([small, small, small])
+    with pytest.raises(ValueError, match="between two tasks"):
+        trend.insert_layer(1)
+    with pytest.raises(ValueError, match="no place 4"):
+        GradientTrend(3).insert_layer(4)
+
+
+def noisy(values: Sequence[float], seed: int) -> list[float | None]:
+    """Values with noise of at most 0.02, within 0 and 1."""
+    noise = np.random.default_rng(seed).uniform(-0.02, 0.02, len(values))
+    return [float(value) for value in np.clip(values + noise, 0, 1)]
+
+
+def falling(tasks: int, at: int, high: float = 0.9, low: float = 0.1) -> list[float]:
+    """``high`` up to task ``at``, ``low`` from it on."""
+    return [high] * at + [low] * (tasks - at)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("tasks", [6, 13, 50])
+class TestScenarios:
+    """The paper's three scenarios, section "Inheriting Learngene", and what lies between them."""
+
+    def test_a_layer_that_falls_from_large_to_small_and_stays_settled(self, tasks: int, seed: int) -> None:
+        assert settled(noisy(falling(tasks, tasks // 2), seed))
+        gradually = np.clip(np.linspace(1.6, -0.5, tasks), 0.1, 0.9)
+        assert settled(noisy(gradually.tolist(), seed)) is (tasks > 6)  # in six tasks it falls too late
+
+    def test_a_layer_that_hardly_ever_changes_did_not(self, tasks: int, seed: int) -> None:
+        assert not settled(noisy([0.05] * tasks, seed))
+        assert not settled(noisy(falling(tasks, tasks // 2, 0.3, 0.0), seed))
+
+    def test_a_layer_that_stays_large_did_not(self, tasks: int, seed: int) -> None:
+        assert not settled(noisy([0.9] * tasks, seed))
+        assert not settled(noisy(falling(tasks, tasks // 2, 0.9, 0.6), seed))
+
+    def test_a_layer_that_fluctuates_did_not(self, tasks: int, seed: int) -> None:
+        assert not settled(noisy([0.9, 0.1] * (tasks // 2), seed))
+        assert not settled(noisy([0.9] * (tasks - 4) + [0.1, 0.35, 0.1, 0.35], seed))
+
+    def test_a_layer_that_is_still_falling_or_grows_again_did_not(self, tasks: int, seed: int) -> None:
+        assert not settled(noisy(np.linspace(0.9, 0.1, tasks).tolist(), seed))
+        assert not settled(noisy([*falling(tasks - 1, tasks // 2), 0.9], seed))
+        assert not settled(noisy(falling(tasks, tasks // 2)[::-1], seed))
+
+
+def test_the_rule_at_its_numbers() -> None:
+    """Each of the three conditions holds at its number, and fails beyond it."""
+    assert settled([0.5, 0.1, 0.1, 0.25, 0.25, 0.25])
+    assert not settled([0.49, 0.1, 0.1, 0.2, 0.2, 0.2])
+    assert not settled([0.5, 0.1, 0.1, 0.25, 0.26, 0.25])
+    assert settled([0.8, 0.1, 0.1, 0.0, 0.1, 0.05])
+    assert not settled([0.8, 0.1, 0.1, 0.0, 0.11, 0.05])
+    # Of 13 tasks the last four count, of 12 the last three.
+    assert not settled([0.8] * 10 + [0.1] * 3)
+    assert settled([0.8] * 9 + [0.1] * 4)
+    assert settled([0.8] * 9 + [0.1] * 3)
+
+
+def test_a_layer_is_judged_by_the_tasks_it_has_lived_through() -> None:
+    life: list[float | None] = [0.9, 0.9, 0.9, 0.1, 0.1, 0.1]
+    assert settled([None] * 20 + life)
+    assert not settled([None] * 20 + life[1:])
+    assert not settled([None] * 20)
+    assert not settled([])
+
+
+def matrix(*layers: bool, tasks: int = 12) -> Matrix:
+    """Tasks x layers in which the true ones settle."""
+    columns = [falling(tasks, tasks // 2, 0.9, 0.1 if one else 0.8) for one in layers]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ((False, False, True, True, True), 3),
+        ((True, True, False, True), 1),  # those in front of a gap do not count
+        ((True, True, True), 3),
+    ],
+)
+def test_k_is_the_number_of_settled_layers_in_a_row_at_the_end(layers: tuple[bool, ...], expected: int) -> None:
+    assert settled_layers(matrix(*layers)) == list(layers)
+    assert found_layers(matrix(*layers)) == expected
+
+
+def test_no_settled_layer_at_the_end_is_an_error_that_says_what_to_set() -> None:
+    with pytest.raises(InputError, match=r"settled anywhere: 1, 2\).* set the collective's layers"):
+        found_layers(matrix(True, True, False))
+    with pytest.raises(InputError, match="1 settled layers end at the last convolution, fewer than 2"):
+        found_layers(matrix(True, False, True), at_least=2)
+
+
+def test_too_few_tasks_are_an_error_and_no_answer() -> None:
+    assert found_layers(matrix(False, True, tasks=6)) == 1
+    for tasks in (0, 5):
+        with pytest.raises(InputError, match=f"from {tasks} tasks"):
+            found_layers(matrix(False, True, tasks=tasks))
+
+
+def test_a_layer_that_came_late_breaks_the_row_until_it_has_settled() -> None:
+    rho: Matrix = matrix(False, True, True)
+    late: Matrix = [[*row[:2], None if task < 8 else 0.1, *row[2:]] for task, row in enumerate(rho)]
+    assert found_layers(rho) == 2
+    assert found_layers(late) == 1
+
+
+def test_the_chosen_layers_end_at_the_last_one_with_k_given_or_found() -> None:
+    rho = matrix(False, False, True, True)
+    assert choose_layers(CollectiveSettings(layers=3), 4, rho, None) == range(1, 4)
+    assert choose_layers(CollectiveSettings(layers=None), 4, rho, None) == range(2, 4)
+    assert choose_layers(CollectiveSettings(layers=4), 4, [], None) == range(4)
+
+
+def test_the_most_similar_layers_are_chosen_by_the_second_criterion() -> None:
+    settings = CollectiveSettings(layers=2, criterion="similarity", descendant_epochs=1)
+    similarity = (0.1, 0.7, 0.6, 0.9, 0.2)
+    assert choose_layers(settings, 5, [], similarity) == range(2, 4)
+    found = settings.model_copy(update={"layers": None})
+    assert choose_layers(found, 5, matrix(False, False, True, True, True), similarity) == range(1, 4)
+    with pytest.raises(ValueError, match="similarity of each of the 5 layers"):
+        choose_layers(settings, 5, [], None)
+
+
+def test_more_layers_than_the_network_has_are_refused() -> None:
+    for criterion in ("gradient-trend", "similarity"):
+        settings = CollectiveSettings(layers=14, criterion=criterion, descendant_epochs=1)
+        with pytest.raises(InputError, match="14 layers to inherit, but the network has 13"):
+            choose_layers(settings, 13, [], [0.5] * 13)
+
+
+def test_the_window_with_the_largest_mean_is_found_among_all() -> None:
+    rng = np.random.default_rng(0)
+    for k in range(1, 8):
+        similarity = rng.random(7).tolist()
+        found = most_similar(similarity, k)
+        means = [np.mean(similarity[start : start + k]) for start in range(8 - k)]
+        assert len(found) == k
+        assert found.start == int(np.argmax(means))
+    assert most_similar([0.5] * 5, 2) == range(3, 5)
+    with pytest.raises(ValueError, match="no 4 adjacent layers among 3"):
+        most_similar([0.1, 0.2, 0.3], 4)

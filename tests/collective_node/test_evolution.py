@@ -1,5 +1,6 @@
-"""Tests of the collective's life: checkpoints, going on after a kill, condensing, and what it publishes."""
+"""Tests of the collective's life: tasks, open-world cycles, checkpoints, and going on after a kill."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,42 +9,70 @@ import torch
 from torch import Tensor
 
 from collective_node import checkpoint
-from collective_node.condensing import STATISTICS_BATCHES, condense, stem_blocks
-from collective_node.evolution import Collective, Evolution
-from collective_node.private_images import PrivateImages, read
-from collective_node.publishing import distinct_rows, learngene_of
+from collective_node.collective import Collective
+from collective_node.evolution import Evolution
+from collective_node.person import Encounter, Oracle
+from collective_node.private_images import PrivateImages, Truth, read, read_truth
+from collective_node.records import Comparison, Named
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError, RunFailedError
 from protocol.events import Events
-from protocol.network import ConvolutionBlock, build_blocks, load_blocks
 
 CLASSES = 8
+OPEN = 4
 SETTINGS = CollectiveSettings(
     width=0.0625,
     tasks=4,
     classes_per_task=2,
     batch_size=8,
     epochs=1,
+    cycles=0,
     condense_epochs=0.5,
     fisher_samples=70,
+    ewc_samples=20,
     dropout=0.2,
+    neighbours=5,
+)
+#: Two classes a cycle, and nothing is known at the threshold: the whole part of the stream goes to the person.
+CYCLES = SETTINGS.model_copy(
+    update={"cycles": 2, "classes_per_cycle": 2, "threshold": -1e9, "open_epochs": 1.0, "examples": 0}
 )
 
 
-def images(seed: int = 0) -> PrivateImages:
+def drawn(classes: range, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of classes that differ in their colours."""
     rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(classes)), per_class)
+    base = np.random.default_rng(99).integers(0, 200, (CLASSES + OPEN, 1, 1, 3))[list(classes)]
+    return (base[labels] + rng.integers(0, 56, (len(labels), 32, 32, 3))).astype(np.uint8), labels
 
-    def drawn(per_class: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.repeat(np.arange(CLASSES), per_class)
-        base = rng.integers(0, 200, (CLASSES, 1, 1, 3))
-        return (base[labels] + rng.integers(0, 56, (len(labels), 32, 32, 3))).astype(np.uint8), labels
 
-    return PrivateImages(tuple(f"class {c}" for c in range(CLASSES)), *drawn(12), *drawn(4))
+def names(classes: range) -> tuple[str, ...]:
+    return tuple(f"class {c}" for c in classes)
+
+
+KNOWN, UNKNOWN = range(CLASSES), range(CLASSES, CLASSES + OPEN)
+
+
+def images() -> PrivateImages:
+    stream = np.concatenate([drawn(KNOWN, 3, 5)[0], drawn(UNKNOWN, 9, 6)[0]])
+    order = np.random.default_rng(7).permutation(len(stream))
+    return PrivateImages(names(KNOWN), *drawn(KNOWN, 12, 0), *drawn(KNOWN, 4, 1), stream[order])
+
+
+def truth() -> Truth:
+    labels = np.concatenate([drawn(KNOWN, 3, 5)[1], CLASSES + drawn(UNKNOWN, 9, 6)[1]])
+    order = np.random.default_rng(7).permutation(len(labels))
+    heldout, held_labels = drawn(UNKNOWN, 3, 8)
+    return Truth(
+        tuple(f"class {label}" for label in labels[order]), heldout, tuple(f"class {CLASSES + c}" for c in held_labels)
+    )
 
 
 def evolution(folder: Path, settings: CollectiveSettings = SETTINGS, seed: int = 0) -> Evolution:
     events = Events(folder.parent / f"{folder.name}.jsonl")
-    return Evolution(images(), settings, seed, torch.device("cpu"), folder, events)
+    person = Oracle(truth(), settings.examples)
+    return Evolution(images(), settings, seed, torch.device("cpu"), folder, events, person)
 
 
 def state(collective: Collective) -> dict[str, Tensor]:
@@ -54,46 +83,88 @@ class KilledError(Exception):
     """Stands for kill -9: nothing after it is executed."""
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_task_and_ends_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+EVERYTHING = CYCLES.model_copy(
+    update={
+        "expansion": ("widen 2 +64", "deepen 5 identity", "deepen 0 identity", "widen 12 +128"),
+        "growth_noise": 0.1,
+        "strategy": "ewc",
+        "compare_scores": ("energy",),
+        "compare_strategies": ("none",),
+    }
+)
+
+
+@pytest.mark.parametrize("stores", range(1, 8))
+def test_a_run_that_was_killed_anywhere_goes_on_and_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stores: int, whole: tuple[Collective, list[Comparison]]
 ) -> None:
-    whole = evolution(tmp_path / "whole").run()
+    """Four tasks, two comparisons and two cycles each leave a checkpoint: the kill comes after each of them."""
     store, stored = checkpoint.store, []
 
     def store_and_die(*arguments: object) -> None:
         store(*arguments)  # type: ignore[arg-type]
         stored.append(arguments)
-        if len(stored) == 2:
+        if len(stored) == stores:
             raise KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "store", store_and_die)
         with pytest.raises(KilledError):
-            evolution(tmp_path / "killed").run()
-    trained = []
-    with monkeypatch.context() as patch:
-        learn = Evolution._learn
-
-        def counted(self: Evolution, collective: Collective, number: int, done: int, total: int) -> None:
-            trained.append(number)
-            learn(self, collective, number, done, total)
-
-        patch.setattr(Evolution, "_learn", counted)
-        resumed = evolution(tmp_path / "killed").run()
-    assert trained == [2, 3]
-    assert resumed.known == whole.known
-    assert resumed.trend.rho == whole.trend.rho
-    assert [task.model_dump(exclude={"seconds"}) for task in resumed.tasks] == [
-        task.model_dump(exclude={"seconds"}) for task in whole.tasks
-    ]
-    expected = state(whole)
+            evolution(tmp_path / "killed", EVERYTHING).run()
+    torch.manual_seed(stores)  # whatever else draws in the process that goes on does not matter
+    resumed, comparisons = evolution(tmp_path / "killed", EVERYTHING).run()
+    expected = state(whole[0])
     assert all(torch.equal(value, expected[name]) for name, value in state(resumed).items())
+    assert resumed.known == whole[0].known
+    assert resumed.trend.rho == whole[0].trend.rho
+    assert without_times(resumed, comparisons) == without_times(*whole)
+    assert {name: value.tolist() for name, value in resumed.random.state().items()} == {
+        name: value.tolist() for name, value in whole[0].random.state().items()
+    }
 
 
-def test_a_training_that_diverges_says_so_and_leaves_no_checkpoint(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Collective, list[Comparison]]:
+    """The run that nobody killed."""
+    return evolution(tmp_path_factory.mktemp("whole") / "state", EVERYTHING).run()
+
+
+def without_times(collective: Collective, comparisons: list[Comparison]) -> list[object]:
+    cycles = [*collective.cycles, *(cycle for comparison in comparisons for cycle in comparison.cycles)]
+    return [record.model_dump(exclude={"seconds"}) for record in (*collective.tasks, *cycles)]
+
+
+def test_every_source_of_randomness_is_in_the_registry(tmp_path: Path) -> None:
+    """Where the global generator stands does not matter: dropout, the one thing that reads it, is seeded from ours."""
+    torch.manual_seed(1)
+    first = state(evolution(tmp_path / "a").run()[0])
+    torch.manual_seed(2)
+    second = state(evolution(tmp_path / "b").run()[0])
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    other = state(evolution(tmp_path / "c", seed=1).run()[0])
+    assert not torch.equal(first["blocks.0.conv.weight"], other["blocks.0.conv.weight"])
+
+
+def test_a_training_that_diverges_says_so_and_leaves_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(RunFailedError, match="lower"):
         evolution(tmp_path / "other", SETTINGS.model_copy(update={"learning_rate": 1e30})).run()
     assert list(tmp_path.glob("other/task-*")) == []
+    with monkeypatch.context() as patch:
+        learn = Evolution._learn
+
+        def third_task_fails(self: Evolution, collective: Collective, number: int) -> None:
+            if number == 2:
+                with torch.no_grad():
+                    collective.network.layers[0].conv.weight.fill_(torch.nan)
+            learn(self, collective, number)
+
+        patch.setattr(Evolution, "_learn", third_task_fails)
+        with pytest.raises(RunFailedError, match=r"task 3 of 4.*not finite; lower"):
+            evolution(tmp_path / "state").run()
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["task-0002"]
+    assert len(evolution(tmp_path / "state").run()[0].tasks) == 4
 
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
@@ -109,15 +180,29 @@ def test_a_checkpoint_of_another_setup_is_refused_and_stays(tmp_path: Path) -> N
     assert (tmp_path / "state" / "task-0004").is_dir()
 
 
+def test_a_checkpoint_of_another_thread_count_or_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evolution(tmp_path / "state").run()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 77)
+        with pytest.raises(InputError, match="number of threads"):
+            evolution(tmp_path / "state").run()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "1.0")
+        with pytest.raises(InputError, match=r"this is 1\.0"):
+            evolution(tmp_path / "state").run()
+
+
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     evolution(tmp_path / "state").run()
-    (tmp_path / "state" / "task-0004" / "network.safetensors").write_bytes(b"cut")
+    (tmp_path / "state" / "task-0004" / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="task-0004 cannot be read"):
         evolution(tmp_path / "state").run()
 
 
 def test_the_network_grows_to_the_final_widths_and_one_classifier_to_all_classes(tmp_path: Path) -> None:
-    collective = evolution(tmp_path / "state").run()
+    collective, _ = evolution(tmp_path / "state").run()
     assert collective.network.widths == (4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32)
     assert sorted(collective.known) == list(range(CLASSES))
     assert collective.network.outputs == CLASSES
@@ -125,106 +210,200 @@ def test_the_network_grows_to_the_final_widths_and_one_classifier_to_all_classes
     assert [len(row) for row in collective.trend.rho] == [13] * 4
 
 
-def test_replay_rehearses_every_seen_class_and_none_only_the_tasks_own(tmp_path: Path) -> None:
+def test_a_written_schedule_widens_and_deepens_and_a_late_layer_has_no_early_trend(
+    whole: tuple[Collective, list[Comparison]],
+) -> None:
+    collective = whole[0]
+    assert len(collective.network.layers) == 15
+    assert collective.tasks[0].widths == [4, 4, 4, 4, 8, 8, 8, *[16] * 6]
+    # Before task 3: the first layer of its own, then widened; the two inserted ones stand at 1 and 7 in the end.
+    assert collective.network.widths[:4] == (4, 4, 4, 8)
+    for number, row in enumerate(collective.trend.rho):
+        missing = [index for index, share in enumerate(row) if share is None]
+        assert len(missing) == 15 - len(collective.tasks[number].widths)
+        assert set(missing) <= {1, 7}
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("widen 13 +64", "there is no convolution 13: the network has 13"),
+        ("deepen 40 identity", "there is no convolution 40"),
+        ("deepen 4 duplicate", "deepen it by identity"),
+        ("widen 0 +128", "can be widened by 1 to 4, not 8"),
+    ],
+)
+def test_an_expansion_that_does_not_fit_names_the_layer_and_keeps_the_checkpoint(
+    tmp_path: Path, step: str, error: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"expansion": ("widen 2 +64", step), "tasks": 3})
+    with pytest.raises(InputError, match=f"expansion: .*{error}"):
+        evolution(tmp_path / "state", settings).run()
+    assert (tmp_path / "state" / "task-0002").is_dir()
+
+
+def test_more_layers_than_the_network_has_is_refused_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the network has 13"):
+        evolution(tmp_path / "state", SETTINGS.model_copy(update={"layers": 14}))
+
+
+def test_replay_rehearses_every_seen_class_and_the_others_only_the_tasks_own(tmp_path: Path) -> None:
     replaying = evolution(tmp_path / "a")
-    forgetting = evolution(tmp_path / "b", SETTINGS.model_copy(update={"strategy": "none"}))
-    for number in range(4):
-        seen = [c for task in replaying.sequence[: number + 1] for c in task]
-        assert sorted(replaying._rehearsed(number)) == sorted(set(seen))
-        assert sorted(forgetting._rehearsed(number)) == sorted(forgetting.sequence[number])
+    for strategy in ("none", "ewc"):
+        forgetting = evolution(tmp_path / "b", SETTINGS.model_copy(update={"strategy": strategy}))
+        for number in range(4):
+            seen = [c for task in replaying.sequence[: number + 1] for c in task]
+            assert sorted(replaying._rehearsed(number)) == sorted(set(seen))
+            assert sorted(forgetting._rehearsed(number)) == sorted(forgetting.sequence[number])
 
 
-def test_condensing_keeps_the_top_weights_and_estimates_its_statistics_anew(tmp_path: Path) -> None:
-    made = evolution(tmp_path / "state")
-    collective = made.run()
-    condensed, _ = made.condense(collective)
-    tops = [block for block in condensed.top if isinstance(block, ConvolutionBlock)]
-    for mine, original in zip(tops, collective.network.layers[-3:], strict=True):
-        assert torch.equal(mine.conv.weight, original.conv.weight)
-        assert torch.equal(mine.norm.weight, original.norm.weight)
-        assert not torch.equal(mine.norm.running_mean, original.norm.running_mean)  # type: ignore[arg-type]
-        # Counted from zero: only the batches without augmentation are in the statistics.
-        assert int(mine.norm.num_batches_tracked) == STATISTICS_BATCHES  # type: ignore[arg-type]
-    stem = stem_blocks(collective.network, 3, SETTINGS.width)
-    assert [block.out_channels for block in stem] == [4, 8, 16, 32]
-    x = torch.randn(2, 3, 32, 32)
-    assert condensed.stem(x).shape == collective.network.blocks[:10](x).shape
+def test_consolidation_holds_the_weights_that_mattered(tmp_path: Path) -> None:
+    """Of two trainings on the same batches, the one with the penalty stays nearer, measured by what it holds."""
+    moved = {}
+    for strategy in ("none", "ewc"):
+        made = evolution(tmp_path / strategy, SETTINGS.model_copy(update={"tasks": 2, "ewc": 1e6, "expansion": ()}))
+        collective, _ = made._resume()
+        made._learn(collective, 0)
+        made._consolidate(collective, made.sequence[0])
+        held = collective.consolidation
+        assert held is not None
+        made.settings = made.settings.model_copy(update={"strategy": strategy})
+        made._learn(collective, 1)
+        now = {name: value.detach() for name, value in collective.network.named_parameters()}
+        moved[strategy] = sum(
+            float((held.fisher[name] * (now[name][: len(anchor)] - anchor).square()).sum())
+            for name, anchor in held.anchors.items()
+        )
+    assert moved["ewc"] < 0.8 * moved["none"]
 
 
-def test_the_collective_itself_is_not_changed_by_condensing(tmp_path: Path) -> None:
-    made = evolution(tmp_path / "state")
-    collective = made.run()
-    before = state(collective)
-    target = made.outputs_of(collective.known)
-    pools = made.rows_of(collective.known)
-    condense(
-        collective.network, made.train, pools, lambda labels: target[labels], SETTINGS, torch.Generator().manual_seed(0)
-    )
-    assert all(torch.equal(value, before[name]) for name, value in state(collective).items())
+def test_a_cycle_adds_what_the_person_named_and_known_classes_become_n_plus_m(tmp_path: Path) -> None:
+    made = evolution(tmp_path / "state", CYCLES)
+    collective, comparisons = made.run()
+    assert comparisons == []
+    assert [cycle.known for cycle in collective.cycles] == [CLASSES + 2, CLASSES + 4]
+    assert collective.network.outputs == CLASSES + 4
+    assert sorted(collective.classes[CLASSES:]) == sorted(names(UNKNOWN))
+    assert {name for cycle in collective.cycles for name in cycle.classes} == set(names(UNKNOWN))
+    stream = truth().stream_names
+    for cycle, named in zip(collective.cycles, collective.named, strict=True):
+        assert [stream[row] for row in named.rows] == named.names
+        assert cycle.unknown_set == cycle.stream  # the threshold lets everything through
+        assert cycle.named + cycle.dismissed == cycle.unknown_set
+    rows = [row for named in collective.named for row in named.rows]
+    assert len(rows) == len(set(rows))
+    added = collective.images.pixels[len(made.train) :].numpy()
+    np.testing.assert_array_equal(added, images().stream_images[rows])  # type: ignore[index]
+    assert [collective.classes[label] for label in collective.images.labels[len(made.train) :]] == [
+        name for named in collective.named for name in named.names
+    ]
 
 
-def test_the_learngenes_hold_the_collectives_own_layers(tmp_path: Path) -> None:
-    made = evolution(tmp_path / "state")
-    collective = made.run()
-    condensed, _ = made.condense(collective)
-    whole = learngene_of("condensed", made, collective, condensed, seed=0)
-    paper = learngene_of("paper", made, collective, condensed, seed=0)
-    assert [block.role for block in whole.architecture.blocks] == ["stem"] * 4 + ["top"] * 3
-    assert [block.role for block in paper.architecture.blocks] == ["top"] * 3
-    for number in range(3):
-        original = collective.network.layers[10 + number].conv.weight.detach().numpy()
-        np.testing.assert_array_equal(paper.tensors[f"block.{number}.conv.weight"], original)
-        np.testing.assert_array_equal(whole.tensors[f"block.{4 + number}.conv.weight"], original)
-    for learngene in (whole, paper):
-        assert learngene.fisher is not None
-        assert learngene.fisher.samples == 70
-        assert all(np.all(t >= 0) for name, t in learngene.tensors.items() if name.startswith("fisher"))
-        assert any(t.max() > 0 for name, t in learngene.tensors.items() if name.startswith("fisher"))
-        assert not any("classifier" in name for name in learngene.tensors)
+def test_what_a_cycle_measures(tmp_path: Path) -> None:
+    collective, _ = evolution(tmp_path / "state", CYCLES).run()
+    first, last = collective.cycles
+    assert first.open_accuracy_before == 0.0  # there was no output for them
+    assert first.before is not None
+    assert set(first.before) == {"paper", "max-logit", "energy", "relative-mahalanobis", "nearest-neighbour"}
+    part = np.array_split(np.arange(len(truth().stream_names)), 3)[0]
+    unknown = sum(truth().stream_names[row] in names(UNKNOWN) for row in part)
+    for metrics in first.before.values():
+        assert metrics is not None
+        assert (metrics.known, metrics.unknown) == (len(part) - unknown, unknown)
+    assert first.truly_unknown == unknown
+    # What follows the first cycle is measured on the second part, and so is what precedes the second cycle.
+    assert first.after == last.before
+    # All classes of the stream are known by now: there is nothing to tell apart.
+    assert last.after is not None
+    assert set(last.after.values()) == {None}
 
 
-def test_a_network_built_from_the_condensed_learngene_alone_computes_the_same_features(tmp_path: Path) -> None:
-    made = evolution(tmp_path / "state")
-    collective = made.run()
-    condensed, _ = made.condense(collective)
-    learngene = learngene_of("condensed", made, collective, condensed, seed=0)
-    built = build_blocks(learngene.architecture.blocks).eval()
-    load_blocks([block for block in built if isinstance(block, ConvolutionBlock)], learngene.tensors)
-    x, _ = made.heldout.batch(torch.arange(8))
-    torch.testing.assert_close(built(x), condensed.top(condensed.stem(x)), rtol=1e-4, atol=1e-5)
-
-
-def test_no_image_counts_twice_in_the_fisher_diagonal(tmp_path: Path) -> None:
-    rows = [torch.arange(0, 10), torch.arange(10, 13), torch.arange(13, 40)]
-    for count, expected in ((9, 9), (30, 30), (100, 40)):
-        drawn = distinct_rows(rows, count, torch.Generator().manual_seed(0)).tolist()
-        assert len(drawn) == len(set(drawn)) == expected
-    made = evolution(tmp_path / "state", SETTINGS.model_copy(update={"fisher_samples": 1024}))
-    collective = made.run()
-    condensed, _ = made.condense(collective)
-    learngene = learngene_of("paper", made, collective, condensed, seed=0)
-    assert learngene.fisher is not None
-    assert learngene.fisher.samples == CLASSES * 12
-
-
-def test_the_papers_diagonal_is_taken_through_the_whole_network(tmp_path: Path) -> None:
-    settings = SETTINGS.model_copy(update={"fisher_estimator": "exact", "fisher_samples": 3, "tasks": 2})
+def test_the_threshold_is_calibrated_on_held_out_known_images(tmp_path: Path) -> None:
+    settings = CYCLES.model_copy(update={"threshold": None, "keep_known": 0.5})
     made = evolution(tmp_path / "state", settings)
-    collective = made.run()
-    condensed, _ = made.condense(collective)
-    learngene = learngene_of("paper", made, collective, condensed, seed=4)
-    rows = distinct_rows(made.rows_of(collective.known), 3, torch.Generator().manual_seed(4))
+    collective, _ = made._resume()
+    for number in range(4):
+        made._learn(collective, number)
+    assert made.stream is not None
+    recognition = made.stream.recognise(collective, 0, "max-logit")
     network = collective.network.eval()
-    weight = network.layers[10].conv.weight
-    expected = torch.zeros_like(weight)
-    for image in made.train.batch(rows)[0]:
-        log_likelihood = network(image[None]).log_softmax(1)[0]
-        for value in log_likelihood:
-            (gradient,) = torch.autograd.grad(value, weight, retain_graph=True)
-            expected += value.exp().detach() * gradient.square() / 3
-    found = torch.from_numpy(np.array(learngene.tensors["fisher.block.0.conv.weight"]))
-    assert expected.max() > 0
-    assert (found - expected).abs().max() < 1e-4 * expected.max()
+    with torch.no_grad():
+        largest = network(made.heldout.batch(torch.arange(len(made.heldout)))[0]).amax(1)
+    kept = (-largest.double() <= recognition.threshold + 1e-6).double().mean()
+    assert 0.5 <= kept <= 0.5 + 2 / len(largest)
+
+
+def test_a_comparison_changes_nothing_of_the_run_itself(tmp_path: Path) -> None:
+    plain, _ = evolution(tmp_path / "plain", CYCLES).run()
+    settings = CYCLES.model_copy(update={"compare_scores": ("paper", "max-logit"), "compare_strategies": ("ewc",)})
+    compared, comparisons = evolution(tmp_path / "compared", settings).run()
+    assert [(one.score, one.strategy) for one in comparisons] == [("paper", "replay"), ("max-logit", "ewc")]
+    assert all(len(one.cycles) == 2 for one in comparisons)
+    expected = state(plain)
+    assert all(torch.equal(value, expected[name]) for name, value in state(compared).items())
+
+
+def test_a_stream_with_nothing_unknown_is_an_error_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    settings = CYCLES.model_copy(update={"threshold": 1e9})
+    with pytest.raises(InputError, match=r"none of \d+ images of the stream looks unknown.*lower keep_known"):
+        evolution(tmp_path / "state", settings).run()
+    assert (tmp_path / "state" / "task-0004").is_dir()
+
+
+def test_a_person_who_names_nothing_is_an_error(tmp_path: Path) -> None:
+    known = replace(truth(), stream_names=("class 0",) * len(truth().stream_names))
+    events = Events(tmp_path / "events.jsonl")
+    made = Evolution(images(), CYCLES, 0, torch.device("cpu"), tmp_path / "state", events, Oracle(known, 0))
+    with pytest.raises(InputError, match="nobody named a class"):
+        made.run()
+    assert (tmp_path / "state" / "task-0004").is_dir()
+
+
+def test_cycles_without_a_stream_or_a_person_are_refused(tmp_path: Path) -> None:
+    events = Events(tmp_path / "events.jsonl")
+    arguments = (CYCLES, 0, torch.device("cpu"), tmp_path / "state", events)
+    with pytest.raises(InputError, match="need a stream"):
+        Evolution(replace(images(), stream_images=None), *arguments, Oracle(truth(), 0))
+    with pytest.raises(InputError, match="need a person"):
+        Evolution(images(), *arguments)
+
+
+def test_the_oracle_names_the_most_frequent_unknown_classes_and_gives_examples(tmp_path: Path) -> None:
+    made = evolution(tmp_path / "state", CYCLES.model_copy(update={"cycles": 1}))
+    collective, _ = made._resume()
+    for number in range(4):
+        made._learn(collective, number)
+    assert made.stream is not None
+    recognition = made.stream.recognise(collective, 0, "max-logit")
+    whole = made.stream.encounter(collective, recognition, 0)
+    # Two images of one class, three of another, one of a third, two known ones.
+    stream = truth().stream_names
+    wanted = {"class 8": 2, "class 9": 3, "class 10": 1, "class 0": 2}
+    flagged = np.zeros(len(whole.rows), dtype=np.bool_)
+    for name, count in wanted.items():
+        flagged[[i for i, row in enumerate(whole.rows) if stream[row] == name][:count]] = True
+    unknown = replace(
+        whole.unknown,
+        images=whole.unknown.images[flagged],
+        scores=whole.unknown.scores[flagged],
+        features=whole.unknown.features[flagged],
+    )
+    encounter = Encounter(0, whole.rows, flagged, unknown, at_most=5)
+    named = Oracle(truth(), 0).name(encounter)
+    assert {name: named.names.count(name) for name in set(named.names)} == {"class 8": 2, "class 9": 3}
+    one = Oracle(truth(), 0).name(replace(encounter, at_most=1))
+    assert set(one.names) == {"class 9"}
+    more = Oracle(truth(), 1).name(encounter)
+    assert len(more.rows) == len(named.rows) + 2
+    assert [stream[row] for row in more.rows] == more.names
+
+
+def test_named_images_of_one_class_in_two_cycles_are_one_class(tmp_path: Path) -> None:
+    collective, _ = evolution(tmp_path / "state")._resume()
+    picture = np.zeros((1, 32, 32, 3), np.uint8)
+    assert collective.add_named(Named(rows=[0], names=["new"]), picture) == [CLASSES]
+    assert collective.add_named(Named(rows=[1], names=["new"]), picture) == []
+    assert [len(rows) for rows in collective.rows_of([CLASSES])] == [2]
 
 
 def test_more_classes_in_a_task_than_the_folder_has_is_refused(tmp_path: Path) -> None:
@@ -235,3 +414,5 @@ def test_more_classes_in_a_task_than_the_folder_has_is_refused(tmp_path: Path) -
 def test_a_folder_that_is_no_world_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a collective's folder"):
         read(tmp_path)
+    with pytest.raises(InputError, match="holds no labels of the stream"):
+        read_truth(tmp_path)

@@ -1,11 +1,18 @@
 """Tests of the logistic head against scikit-learn, and of the floor's patches against patches copied out one by one."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from individual_node.feature_head import (
+    FeatureHeadNetwork,
+    FeatureHeads,
     centred_and_normalised,
+    fit_feature_head,
     inherited_features,
     logistic_regression,
     predict,
@@ -19,8 +26,14 @@ from individual_node.floor import (
     random_patches,
     whitening,
 )
+from individual_node.methods import Evaluation
+from individual_node.settings import IndividualSettings
+from individual_node.target_tasks import PrivateImages
+from protocol.errors import InputError
+from protocol.events import Events
 from protocol.images import DeviceImages, Normalisation
-from protocol.network import ConvolutionBlock
+from protocol.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
+from tests.individual_node.made import CPU, SHOTS, WAYS, images, learngene, task
 
 
 def test_logistic_regression_agrees_with_scikit_learn() -> None:
@@ -30,10 +43,10 @@ def test_logistic_regression_agrees_with_scikit_learn() -> None:
     unknown = rng.normal(size=(2, 40, 6))
     weight = logistic_regression(torch.from_numpy(x), torch.from_numpy(np.stack([labels] * 2)), 3, penalty=0.5)
     found = predict(weight, torch.from_numpy(unknown)).numpy()
-    for task in range(2):
-        reference = LogisticRegression(C=1 / 0.5, tol=1e-10, max_iter=10_000).fit(x[task], labels)
-        np.testing.assert_allclose(weight[task, :, :-1].numpy(), reference.coef_, atol=1e-4)
-        np.testing.assert_array_equal(found[task], reference.predict(unknown[task]))
+    for number in range(2):
+        reference = LogisticRegression(C=1 / 0.5, tol=1e-10, max_iter=10_000).fit(x[number], labels)
+        np.testing.assert_allclose(weight[number, :, :-1].numpy(), reference.coef_, atol=1e-4)
+        np.testing.assert_array_equal(found[number], reference.predict(unknown[number]))
 
 
 def test_each_view_is_centred_and_of_length_one() -> None:
@@ -58,6 +71,56 @@ def test_an_image_and_its_mirror_image_have_the_same_features() -> None:
     for view in (stem, top):
         torch.testing.assert_close(view[:5], view[5:], rtol=1e-2, atol=1e-2)  # of bfloat16
         assert not torch.allclose(view[0], view[1], rtol=1e-2, atol=1e-2)
+
+
+def support_of(number: int) -> DeviceImages:
+    """The support images of a task with their labels, as a task of one's own has them."""
+    rows = torch.from_numpy(task(number).support)
+    return replace(images(), pixels=images().pixels[rows], labels=torch.from_numpy(task(number).support_labels))
+
+
+def test_a_task_of_its_own_is_predicted_as_among_many(tmp_path: Path) -> None:
+    gene, data = learngene(), images()
+    own = PrivateImages(data.pixels.numpy(), data.pixels.numpy(), {SHOTS: [task(n) for n in range(3)]})
+    evaluation = Evaluation({"condensed": gene}, own, IndividualSettings(), 0, CPU, Events(tmp_path / "events"))
+    together = evaluation.run("condensed", SHOTS).accuracy
+    mean, std = (torch.from_numpy(gene.tensors[f"input.{name}"]) for name in ("mean", "std"))
+    for number in range(3):
+        network = fit_feature_head(gene, replace(support_of(number), mean=mean, std=std), ways=WAYS, penalty=0.3)
+        x, _ = replace(data, mean=mean, std=std).batch(torch.from_numpy(task(number).test))
+        right = network(x).argmax(1).numpy() == task(number).test_labels
+        assert together[number] == pytest.approx(right.mean() * 100)
+
+
+def test_the_head_as_a_network_computes_what_the_heads_of_many_tasks_compute() -> None:
+    gene, data, tasks = learngene(), images(), [task(n) for n in range(3)]
+    blocks = layers_of(build_blocks(gene.architecture.blocks).eval())
+    load_blocks(blocks, gene.tensors)
+    views = inherited_features(blocks, 1, data, np.arange(60))
+    support = torch.from_numpy(np.stack([t.support for t in tasks]))
+    labels = torch.from_numpy(np.stack([t.support_labels for t in tasks]))
+    heads = FeatureHeads.fit([view[support] for view in views], labels, WAYS, 0.3)
+    x, _ = data.batch(torch.arange(60))
+    for number in range(3):
+        network = fit_feature_head(gene, support_of(number), ways=WAYS, penalty=0.3)
+        known = centred_and_normalised(views, [centre[number] for centre in heads.centres]).double()
+        expected = known @ heads.weight[number, :, :-1].T + heads.weight[number, :, -1]
+        torch.testing.assert_close(network(x).double(), expected, rtol=1e-3, atol=1e-3)
+        assert torch.equal(network(x).argmax(1), heads.predict([view[None] for view in views])[number])
+
+
+def test_a_saved_head_makes_the_same_network_again() -> None:
+    network = fit_feature_head(learngene(), support_of(0), ways=WAYS, penalty=0.3)
+    again = FeatureHeadNetwork(learngene().architecture, ways=WAYS)
+    assert not again.training
+    again.load_state_dict(network.state_dict())
+    x, _ = images().batch(torch.arange(10))
+    torch.testing.assert_close(again(x), network(x))
+
+
+def test_a_head_needs_features_of_images() -> None:
+    with pytest.raises(InputError, match="form condensed, this one is paper"):
+        FeatureHeadNetwork(learngene("paper").architecture, ways=WAYS)
 
 
 def test_encoding_agrees_with_patches_copied_out_one_by_one() -> None:

@@ -1,10 +1,13 @@
 """Tests of the architecture: what it allows, what it refuses, and that its JSON says everything."""
 
+from itertools import combinations
+from typing import get_args
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from protocol.architecture import Architecture, Block, InputContract
+from protocol.architecture import MOST_BLOCKS, Architecture, Block, BlockRole, Form, InputContract
 from protocol.learngene import FisherDescription, Learngene
 
 INPUT = InputContract(height=32, width=32, channels=3)
@@ -33,11 +36,70 @@ def test_blocks_that_do_not_fit_are_refused_and_both_widths_are_named() -> None:
         Architecture(form="condensed", input=INPUT, blocks=(STEM, TOP.model_copy(update={"in_channels": 5})))
 
 
-def test_a_condensed_learngene_starts_at_the_image_and_the_papers_holds_top_blocks_only() -> None:
+def blocks(*roles: BlockRole, channels: int = 3) -> tuple[Block, ...]:
+    """A chain with these roles that takes ``channels`` and gives 4 from its first block on."""
+    return tuple(
+        Block(role=role, in_channels=4 if number else channels, out_channels=4, pool=False)
+        for number, role in enumerate(roles)
+    )
+
+
+def test_a_condensed_learngene_is_a_stem_from_the_image_on_and_then_top_blocks() -> None:
+    Architecture(form="condensed", input=INPUT, blocks=blocks("stem", "stem", "top"))
     with pytest.raises(ValidationError, match="image's channels"):
         Architecture(form="condensed", input=INPUT, blocks=(TOP,))
-    with pytest.raises(ValidationError, match="top blocks only"):
-        Architecture(form="paper", input=INPUT, blocks=(STEM, TOP))
+    wrong: list[tuple[BlockRole, ...]] = [("top", "stem"), ("stem", "middle"), ("front", "top")]
+    for roles in wrong:
+        with pytest.raises(ValidationError, match="a stem and then top blocks"):
+            Architecture(form="condensed", input=INPUT, blocks=blocks(*roles))
+
+
+@pytest.mark.parametrize(
+    ("form", "allowed"),
+    [
+        ("paper", {"front", "middle", "top"}),
+        ("paper-middle", {"middle"}),
+        ("paper-front", {"front"}),
+    ],
+)
+def test_a_form_of_the_collectives_own_layers_allows_its_positions_and_no_other(form: Form, allowed: set[str]) -> None:
+    for role in get_args(BlockRole):
+        if role in allowed:
+            made = Architecture(form=form, input=INPUT, blocks=blocks(role, role))
+            assert Architecture.model_validate_json(made.model_dump_json()) == made
+        else:
+            with pytest.raises(ValidationError, match=f"in the form {form} holds blocks of one role"):
+                Architecture(form=form, input=INPUT, blocks=blocks(role, role))
+
+
+@pytest.mark.parametrize("form", ["paper", "paper-middle", "paper-front"])
+def test_layers_from_two_positions_are_no_learngene(form: Form) -> None:
+    for first, second in combinations(get_args(BlockRole), 2):
+        with pytest.raises(ValidationError, match="of one role"):
+            Architecture(form=form, input=INPUT, blocks=blocks(first, second))
+
+
+def test_only_front_layers_must_take_the_images_channels() -> None:
+    forms: list[Form] = ["paper", "paper-front"]
+    for form in forms:
+        with pytest.raises(ValidationError, match="a front learngene must take the image's channels"):
+            Architecture(form=form, input=INPUT, blocks=blocks("front", channels=8))
+    positions: list[BlockRole] = ["middle", "top"]
+    for role in positions:
+        Architecture(form="paper", input=INPUT, blocks=blocks(role, channels=8))
+
+
+def test_blocks_cannot_pool_more_often_than_the_image_can_be_halved() -> None:
+    pooling = [block.model_copy(update={"pool": True}) for block in blocks(*["top"] * 6)]
+    Architecture(form="paper", input=INPUT, blocks=tuple(pooling[:5]))
+    with pytest.raises(ValidationError, match="pool more often"):
+        Architecture(form="paper", input=INPUT, blocks=tuple(pooling))
+
+
+def test_a_learngene_has_an_end() -> None:
+    for count in (0, MOST_BLOCKS + 1):
+        with pytest.raises(ValidationError, match="item"):
+            Architecture(form="paper", input=INPUT, blocks=blocks(*["top"] * count))
 
 
 def test_json_and_back_is_the_same_architecture() -> None:

@@ -24,6 +24,8 @@ NODE: dict[str, object] = {
 class Own(BaseModel):
     model_config = STRICT
     epochs: int = 3
+    layers: int | None = 4
+    strategy: str = "replay"
 
 
 class OwnConfiguration(NodeConfiguration):
@@ -60,6 +62,15 @@ def test_a_party_has_tables_of_its_own(tmp_path: Path) -> None:
     assert load(path, OwnConfiguration).own.epochs == 5
     with pytest.raises(InputError, match="own"):
         load(path, NodeConfiguration)
+
+
+def test_none_is_a_word_where_a_setting_may_be_none_and_text_elsewhere(tmp_path: Path) -> None:
+    own = load(write(tmp_path, {"node": NODE, "own": {"layers": "none", "strategy": "none"}}), OwnConfiguration).own
+    assert own.layers is None
+    assert own.strategy == "none"
+    assert load(write(tmp_path, {"node": NODE, "own": {}}), OwnConfiguration).own.layers == 4
+    with pytest.raises(InputError, match=r"own\.epochs"):
+        load(write(tmp_path, {"node": NODE, "own": {"epochs": "none"}}), OwnConfiguration)
 
 
 @pytest.mark.parametrize(

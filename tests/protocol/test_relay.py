@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from collective_node.settings import CollectiveSettings
-from individual_node.methods import FORMS
+from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
 from protocol.errors import InputError, RunFailedError
 from protocol.relay import PartyFailedError, deployment_settings, run_round
@@ -218,7 +218,7 @@ def test_by_default_the_relay_carries_what_nodes_with_their_defaults_publish_and
     written = tomllib.loads((files("protocol") / "flower_app" / "pyproject.toml").read_text())
     forms, individuals, patience = deployment_settings(written["tool"]["flwr"]["app"]["config"])
     assert deployment_settings({}) == (forms, individuals, patience)
-    needed = {FORMS[method] for method in IndividualSettings().methods if method in FORMS}
+    needed = {METHODS[name].form for name in IndividualSettings().methods} - {None}
     assert needed <= set(forms) <= set(CollectiveSettings().forms)
 
 

@@ -28,7 +28,7 @@ def make_run(
     settings = from_run_config(
         {"out": str(out), "target-tasks": target_tasks, "individuals": individuals, "seed": seed, "profile": "smoke"}
     )
-    run = open_run(settings, dataset="cifar100", now=NOW, new_run_id=lambda: run_id)
+    run = open_run(settings, now=NOW, new_run_id=lambda: run_id)
     folder = run.folder
     name = "glyphs" if source == "stand-in" else "cifar100"
     _json(folder / "world" / "collective" / "manifest.json", {"dataset": {"name": name, "source": source}})
@@ -73,7 +73,7 @@ def make_run(
 def open_again(folder: Path, out: Path) -> OpenRun:
     """Open an unfinished made run as a resumed run does."""
     settings = from_run_config({"out": str(out), "target-tasks": "10:12,20:6", "individuals": 2, "profile": "smoke"})
-    return open_run(settings.model_copy(update={"resume": True}), dataset="cifar100", now=NOW)
+    return open_run(settings.model_copy(update={"resume": True}), now=NOW)
 
 
 def collective_metrics() -> dict[str, object]:

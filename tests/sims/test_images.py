@@ -1,92 +1,27 @@
-"""Image sources: folder trees, the published archive through torchvision, and when the stand-in may step in."""
+"""Image sources: what a dataset makes of a folder, the published archive, and when the stand-in may step in."""
 
 import hashlib
+import json
 import os
 import pickle
+import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from protocol.errors import InputError
 from sims import glyphs, images
 from sims.cifar100.split import CIFAR100
-from sims.division import Division
-from sims.images import count_images, division_of, load_source, read_folder_tree, read_published
-
-CLASSES = ("ant", "bee", "cat")
-
-
-def _pixels(seed: int, size: int = 32) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def _tree(root: Path) -> dict[str, list[np.ndarray]]:
-    """Two images a class and part, in folders made in another order than their names; returns the pixels by part."""
-    made: dict[str, list[np.ndarray]] = {}
-    for offset, part in ((0, "train"), (100, "test")):
-        made[part] = [_pixels(offset + index) for index in range(6)]
-        for index in reversed(range(6)):
-            folder = root / part / CLASSES[index // 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(made[part][index]).save(folder / f"{index}.png")
-    return made
-
-
-def test_a_folder_tree_is_read_in_the_order_of_names(tmp_path: Path) -> None:
-    made = _tree(tmp_path)
-    (tmp_path / "train" / "dog").mkdir()  # a class that nobody asked for
-    (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
-    (tmp_path / "train" / "ant" / "._0.png").write_bytes(b"left by another system")
-    source = read_folder_tree(tmp_path, CLASSES, name="animals")
-    assert (source.name, source.kind, source.classes, source.notice) == ("animals", "folder", CLASSES, "")
-    np.testing.assert_array_equal(source.train.images, np.stack(made["train"]))
-    np.testing.assert_array_equal(source.test.images, np.stack(made["test"]))
-    assert source.train.labels.tolist() == source.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def test_grey_and_palette_images_become_rgb(tmp_path: Path) -> None:
-    _tree(tmp_path)
-    grey = _pixels(7)[..., 0]
-    Image.fromarray(grey).save(tmp_path / "train" / "ant" / "0.png")
-    source = read_folder_tree(tmp_path, CLASSES, name="animals")
-    np.testing.assert_array_equal(source.train.images[0], np.repeat(grey[..., None], 3, axis=2))
-
-
-def test_a_missing_class_is_named(tmp_path: Path) -> None:
-    _tree(tmp_path)
-    (tmp_path / "test" / "cat").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"test lacks 1 of 3 class folders: cat"):
-        read_folder_tree(tmp_path, CLASSES, name="animals")
-
-
-def test_an_empty_class_is_named(tmp_path: Path) -> None:
-    _tree(tmp_path)
-    for file in (tmp_path / "train" / "bee").iterdir():
-        file.unlink()
-    with pytest.raises(InputError, match=r"train/bee holds no images"):
-        read_folder_tree(tmp_path, CLASSES, name="animals")
-
-
-def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
-    _tree(tmp_path)
-    Image.fromarray(_pixels(0)[:16]).save(tmp_path / "test" / "ant" / "1.png")
-    with pytest.raises(InputError, match=r"ant/1\.png is 32x16 pixels; this dataset needs 32x32"):
-        read_folder_tree(tmp_path, CLASSES, name="animals")
-
-
-@pytest.mark.parametrize("keep", [0, 10, 60, 400])
-def test_a_damaged_image_is_named(tmp_path: Path, keep: int) -> None:
-    _tree(tmp_path)
-    damaged = tmp_path / "train" / "cat" / "4.png"
-    damaged.write_bytes(damaged.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"cannot read the image .*cat/4\.png"):
-        read_folder_tree(tmp_path, CLASSES, name="animals")
+from sims.datasets import DATASETS
+from sims.imagenet100.split import IMAGENET100
+from sims.images import count_images, draw_stand_in, load_source, read_published
+from tests.sims.made_tree import CLASSES, DIVISION, make_tree
 
 
 def test_given_data_is_never_replaced_by_the_stand_in(tmp_path: Path) -> None:
@@ -94,20 +29,21 @@ def test_given_data_is_never_replaced_by_the_stand_in(tmp_path: Path) -> None:
         load_source(tmp_path / "absent")
     with pytest.raises(InputError, match="holds neither train/ and test/"):
         load_source(tmp_path)
-    _tree(tmp_path)  # a tree, but not of CIFAR-100's classes
-    with pytest.raises(InputError, match=r"lacks 99 of 100 class folders: apple"):
+    make_tree(tmp_path)  # a tree, but not of CIFAR-100's classes
+    with pytest.raises(InputError, match=r"train lacks 99 of 100 class folders: apple"):
         load_source(tmp_path)
     with pytest.raises(InputError, match="choose one"):
         load_source(tmp_path, stand_in=True)
 
 
 def test_images_are_counted_by_their_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "CIFAR100", Division(base=("ant",), open_world=("bee",), novel=("cat",)))
-    _tree(tmp_path / "cifar100")
+    monkeypatch.setattr(images, "CIFAR100", DIVISION)
+    monkeypatch.setitem(DATASETS, "cifar100", replace(DATASETS["cifar100"], division=DIVISION))
+    make_tree(tmp_path / "cifar100")
     (tmp_path / "cifar100" / "train" / "cat" / "more.png").write_bytes(b"opened by nobody")
     division, counts = count_images(tmp_path)
     assert division.classes == CLASSES
-    assert counts == {"train": {"ant": 2, "bee": 2, "cat": 3}, "test": {"ant": 2, "bee": 2, "cat": 2}}
+    assert counts == {"train": {**dict.fromkeys(CLASSES, 2), "cat": 3}, "test": dict.fromkeys(CLASSES, 2)}
     (tmp_path / "archive" / "cifar-100-python").mkdir(parents=True)
     for published in (count_images(), count_images(tmp_path / "archive")):
         assert published[1] == {"train": dict.fromkeys(CLASSES, 500), "test": dict.fromkeys(CLASSES, 100)}
@@ -117,6 +53,101 @@ def test_images_are_counted_by_their_names_alone(tmp_path: Path, monkeypatch: py
     for wrong in ("absent", "archive/cifar-100-python"):
         with pytest.raises(InputError, match=wrong):
             count_images(tmp_path / wrong)
+
+
+def test_imagenet100_is_read_at_84_pixels_by_its_wordnet_ids(tmp_path: Path) -> None:
+    made = make_tree(tmp_path / "imagenet100", IMAGENET100, parts=("train", "val"), each=1, size=(9, 12))
+    (tmp_path / "imagenet100" / "train" / "n00000001").mkdir()  # a whole ImageNet has further classes
+    for data in (tmp_path, tmp_path / "imagenet100"):
+        source = load_source(data, dataset="imagenet100")
+        assert (source.name, source.kind, source.division) == ("imagenet100", "folder", IMAGENET100)
+        assert source.classes == IMAGENET100.classes
+        assert source.train.images.shape == source.test.images.shape == (100, 84, 84, 3)
+        # The middle of each picture: its left and right edges are gone.
+        upright = np.stack([picture.mean() for picture in made["val"]])
+        assert np.corrcoef(upright, source.test.images.mean((1, 2, 3)))[0, 1] > 0.9
+    assert count_images(tmp_path, dataset="imagenet100")[1]["test"] == dict.fromkeys(IMAGENET100.classes, 1)
+
+
+def test_imagenet100_has_the_classes_of_the_appendix() -> None:
+    assert [len(names) for names in (IMAGENET100.base, IMAGENET100.open_world, IMAGENET100.novel)] == [64, 16, 20]
+    assert all(re.fullmatch(r"n\d{8}", name) for name in IMAGENET100.classes)
+    # One of each role, from the list.
+    assert "n13054560" in IMAGENET100.base
+    assert "n03980874" in IMAGENET100.open_world
+    assert "n02099601" in IMAGENET100.novel
+
+
+def test_imagenet100_is_drawn_only_where_that_is_asked_for(few_glyphs: None) -> None:
+    for look in (count_images, load_source):
+        with pytest.raises(InputError, match=r"ImageNet100 cannot be downloaded: give --data FOLDER .*WordNet id"):
+            look(dataset="imagenet100")
+    source = load_source(dataset="imagenet100", stand_in=True)
+    assert (source.name, source.kind, source.train.images.shape) == ("glyphs", "stand-in", (300, 84, 84, 3))
+    assert "NOT CIFAR-100 or ImageNet100" in source.notice
+    small = draw_stand_in("to compare", train_per_class=3, test_per_class=2)
+    # Enlarged, not drawn anew: blocks of the large picture average to the small one's.
+    halves = [picture.reshape(-1, 2, picture.shape[1] // 2, 2, picture.shape[1] // 2, 3).mean((2, 4))
+              for picture in (source.train.images, small.train.images)]  # fmt: skip
+    np.testing.assert_allclose(halves[0], halves[1], atol=3)
+
+
+def split(folder: Path, **changes: object) -> Path:
+    """Write a ``split.json`` of the made classes."""
+    folder.mkdir(exist_ok=True)
+    roles = {"base": ["ant", "bee"], "open_world": ["cat"], "novel": ["dog", "elk"]}
+    (folder / "split.json").write_text(json.dumps({**roles, **changes}), encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_ones_own_is_divided_by_its_split(tmp_path: Path) -> None:
+    make_tree(split(tmp_path / "mine", size=40, names={"ant": "an ant"}), size=(50, 40))
+    source = load_source(tmp_path / "mine", dataset="folder")
+    assert (source.name, source.kind, source.division) == ("mine", "folder", DIVISION)
+    assert source.train.images.shape == (10, 40, 40, 3)
+    split(tmp_path / "mine")
+    assert load_source(tmp_path / "mine", dataset="folder").train.images.shape == (10, 32, 32, 3)
+    division, counts = count_images(tmp_path / "mine", dataset="folder")
+    assert division == DIVISION
+    assert counts == {part: dict.fromkeys(CLASSES, 2) for part in ("train", "test")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"novel": ["dog", "ant"]}, "class 'ant' stands twice"),
+        ({"base": ["ant", "ant"]}, "class 'ant' stands twice"),
+        ({"novel": ["dog", "emu"]}, r"lacks 1 of 5 class folders: emu"),
+        ({"novell": ["dog"]}, "novell"),
+        ({"base": ["ant"]}, "base"),
+        ({"open_world": []}, "open_world"),
+        ({"open_world": "cat"}, "open_world"),
+        ({"base": ["ant", "../bee"]}, r"base\.1"),
+        ({"base": ["ant", ".."]}, r"base\.1"),
+        ({"base": ["ant", 3]}, r"base\.1"),
+        ({"size": 31}, "size"),
+        ({"size": "84"}, "size"),
+    ],
+)
+def test_a_wrong_split_is_one_line_that_says_where(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    make_tree(split(tmp_path / "mine", **changes))
+    for look in (count_images, load_source):
+        with pytest.raises(InputError, match=said) as caught:
+            look(tmp_path / "mine", dataset="folder")
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_of_ones_own_needs_a_readable_split(tmp_path: Path) -> None:
+    make_tree(tmp_path)
+    with pytest.raises(InputError, match=r"holds no split\.json"):
+        load_source(tmp_path, dataset="folder")
+    (tmp_path / "split.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"split\.json: invalid JSON"):
+        load_source(tmp_path, dataset="folder")
+    for stand_in, said in ((True, "no stand-in"), (False, "give --data")):
+        with pytest.raises(InputError, match=said):
+            load_source(dataset="folder", stand_in=stand_in)
 
 
 @pytest.fixture
@@ -137,7 +168,7 @@ def test_without_data_and_network_the_stand_in_says_what_it_is(tmp_path: Path, m
     assert "could not be downloaded" in source.notice
     assert len(said) == 1
     assert not (tmp_path / "cache").exists()
-    assert division_of(source) == glyphs.DIVISION
+    assert source.division == glyphs.DIVISION
     assert source.train.images.shape == (300, 32, 32, 3)
     expected, _ = glyphs.draw(0, [41], train=3, test=1)
     np.testing.assert_array_equal(
@@ -215,7 +246,7 @@ def _check_published(source: images.ImageSource) -> None:
     assert source.train.images.flags.c_contiguous
     assert source.train.labels.tolist() == [index % 100 for index in range(200)]
     assert len(source.test.images) == 100
-    assert division_of(source) == CIFAR100
+    assert source.division == CIFAR100
 
 
 def test_the_published_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

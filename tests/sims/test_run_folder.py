@@ -27,7 +27,7 @@ def settings(out: Path, **changes: object) -> RunSettings:
 
 
 def start(wanted: RunSettings, later: int = 0) -> OpenRun:
-    return open_run(wanted, dataset="cifar100", now=NOW + timedelta(seconds=later))
+    return open_run(wanted, now=NOW + timedelta(seconds=later))
 
 
 def test_a_new_run_has_a_folder_of_its_own_named_by_its_time(tmp_path: Path) -> None:

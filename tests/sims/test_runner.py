@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from io import StringIO
@@ -16,11 +17,14 @@ from protocol.errors import InputError, RunFailedError
 from protocol.terminal import run_app
 from sims import report, runner
 from sims.cifar100.split import CIFAR100
+from sims.datasets import DATASETS, dataset_name
+from sims.division import Division
 from sims.results import collect
 from sims.run_folder import open_run, read_record
 from sims.settings import RunSettings, Value, from_run_config
 from sims.summary import summarise
 from tests.sims.made_run import make_run
+from tests.sims.made_tree import make_tree
 
 
 class MadeFlower:
@@ -31,10 +35,11 @@ class MadeFlower:
         self.closed = 0
         self.nodes = 0
         self.config: Mapping[str, Value] = {}
+        self.app = ""
 
     def __call__(self, app: Path, run_config: Mapping[str, Value], *, nodes: int) -> "MadeFlower":
         assert (app / "pyproject.toml").is_file()
-        self.config, self.nodes = run_config, nodes
+        self.app, self.config, self.nodes = app.name, run_config, nodes
         return self
 
     def stream(self) -> Iterator[str]:
@@ -67,7 +72,7 @@ def finish(wanted: RunSettings) -> Iterator[str]:
 
 def fail(wanted: RunSettings) -> Iterator[str]:
     """A run whose node died."""
-    run = open_run(wanted, dataset="cifar100", now=datetime.now(UTC))
+    run = open_run(wanted, now=datetime.now(UTC))
     run.update(status="failed", failure="the node individual-1 ended")
     run.close()
     yield "RunFailedError: the node individual-1 ended"
@@ -87,6 +92,20 @@ def test_a_finished_run_gives_its_folder_and_results(tmp_path: Path) -> None:
     assert (folder / "flower.log").read_text(encoding="utf-8") == "Starting\ndone\n"
 
 
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_each_dataset_has_its_own_app_and_names_its_runs(tmp_path: Path, dataset: str) -> None:
+    division = DATASETS[dataset_name(dataset)].division or Division(tuple("abcde"), ("f",), tuple("ghijk"))
+    make_tree(tmp_path / "data", division, each=20, size=(8, 8))
+    (tmp_path / "data" / "split.json").write_text(json.dumps(asdict(division)), encoding="utf-8")
+    wanted = settings(tmp_path / "out", dataset=dataset, data=str(tmp_path / "data"), individuals=1)
+    flower = MadeFlower(fail)
+    with pytest.raises(RunFailedError):
+        runner.run(wanted, console(), submit=flower)
+    assert (flower.app, flower.config["dataset"]) == (dataset, dataset)
+    [folder] = (tmp_path / "out").iterdir()
+    assert folder.name.endswith(f"-{dataset}")
+
+
 def test_a_failed_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
     flower = MadeFlower(fail)
     with pytest.raises(RunFailedError, match=r"individual-1 ended.*--resume") as caught:
@@ -97,7 +116,7 @@ def test_a_failed_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
 
 def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: Path) -> None:
     def die(wanted: RunSettings) -> Iterator[str]:
-        open_run(wanted, dataset="cifar100", now=datetime.now(UTC)).close()
+        open_run(wanted, now=datetime.now(UTC)).close()
         yield "Killed"
 
     with pytest.raises(RunFailedError, match="finished:failed"):
@@ -107,7 +126,7 @@ def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: P
     assert record.status == "failed"
 
     def resume(wanted: RunSettings) -> Iterator[str]:
-        run = open_run(wanted, dataset="cifar100", now=datetime.now(UTC))
+        run = open_run(wanted, now=datetime.now(UTC))
         assert run.record.run_id == record.run_id
         run.update(status="failed", failure="again")
         run.close()
@@ -131,7 +150,7 @@ def test_a_run_that_never_started_shows_the_reason_in_flowers_log(tmp_path: Path
 def test_what_only_the_serverapp_finds_wrong_is_wrong_input_all_the_same(tmp_path: Path, started: bool) -> None:
     def refuse(wanted: RunSettings) -> Iterator[str]:
         if started:
-            run = open_run(wanted, dataset="cifar100", now=datetime.now(UTC))
+            run = open_run(wanted, now=datetime.now(UTC))
             run.update(status="failed", failure="apple/1.png is 8x8 pixels")
             run.close()
         yield "Traceback (most recent call last):"
@@ -156,7 +175,7 @@ def test_a_finished_run_is_not_refused_for_what_its_log_says(tmp_path: Path) -> 
 
 def test_an_interrupted_run_is_closed_and_marked(tmp_path: Path) -> None:
     def go_on(wanted: RunSettings) -> Iterator[str]:
-        run = open_run(wanted, dataset="cifar100", now=datetime.now(UTC))
+        run = open_run(wanted, now=datetime.now(UTC))
         event = {"time": 1, "event": "run", "done": 0, "total": 0, "text": "world made"}
         (run.folder / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
         run.close()
@@ -243,7 +262,19 @@ def command(*arguments: str) -> int:
         (["run", "cifar100", "--stand-in", "--shots", "300", "--individuals", "2"], "300 are needed"),
         (["run", "cifar100", "--stand-in", "--target-tasks", "1", "--individuals", "2"], "2 individuals"),
         (["world"], "command"),
-        (["world", "make"], "command"),
+        (["run", "imagenet100"], "ImageNet100 cannot be downloaded"),
+        (["run", "imagenet100", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["run", "imagenet100", "--stand-in", "--data", "/"], "exclude each other"),
+        (["run", "imagenet100", "--stand-in", "--shots", "501"], "501"),
+        (["run", "folder"], "split.json"),
+        (["run", "folder", "--stand-in"], "no stand-in"),
+        (["run", "folder", "--data", "/usr"], "holds no split.json"),
+        (["run", "cifar100", "--set", "collective.expansion=widen two"], "is no growth step"),
+        (["run", "cifar100", "--set", "collective.expansion='paper"], "growth step"),
+        (["run", "cifar100", "--stand-in", "--set", "collective.classes_per_task=65"], "64"),
+        (["world", "make"], "DATASET"),
+        (["world", "make", "imagenet100", "--out", "/w"], "ImageNet100 cannot be downloaded"),
+        (["world", "make", "folder", "--out", "/w", "--data", "/usr"], "holds no split.json"),
         (["world", "make", "cifar100", "--out", "/w", "--stand-in", "--data", "/"], "exclude each other"),
         (["world", "make", "cifar100", "--out", "/w", "--data", "/no/such/folder"], "/no/such/folder"),
         (["world", "make", "cifar100", "--out", "/usr", "--stand-in"], "/usr exists already"),
@@ -334,6 +365,17 @@ def test_enough_images_are_not_refused(tmp_path: Path, monkeypatch: pytest.Monke
     flower = MadeFlower(finish)
     runner.run(settings(tmp_path / "out", data=str(tree(tmp_path / "data")), individuals=1), console(), submit=flower)
     assert flower.closed == 1
+
+
+@pytest.mark.parametrize("base", ["abcd", "abcde"])
+def test_a_split_with_fewer_base_classes_than_a_task_is_refused(tmp_path: Path, base: str) -> None:
+    division = Division(tuple(base), ("f",), tuple("ghijk"))
+    make_tree(tmp_path / "data", division, each=20, size=(8, 8))
+    (tmp_path / "data" / "split.json").write_text(json.dumps(asdict(division)), encoding="utf-8")
+    wanted = settings(tmp_path / "out", dataset="folder", data=str(tmp_path / "data"), individuals=1)
+    said = r"a task of 5 classes needs as many base classes; there are 4" if base == "abcd" else "individual-1 ended"
+    with pytest.raises((InputError, RunFailedError), match=said):
+        runner.run(wanted, console(), submit=MadeFlower(fail))
 
 
 def test_the_paper_profile_without_cuda_is_wrong_input(

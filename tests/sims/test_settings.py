@@ -1,20 +1,37 @@
 """Settings of a run: profiles, overrides, the round trip through Flower, and what is refused."""
 
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from protocol.errors import InputError
-from sims.settings import PROFILES, RUN_CONFIG_DEFAULTS, Value, _as_text, check_machine, from_run_config
+from sims.datasets import DATASETS, DatasetName
+from sims.flower import _toml
+from sims.settings import (
+    PROFILES,
+    RUN_CONFIG_DEFAULTS,
+    ProfileName,
+    Value,
+    _as_text,
+    check_machine,
+    from_run_config,
+    join_changes,
+)
 
-APP = Path(__file__).parents[2] / "sims" / "cifar100" / "pyproject.toml"
+SIMS = Path(__file__).parents[2] / "sims"
 
 
-@pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_the_defaults_are_the_profile(profile: str) -> None:
-    settings = from_run_config({"profile": profile})
-    wanted = PROFILES[settings.profile]
+@pytest.mark.parametrize(
+    ("dataset", "profile"), [(dataset, profile) for dataset in PROFILES for profile in PROFILES[dataset]]
+)
+def test_the_defaults_are_the_profile(dataset: DatasetName, profile: ProfileName) -> None:
+    settings = from_run_config({"dataset": dataset, "profile": profile})
+    wanted = PROFILES[dataset][profile]
+    assert (settings.dataset, settings.profile) == (dataset, profile)
+    assert settings.individual == wanted.individual
+    assert from_run_config(settings.to_run_config()) == settings
     assert settings.target_tasks == wanted.target_tasks
     assert settings.collective == wanted.collective
     assert settings.out.is_absolute()
@@ -42,26 +59,54 @@ def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
     assert (settings.collective.classes_per_task, settings.collective.forms) == (4, ("paper",))
     assert (settings.collective.sigma, settings.individual.retain) == (1e-4, 10.0)
     changed = {"tasks", "width", "classes_per_task", "forms", "sigma"}
-    small = PROFILES["small"]
+    small = PROFILES["cifar100"]["small"]
     assert settings.collective.model_dump(exclude=changed) == small.collective.model_dump(exclude=changed)
     assert settings.individual.model_dump(exclude={"retain"}) == small.individual.model_dump(exclude={"retain"})
     assert from_run_config(settings.to_run_config()) == settings
 
 
-def test_the_run_configuration_holds_exactly_the_keys_of_the_flower_app() -> None:
-    declared = tomllib.loads(APP.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
-    assert declared == dict(RUN_CONFIG_DEFAULTS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_run_configuration_holds_exactly_the_keys_of_the_flower_app(dataset: DatasetName) -> None:
+    text = (SIMS / dataset / "pyproject.toml").read_text(encoding="utf-8")
+    declared = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
+    assert declared == {**RUN_CONFIG_DEFAULTS, "dataset": dataset}
     assert set(from_run_config({}).to_run_config()) == set(declared)
 
 
 @pytest.mark.parametrize("party", ["collective", "individual"])
 def test_every_training_number_can_be_set_by_its_own_text(party: str) -> None:
-    for profile in PROFILES.values():
+    for profile in (*PROFILES["cifar100"].values(), *PROFILES["imagenet100"].values()):
         for name, value in getattr(profile, party):
-            text = _as_text(value)
-            settings = from_run_config({"profile": "smoke", "set": f"{party}.{name}={text}"})
+            change = f"{party}.{name}={_as_text(value)}"
+            settings = from_run_config({"profile": "smoke", "set": join_changes([change])})
             assert getattr(getattr(settings, party), name) == value
             assert from_run_config(settings.to_run_config()) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("'collective.expansion=widen 2 +64,deepen 5 identity'", "expansion", ("widen 2 +64", "deepen 5 identity")),
+        ("collective.expansion='widen 2 +64, deepen 5 identity'", "expansion", ("widen 2 +64", "deepen 5 identity")),
+        ("collective.expansion=", "expansion", ()),
+        ("collective.compare_strategies=none,ewc", "compare_strategies", ("none", "ewc")),
+        ("collective.layers=none", "layers", None),
+        ("collective.layers=2", "layers", 2),
+        ("individual.own_front=none", "own_front", None),
+        ("individual.methods=paper individual.own_front=", "own_front", ()),
+        ("individual.methods=paper individual.own_front=32,64", "own_front", (32, 64)),
+    ],
+)
+def test_lists_empty_lists_and_nothing_can_be_set(text: str, name: str, value: object) -> None:
+    settings = from_run_config({"profile": "smoke", "set": text})
+    party = settings.individual if hasattr(settings.individual, name) else settings.collective
+    assert getattr(party, name) == value
+    assert from_run_config(settings.to_run_config()) == settings
+    # Through Flower's own reading of `--run-config`, which knows no escapes.
+    from flwr.common.config import parse_config_args
+
+    line = " ".join(f"{key}={_toml(item)}" for key, item in settings.to_run_config().items())
+    assert from_run_config(parse_config_args([line], flatten=False)) == settings
 
 
 def test_a_number_with_a_key_of_its_own_can_be_set_once() -> None:
@@ -93,6 +138,10 @@ def test_a_number_may_stand_for_text_as_flower_parses_it() -> None:
     ("config", "said"),
     [
         ({"profile": "huge"}, "huge"),
+        ({"dataset": "mnist"}, "cifar100, imagenet100, folder"),
+        ({"set": "collective.expansion='widen 2"}, "No closing quotation"),
+        ({"set": "collective.expansion=widen 2 +64"}, "collective.NAME=VALUE"),  # not in quotes
+        ({"set": "collective.base_widths="}, "collective.base_widths"),
         ({"sead": 1}, "sead"),
         ({"seed": -1}, "seed"),
         ({"seed": "one"}, "seed"),
@@ -175,25 +224,31 @@ def test_a_run_without_cuda_never_asks_for_it() -> None:
     check_machine(from_run_config({}), fail)
 
 
-def test_the_command_repeats_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_command_repeats_the_run(tmp_path: Path, dataset: DatasetName) -> None:
     settings = from_run_config(
         {
+            "dataset": dataset,
             "profile": "smoke",
             "seed": 3,
             "data": str(tmp_path),
             "shots": "5",
             "individuals": 2,
             "width": 0.5,
-            "set": "individual.epochs=3 collective.forms=paper",
+            "set": "individual.epochs=3 collective.expansion='widen 2 +64,paper' collective.compare_scores=",
         }
     )
-    words = settings.command().split()
-    assert words[:3] == ["learngene", "run", "cifar100"]
-    config: dict[str, Value] = {}
+    words = shlex.split(settings.command())
+    assert words[:3] == ["learngene", "run", dataset]
+    config: dict[str, Value] = {"dataset": dataset}
+    changes: list[str] = []
     for flag, value in zip(words[3::2], words[4::2], strict=True):
         key = flag.removeprefix("--")
-        config[key] = f"{config['set']} {value}" if key in config else type(RUN_CONFIG_DEFAULTS[key])(value)
-    assert from_run_config(config) == settings
+        if key == "set":
+            changes.append(value)
+        else:
+            config[key] = type(RUN_CONFIG_DEFAULTS[key])(value)
+    assert from_run_config({**config, "set": join_changes(changes)}) == settings
 
 
 def test_the_experiment_does_not_depend_on_where_it_is_written(tmp_path: Path) -> None:

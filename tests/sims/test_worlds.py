@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from protocol.errors import InputError
 from sims import glyphs, worlds
 from sims.cifar100.split import CIFAR100
 from sims.division import Division
-from sims.images import ImageSet, ImageSource, division_of, load_source
+from sims.images import ImageSet, ImageSource, load_source
 from sims.world_command import register
 from sims.worlds import WorldPlan, load_world, make_world
+from tests.sims.made_tree import make_tree
 
 DIVISION = Division(base=("e", "a", "c", "b"), open_world=("f", "d"), novel=("k", "g", "i", "h"))
 CLASSES = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "k", "unused")  # the source's own order is another one
@@ -36,7 +38,7 @@ def make_source(seed: int = 0) -> ImageSource:
         pixels[:, 0, 0, 0] = labels
         return ImageSet(pixels, labels)
 
-    return ImageSource("letters", "folder", CLASSES, images(TRAIN), images(TEST), "made for a test")
+    return ImageSource("letters", "folder", CLASSES, DIVISION, images(TRAIN), images(TEST), "made for a test")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -317,6 +319,39 @@ def test_the_command_cuts_and_says_that_the_images_are_a_stand_in(application: t
     assert isinstance(again.exception, InputError)
 
 
+def test_the_command_cuts_a_folder_of_ones_own(application: typer.Typer, tmp_path: Path) -> None:
+    division = Division(base=("a", "b"), open_world=("c",), novel=("d", "e", "f"))
+    make_tree(tmp_path / "mine", division, parts=(".",), each=60, size=(20, 30))
+    (tmp_path / "mine" / "split.json").write_text(json.dumps({**asdict(division), "size": 40}), encoding="utf-8")
+    arguments = ["world", "make", "folder", "--data", str(tmp_path / "mine"), "--out", str(tmp_path / "world")]
+    result = CliRunner().invoke(application, [*arguments, "--ways", "3", "--target-tasks-20", "0"])
+    assert result.exit_code == 0, result.output
+    world = load_world(tmp_path / "world")
+    assert world.notice == ""
+    assert world.description.dataset == worlds.Dataset(name="mine", source="folder")
+    manifest = manifest_of(world.folder_of("collective"))
+    assert (manifest["classes"], manifest["human_classes"]) == (["a", "b"], ["a", "b", "c"])
+    assert manifest["image"] == {"height": 40, "width": 40, "channels": 3}
+    # Of 60 images one in six is for testing; half of the base ones of these goes into the stream.
+    assert manifest["counts"] == {"train": 100, "heldout": 10, "stream": 10 + 50, "human_heldout": 10}
+
+
+@pytest.mark.parametrize(
+    ("each", "said"), [(1, "class a has 0 usable train images; 10 are needed"), (30, "novel class d has 5 usable test")]
+)
+def test_the_command_refuses_classes_with_too_few_images(
+    application: typer.Typer, tmp_path: Path, each: int, said: str
+) -> None:
+    division = Division(base=("a", "b"), open_world=("c",), novel=("d", "e"))
+    make_tree(tmp_path / "mine", division, parts=(".",), each=each, size=(8, 8))
+    (tmp_path / "mine" / "split.json").write_text(json.dumps(asdict(division)), encoding="utf-8")
+    arguments = ["world", "make", "folder", "--data", str(tmp_path / "mine"), "--out", str(tmp_path / "world")]
+    result = CliRunner().invoke(application, [*arguments, "--ways", "2", "--target-tasks-20", "0"])
+    assert isinstance(result.exception, InputError)
+    assert said in str(result.exception)
+    assert not (tmp_path / "world").exists()
+
+
 def test_the_command_refuses_absent_data(application: typer.Typer, tmp_path: Path) -> None:
     arguments = ["world", "make", "cifar100", "--out", str(tmp_path / "world")]
     for given in ({"args": [*arguments, "--data", str(tmp_path / "no")]}, {"env": {"LEARNGENE_DATA": "/no/such"}}):
@@ -336,7 +371,7 @@ def test_the_command_wants_a_task(application: typer.Typer, tmp_path: Path) -> N
 @pytest.mark.skipif(not os.environ.get("LEARNGENE_DATA"), reason="LEARNGENE_DATA names no folder of real images")
 def test_real_images_are_cut_without_a_picture_in_two_folders(tmp_path: Path) -> None:
     source = load_source(Path(os.environ["LEARNGENE_DATA"]))
-    world = make_world(source, division_of(source), WorldPlan(individuals=3), 0, tmp_path / "world")
+    world = make_world(source, source.division, WorldPlan(individuals=3), 0, tmp_path / "world")
     assert_disjoint(world)
     # The published set holds identical pictures; some of them stand in two roles or in train and test.
     assert world.description.duplicates.dropped > 0

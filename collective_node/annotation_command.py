@@ -1,0 +1,135 @@
+"""``collective-node annotate``: shows the waiting unknown images of a node on a local page until they are labelled."""
+
+import os
+import socket
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+import typer
+import uvicorn
+
+from collective_node.annotation_access import Access
+from collective_node.annotation_clusters import clusters
+from collective_node.annotation_labels import LabelBook, waiting_folder
+from collective_node.annotation_server import make_app
+from collective_node.unknown_set import CYCLES_FOLDER, load
+from protocol.errors import InputError, RunFailedError
+from protocol.node_configuration import NodeTable, check, read
+from protocol.storage import write_atomically
+from protocol.terminal import EXIT_INTERRUPTED
+
+_BROWSER_FILE = "open.html"
+
+
+def annotate(config: Path, *, port: int, browser: bool) -> None:
+    """Serve the newest waiting set of a node until its labels are finished, or Ctrl-C.
+
+    Args:
+        config: the node's configuration file.
+        port: on 127.0.0.1; 0: the one of the last start if it is free, else any.
+        browser: open the page in a browser, where this machine shows one.
+
+    Raises:
+        InputError: the configuration, the set or the port is wrong. RunFailedError: nothing waits, or another process
+            shows it already.
+    """
+    node = check(config, read(config).get("node", {}), NodeTable, table="node")
+    folder = waiting_folder(node.state)
+    if folder is None:
+        raise RunFailedError(
+            f"nothing waits for names in {node.state / CYCLES_FOLDER}; "
+            'a node with person = "annotate" puts unknown images there in its open-world cycles'
+        )
+    unknown = load(folder)
+    with LabelBook(folder, images=len(unknown), known=unknown.known) as book:
+        access, groups = Access(folder), clusters(unknown)
+        listener = _listen(port, access.port)
+        port = listener.getsockname()[1]
+        title = f"cycle {int(folder.name.removeprefix('cycle-'))}"
+        app = make_app(unknown, groups, book, access, title=title, finished=lambda: _stop(server))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                # An access log would hold the tokens.
+                access_log=False,
+                log_config=None,
+                lifespan="off",
+                ws="none",
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        typer.echo(f"{len(unknown)} unknown images in {len(groups)} groups wait for names: {folder}")
+        typer.echo("Open this address in a browser on this machine. It works once.")
+        _tell(access.address(port))
+        if sys.stdin.isatty():
+            typer.echo("Enter: a new address. Ctrl-C: stop; labels are kept.")
+            threading.Thread(target=_new_addresses, args=(lambda: access.address(port),), daemon=True).start()
+        opened = folder / _BROWSER_FILE
+        try:
+            if browser and _has_screen():
+                _open(opened, access.address(port))
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            typer.echo(f"\nstopped; {len(book.labels.given)} of {len(unknown)} images are labelled, and kept")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        finally:
+            opened.unlink(missing_ok=True)
+            listener.close()
+        labels = book.labels
+        if labels.finished:
+            access.end()
+            new = labels.new_classes(unknown.known)
+            typer.echo(
+                f"finished: {sum(map(len, new.values()))} images of {len(new)} new classes, "
+                f"{len(labels.dismissed)} dismissed, {len(unknown) - len(labels.given)} left undecided"
+            )
+
+
+def _listen(port: int, before: int) -> socket.socket:
+    """A listening socket on 127.0.0.1."""
+    for choice in [port] if port else [before, 0]:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # So that a restart gets its port again while connections of the last start are still closing.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", choice))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            fault = error.strerror or str(error)
+        else:
+            return listener
+    raise InputError(f"cannot listen on 127.0.0.1, port {port}: {fault}; give another --port, or none")
+
+
+def _stop(server: uvicorn.Server) -> None:
+    server.should_exit = True
+
+
+def _tell(address: str) -> None:
+    # At once, also into a file or a pipe: somebody waits for it.
+    typer.echo(f"  {address}")
+    sys.stdout.flush()
+
+
+def _new_addresses(address: Callable[[], str]) -> None:
+    for _ in sys.stdin:
+        _tell(address())
+
+
+def _has_screen() -> bool:
+    """Whether a browser would open in a window, and not in this terminal."""
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _open(path: Path, address: str) -> None:
+    """Open the page by way of a file (0600): every user of the machine can read a browser's command line."""
+    text = f'<!doctype html><meta http-equiv="refresh" content="0; url={escape(address)}">'
+    write_atomically(path, text.encode(), mode=0o600)
+    webbrowser.open(path.as_uri())

@@ -1,0 +1,121 @@
+"""A collective: its network, the classes that it knows, its labelled images, and what it has recorded on the way."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from collective_node.consolidation import Consolidation
+from collective_node.criterion import GradientTrend
+from collective_node.expandable_network import ExpandableNetwork, add_outputs, deepen, scaled, widen
+from collective_node.growth import Growth
+from collective_node.growth_schedule import Step, Widen
+from collective_node.random_states import RandomStates
+from collective_node.records import CycleRecord, Named, TaskRecord
+from protocol.errors import InputError
+from protocol.images import DeviceImages
+
+
+@dataclass
+class Collective:
+    """What a collective has become so far.
+
+    Attributes:
+        network: its network.
+        random: where its randomness stands.
+        trend: layers x tasks record of gradients.
+        images: labelled training images: its own, then those that a person named.
+        classes: names of all classes that the labels of ``images`` number: base classes, then named ones.
+        known: numbers of the classes that it has learned, in the order of the network's outputs.
+        tasks, cycles: a record per finished task and open-world cycle.
+        named: what a person named, cycle by cycle.
+        momentum: the optimiser's, by parameter name.
+        consolidation: what holds its weights, with the strategy ``ewc`` once a task is through.
+    """
+
+    network: ExpandableNetwork
+    random: RandomStates
+    trend: GradientTrend
+    images: DeviceImages
+    classes: list[str]
+    known: list[int] = field(default_factory=list)
+    tasks: list[TaskRecord] = field(default_factory=list)
+    cycles: list[CycleRecord] = field(default_factory=list)
+    named: list[Named] = field(default_factory=list)
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+    consolidation: Consolidation | None = None
+
+    def branch(self) -> "Collective":
+        """A copy that can be trained on and thrown away; the images are shared."""
+        return replace(
+            self,
+            network=copy.deepcopy(self.network),
+            random=self.random.copy(),
+            trend=copy.deepcopy(self.trend),
+            classes=list(self.classes),
+            known=list(self.known),
+            tasks=list(self.tasks),
+            cycles=list(self.cycles),
+            named=list(self.named),
+            momentum=dict(self.momentum),
+        )
+
+    def rows_of(self, classes: Sequence[int]) -> list[Tensor]:
+        """Rows of the training images of each class."""
+        labels = self.images.labels.cpu()
+        return [torch.nonzero(labels == number)[:, 0] for number in classes]
+
+    @property
+    def outputs(self) -> Tensor:
+        """Output number of each class, ``[classes]``; -1 where it is not known."""
+        device = self.images.labels.device
+        target = torch.full((len(self.classes),), -1, device=device)
+        target[torch.tensor(self.known, device=device)] = torch.arange(len(self.known), device=device)
+        return target
+
+    def grow(self, step: Step, *, width: float, noise: float) -> None:
+        """Take one growth step; momentum, consolidation and the gradient trend follow.
+
+        Raises:
+            InputError: the step does not fit the network.
+        """
+        try:
+            if isinstance(step, Widen):
+                growth = widen(self.network, step.layer, scaled(step.extra, width), self.random["growth"], noise=noise)
+            else:
+                growth = deepen(self.network, step.layer, step.way)
+                self.trend.insert_layer(step.layer + 1)
+        except ValueError as error:
+            raise InputError(f"expansion: {error}") from error
+        self._follow(growth)
+
+    def learn_classes(self, classes: Sequence[int]) -> None:
+        """Add an output for each class that is not known yet."""
+        new = [number for number in classes if number not in self.known]
+        self._follow(add_outputs(self.network, len(new), self.random["outputs"]))
+        self.known += new
+
+    def add_named(self, named: Named, pictures: NDArray[np.uint8]) -> list[int]:
+        """Take in images ``[n, H, W, C]`` that a person named, in the order of ``named``; the numbers of the new
+        classes, which get no output yet."""
+        new = [name for name in dict.fromkeys(named.names) if name not in self.classes]
+        self.classes += new
+        numbers = torch.tensor([self.classes.index(name) for name in named.names], dtype=torch.int64)
+        images = self.images
+        self.images = DeviceImages(
+            torch.cat([images.pixels, torch.from_numpy(np.array(pictures)).to(images.pixels.device)]),
+            torch.cat([images.labels, numbers.to(images.labels.device)]),
+            images.mean,
+            images.std,
+        )
+        self.named.append(named)
+        return [self.classes.index(name) for name in new]
+
+    def _follow(self, growth: Growth) -> None:
+        self.momentum = growth.follow_all(self.momentum, "gradient")
+        if self.consolidation is not None:
+            self.consolidation = self.consolidation.grow(growth)

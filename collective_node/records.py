@@ -1,0 +1,116 @@
+"""What a collective writes down about each task and each open-world cycle; all accuracies in per cent."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from collective_node.settings import Score, Strategy
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+#: A share in per cent.
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class StreamMetrics(BaseModel):
+    """Metrics of a stream of ``known`` and ``unknown`` images, in per cent; each by the function of its name in
+    :mod:`collective_node.open_world_metrics`."""
+
+    model_config = _FROZEN
+
+    known: int = Field(ge=1)
+    unknown: int = Field(ge=1)
+    auroc: Percent
+    fpr95: Percent = Field(description="FPR at 95 % TPR")
+    aupr: Percent
+    oscr: Percent
+    open_set_accuracy: Percent
+
+
+class TaskFigures(BaseModel):
+    """One finished task: its classes by name, how many are known after it, its steps, and accuracies on held-out
+    images of all known classes and of those known before it (none before the first). Equal runs have equal ones."""
+
+    model_config = _FROZEN
+
+    task: int
+    classes: list[str]
+    known: int
+    steps: int
+    loss: float
+    accuracy: Percent
+    old_accuracy: Percent | None
+    widths: list[int]
+
+
+class TaskRecord(TaskFigures):
+    """A task's figures, and the wall-clock time that it took."""
+
+    seconds: float
+
+
+class Named(BaseModel):
+    """What a person named in one cycle: rows of the stream, and the class of each."""
+
+    model_config = _FROZEN
+
+    rows: list[int]
+    names: list[str]
+
+
+class CycleFigures(BaseModel):
+    """One open-world cycle. What needs the truth about the stream is None where nobody knows it. Equal runs have equal
+    ones.
+
+    Attributes:
+        stream: images of this cycle's part of the stream.
+        unknown_set: how many of them were above the threshold; ``truly_unknown``: how many of these rightly.
+        named, dismissed: images that got a new class (further examples included), and images of the unknown set that
+            did not.
+        classes: the new classes. ``known``: all known ones after the cycle.
+        before, after: by score, on this part of the stream before the classes were added, and on the next part after
+            they were; None where that part holds no unknown (or no known) image.
+        open_accuracy_before, open_accuracy_after: on held-out images of all classes named so far, among all known
+            classes, before and after this cycle's training.
+        base_accuracy_before, base_accuracy_after: on held-out images of the classes of the tasks, likewise: what is
+            lost in between is forgotten.
+        retain: weight of the consolidation loss, with the strategy ``ewc``.
+    """
+
+    model_config = _FROZEN
+
+    cycle: int
+    score: Score
+    strategy: Strategy
+    threshold: float
+    stream: int
+    unknown_set: int
+    truly_unknown: int | None
+    named: int
+    dismissed: int
+    classes: list[str]
+    known: int
+    before: dict[Score, StreamMetrics | None] | None
+    after: dict[Score, StreamMetrics | None] | None
+    open_accuracy_before: Percent | None
+    open_accuracy_after: Percent | None
+    base_accuracy_before: Percent
+    base_accuracy_after: Percent
+    retain: float | None
+    steps: int
+
+
+class CycleRecord(CycleFigures):
+    """A cycle's figures, and the wall-clock time that it took."""
+
+    seconds: float
+
+
+class Comparison(BaseModel):
+    """The cycles as another score or strategy would have had them, from the same state after the last task."""
+
+    model_config = _FROZEN
+
+    score: Score
+    strategy: Strategy
+    cycles: list[CycleRecord]

@@ -1,0 +1,106 @@
+"""The unknown set of an open-world cycle on disk: images that look like no known class, for a person to name."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.errors import InputError
+from protocol.storage import write_folder_atomically
+
+#: Folder of all cycles, in a node's state folder.
+CYCLES_FOLDER = "open-world"
+_DESCRIPTION = "unknown.json"
+
+
+@dataclass(frozen=True, eq=False)
+class UnknownSet:
+    """Images of one cycle whose score is above the threshold.
+
+    Attributes:
+        images: uint8 ``[N, H, W, C]``, C 1 or 3, at least one image.
+        scores: float64 ``[N]``, finite; larger is more unknown.
+        features: float32 ``[N, F]``, finite; what the images are grouped by.
+        known: names of the classes that are known already.
+
+    Raises:
+        ValueError: a type or shape is another, or a score or feature is not finite.
+    """
+
+    images: NDArray[np.uint8]
+    scores: NDArray[np.float64]
+    features: NDArray[np.float32]
+    known: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name, dtype, rank in (("images", np.uint8, 4), ("scores", np.float64, 1), ("features", np.float32, 2)):
+            array = getattr(self, name)
+            if array.dtype != dtype or array.ndim != rank:
+                raise ValueError(
+                    f"{name} must be {np.dtype(dtype)} of rank {rank}, not {array.dtype} of shape {array.shape}"
+                )
+        if not 0 < len(self.images) == len(self.scores) == len(self.features):
+            raise ValueError(
+                f"{len(self.images)} images, {len(self.scores)} scores and {len(self.features)} rows of features: "
+                "as many of each are needed, and at least one"
+            )
+        if 0 in self.images.shape or self.images.shape[3] not in (1, 3):
+            raise ValueError(f"images of shape {self.images.shape} are neither grey nor of three colours")
+        if not (np.isfinite(self.scores).all() and np.isfinite(self.features).all()):
+            raise ValueError("a score or a feature is not finite")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def cycle_folder(state: Path, cycle: int) -> Path:
+    """Where a node whose state folder is ``state`` keeps the unknown set of a cycle, counted from 1."""
+    return state / CYCLES_FOLDER / f"cycle-{cycle:04d}"
+
+
+def store(folder: Path, unknown: UnknownSet) -> None:
+    """Keep an unknown set: the folder (0700) with all its files (0600), or nothing.
+
+    Where the folder holds the same images and known classes already, it is left as it is, and so are the labels that
+    a person gave: a killed evolution that is resumed goes on waiting for them.
+
+    Raises:
+        InputError: the folder holds another unknown set. StorageFailedError: it could not be stored durably.
+    """
+    if folder.exists():
+        before = load(folder)
+        if before.known == unknown.known and np.array_equal(before.images, unknown.images):
+            return
+        raise InputError(f"{folder} holds other unknown images, and labels may belong to them; move it away first")
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    description = {"version": 1, "known": list(unknown.known)}
+    arrays = {"images": unknown.images, "scores": unknown.scores, "features": unknown.features}
+    files = {f"{name}.npy": _npy(array) for name, array in arrays.items()}
+    write_folder_atomically(folder, files | {_DESCRIPTION: json.dumps(description, ensure_ascii=False).encode()})
+
+
+def load(folder: Path) -> UnknownSet:
+    """The unknown set that ``store`` kept; nothing in it is unpickled.
+
+    Raises:
+        InputError: a file is missing or damaged, or the files do not fit each other.
+    """
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_bytes())
+        if description["version"] != 1:
+            raise ValueError("another version wrote it")
+        images, scores, features = (
+            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("images", "scores", "features")
+        )
+        return UnknownSet(images, scores, features, tuple(str(name) for name in description["known"]))
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is not a whole unknown set ({error}); remove it, the node makes it anew") from error
+
+
+def _npy(array: NDArray[np.generic]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

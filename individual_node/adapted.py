@@ -1,0 +1,220 @@
+"""A model adapted to own pictures, and the folder that holds it: ``model.json`` and ``model.safetensors``.
+
+Everything that using it needs is in there: the class names, the input contract, the weights, and which learngene it
+grew from. Nothing is unpickled, and the tensors are read by the protocol's own strict reader.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from torch import Tensor, nn
+
+from individual_node.feature_head import FeatureHeadNetwork
+from individual_node.reconstruction import IndividualNetwork
+from individual_node.settings import OwnLayers
+from protocol import blob
+from protocol.architecture import Architecture, Form, InputContract
+from protocol.envelope import digest
+from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
+from protocol.messages import Digest, RunId
+from protocol.storage import write_folder_atomically
+
+DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+
+#: Pictures that are classified at once.
+_BATCH = 256
+_LARGEST_DESCRIPTION = 1 << 20
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Lineage(BaseModel):
+    """Which learngene a model grew from: its release's digest, place in the chain, run and form, and the key id of the
+    collective that signed it."""
+
+    model_config = _STRICT
+
+    release: Digest
+    seq: int = Field(ge=1)
+    run_id: RunId
+    form: Form
+    collective: Digest
+
+
+class Estimate(BaseModel):
+    """What a model may be expected to do on pictures like those it was taught, from folds of these.
+
+    Attributes:
+        folds: parts that the pictures were cut into; each was named by a model that was taught the others.
+        correct: pictures of each class that were named rightly.
+    """
+
+    model_config = _STRICT
+
+    folds: int = Field(ge=2)
+    correct: tuple[int, ...]
+
+
+class Description(BaseModel):
+    """``model.json``.
+
+    Attributes:
+        classes: what the network's outputs mean, in order.
+        pictures: of each class, that it was taught with.
+        method: how it was adapted; ``network`` says which module that makes.
+        architecture: of the learngene, with the input contract.
+        own: the individual's own layers, for a network of kind ``individual``.
+        settings, seed: what it was adapted with; for the record.
+        estimate: None where there were too few pictures for one.
+        weights: SHA-256 of ``model.safetensors``.
+    """
+
+    model_config = _STRICT
+
+    format: Literal[1] = 1
+    classes: tuple[str, ...] = Field(min_length=2)
+    pictures: tuple[int, ...]
+    method: str
+    network: Literal["feature-head", "individual"]
+    learngene: Lineage
+    architecture: Architecture
+    own: OwnLayers
+    settings: dict[str, JsonValue]
+    seed: int
+    estimate: Estimate | None
+    weights: Digest
+
+    @model_validator(mode="after")
+    def _as_many_as_classes(self) -> "Description":
+        counts = [self.pictures, *([self.estimate.correct] if self.estimate else [])]
+        if any(len(count) != len(self.classes) for count in counts):
+            raise ValueError("the counts are not as many as the classes")
+        return self
+
+    @property
+    def input(self) -> InputContract:
+        """The pictures' shape."""
+        return self.architecture.input
+
+
+class PictureClassifier(nn.Module):
+    """From pictures to probabilities: normalisation, network, softmax, in float32.
+
+    Args:
+        network: normalised pictures ``[n, C, H, W]`` to logits ``[n, classes]``.
+        mean, std: of each channel ``[C]``, of pictures in 0..1.
+    """
+
+    def __init__(self, network: nn.Module, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
+        super().__init__()
+        self.network = network
+        self.mean: Tensor
+        self.std: Tensor
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.from_numpy(np.array(value)))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures ``[n, C, H, W]`` in 0..1 to probabilities ``[n, classes]``."""
+        logits: Tensor = self.network((pictures - self.mean[:, None, None]) / self.std[:, None, None])
+        return logits.float().softmax(1)
+
+    @torch.no_grad()
+    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Of each class, for bytes ``[N, H, W, C]`` of the input contract: float32 ``[N, classes]``."""
+        unit = (part.permute(0, 3, 1, 2).float() / 255 for part in torch.from_numpy(np.array(pixels)).split(_BATCH))
+        return np.concatenate([self(part.to(self.mean.device)).cpu().numpy() for part in unit])
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model that can be used: what it is, and its classifier, on the CPU and in evaluation mode."""
+
+    description: Description
+    classifier: PictureClassifier
+
+
+def save(model: AdaptedModel, folder: Path) -> None:
+    """Write a model's folder (0700), all of it or nothing.
+
+    Raises:
+        InputError: there is something at ``folder`` already, or no place for it.
+        StorageFailedError: it could not be stored durably.
+    """
+    check_free(folder)
+    text = json.dumps(model.description.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    write_folder_atomically(folder, {DESCRIPTION: text.encode(), WEIGHTS: weights_of(model.classifier)})
+
+
+def check_free(path: Path) -> None:
+    """Whether something new may be written there, to be asked before long work.
+
+    Raises:
+        InputError: there is something already, or no folder for it.
+    """
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path} exists already and is not overwritten; choose another name")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {path.absolute().parent}")
+
+
+def load(folder: Path) -> AdaptedModel:
+    """Read a model's folder.
+
+    Raises:
+        InputError: it is no such folder, or what it holds was changed or does not fit together.
+    """
+    try:
+        with (folder / DESCRIPTION).open("rb") as file:
+            text = file.read(_LARGEST_DESCRIPTION)
+        data = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{folder} is no model ({error.filename}: {error.strerror}); `individual-node adapt` writes one"
+        ) from None
+    try:
+        description = Description.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{folder / DESCRIPTION} is no description of a model: {fault_line(error)}") from None
+    if digest(data) != description.weights:
+        raise InputError(f"{folder / WEIGHTS} is not the file that {DESCRIPTION} names; adapt again")
+    try:
+        return AdaptedModel(description, _classifier(description, data))
+    except (MalformedError, TooLargeError, ValueError) as error:
+        raise InputError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {error}; adapt again") from None
+
+
+def weights_of(classifier: PictureClassifier) -> bytes:
+    """The tensors of a classifier as a blob."""
+    state = {name: value.cpu() for name, value in classifier.state_dict().items() if not _counts(name)}
+    return blob.encode({name: value.contiguous().numpy() for name, value in state.items()})
+
+
+def network_of(description: Description) -> nn.Module:
+    """The module that a description says, its weights not yet those of the model."""
+    if description.network == "feature-head":
+        return FeatureHeadNetwork(description.architecture, ways=len(description.classes))
+    return IndividualNetwork(description.architecture, ways=len(description.classes), own=description.own)
+
+
+def _classifier(description: Description, data: bytes) -> PictureClassifier:
+    channels = np.zeros(description.input.channels, np.float32)
+    classifier = PictureClassifier(network_of(description), channels, channels)
+    tensors = blob.decode(data)
+    expected = {name: value for name, value in classifier.state_dict().items() if not _counts(name)}
+    if {name: array.shape for name, array in tensors.items()} != {n: tuple(v.shape) for n, v in expected.items()}:
+        raise ValueError("the tensors are not those of the network")
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"the tensor {name} holds NaN or infinity")
+    classifier.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in tensors.items()}, strict=False)
+    return classifier.eval().requires_grad_(False)
+
+
+def _counts(name: str) -> bool:
+    """BatchNorm's count of batches: an integer that nothing reads in evaluation mode."""
+    return name.endswith(".num_batches_tracked")

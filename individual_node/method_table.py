@@ -1,0 +1,59 @@
+"""The table of methods: how each one solves a target task, by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.architecture import Form
+
+#: ``head``: a logistic head on inherited features. ``eq9``: the network is trained by Eq. 9 (by Eq. 6 where nothing is
+#: retained). ``scratch``: the same network, nothing inherited. ``floor``: no network at all.
+Adaptation = Literal["head", "eq9", "scratch", "floor"]
+#: Whose images the Fisher diagonal of Eq. 8 is from: the collective's, which sends it; the individual's own, through
+#: its own current head (Algorithm 1); nobody's, so nothing is retained.
+FisherSource = Literal["collective", "individual", "none"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to solve a target task.
+
+    Attributes:
+        name: unique.
+        form: of the learngene that is inherited, or whose architecture is borrowed; None: no network.
+        adaptation: what is done.
+        fisher: where the Fisher diagonal comes from.
+        frozen: whether the inherited blocks stay as they are, weights and BatchNorm statistics.
+        start: methods with one ``start`` and form begin a target task with the same weights of their own.
+    """
+
+    name: str
+    form: Form | None
+    adaptation: Adaptation
+    fisher: FisherSource
+    frozen: bool
+    start: str
+
+
+def _variants(name: str, form: Form) -> list[Method]:
+    """Eq. 9 as the collective's Fisher diagonal has it, and what differs from it in one thing."""
+    return [
+        Method(name, form, "eq9", "collective", frozen=False, start=name),
+        Method(f"{name}-individual", form, "eq9", "individual", frozen=False, start=name),
+        Method(f"{name}-none", form, "eq9", "none", frozen=False, start=name),
+        Method(f"{name}-frozen", form, "eq9", "none", frozen=True, start=name),
+    ]
+
+
+_ROWS = (
+    Method("condensed", "condensed", "head", "none", frozen=True, start="condensed"),
+    *_variants("condensed-eq9", "condensed"),
+    *_variants("paper", "paper"),
+    *_variants("paper-middle", "paper-middle"),
+    *_variants("paper-front", "paper-front"),
+    Method("scratch", "condensed", "scratch", "none", frozen=False, start="scratch"),
+    Method("floor", None, "floor", "none", frozen=False, start="floor"),
+)
+
+#: Every method by its name.
+METHODS: Mapping[str, Method] = {method.name: method for method in _ROWS}

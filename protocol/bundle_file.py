@@ -1,0 +1,108 @@
+"""The bundle file ``.learngene``: release, grant and blob of one learngene in one file.
+
+    magic (8 bytes) | version (uint32) | lengths of release, grant, blob (3 x uint64) | release | grant | blob
+
+Integers are little-endian. One bundle has one encoding: no padding, nothing behind the blob. Reading a file believes
+nothing in it; what it holds is verified by ``protocol.verification.verify_file``.
+"""
+
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from protocol import blob, envelope
+from protocol.errors import InputError, MalformedError, TooLargeError
+from protocol.storage import write_atomically
+
+SUFFIX = ".learngene"
+#: No text file begins so, and a transfer that rewrites line ends destroys it (as PNG's signature, RFC 2083, 3.1).
+MAGIC = b"\x89LGB\r\n\x1a\n"
+VERSION = 1
+
+_HEADER = struct.Struct("<8sI3Q")
+_LIMITS = {"release": envelope.MAX_BYTES, "grant": envelope.MAX_BYTES, "blob": blob.MAX_BLOB_BYTES}
+#: Bytes of the largest bundle file.
+MAX_BYTES = _HEADER.size + sum(_LIMITS.values())
+
+
+class BundleFile(NamedTuple):
+    """The three parts, each byte for byte as it travelled. Nothing in them is believed yet."""
+
+    release: bytes
+    grant: bytes
+    blob: bytes
+
+
+def encode(bundle: BundleFile) -> bytes:
+    """The bytes of the file.
+
+    Raises:
+        ValueError: a part is empty or larger than its limit.
+    """
+    for (name, limit), part in zip(_LIMITS.items(), bundle, strict=True):
+        if not 1 <= len(part) <= limit:
+            raise ValueError(f"the {name} has {len(part)} bytes, a bundle file holds 1 to {limit}")
+    return b"".join([_HEADER.pack(MAGIC, VERSION, *map(len, bundle)), *bundle])
+
+
+def decode(data: bytes) -> BundleFile:
+    """Read the bytes of a file. Its parts are not looked into.
+
+    Raises:
+        TooLargeError: a part is larger than its limit.
+        MalformedError: not a bundle file, of another version, cut short, or with something behind its end.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise MalformedError("this is no bundle file; `individual-node bundle` writes one")
+    if len(data) < _HEADER.size:
+        raise MalformedError("the bundle file ends inside its header; copy it again")
+    _, version, *lengths = _HEADER.unpack_from(data)
+    if version != VERSION:
+        raise MalformedError(f"the bundle file has the version {version}, this software reads {VERSION}")
+    for (name, limit), length in zip(_LIMITS.items(), lengths, strict=True):
+        if length > limit:
+            raise TooLargeError(f"the bundle file says that its {name} has {length} bytes, at most {limit}")
+        if length == 0:
+            raise MalformedError(f"the bundle file holds no {name}")
+    end = _HEADER.size + sum(lengths)
+    if len(data) != end:
+        raise MalformedError(f"the bundle file has {len(data)} bytes, its header says {end}; copy it again")
+    first, second = _HEADER.size + lengths[0], _HEADER.size + lengths[0] + lengths[1]
+    return BundleFile(data[_HEADER.size : first], data[first:second], data[second:])
+
+
+def read(path: Path) -> BundleFile:
+    """Read a file. Whatever its size says, no more than ``MAX_BYTES`` are read.
+
+    Raises:
+        InputError: there is no such file.
+        TooLargeError, MalformedError: it is no bundle file; see :func:`decode`.
+    """
+    try:
+        # Without O_NONBLOCK, a pipe with that name would hold the program up.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputError(f"{path} is not a file")
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read the bundle file {path}: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise TooLargeError(f"{path} has more than the {MAX_BYTES} bytes of the largest bundle file")
+    return decode(data)
+
+
+def write(path: Path, bundle: BundleFile) -> None:
+    """Write a file that only its owner reads (0600).
+
+    Raises:
+        InputError: there is a file already, or no folder for it.
+        StorageFailedError: it could not be stored durably.
+    """
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path} exists already and is not overwritten; choose another name")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent}")
+    write_atomically(path, encode(bundle), mode=0o600)

@@ -1,0 +1,83 @@
+"""What the programs of both parties have in common: their desk, device, events and job."""
+
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+
+from protocol.bundle import CollectiveDesk, IndividualDesk
+from protocol.confinement import Confinement
+from protocol.errors import PolicyDeniedError
+from protocol.events import Events
+from protocol.images import choose_device
+from protocol.keys import SigningKey
+from protocol.node import Job, Role
+from protocol.node_configuration import NodeTable
+from protocol.socket import Frame
+from protocol.trust import TrustStore
+
+DeskT = TypeVar("DeskT", CollectiveDesk, IndividualDesk)
+
+
+class PartyProgram(Generic[DeskT]):
+    """A :class:`protocol.node.Program` that answers ``status``; each party adds what it fulfils besides.
+
+    Args:
+        node: the table ``[node]`` of its configuration.
+        confinement: what the operating system enforces.
+        desk: the party's own kind.
+
+    Raises:
+        InputError: a device, key or trust store is missing or wrong.
+    """
+
+    role: Role
+
+    def __init__(self, node: NodeTable, confinement: Confinement, desk: type[DeskT]) -> None:
+        self.party = node.party
+        self._node, self._confinement = node, confinement
+        self._device = choose_device(node.device)
+        if node.threads:
+            torch.set_num_threads(node.threads)
+        self._desk: DeskT = desk.open(
+            node.state,
+            party=node.party,
+            key=SigningKey.load(node.key),
+            trust=TrustStore.load(node.trust),
+            run_id=node.run_id,
+            clock=unix_seconds,
+        )
+        self._events = Events(node.state / "events.jsonl")
+        self._job = Job()
+
+    def handle(self, wish: Frame) -> Frame:
+        """Answer one wish of the relay; see :class:`protocol.node.Program`."""
+        if wish.word == "status":
+            return self._job.answer(self.role, self.party)
+        answer = self._fulfil(wish)
+        if answer is None:
+            raise PolicyDeniedError(f"the {self.role} does not know the wish {wish.word!r}")
+        return answer
+
+    def _fulfil(self, wish: Frame) -> Frame | None:
+        """The answer to a wish of the party's own; None where it knows no such wish."""
+        raise NotImplementedError
+
+    def _begin(self, name: str, work: Callable[[], None]) -> Frame:
+        """Start long work, where none is going on; the answer says what is."""
+        self._job.start(name, work)
+        return self._job.answer(self.role, self.party)
+
+    def _circumstances(self) -> dict[str, object]:
+        """For the party's figures: what they were made on."""
+        return {
+            "device": str(self._device),
+            "threads": torch.get_num_threads(),
+            "confinement": self._confinement.line,
+        }
+
+
+def unix_seconds() -> int:
+    """Now."""
+    return int(time.time())

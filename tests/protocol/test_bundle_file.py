@@ -1,0 +1,234 @@
+"""The bundle file: one encoding, refused in every other; what is read from it is believed only once it is verified."""
+
+import dataclasses
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import bundle_file, envelope
+from protocol.bundle_file import MAGIC, BundleFile, decode, encode
+from protocol.envelope import digest
+from protocol.errors import (
+    BadSignatureError,
+    DigestMismatchError,
+    ExpiredError,
+    InputError,
+    MalformedError,
+    PolicyDeniedError,
+    RefusedError,
+    RollbackError,
+    TooLargeError,
+    UnknownKeyError,
+    WrongAudienceError,
+    WrongRunError,
+)
+from protocol.messages import LIFE, SKEW
+from protocol.trust import TrustStore
+from protocol.verification import Holder, VerifiedLearngene, verify_file
+from tests.protocol.parties import (
+    COLLECTIVE,
+    INDIVIDUAL,
+    INDIVIDUAL_POLICY,
+    NOW,
+    OTHER_INDIVIDUAL,
+    OTHER_RUN,
+    RUN,
+    STRANGER,
+    TRUST,
+    Exchange,
+    Site,
+    learngene,
+)
+
+LATE = NOW + LIFE + SKEW + 1
+HEADER = struct.Struct("<8sI3Q")
+PART = st.binary(min_size=1, max_size=60)
+
+
+def verified(bundle: BundleFile, *, now: int = NOW, **changes: object) -> VerifiedLearngene:
+    """``verify_file`` as somebody calls it who has nothing but a trust store."""
+    arguments: dict[str, object] = {"holder": Holder(), "trust": TRUST, "policy": INDIVIDUAL_POLICY, "now": now}
+    return verify_file(*bundle, **(arguments | changes))  # type: ignore[arg-type]
+
+
+@given(PART, PART, PART)
+def test_what_is_written_is_read_and_has_one_encoding(release: bytes, grant: bytes, blob: bytes) -> None:
+    bundle = BundleFile(release, grant, blob)
+    data = encode(bundle)
+    assert decode(data) == bundle
+    assert encode(decode(data)) == data
+    assert len(data) == HEADER.size + len(release) + len(grant) + len(blob)
+
+
+@given(PART, PART, PART, st.data())
+def test_a_file_cut_short_or_with_more_behind_it_is_refused(
+    release: bytes, grant: bytes, blob: bytes, data: st.DataObject
+) -> None:
+    whole = encode(BundleFile(release, grant, blob))
+    with pytest.raises(MalformedError):
+        decode(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with pytest.raises(MalformedError, match="its header says"):
+        decode(whole + data.draw(PART))
+
+
+def header(*, magic: bytes = MAGIC, version: int = 1, lengths: tuple[int, int, int] = (1, 1, 1)) -> bytes:
+    return HEADER.pack(magic, version, *lengths) + b"rgb"
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (b"", MalformedError, "no bundle file"),
+        (b"PK\x03\x04" * 20, MalformedError, "no bundle file"),
+        (header(magic=MAGIC.replace(b"\r\n", b"\n") + b"\n"), MalformedError, "no bundle file"),
+        (MAGIC, MalformedError, "inside its header"),
+        (header(version=2), MalformedError, "version 2"),
+        (header(lengths=(0, 1, 2)), MalformedError, "no release"),
+        (header(lengths=(envelope.MAX_BYTES + 1, 1, 1)), TooLargeError, "release"),
+        (header(lengths=(1, 2**64 - 1, 1)), TooLargeError, "grant"),
+        (header(lengths=(1, 1, (1 << 30) + 1)), TooLargeError, "blob"),
+        (header(lengths=(1, 1, 2)), MalformedError, "its header says"),
+    ],
+)
+def test_another_container_is_refused(data: bytes, error: type[RefusedError], words: str) -> None:
+    assert decode(header()) == BundleFile(b"r", b"g", b"b")
+    with pytest.raises(error, match=words):
+        decode(data)
+
+
+def test_what_the_container_cannot_hold_is_not_written() -> None:
+    with pytest.raises(ValueError, match="grant"):
+        encode(BundleFile(b"r", b"", b"b"))
+    with pytest.raises(ValueError, match="release"):
+        encode(BundleFile(bytes(envelope.MAX_BYTES + 1), b"g", b"b"))
+
+
+def test_a_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
+    path, bundle = tmp_path / "one.learngene", BundleFile(b"r", b"g", b"b")
+    bundle_file.write(path, bundle)
+    assert bundle_file.read(path) == bundle
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(InputError, match="not overwritten"):
+        bundle_file.write(path, bundle)
+    with pytest.raises(InputError, match="no folder"):
+        bundle_file.write(tmp_path / "nowhere" / "one.learngene", bundle)
+    with pytest.raises(InputError, match="cannot read"):
+        bundle_file.read(tmp_path / "two.learngene")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(InputError):
+            bundle_file.read(tmp_path / name)
+
+
+def test_a_bundle_is_verified_with_nothing_but_the_trust_store(exchange: Exchange) -> None:
+    bundle = decode(encode(BundleFile(*exchange.answer)))
+    found = verified(bundle)
+    assert found.release_digest == digest(exchange.answer.release)
+    assert found.blob == exchange.answer.blob
+    assert verified(bundle, now=NOW + LIFE).release.run_id == RUN
+
+
+def test_a_bundle_past_its_time_is_refused_where_no_ledger_committed_it(exchange: Exchange) -> None:
+    bundle = BundleFile(*exchange.answer)
+    with pytest.raises(ExpiredError):
+        verified(bundle, now=LATE)
+    other = Holder(committed=frozenset({"0" * 64}))
+    with pytest.raises(ExpiredError):
+        verified(bundle, now=LATE, holder=other)
+    known = Holder(committed=frozenset({digest(bundle.release)}))
+    assert verified(bundle, now=LATE, holder=known).blob == bundle.blob
+
+
+def test_what_a_ledger_committed_is_not_believed_under_a_key_that_is_no_longer_pinned(exchange: Exchange) -> None:
+    bundle = BundleFile(*exchange.answer)
+    known = Holder(committed=frozenset({digest(bundle.release)}))
+    trust = TrustStore().with_key(INDIVIDUAL.public_hex, "individual", "individual-1")
+    with pytest.raises(UnknownKeyError):
+        verified(bundle, holder=known, trust=trust)
+    renewed = trust.with_key(COLLECTIVE.public_hex, "collective", "collective", epoch=2)
+    with pytest.raises(UnknownKeyError, match="current key"):
+        verified(bundle, holder=known, trust=renewed)
+
+
+def test_a_bundle_for_another_party_or_run_is_refused(exchange: Exchange) -> None:
+    bundle = BundleFile(*exchange.answer)
+    with pytest.raises(WrongAudienceError):
+        verified(bundle, holder=Holder(audience=OTHER_INDIVIDUAL.keyid))
+    with pytest.raises(WrongRunError):
+        verified(bundle, holder=Holder(run_id=OTHER_RUN))
+    nobody = TrustStore().with_key(COLLECTIVE.public_hex, "collective", "collective")
+    for trust in (
+        nobody,
+        nobody.with_key(STRANGER.public_hex, "individual", "individual-1"),
+        nobody.with_key(INDIVIDUAL.public_hex, "collective", "individual-1"),
+    ):
+        with pytest.raises(WrongAudienceError, match="trust store"):
+            verified(bundle, trust=trust)
+
+
+def test_parts_of_two_bundles_are_refused(exchange: Exchange, here: Site, there: Site) -> None:
+    collective = here.collective()
+    collective.publish(learngene(seed=1), NOW)
+    other = collective.answer_request(there.individual().request("condensed", NOW, b"p" * 16), NOW)
+    mine = BundleFile(*exchange.answer)
+    with pytest.raises(DigestMismatchError, match="another release"):
+        verified(mine._replace(grant=other.grant))
+    with pytest.raises(DigestMismatchError, match="not the one"):
+        verified(mine._replace(blob=other.blob))
+
+
+@pytest.mark.parametrize("part", ["release", "grant", "blob"])
+def test_no_flipped_bit_of_a_file_is_accepted(exchange: Exchange, part: str) -> None:
+    bundle = BundleFile(*exchange.answer)
+    whole: bytes = getattr(bundle, part)
+    for position in range(0, len(whole), max(1, len(whole) // 60)):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        with pytest.raises(RefusedError):
+            verified(bundle._replace(**{part: bytes(changed)}))
+
+
+def test_a_signature_of_another_collective_is_refused(exchange: Exchange) -> None:
+    opened = envelope.parse(exchange.answer.release)
+    forged = dataclasses.replace(opened, signature=bytes(64))
+    with pytest.raises(BadSignatureError):
+        verified(BundleFile(*exchange.answer)._replace(release=envelope.encode(forged)))
+
+
+def test_the_individual_s_desk_packs_what_it_committed_and_verifies_it_later(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    assert individual.bundle("condensed") is None
+    collective.publish(learngene(), NOW)
+    answer = collective.answer_request(individual.request("condensed", NOW, b"n" * 16), NOW)
+    arrived = BundleFile(*answer)
+    with pytest.raises(ExpiredError):
+        individual.verify_file(arrived, LATE)
+    individual.inherit(*answer, NOW)
+    packed = there.individual().bundle("condensed")
+    assert packed == arrived
+    assert there.individual().verify_file(decode(encode(packed)), LATE).blob == answer.blob
+    with pytest.raises(WrongAudienceError):
+        there.individual(key=OTHER_INDIVIDUAL).verify_file(packed, NOW)
+
+
+def test_an_older_file_that_the_ledger_never_committed_is_a_rollback(here: Site, there: Site, tmp_path: Path) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW)
+    elsewhere = Site(tmp_path / "elsewhere")
+    old = collective.answer_request(elsewhere.individual().request("condensed", NOW, b"e" * 16), NOW)
+    collective.publish(learngene(seed=1), NOW)
+    individual.inherit(*collective.answer_request(individual.request("condensed", NOW, b"n" * 16), NOW), NOW)
+    with pytest.raises(RollbackError):
+        individual.verify_file(BundleFile(*old), NOW)
+    for ledger in elsewhere.opened:
+        ledger.close()
+
+
+def test_a_fisher_diagonal_from_few_samples_is_refused_from_a_file_too(exchange: Exchange) -> None:
+    strict = INDIVIDUAL_POLICY.model_copy(update={"minimum_fisher_samples": 4096})
+    with pytest.raises(PolicyDeniedError):
+        verified(BundleFile(*exchange.answer), policy=strict)
