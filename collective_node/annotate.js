@@ -71,6 +71,7 @@ function refresh() {
   for (const image of order) if (labels[image] !== before[image]) paintTile(image);
   paintCounts();
   paintSelection();
+  paintStored();
 }
 
 // ------------------------------------------------------------------------------------------------------- decisions
@@ -765,7 +766,6 @@ async function start() {
   resize();
   current = anchor = order[0];
   refresh();
-  paintStored();
   go(nextUndecided(-1) ?? order[0]);
   anchor = current;
   send();

@@ -42,7 +42,7 @@ def clusters(unknown: UnknownSet, *, group_size: int = GROUP_SIZE) -> list[Clust
         from scipy.stats import rankdata
         from sklearn.cluster import AgglomerativeClustering
     except ImportError as error:
-        raise InputError("grouping images needs scikit-learn: pip install 'learngene[annotate]'") from error
+        raise InputError("grouping images needs scikit-learn: pip install scikit-learn") from error
     count = -(-len(unknown) // group_size)
     length = np.linalg.norm(unknown.features.astype(np.float64), axis=1, keepdims=True)
     directions = unknown.features / np.where(length > 0, length, 1)

@@ -182,8 +182,6 @@ class LabelBook:
                     "these images are open in another `collective-node annotate`; use its page, or end it first"
                 ) from error
             self._decisions, self._size = _read_log(folder)
-            # Half a line that a power cut left would swallow the next one.
-            os.ftruncate(self._descriptor, self._size)
             synchronise_folder(folder)
         except BaseException:
             self.close()
@@ -259,12 +257,13 @@ class LabelBook:
 
     def _append(self, line: bytes) -> None:
         try:
+            # Half a line that a power cut or a full disk left would swallow this one.
             os.ftruncate(self._descriptor, self._size)
             if os.write(self._descriptor, line) != len(line):
                 raise OSError("the disk is full")
             os.fsync(self._descriptor)
         except OSError as error:
-            # A reader must not take for decided what is not durable. Where even this fails, the next line tries again.
+            # A reader must not take for decided what is not durable.
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
             raise StorageFailedError(f"cannot write {self._path}: {error.strerror or error}; check the disk") from error

@@ -140,7 +140,7 @@ class Evolution:
         return collective, comparisons
 
     def condense(self, collective: Collective, top: int) -> tuple[CondensedNetwork, float]:
-        """Train the light stem in front of the collective's ``top`` top layers; returns the network and its accuracy on the
+        """Train the light stem in front of the ``top`` last layers; returns the network and its accuracy on the
         held-out images of the base classes that are known, in per cent."""
         target = collective.outputs
 

@@ -13,7 +13,6 @@ from collective_node.annotation_labels import FEWEST_IMAGES, Labels, wait_for_la
 from collective_node.private_images import Truth
 from collective_node.records import Named
 from collective_node.unknown_set import UnknownSet, cycle_folder, store
-from protocol.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Encounter:
         rows: rows ``[n]`` of this cycle's part of the stream.
         flagged: bool ``[n]``, which of them make the unknown set.
         unknown: the unknown set: its images in the order of ``rows[flagged]``, scores, features, and the known names.
-        at_most: M, how many classes may be named.
+        at_most: M, how many classes an oracle names; a person names as many as are of interest.
     """
 
     cycle: int
@@ -90,18 +89,10 @@ class Annotator:
     truth: None = None
 
     def name(self, encounter: Encounter) -> Named:
-        """What the person named; dismissed images and images of known classes are left out.
-
-        Raises:
-            InputError: more classes than asked for.
-        """
+        """What the person named; dismissed images and images of known classes are left out."""
         folder = cycle_folder(self.state, encounter.cycle + 1)
         store(folder, encounter.unknown)
         named = self.wait(folder).new_classes(encounter.unknown.known)
-        if len(named) > encounter.at_most:
-            raise InputError(
-                f"{len(named)} classes were named, this cycle takes {encounter.at_most}; raise classes_per_cycle"
-            )
         rows = encounter.rows[encounter.flagged]
         pairs = [(int(rows[image]), name) for name, images in named.items() for image in images]
         return Named(rows=[row for row, _ in pairs], names=[name for _, name in pairs])

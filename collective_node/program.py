@@ -2,71 +2,47 @@
 
 import hashlib
 import logging
-import time
 from collections.abc import Mapping
 
-import torch
-
 from collective_node import private_images
-from collective_node.configuration import CollectiveConfiguration
 from collective_node.collective import Collective
+from collective_node.configuration import CollectiveConfiguration
 from collective_node.learngenes import Chosen, Evolved, evolve
 from collective_node.person import Annotator, Oracle, Person
 from protocol.architecture import Form
 from protocol.bundle import CollectiveDesk
 from protocol.confinement import Confinement
-from protocol.errors import InputError, PolicyDeniedError
-from protocol.events import Events
-from protocol.images import choose_device
-from protocol.keys import SigningKey
+from protocol.errors import InputError
 from protocol.learngene import Learngene
 from protocol.ledger import StoredRelease
 from protocol.metrics import METRICS_FILE, write_metrics
 from protocol.network import describe
-from protocol.node import Job, Program, Role
+from protocol.node import Program, Role
+from protocol.party_program import PartyProgram, unix_seconds
 from protocol.socket import Frame
-from protocol.trust import TrustStore
 
 logger = logging.getLogger(__name__)
 
 
-class CollectiveProgram:
+class CollectiveProgram(PartyProgram[CollectiveDesk]):
     """Answers the wishes ``status``, ``evolve``, ``publish`` and ``receipt``."""
 
     role: Role = "collective"
 
     def __init__(self, configuration: CollectiveConfiguration, confinement: Confinement) -> None:
-        node = configuration.node
-        self.party = node.party
-        self._settings, self._node, self._confinement = configuration.collective, node, confinement
-        self._device = choose_device(node.device)
-        if node.threads:
-            torch.set_num_threads(node.threads)
-        self._desk = CollectiveDesk.open(
-            node.state,
-            party=node.party,
-            key=SigningKey.load(node.key),
-            trust=TrustStore.load(node.trust),
-            run_id=node.run_id,
-            clock=_now,
-        )
-        self._events = Events(node.state / "events.jsonl")
-        self._job = Job()
+        super().__init__(configuration.node, confinement, CollectiveDesk)
+        self._settings = configuration.collective
 
-    def handle(self, wish: Frame) -> Frame:
-        """Answer one wish of the relay; see :class:`protocol.node.Program`."""
-        if wish.word == "status":
-            return self._job.answer(self.role, self.party)
+    def _fulfil(self, wish: Frame) -> Frame | None:
         if wish.word == "evolve":
-            self._job.start("evolve", self._evolve)
-            return self._job.answer(self.role, self.party)
+            return self._begin("evolve", self._evolve)
         if wish.word == "publish":
-            answer = self._desk.answer_request(wish.part("request"), _now())
+            answer = self._desk.answer_request(wish.part("request"), unix_seconds())
             return Frame("bundle", parts=answer._asdict())
         if wish.word == "receipt":
-            self._desk.accept_receipt(wish.part("receipt"), _now())
+            self._desk.accept_receipt(wish.part("receipt"), unix_seconds())
             return Frame("accepted")
-        raise PolicyDeniedError(f"the collective does not know the wish {wish.word!r}")
+        return None
 
     def _evolve(self) -> None:
         """Train, condense and publish what is not there yet; then write the figures."""
@@ -88,7 +64,8 @@ class CollectiveProgram:
             events=self._events,
             person=self._person(),
         )
-        releases = {form: self._desk.publish(learngene, _now()) for form, learngene in evolved.learngenes.items()}
+        now = unix_seconds()
+        releases = {form: self._desk.publish(learngene, now) for form, learngene in evolved.learngenes.items()}
         self._events.append("fisher", 1, 1, "published")
         write_metrics(self._node.state, self._metrics(evolved, releases))
 
@@ -126,9 +103,7 @@ class CollectiveProgram:
             },
             "parameters": parameters,
             "weights_sha256": _digest(collective),
-            "device": str(self._device),
-            "threads": torch.get_num_threads(),
-            "confinement": self._confinement.line,
+            **self._circumstances(),
             "seconds": evolved.seconds,
         }
 
@@ -140,10 +115,6 @@ def make(configuration: CollectiveConfiguration, confinement: Confinement) -> Pr
         InputError: a device, key or trust store is missing or wrong.
     """
     return CollectiveProgram(configuration, confinement)
-
-
-def _now() -> int:
-    return int(time.time())
 
 
 def _weights(learngene: Learngene) -> int:

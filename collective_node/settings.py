@@ -52,7 +52,7 @@ class CollectiveSettings(BaseModel):
     ewc: float = Field(100.0, gt=0, description="weight of the consolidation loss, strategy ewc")
     ewc_samples: int = Field(512, ge=1, description="images of a task behind its consolidation, strategy ewc")
     cycles: int = Field(1, ge=0, description="open-world cycles after the tasks: recognise, name, add, train on")
-    classes_per_cycle: int = Field(16, ge=1, description="M, classes that the person names in a cycle at most")
+    classes_per_cycle: int = Field(16, ge=1, description="M, classes that the oracle names in a cycle at most")
     examples: int = Field(
         100, ge=0, description="further images of each class named that the oracle gives, besides the unknown set's"
     )

@@ -77,7 +77,11 @@ def store(folder: Path, unknown: UnknownSet) -> None:
         raise InputError(f"{folder} holds other unknown images, and labels may belong to them; move it away first")
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     description = {"version": 1, "known": list(unknown.known)}
-    arrays = {"images": unknown.images, "scores": unknown.scores, "features": unknown.features}
+    arrays: dict[str, NDArray[np.generic]] = {
+        "images": unknown.images,
+        "scores": unknown.scores,
+        "features": unknown.features,
+    }
     files = {f"{name}.npy": _npy(array) for name, array in arrays.items()}
     write_folder_atomically(folder, files | {_DESCRIPTION: json.dumps(description, ensure_ascii=False).encode()})
 

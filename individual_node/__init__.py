@@ -4,10 +4,13 @@ Public, each by its own module (nothing is imported here, so that a node can be 
 
 - ``individual_node.methods.Evaluation``: every method on every target task of the individual's folder.
 - ``individual_node.settings.IndividualSettings``: which methods, and how they adapt.
+- ``individual_node.method_table.METHODS``: every method: its form, how it adapts, whose Fisher diagonal it uses.
 - ``individual_node.target_tasks``: the individual's folder, and ``TargetTask``.
-- ``individual_node.reconstruction.reconstruct``: networks built from a learngene's own description.
+- ``individual_node.reconstruction``: networks built from a learngene's own description: ``reconstruct``,
+  ``IndividualNetwork``.
 - ``individual_node.adaptation``: ``adapt`` (Eq. 9), ``test_accuracy``.
-- ``individual_node.feature_head``: the logistic head on inherited features.
+- ``individual_node.feature_head``: the logistic head on inherited features: ``fit_feature_head``,
+  ``FeatureHeadNetwork``.
 - ``individual_node.floor.floor_predictions``: what can be had without any learngene.
 - ``individual_node.program.make``: the node's program; the command ``individual-node`` starts it.
 

@@ -1,4 +1,4 @@
-"""The ways to solve a target task: with a learngene in either form, from scratch, and with no network at all."""
+"""Every method of the table on every target task: with a learngene, from scratch, and with no network at all."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

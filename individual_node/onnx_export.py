@@ -22,7 +22,7 @@ from protocol.errors import InputError, RunFailedError
 from protocol.storage import write_atomically
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 INPUT, OUTPUT = "pictures", "probabilities"
 #: By how much a probability of the file may differ from our own.
@@ -65,6 +65,7 @@ def onnx_bytes(model: AdaptedModel) -> bytes:
     import onnx
 
     proto = _exported(model)
+    _strip(proto.graph)
     description = model.description
     contract = description.input
     onnx.helper.set_model_props(
@@ -79,7 +80,8 @@ def onnx_bytes(model: AdaptedModel) -> bytes:
         },
     )
     onnx.checker.check_model(proto, full_check=True)
-    return proto.SerializeToString()
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def largest_difference(model: AdaptedModel, data: bytes, pixels: NDArray[np.uint8]) -> float:
@@ -115,6 +117,14 @@ def random_pictures(model: AdaptedModel, count: int = 8) -> NDArray[np.uint8]:
 def installed(name: str) -> bool:
     """Whether a module of the extra is there."""
     return importlib.util.find_spec(name) is not None
+
+
+def _strip(graph: "GraphProto") -> None:
+    """Leave out where each operation stood in the source: it names the folders of this machine."""
+    graph.ClearField("metadata_props")
+    for entry in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        entry.ClearField("metadata_props")
+        entry.ClearField("doc_string")
 
 
 def _exported(model: AdaptedModel) -> "ModelProto":

@@ -89,9 +89,7 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
             raise InputError(f"{entry} lies beside the class folders; move it into the folder of its class")
         name = entry.name
         if not name.isprintable() or name != name.strip() or len(name) > _LONGEST_NAME:
-            raise InputError(
-                f"{str(entry)!a} is no name for a class; use at most {_LONGEST_NAME} plain characters"
-            )
+            raise InputError(f"{str(entry)!a} is no name for a class; use at most {_LONGEST_NAME} plain characters")
         classes[name] = picture_files(entry)
     if len(classes) < 2:
         found = f"only the class {next(iter(classes))!r}" if classes else "no class folder"
@@ -110,7 +108,9 @@ def picture_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder} holds no pictures; add some or remove it")
     for file in files:
         if file.is_dir():
-            raise InputError(f"{file} is a folder inside a folder of pictures; move its pictures up")
+            raise InputError(
+                f"{file} is a folder inside a folder of pictures and is not looked into; move its pictures up"
+            )
     return files
 
 

@@ -1,6 +1,6 @@
 """What a user does with a learngene: ``bundle``, ``adapt``, ``predict`` and ``export``; no relay is needed.
 
-torch is loaded inside the commands only: ``individual-node start`` has to be confined before it is.
+torch and numpy are loaded inside the commands only: ``individual-node start`` has to be confined before they are.
 """
 
 import json
@@ -19,8 +19,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from protocol import bundle_file
-from protocol.bundle_file import BundleFile
 from protocol.errors import InputError, RefusedError, fault_line
 
 if TYPE_CHECKING:
@@ -56,6 +54,8 @@ def bundle(
     The file is as confidential as the learngene. It was granted to this individual, and for 7 days anybody who pins the
     same keys can verify it; longer only this node, which has it in its ledger.
     """
+    from protocol import bundle_file
+
     packed = _desk(_configuration(config)).bundle(_form(form))
     if packed is None:
         raise InputError(
@@ -115,7 +115,7 @@ def adapt(
         raise InputError("give either --trust or --config, by which the bundle is verified")
     adapted.check_free(out)
     node = None if config is None else _configuration(config)
-    verified = _verified(bundle, trust, node)
+    verified = open_bundle(bundle, trust, node)
     architecture = verified.learngene.architecture
     chosen = own_task.choose_method(method or None, architecture.form)
     given = ["epochs=" + str(epochs)] if epochs is not None else []
@@ -207,15 +207,22 @@ def export(
     typer.echo(f"{onnx}  {onnx.stat().st_size} bytes; {said}")
 
 
-def _verified(path: Path, trust: Path | None, node: "IndividualConfiguration | None") -> "VerifiedLearngene":
-    """The one way from a file to something that may be adapted."""
+def open_bundle(path: Path, trust: Path | None, node: "IndividualConfiguration | None") -> "VerifiedLearngene":
+    """The one way from a bundle file to what may be adapted: verified by a trust store, or by a node's own and its
+    ledger. Exactly one of them is given.
+
+    Raises:
+        InputError: a file cannot be read.
+        RefusedError: the file is no bundle, or the first step of its verification that fails.
+    """
+    from protocol import bundle_file
     from protocol.policy import Policy
     from protocol.trust import TrustStore
     from protocol.verification import Holder, verify_file
 
     now = int(time.time())
     try:
-        packed: BundleFile = bundle_file.read(path)
+        packed = bundle_file.read(path)
         if node is not None:
             return _desk(node).verify_file(packed, now)
         assert trust is not None

@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that holds everything, figures included, and opens anywhere."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,10 +10,19 @@ from statistics import stdev
 from jinja2 import Environment, StrictUndefined
 
 from protocol.storage import write_atomically
-from sims.figures import FIGURES
-from sims.results import METHODS, PAPER_FIGURES, Results, describe_settings, load
+from sims.figures import DOTS_PER_INCH, FIGURES
+from sims.results import METHODS, METRICS, Results, describe_settings, load, metric_of, pair_key, pairs
 from sims.run_folder import read_record, read_settings
-from sims.wording import interval_text, pair_label, verdict
+from sims.wording import (
+    METRIC_NAMES,
+    change_text,
+    interval_text,
+    kind_label,
+    layers_text,
+    number_text,
+    pair_label,
+    verdict,
+)
 
 #: What `unconfined` means, in words for a reader of any report.
 UNCONFINED = (
@@ -23,20 +32,28 @@ UNCONFINED = (
     "how the parties are separated; it is not a boundary against hostile code."
 )
 
+#: The widest figure fills the page.
+_CSS_PIXELS_PER_INCH = 84
 _CAPTIONS = {
     "accuracy.png": "Mean accuracy of every method with its 95 % interval over the target tasks.",
     "curves.png": "Mean accuracy over the target tasks while the individuals adapt.",
-    "gradient_trend.png": "Share of each layer's parameters with a large gradient, layer by task (Eq. 4 and 5).",
+    "tasks.png": "Accuracy on held-out images after each task. It falls by forgetting, and because there are more "
+    "classes to confuse.",
+    "open_world_scores.png": "How often an unknown image of the stream scores above a known one (AUROC), by score.",
+    "open_world_accuracy.png": "Each row from before (hollow) to after (full) a cycle's training; this run in colour.",
+    "gradient_trend.png": "Share of each layer's parameters with a large gradient, layer by task (Eq. 4 and 5), and "
+    "what the criteria made of it.",
 }
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One image of the report; ``uri`` is a data URI."""
+    """One image of the report; ``uri`` is a data URI, ``width`` in CSS pixels: letters are as large in every figure."""
 
     name: str
     uri: str
     caption: str
+    width: int
 
 
 def write(run_folder: Path) -> Path:
@@ -46,34 +63,50 @@ def write(run_folder: Path) -> Path:
         InputError: the folder is no run, or has no results yet.
     """
     results = load(run_folder)
-    figures = []
+    figures = {}
     for name, draw in FIGURES.items():
         image = draw(results)
+        if image is None:  # the page says why
+            continue
         write_atomically(run_folder / name, image)
         uri = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
-        figures.append(Figure(name, uri, _CAPTIONS[name]))
+        width = int.from_bytes(image[16:20])  # the first field of a PNG's header chunk
+        figures[name] = Figure(name, uri, _CAPTIONS[name], round(width / DOTS_PER_INCH * _CSS_PIXELS_PER_INCH))
     path = run_folder / "report.html"
     write_atomically(path, render(run_folder, results, figures).encode())
     return path
 
 
-def render(run_folder: Path, results: Results, figures: Sequence[Figure]) -> str:
+def render(run_folder: Path, results: Results, figures: Mapping[str, Figure]) -> str:
     """The report's HTML; everything that comes from a file is escaped."""
     kept, record = read_settings(run_folder), read_record(run_folder)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["interval"] = interval_text
+    environment.filters["number"] = number_text
     environment.filters["verdict"] = verdict
-    environment.filters["pair_label"] = lambda pair: pair_label(pair, results.methods)
+    environment.filters["layers"] = layers_text
     environment.filters["thousands"] = lambda number: f"{number:,}".replace(",", "\u202f")
     template = environment.from_string(resources.files("sims").joinpath("report.html").read_text(encoding="utf-8"))
     from_individuals = [crossing for crossing in results.crossings if crossing.source != "collective"]
+    groups = pairs(results.methods)
     return template.render(
         results=results,
+        collective=results.collective,
+        open_world=results.collective.open_world,
+        criterion=results.collective.criterion,
         record=record,
         figures=figures,
         headline=headline(results),
         descriptions=METHODS,
-        paper=PAPER_FIGURES,
+        paired={
+            title: [(pair_label(*pair), results.paired.get(pair_key(*pair), {})) for pair in group]
+            for title, group in groups.items()
+        },
+        comparisons=sum(len(group) for group in groups.values()) * len(results.shots),
+        kind_label=kind_label,
+        change=change_text,
+        metric_of=metric_of,
+        metrics={metric: METRIC_NAMES[metric] for metric in METRICS},
         settings=describe_settings(kept.settings),
         task_counts={shots: results.task_count(shots) for shots in results.shots},
         command=kept.settings.command(),
@@ -99,7 +132,25 @@ def headline(results: Results) -> list[str]:
         against = [
             f"{interval_text(paired, sign=True)} points against {other} ({verdict(paired)})"
             for other in ("scratch", "floor")
-            if (paired := results.paired.get(f"condensed-{other}", {}).get(shots)) is not None
+            if (paired := results.paired.get(pair_key("condensed", other), {}).get(shots)) is not None
         ]
         sentences.append(text + ("; on the same tasks " + ", ".join(against) if against else "") + ".")
-    return sentences
+    return sentences + open_world_sentences(results)
+
+
+def open_world_sentences(results: Results) -> list[str]:
+    """What came of the open world, in a sentence; nothing where no cycle was run."""
+    cycles = results.collective.open_world.cycles
+    if not cycles:
+        return []
+    first, last = cycles[0], cycles[-1]
+    told = metric_of((first.before or {}).get(first.score), "auroc")
+    parts = [] if told is None else [f"told unknown images from known ones with an AUROC of {number_text(told)} %"]
+    count = sum(len(cycle.classes) for cycle in cycles)
+    learned = f"learned {count} new class{'' if count == 1 else 'es'}"
+    if last.open_accuracy_after is not None:
+        learned += f" to an accuracy of {number_text(last.open_accuracy_after)} %"
+    kept = f"from {number_text(first.base_accuracy_before)} to {number_text(last.base_accuracy_after)} %"
+    parts += [learned, f"went {kept} on its base classes"]
+    how = kind_label(first.score, first.strategy)
+    return [f"In the open world the collective ({how}) {', '.join(parts[:-1])}, and {parts[-1]}."]

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from collective_node.records import CycleFigures, Percent, TaskFigures
+from collective_node.records import CycleFigures, Percent, StreamMetrics, TaskFigures
 from collective_node.settings import Score, Strategy
 from individual_node import method_table
 from individual_node.method_table import FisherSource, Method
@@ -27,14 +27,14 @@ from sims.statistics import mean_interval, paired_difference
 
 _INHERITED: Mapping[Form, str] = {
     "condensed": "the condensed learngene",
-    "paper": "the paper's form (the layers that the criterion chose inherited, the others random)",
+    "paper": "the paper's form: the layers that the criterion chose",
     "paper-middle": "layers from the middle of the collective",
     "paper-front": "layers from the front of the collective",
 }
 _HELD: Mapping[FisherSource, str] = {
-    "collective": "Eq. 9, held by the collective's Fisher diagonal",
-    "individual": "Eq. 9, held by its own Fisher diagonal (Algorithm 1)",
-    "none": "fine-tuned freely (Eq. 6)",
+    "collective": "Eq. 9 with the collective's Fisher diagonal",
+    "individual": "Eq. 9 with its own Fisher diagonal (Algorithm 1)",
+    "none": "fine-tuned, nothing held back (Eq. 6)",
 }
 
 
@@ -44,8 +44,8 @@ def _described(method: Method) -> str:
     if method.adaptation == "scratch":
         return "the condensed form's network, nothing inherited"
     if method.adaptation == "head":
-        return f"{_INHERITED[method.form]}, a logistic head on its features (the default)"
-    return f"{_INHERITED[method.form]}, {'kept frozen' if method.frozen else _HELD[method.fisher]}"
+        return f"{_INHERITED[method.form]}; a logistic head on its features (the default)"
+    return f"{_INHERITED[method.form]}; {'inherited weights frozen' if method.frozen else _HELD[method.fisher]}"
 
 
 #: Methods in the order of every table and figure, with what each one is.
@@ -82,6 +82,10 @@ PAPER_FIGURES: Mapping[str, PaperFigures] = {
         open_world=(42.40, 2.35),
     ),
 }
+
+#: How well unknown images of a stream are recognised; as in :class:`collective_node.records.StreamMetrics`.
+Metric = Literal["auroc", "fpr95", "aupr", "oscr", "open_set_accuracy"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 #: Follows the notice of the stand-in.
 NOT_COMPARABLE = "These figures cannot be compared with the paper's."
@@ -418,8 +422,6 @@ def _merge(
                 for task, accuracy in one.methods.get(method, {}).get(shots, {}).items():
                     if task in tasks:
                         raise RunFailedError(f"{method}, {shots} shots: two individuals report task {task}")
-                    if not 0.0 <= accuracy <= 100.0:  # also false for NaN
-                        raise RunFailedError(f"{method}, {shots} shots, task {task}: {accuracy} is no accuracy")
                     tasks[task] = accuracy
             if set(tasks) != set(range(count)):
                 wrong = sorted(set(tasks) ^ set(range(count)))
@@ -455,6 +457,12 @@ def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
     }
     found = {title: [pair for pair in group if set(pair) <= set(given)] for title, group in wanted.items()}
     return {title: group for title, group in found.items() if group}
+
+
+def metric_of(found: StreamMetrics | None, metric: Metric) -> Percent | None:
+    """One metric of a stream; None where it could not be measured."""
+    value: Percent | None = getattr(found, metric, None)
+    return value
 
 
 def pair_key(first: str, second: str) -> str:
@@ -502,8 +510,9 @@ def _collective(path: Path) -> tuple[CollectiveResult, dict[str, float]]:
     document = _read_json(path)
     seconds = {str(name): float(value) for name, value in dict(document.pop("seconds", {})).items()}
     for name, record in _timed(document):
-        if "seconds" in record:
-            seconds[name] = float(record.pop("seconds"))
+        taken = record.pop("seconds", None)
+        if isinstance(taken, int | float):
+            seconds[name] = float(taken)
     for name in NodeFacts.model_fields:
         document.pop(name, None)  # stands in `nodes`
     for learngene in dict(document.get("learngenes", {})).values():
@@ -515,7 +524,7 @@ def _collective(path: Path) -> tuple[CollectiveResult, dict[str, float]]:
     if trend and criterion:
         counts = [len(criterion.settled), *([len(criterion.similarity.per_layer)] if criterion.similarity else [])]
         if set(counts) != {len(trend.layers)}:
-            raise RunFailedError(f"{path}: criterion must speak of each of the {len(trend.layers)} layers, not {counts}")
+            raise RunFailedError(f"{path}: criterion must hold each of the {len(trend.layers)} layers, not {counts}")
     return result, seconds
 
 

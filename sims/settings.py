@@ -65,7 +65,7 @@ _AT_32: Mapping[ProfileName, Profile] = {
             dropout=0.1,
             cycles=2,
             classes_per_cycle=8,
-            open_epochs=2,
+            open_epochs=1,
             condense_epochs=20,
         ),
         individual=IndividualSettings(epochs=30),

@@ -1,7 +1,20 @@
 """How numbers and comparisons are put into words, the same in every output."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Protocol
+
+from collective_node.settings import Score, Strategy
+from sims.results import Metric
+
+#: What a figure is called.
+METRIC_NAMES: Mapping[Metric, str] = {
+    "auroc": "AUROC",
+    "fpr95": "FPR95",
+    "aupr": "AUPR",
+    "oscr": "OSCR",
+    "open_set_accuracy": "open-set accuracy",
+}
+_STRATEGIES: Mapping[Strategy, str] = {"replay": "replay", "ewc": "EWC", "none": "no strategy"}
 
 
 class WithInterval(Protocol):
@@ -14,12 +27,26 @@ class WithInterval(Protocol):
     def ci95(self) -> float | None: ...
 
 
+def number_text(value: float | None, sign: bool = False) -> str:
+    """``71.6``, with ``sign`` ``+71.6``; a dash for what is not there."""
+    if value is None:
+        return "–"
+    text = f"{value:+.1f}" if sign else f"{value:.1f}"
+    if float(text) == 0:
+        text = "0.0"  # no sign before what is nothing
+    return text.replace("-", "−")  # a minus sign, no hyphen
+
+
 def interval_text(result: WithInterval | None, sign: bool = False) -> str:
     """``71.6 ± 2.3``, with ``sign`` ``+71.6 ± 2.3``; a dash for what is not there."""
     if result is None:
         return "–"
-    number = (f"{result.mean:+.1f}" if sign else f"{result.mean:.1f}").replace("-", "−")  # a minus sign, no hyphen
-    return f"{number} ± {result.ci95:.1f}" if result.ci95 is not None else f"{number} ± –"
+    return f"{number_text(result.mean, sign)} ± {number_text(result.ci95)}"
+
+
+def change_text(before: float | None, after: float | None) -> str:
+    """``71.6 → 70.2``; a dash for what is not there."""
+    return "–" if before is None and after is None else f"{number_text(before)} → {number_text(after)}"
 
 
 def verdict(paired: WithInterval) -> str:
@@ -31,11 +58,22 @@ def verdict(paired: WithInterval) -> str:
     return "better" if paired.mean > 0 else "worse"
 
 
-def pair_label(pair: str, methods: Iterable[str]) -> str:
-    """``condensed-eq9-scratch`` as ``condensed-eq9 − scratch``: split where a method's name ends."""
-    known = list(methods)
-    for first in known:
-        second = pair.removeprefix(f"{first}-")
-        if second != pair and second in known:
-            return f"{first} − {second}"
-    return pair
+def pair_label(first: str, second: str) -> str:
+    """Two methods as their difference."""
+    return f"{first} − {second}"
+
+
+def layers_text(numbers: tuple[int, ...]) -> str:
+    """``11–13`` for layers in a row, ``3, 7, 11–13`` for others, ``none``."""
+    rows: list[list[int]] = []
+    for number in numbers:
+        if rows and number == rows[-1][-1] + 1:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    return ", ".join(str(row[0]) if len(row) == 1 else f"{row[0]}–{row[-1]}" for row in rows) or "none"
+
+
+def kind_label(score: Score, strategy: Strategy) -> str:
+    """Cycles by what decided in them."""
+    return f"{score}, {_STRATEGIES[strategy]}"

@@ -349,7 +349,7 @@ def test_every_image_is_in_one_group_also_where_features_are_zero(count: int) ->
 
 def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(InputError, match=r"learngene\[annotate\]"):
+    with pytest.raises(InputError, match="pip install scikit-learn"):
         clusters(unknown_set())
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +11,21 @@ import numpy as np
 from sims.run_folder import OpenRun, open_run
 from sims.settings import from_run_config
 
+VARIANTS = ("", "-individual", "-none", "-frozen")
+#: The methods that run where no others are asked for; with the accuracy around which theirs are drawn.
 METHODS = {"condensed": 72.0, "condensed-eq9": 68.0, "paper": 51.0, "scratch": 49.0, "floor": 63.0}
+#: Every method that there is.
+ALL_METHODS = {
+    "condensed": 72.0,
+    **{f"condensed-eq9{variant}": 68.0 - 2 * number for number, variant in enumerate(VARIANTS)},
+    **{f"paper{variant}": 51.0 - number for number, variant in enumerate(VARIANTS)},
+    **{f"paper-middle{variant}": 49.5 + number for number, variant in enumerate(VARIANTS)},
+    **{f"paper-front{variant}": 53.0 - number for number, variant in enumerate(VARIANTS)},
+    "scratch": 49.0,
+    "floor": 63.0,
+}
+#: The learning curve of scratch in the first individual begins one above the first of them.
+LEVELS = (20.0, 30.0, 40.0)
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -23,6 +38,8 @@ def make_run(
     source: str = "folder",
     finished: bool = True,
     run_id: str = "0" * 32,
+    methods: Mapping[str, float] = METHODS,
+    dataset: str = "cifar100",
 ) -> Path:
     """Write what two kinds of nodes leave; the accuracies are drawn from ``seed``. Returns the run's folder."""
     settings = from_run_config(
@@ -30,9 +47,9 @@ def make_run(
     )
     run = open_run(settings, now=NOW, new_run_id=lambda: run_id)
     folder = run.folder
-    name = "glyphs" if source == "stand-in" else "cifar100"
+    name = "glyphs" if source == "stand-in" else dataset
     _json(folder / "world" / "collective" / "manifest.json", {"dataset": {"name": name, "source": source}})
-    _json(folder / "nodes" / "collective" / "metrics.json", collective_metrics())
+    _json(folder / "nodes" / "collective" / "metrics.json", collective_metrics(seed))
     generator = np.random.default_rng(seed)
     accuracies = {
         method: {
@@ -42,7 +59,7 @@ def make_run(
             }
             for shots in settings.shots
         }
-        for method, mean in METHODS.items()
+        for method, mean in methods.items()
     }
     for number in range(1, individuals + 1):
         node = folder / "nodes" / f"individual-{number}"
@@ -53,12 +70,20 @@ def make_run(
             }
             for method, by_shots in accuracies.items()
         }
-        curve = {"epochs": [1, 2, 3], "accuracy": [20.0 + number, 30.0 + number, 40.0 + number]}
+        trained = [method for method in methods if method not in ("condensed", "floor")]
         _json(
             node / "metrics.json",
             {
                 "methods": own,
-                "curves": {method: {"10": curve} for method in ("condensed-eq9", "paper", "scratch")},
+                "curves": {
+                    method: {
+                        "10": {
+                            "epochs": [1, 2, 3],
+                            "accuracy": [level + number + (methods[method] - methods["scratch"]) for level in LEVELS],
+                        }
+                    }
+                    for method in trained
+                },
                 "parameters": {"individual": 190_000},
                 "seconds": {"adapt": 12.5},
             },
@@ -76,10 +101,14 @@ def open_again(folder: Path, out: Path) -> OpenRun:
     return open_run(settings.model_copy(update={"resume": True}), now=NOW)
 
 
-def collective_metrics() -> dict[str, object]:
-    """Thirteen tasks whose deeper layers settle."""
+def collective_metrics(seed: int = 0) -> dict[str, object]:
+    """Thirteen tasks whose deeper layers settle, one layer that the network got after four of them, and two open-world
+    cycles, tried with another score and two other strategies as well."""
     layers = [f"conv {index}" for index in range(1, 14)]
-    rho = [[min(1.0, 0.8 * 0.9 ** (task * index / 6)) for task in range(13)] for index in range(13)]
+    rho: list[list[float | None]] = [[0.8 * 0.95 ** (task * index / 3) for task in range(13)] for index in range(13)]
+    rho[5][:4] = [None] * 4
+    shift = float(np.random.default_rng([seed, 1]).normal(0, 1))
+    tried = (("energy", "replay"), ("max-logit", "ewc"), ("max-logit", "none"))
     return {
         "tasks": [
             {
@@ -87,20 +116,95 @@ def collective_metrics() -> dict[str, object]:
                 "classes": [f"class_{5 * task + index}" for index in range(5)],
                 "known": min(64, 5 * (task + 1)),
                 "steps": 390,
-                "accuracy": 80.0 - 3 * task,
-                "old_accuracy": None if task == 0 else 78.0 - 3 * task,
+                "loss": 2.5,
+                "accuracy": 80.0 - 3 * task + shift,
+                "old_accuracy": None if task == 0 else 78.0 - 3 * task + shift,
+                "widths": [64] * 13,
                 "seconds": 9.0,
             }
             for task in range(13)
         ],
-        "base_accuracy": 37.4,
+        "base_accuracy": cycles("max-logit", "replay", shift)[-1]["base_accuracy_after"],
+        "known_classes": 80,
         "condensed_accuracy": 50.3,
         "gradient_trend": {"layers": layers, "rho": rho, "sigma": 1.5e-4},
-        "fisher": {"estimator": "sampled", "samples": 1024},
-        "learngenes": {"condensed": {"release": "a" * 64, "fisher": {"samples": 1024}}},
+        "criterion": {
+            "chosen": [11, 12, 13],
+            "settled": [index > 7 for index in range(13)],
+            "similarity": {"per_layer": [0.9 - 0.05 * abs(index - 9) for index in range(13)], "layers": [9, 10, 11]},
+        },
+        "open_world": {
+            "cycles": cycles("max-logit", "replay", shift),
+            "comparisons": [
+                {"score": score, "strategy": strategy, "cycles": cycles(score, strategy, shift)}
+                for score, strategy in tried
+            ],
+        },
+        "learngenes": {
+            "condensed": {
+                "architecture": "3 -> 16p -> 32p -> 64p -> 64p | 64 -> 64 -> 64p",
+                "release": "a" * 64,
+                "fisher": {
+                    "source": "collective",
+                    "estimator": "sampled",
+                    "samples": 1024,
+                    "clip_micro": 0,
+                    "largest": 0.25,
+                    "mean": 1e-4,
+                },
+            }
+        },
         "parameters": {"collective": 1_900_000, "condensed": 190_000},
+        "weights_sha256": "b" * 64,
         "seconds": {"train": 100.0, "condense": 28.0, "fisher": 2.0},
     }
+
+
+def cycles(score: str, strategy: str, shift: float = 0.0) -> list[dict[str, object]]:
+    """Two cycles: what each strategy keeps differs, and so does how well each score tells."""
+    learned = {"replay": 41.0, "ewc": 38.0, "none": 55.0}[strategy] + shift
+    lost = {"replay": 1.5, "ewc": 9.0, "none": 22.0}[strategy]
+
+    def stream(after: bool, number: int) -> dict[str, object]:
+        base = {"paper": 70.5, "max-logit": 72.0, "energy": 71.8, "relative-mahalanobis": 64.0, "nearest-neighbour": 61}
+        return {
+            name: {
+                "known": 1600,
+                "unknown": 900 - 100 * number,
+                "auroc": level + shift - (2.5 if after else 0.0) - number,
+                "fpr95": 82.0 - shift,
+                "aupr": level - 10.0,
+                "oscr": level / 2 + shift,
+                "open_set_accuracy": level - 25.0,
+            }
+            for name, level in base.items()
+        }
+
+    return [
+        {
+            "cycle": number,
+            "score": score,
+            "strategy": strategy,
+            "threshold": -3.25 + number,
+            "stream": 2500,
+            "unknown_set": 410 - 30 * number,
+            "truly_unknown": 300 - 30 * number,
+            "named": 800,
+            "dismissed": 140,
+            "classes": [f"open_{8 * number + index}" for index in range(8)],
+            "known": 64 + 8 * (number + 1),
+            "before": stream(False, number),
+            "after": stream(True, number),
+            "open_accuracy_before": 0.0 if number == 0 else learned / 2,
+            "open_accuracy_after": learned - 4 * number,
+            "base_accuracy_before": 60.0 - lost * number + shift,
+            "base_accuracy_after": 60.0 - lost * (number + 1) + shift,
+            "retain": 100.0 if strategy == "ewc" else None,
+            "steps": 1200,
+            "seconds": 30.0,
+        }
+        for number in range(2)
+    ]
 
 
 def record(direction: str, source: str, target: str, kind: str, time: int, size: int = 512) -> dict[str, object]:

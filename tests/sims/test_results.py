@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,9 +11,12 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from scipy import stats
 
+from collective_node.records import CycleFigures, StreamMetrics
+from collective_node.settings import Score, Strategy
 from protocol.errors import InputError, RunFailedError
-from sims.results import Results, collect, load, schema
-from tests.sims.made_run import METHODS, collective_metrics, make_run, record
+from sims import results as results_module
+from sims.results import PAPER_FIGURES, CollectiveResult, Results, collect, load, pairs, schema
+from tests.sims.made_run import ALL_METHODS, LEVELS, METHODS, collective_metrics, make_run, record
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:
@@ -49,12 +52,34 @@ def test_the_schema_refuses_what_it_should(made: tuple[Path, Results]) -> None:
         lambda d: d["crossings"][0].update(digest="abc"),
         lambda d: d["crossings"][0].update(image="pixels"),
         lambda d: d["seconds"].update(total=1),
+        lambda d: d["collective"].update(extra=1),
+        lambda d: d["collective"]["tasks"][0].update(seconds=1.0),
+        lambda d: d["collective"]["gradient_trend"]["rho"][0].__setitem__(0, 1.5),
+        lambda d: d["collective"]["criterion"].update(chosen=[0]),
+        lambda d: d["collective"]["open_world"]["cycles"][0].update(seconds=1.0),
+        lambda d: d["collective"]["open_world"]["cycles"][0].update(strategy="hope"),
+        lambda d: d["collective"]["open_world"]["cycles"][0]["before"].update(guess=None),
+        lambda d: d["collective"]["open_world"]["cycles"][0]["after"]["paper"].update(auroc=101),
+        lambda d: d["collective"]["open_world"]["comparisons"][0].pop("score"),
     ]
     for change in changes:
         bad = json.loads(json.dumps(good))
         change(bad)
         with pytest.raises(ValidationError):
             Draft202012Validator(schema()).validate(bad)
+
+
+def test_the_schema_names_what_the_models_hold(made: tuple[Path, Results]) -> None:
+    properties = schema()["properties"]
+    assert isinstance(properties, dict)
+    assert set(properties) == set(Results.model_fields)
+    assert set(properties["collective"]["properties"]) == set(CollectiveResult.model_fields)
+    definitions = schema()["$defs"]
+    assert isinstance(definitions, dict)
+    assert set(definitions["cycle"]["properties"]) == set(CycleFigures.model_fields)
+    assert set(definitions["stream_metrics"]["properties"]) == set(StreamMetrics.model_fields)
+    assert definitions["score"]["enum"] == list(get_args(Score))
+    assert definitions["strategy"]["enum"] == list(get_args(Strategy))
 
 
 def test_tasks_are_merged_by_their_run_wide_number(made: tuple[Path, Results]) -> None:
@@ -89,6 +114,64 @@ def test_differences_are_paired_on_the_same_tasks(made: tuple[Path, Results]) ->
         assert found.mean + found.ci95 == pytest.approx(expected.high)
 
 
+def test_every_method_is_described_in_order_and_compared_with_what_it_differs_from_in_one_thing(tmp_path: Path) -> None:
+    results = collect(make_run(tmp_path, methods=ALL_METHODS, target_tasks="10:3"))
+    assert list(results.methods) == list(ALL_METHODS) == list(results_module.METHODS)
+    assert len(set(results_module.METHODS.values())) == len(ALL_METHODS)
+    groups = pairs(ALL_METHODS)
+    flat = [pair for group in groups.values() for pair in group]
+    assert len(flat) == len(set(flat))
+    assert set(results.paired) == {f"{first}-{second}" for first, second in flat}
+    against_default, positions, sources, against_scratch = groups.values()
+    assert [second for _, second in against_default] == [name for name in ALL_METHODS if name != "condensed"]
+    assert positions == [("paper", "paper-middle"), ("paper", "paper-front")]
+    bases = ("condensed-eq9", "paper", "paper-middle", "paper-front")
+    variants = ("individual", "none", "frozen")
+    assert sources == [(f"{base}-{variant}", base) for base in bases for variant in variants]
+    assert {first for first, _ in against_scratch} == set(ALL_METHODS) - {"condensed", "scratch", "floor"}
+    assert {second for _, second in against_scratch} == {"scratch"}
+
+
+def test_methods_that_did_not_run_are_in_no_pair() -> None:
+    assert pairs(["paper", "paper-none", "floor"]) == {
+        "the source of the Fisher diagonal, against the collective's": [("paper-none", "paper")]
+    }
+    assert pairs(["condensed", "of-another-version"]) == {
+        "the default against every other": [("condensed", "of-another-version")]
+    }
+
+
+@pytest.mark.parametrize(("name", "source"), [("cifar100", "folder"), ("imagenet100", "folder"), ("birds", "folder")])
+def test_the_papers_figures_stand_beside_their_own_dataset_only(tmp_path: Path, name: str, source: str) -> None:
+    results = collect(make_run(tmp_path, dataset=name, source=source, target_tasks="10:1"))
+    assert results.paper == PAPER_FIGURES.get(name)
+    drawn = collect(make_run(tmp_path, source="stand-in", target_tasks="10:1"))
+    assert drawn.paper is None
+
+
+def test_the_open_world_is_kept_without_its_times(made: tuple[Path, Results]) -> None:
+    folder, results = made
+    told = json.loads((folder / "nodes" / "collective" / "metrics.json").read_text(encoding="utf-8"))["open_world"]
+    for cycle in [*told["cycles"], *(cycle for one in told["comparisons"] for cycle in one["cycles"])]:
+        assert cycle.pop("seconds") == 30.0
+    open_world = results.collective.open_world
+    assert open_world.model_dump(mode="json") == told
+    assert open_world.measured
+    kinds = [(kind.score, kind.strategy) for kind in open_world.every]
+    assert kinds == [("max-logit", "replay"), ("energy", "replay"), ("max-logit", "ewc"), ("max-logit", "none")]
+    assert open_world.every[0].cycles == open_world.cycles
+    times = results.seconds["collective"]
+    assert [times[f"cycle {n}"] for n in (0, 1)] == [times[f"cycle {n}, max-logit, none"] for n in (0, 1)] == [30.0] * 2
+
+
+def test_a_run_of_before_the_open_world_still_loads(made: tuple[Path, Results], tmp_path: Path) -> None:
+    document = json.loads((made[0] / "results.json").read_text(encoding="utf-8"))
+    for name in ("open_world", "criterion"):
+        del document["collective"][name]
+    (tmp_path / "results.json").write_text(json.dumps(document), encoding="utf-8")
+    assert load(tmp_path).collective.open_world.every == ()
+
+
 def test_it_does_not_matter_how_the_tasks_were_dealt(tmp_path: Path) -> None:
     one = collect(make_run(tmp_path / "one", individuals=1))
     three = collect(make_run(tmp_path / "three", individuals=3))
@@ -100,6 +183,8 @@ def test_the_same_run_twice_is_equal_apart_from_times_and_digests(tmp_path: Path
     folders = [make_run(tmp_path / name, run_id=digit * 32) for name, digit in (("a", "a"), ("b", "b"))]
     metrics = folders[1] / "nodes" / "collective" / "metrics.json"
     edit(metrics, lambda d: (d["seconds"].update(train=999.0), [task.update(seconds=9.9) for task in d["tasks"]]))
+    edit(metrics, lambda d: [cycle.update(seconds=9.9) for cycle in d["open_world"]["cycles"]])
+    edit(metrics, lambda d: [cycle.update(seconds=9.9) for cycle in d["open_world"]["comparisons"][1]["cycles"]])
     edit(metrics, lambda d: d["learngenes"]["condensed"].update(release="b" * 64))
     documents = []
     for folder in folders:
@@ -115,13 +200,13 @@ def test_the_same_run_twice_is_equal_apart_from_times_and_digests(tmp_path: Path
 def test_curves_are_weighted_by_the_tasks_behind_them(tmp_path: Path) -> None:
     folder = make_run(tmp_path, target_tasks="10:3", individuals=2)  # two tasks and one
     curve = collect(folder).curves["scratch"][10]
-    assert curve.accuracy == pytest.approx([(2 * (level + 1) + (level + 2)) / 3 for level in (20.0, 30.0, 40.0)])
+    assert curve.accuracy == pytest.approx([(2 * (level + 1) + (level + 2)) / 3 for level in LEVELS])
     assert curve.tasks == 3
     edit(
         folder / "nodes" / "individual-1" / "metrics.json", lambda d: d["curves"]["scratch"]["10"].update(tasks=1)
     )  # it followed one of its two only
     curve = collect(folder).curves["scratch"][10]
-    assert curve.accuracy == pytest.approx([level + 1.5 for level in (20.0, 30.0, 40.0)])
+    assert curve.accuracy == pytest.approx([level + 1.5 for level in LEVELS])
     assert curve.tasks == 2
 
 
@@ -155,8 +240,8 @@ def test_a_message_that_changed_on_its_way_shows_as_two_one_sided_records(tmp_pa
         (lambda d: d["methods"]["floor"].pop("20"), "floor, 20 shots"),
         (lambda d: d["methods"]["paper"]["10"].update({"1": 50.0}), "task 1"),
         (lambda d: d["methods"]["paper"]["10"].update({"99": 50.0}), "99"),
-        (lambda d: d["methods"]["paper"]["10"].update({"0": 100.5}), "100.5"),
-        (lambda d: d["methods"]["paper"]["10"].update({"0": float("nan")}), "nan"),
+        (lambda d: d["methods"]["paper"]["10"].update({"0": 100.5}), r"methods\.paper\.10\.0"),
+        (lambda d: d["methods"]["paper"]["10"].update({"0": float("nan")}), r"methods\.paper\.10\.0"),
         (lambda d: d.pop("methods"), "methods"),
     ],
 )
@@ -184,9 +269,37 @@ def test_a_gradient_trend_that_does_not_fit_its_layers_fails_the_run(tmp_path: P
         collect(folder)
 
 
-def test_what_the_collective_adds_is_kept(made: tuple[Path, Results]) -> None:
+def test_the_criterion_must_speak_of_every_layer(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "nodes" / "collective" / "metrics.json", lambda d: d["criterion"]["settled"].pop())
+    with pytest.raises(RunFailedError, match="13 layers"):
+        collect(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(images=["pixels"]),
+        lambda d: d["tasks"][0].update(accuracy=101.0),
+        lambda d: d["open_world"]["cycles"][0].update(base_accuracy_after=float("nan")),
+        lambda d: d["open_world"]["cycles"][0]["before"]["paper"].update(auroc=-1.0),
+        lambda d: d["open_world"]["comparisons"][0].update(strategy="hope"),
+        lambda d: d["learngenes"]["condensed"].pop("fisher"),
+    ],
+)
+def test_what_the_collective_may_not_say_fails_the_run(tmp_path: Path, change: Callable[[Any], object]) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "nodes" / "collective" / "metrics.json", change)
+    with pytest.raises(RunFailedError, match=r"metrics\.json"):
+        collect(folder)
+
+
+def test_what_the_collective_says_of_its_learngenes_is_kept(made: tuple[Path, Results]) -> None:
     document = json.loads((made[0] / "results.json").read_text(encoding="utf-8"))
-    assert document["collective"]["fisher"] == collective_metrics()["fisher"]
+    told = collective_metrics()["learngenes"]
+    assert isinstance(told, dict)
+    del told["condensed"]["release"]
+    assert document["collective"]["learngenes"] == told
     assert document["seconds"]["collective"]["train"] == 100.0
     assert document["seconds"]["individual-1"] == {"adapt": 12.5}
 

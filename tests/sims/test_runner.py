@@ -24,7 +24,6 @@ from sims.run_folder import open_run, read_record
 from sims.settings import RunSettings, Value, from_run_config
 from sims.summary import summarise
 from tests.sims.made_run import make_run
-from tests.sims.made_tree import make_tree
 
 
 class MadeFlower:
@@ -95,9 +94,8 @@ def test_a_finished_run_gives_its_folder_and_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_each_dataset_has_its_own_app_and_names_its_runs(tmp_path: Path, dataset: str) -> None:
     division = DATASETS[dataset_name(dataset)].division or Division(tuple("abcde"), ("f",), tuple("ghijk"))
-    make_tree(tmp_path / "data", division, each=20, size=(8, 8))
-    (tmp_path / "data" / "split.json").write_text(json.dumps(asdict(division)), encoding="utf-8")
-    wanted = settings(tmp_path / "out", dataset=dataset, data=str(tmp_path / "data"), individuals=1)
+    data = tree(tmp_path / "data", division)
+    wanted = settings(tmp_path / "out", dataset=dataset, data=str(data), individuals=1)
     flower = MadeFlower(fail)
     with pytest.raises(RunFailedError):
         runner.run(wanted, console(), submit=flower)
@@ -309,13 +307,14 @@ def test_without_the_extra_every_command_says_what_to_install(
     assert len(said.strip().splitlines()) == 1
 
 
-def tree(root: Path, *, train: int = 20, test: int = 20) -> Path:
-    """A folder tree of CIFAR-100's classes with so many files, which nobody gets to open."""
+def tree(root: Path, division: Division = CIFAR100, *, train: int = 20, test: int = 20) -> Path:
+    """A folder tree with so many files a class, which nobody gets to open, and its division as a split."""
     for part, count in (("train", train), ("test", test)):
-        for name in CIFAR100.classes:
+        for name in division.classes:
             (root / part / name).mkdir(parents=True)
             for number in range(count):
                 (root / part / name / f"{number}.png").touch()
+    (root / "split.json").write_text(json.dumps(asdict(division)), encoding="utf-8")
     return root
 
 
@@ -370,9 +369,8 @@ def test_enough_images_are_not_refused(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("base", ["abcd", "abcde"])
 def test_a_split_with_fewer_base_classes_than_a_task_is_refused(tmp_path: Path, base: str) -> None:
     division = Division(tuple(base), ("f",), tuple("ghijk"))
-    make_tree(tmp_path / "data", division, each=20, size=(8, 8))
-    (tmp_path / "data" / "split.json").write_text(json.dumps(asdict(division)), encoding="utf-8")
-    wanted = settings(tmp_path / "out", dataset="folder", data=str(tmp_path / "data"), individuals=1)
+    data = tree(tmp_path / "data", division)
+    wanted = settings(tmp_path / "out", dataset="folder", data=str(data), individuals=1)
     said = r"a task of 5 classes needs as many base classes; there are 4" if base == "abcd" else "individual-1 ended"
     with pytest.raises((InputError, RunFailedError), match=said):
         runner.run(wanted, console(), submit=MadeFlower(fail))
