@@ -3,12 +3,17 @@
 Public, each by its own module (nothing is imported here, so that a node can be confined before torch is loaded):
 
 - ``collective_node.learngenes.evolve``: from images to learngenes in one call. Its steps are
-  ``collective_node.evolution.Evolution`` (tasks, checkpoints, condensing) and
+  ``collective_node.evolution.Evolution`` (tasks, open-world cycles, checkpoints, condensing) and
   ``collective_node.publishing.learngene_of`` (blocks and Fisher diagonal).
 - ``collective_node.settings.CollectiveSettings``: every number that decides what is learned.
 - ``collective_node.private_images``: the collective's folder.
-- ``collective_node.expandable_network``: the network, and how it widens and gets new outputs.
-- ``collective_node.criterion.GradientTrend``: the criterion of Eq. 4 and 5.
+- ``collective_node.expandable_network``: the network, and how it widens, deepens and gets new outputs;
+  ``collective_node.growth_schedule``: growth steps as a user writes them; ``collective_node.growth``: how momentum and
+  Fisher diagonals follow.
+- ``collective_node.open_world``, ``collective_node.unknown_scores``, ``collective_node.open_world_metrics``: recognising
+  what is unknown, and how well that went; ``collective_node.person``: who names it.
+- ``collective_node.consolidation``: elastic weight consolidation over its own past tasks.
+- ``collective_node.criterion``, ``collective_node.similarity``: the two criteria that choose layers.
 - ``collective_node.program.make``: the node's program; the command ``collective-node`` starts it.
 
 Everything else may change without notice. ``docs/python-api.md`` has a whole example.

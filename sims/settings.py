@@ -9,9 +9,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from collective_node.settings import CollectiveSettings
+from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
 from protocol.errors import InputError, fault_line, first_fault
 from protocol.node_configuration import DEVICE_PATTERN
@@ -214,6 +215,17 @@ class RunSettings(BaseModel):
             raise ValueError(f"{value!r} is no device; choose auto, cpu, cuda or cuda:<number>")
         return value
 
+    @model_validator(mode="after")
+    def _methods_find_their_learngenes(self) -> "RunSettings":
+        for method in self.individual.methods:
+            form = METHODS[method].form
+            if form is not None and form not in self.collective.forms:
+                forms = ",".join((*self.collective.forms, form))
+                raise ValueError(
+                    f"the method {method!r} needs a learngene in the form {form!r}: set collective.forms={forms}"
+                )
+        return self
+
     @property
     def shots(self) -> tuple[int, ...]:
         """The shot counts, smallest first."""
@@ -339,7 +351,7 @@ def from_run_config(
         )
     except ValidationError as error:
         where, text = first_fault(error)
-        raise InputError(f"{where.replace('_', '-')}: {text}") from None
+        raise InputError(f"{where.replace('_', '-')}: {text}" if where else text) from None
 
 
 def typed_data(data: Path | None, *, stand_in: bool) -> Path | None:

@@ -12,7 +12,10 @@ import pytest
 from protocol.blob import encode
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/python-api.md", "docs/deployment.md", "docs/design-notes.md", "sims/cifar100/README.md")
+DOCUMENTS = tuple(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("sims/*/README.md")))
+)
 PACKAGES = ("collective_node", "individual_node", "protocol", "sims")
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 #: ``package.module`` or ``package.module.name``, in backticks.

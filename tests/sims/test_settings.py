@@ -50,13 +50,13 @@ def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
         "width": 0.125,
         "threads": 2,
         "individual-device": "cpu",
-        "set": "collective.classes_per_task=4 collective.forms=paper individual.retain=10 collective.sigma=1e-4",
+        "set": "collective.classes_per_task=4 collective.forms=paper,condensed individual.retain=10 collective.sigma=1e-4",
     }
     settings = from_run_config(config)
     assert settings.target_tasks == {5: 3, 10: 4}
     assert settings.shots == (5, 10)
     assert (settings.collective.tasks, settings.collective.width) == (6, 0.125)
-    assert (settings.collective.classes_per_task, settings.collective.forms) == (4, ("paper",))
+    assert (settings.collective.classes_per_task, settings.collective.forms) == (4, ("paper", "condensed"))
     assert (settings.collective.sigma, settings.individual.retain) == (1e-4, 10.0)
     changed = {"tasks", "width", "classes_per_task", "forms", "sigma"}
     small = PROFILES["cifar100"]["small"]
@@ -257,3 +257,12 @@ def test_the_experiment_does_not_depend_on_where_it_is_written(tmp_path: Path) -
     assert here.experiment() == there.experiment()
     assert here.experiment() != from_run_config({"seed": 1}).experiment()
     assert here.experiment() != from_run_config({"set": "individual.retain=7"}).experiment()
+
+
+def test_a_method_without_its_form_of_learngene_is_refused_before_anything_starts() -> None:
+    with pytest.raises(InputError, match=r"'paper-front' needs a learngene in the form 'paper-front': set collective\.forms"):
+        from_run_config({"set": "individual.methods=condensed,paper-front"})
+    settings = from_run_config(
+        {"set": "individual.methods=paper-front-individual,floor collective.forms=condensed,paper-front"}
+    )
+    assert settings.individual.methods == ("paper-front-individual", "floor")
