@@ -8,10 +8,10 @@ Public, each by its own module (nothing is imported here, so that a node can be 
 - ``collective_node.settings.CollectiveSettings``: every number that decides what is learned.
 - ``collective_node.private_images``: the collective's folder.
 - ``collective_node.expandable_network``: the network, and how it widens, deepens and gets new outputs;
-  ``collective_node.growth_schedule``: growth steps as a user writes them; ``collective_node.growth``: how momentum and
-  Fisher diagonals follow.
-- ``collective_node.open_world``, ``collective_node.unknown_scores``, ``collective_node.open_world_metrics``: recognising
-  what is unknown, and how well that went; ``collective_node.person``: who names it.
+  ``collective_node.growth_schedule``: growth steps as a user writes them; ``collective_node.growth``: how momentum
+  and Fisher diagonals follow.
+- ``collective_node.open_world``, ``collective_node.unknown_scores``, ``collective_node.open_world_metrics``:
+  recognising what is unknown, and how well that went; ``collective_node.person``: who names it.
 - ``collective_node.consolidation``: elastic weight consolidation over its own past tasks.
 - ``collective_node.criterion``, ``collective_node.similarity``: the two criteria that choose layers.
 - ``collective_node.program.make``: the node's program; the command ``collective-node`` starts it.

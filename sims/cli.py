@@ -132,12 +132,15 @@ def run(
     _run_all(wanted)
 
 
-def results(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
-    """Print the results of a run again."""
+def results(
+    runs: Annotated[list[Path], typer.Argument(help="Folder of a finished run; several: one table over their seeds.")],
+) -> None:
+    """Print the results of a run again, or one table over several runs of different seeds."""
+    from sims import summary
     from sims.results import load
-    from sims.tables import results_tables
+    from sims.tables import results_tables, summary_table
 
-    Console().print(results_tables(load(run)))
+    Console().print(results_tables(load(runs[0])) if len(runs) == 1 else summary_table(summary.of_folders(runs)))
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:

@@ -211,7 +211,10 @@ def _find(data: Path, dataset: DatasetName) -> _Found | None:
                 f"{data} holds no {SPLIT_FILE}: write one that lists the class folders under base, open_world and novel"
             )
         split = read_split(data / SPLIT_FILE)
-        return _Found(data.resolve().name or dataset, split.division, split.size, list_tree(data, split.division))
+        name = data.resolve().name or dataset
+        if name in DATASETS:  # the figures of a published division are not those of this one
+            name = f"{name} (own split)"
+        return _Found(name, split.division, split.size, list_tree(data, split.division))
     for folder in (data, data / dataset):
         if is_tree(folder, known.division):
             return _Found(dataset, known.division, known.size, list_tree(folder, known.division))

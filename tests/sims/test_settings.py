@@ -50,7 +50,8 @@ def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
         "width": 0.125,
         "threads": 2,
         "individual-device": "cpu",
-        "set": "collective.classes_per_task=4 collective.forms=paper,condensed individual.retain=10 collective.sigma=1e-4",
+        "set": "collective.classes_per_task=4 collective.forms=paper,condensed individual.retain=10 "
+        "collective.sigma=1e-4",
     }
     settings = from_run_config(config)
     assert settings.target_tasks == {5: 3, 10: 4}
@@ -260,7 +261,9 @@ def test_the_experiment_does_not_depend_on_where_it_is_written(tmp_path: Path) -
 
 
 def test_a_method_without_its_form_of_learngene_is_refused_before_anything_starts() -> None:
-    with pytest.raises(InputError, match=r"'paper-front' needs a learngene in the form 'paper-front': set collective\.forms"):
+    with pytest.raises(
+        InputError, match=r"'paper-front' needs a learngene in the form 'paper-front': set collective\.forms"
+    ):
         from_run_config({"set": "individual.methods=condensed,paper-front"})
     settings = from_run_config(
         {"set": "individual.methods=paper-front-individual,floor collective.forms=condensed,paper-front"}
