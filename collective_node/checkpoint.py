@@ -20,7 +20,9 @@ class Progress(BaseModel):
     """Everything besides tensors.
 
     Attributes:
-        setup: digest of settings, seed, images and thread count; a checkpoint serves only the setup that made it.
+        setup: digest of what the tasks depend on: settings, seed, images and thread count. A checkpoint serves only the
+            setup that made it.
+        cycle_setup: digest of what the cycles depend on besides; None before the first.
         torch: version that computed it; another may round otherwise.
         known: known classes in the order of the outputs, as numbers.
         tasks, cycles, named, comparisons: what was recorded so far.
@@ -30,6 +32,7 @@ class Progress(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     setup: str
+    cycle_setup: str | None
     torch: str
     known: list[int]
     tasks: list[TaskRecord]
@@ -40,10 +43,13 @@ class Progress(BaseModel):
     rho: list[list[float | None]]
 
 
-def store(folder: Path, setup: str, collective: Collective, comparisons: list[Comparison]) -> None:
+def store(
+    folder: Path, setup: str, cycle_setup: str | None, collective: Collective, comparisons: list[Comparison]
+) -> None:
     """Keep a collective's state; the one before it goes only when this one is on disk."""
     progress = Progress(
         setup=setup,
+        cycle_setup=cycle_setup if collective.cycles or comparisons else None,
         torch=torch.__version__,
         known=collective.known,
         tasks=collective.tasks,
@@ -60,9 +66,10 @@ def store(folder: Path, setup: str, collective: Collective, comparisons: list[Co
         tensors |= _prefixed("consolidation", collective.consolidation.tensors())
     files = {"state.safetensors": save(tensors), "progress.json": progress.model_dump_json().encode()}
     folder.mkdir(mode=0o700, exist_ok=True)
-    name = f"task-{len(collective.tasks) + len(collective.cycles):04d}"
+    # Each state has a name of its own, so that none is ever replaced.
+    name = f"state-{len(collective.tasks) + len(comparisons) + len(collective.cycles):04d}"
     write_folder_atomically(folder / name, files)
-    for other in folder.glob("task-*"):
+    for other in (*folder.glob("state-*"), *folder.glob(".state-*.part")):  # earlier ones, and what a kill left of one
         if other.name != name:
             shutil.rmtree(other)
 
@@ -74,7 +81,7 @@ def latest(folder: Path) -> tuple[Progress, dict[str, dict[str, Tensor]]] | None
     Raises:
         InputError: it cannot be read.
     """
-    found = sorted(folder.glob("task-*"))
+    found = sorted(folder.glob("state-*"))
     if not found:
         return None
     try:

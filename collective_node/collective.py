@@ -100,20 +100,26 @@ class Collective:
         self.known += new
 
     def add_named(self, named: Named, pictures: NDArray[np.uint8]) -> list[int]:
-        """Take in images ``[n, H, W, C]`` that a person named, in the order of ``named``; the numbers of the new
-        classes, which get no output yet."""
-        new = [name for name in dict.fromkeys(named.names) if name not in self.classes]
-        self.classes += new
-        numbers = torch.tensor([self.classes.index(name) for name in named.names], dtype=torch.int64)
+        """Take in images ``[n, H, W, C]`` that a person named, in the order of ``named``.
+
+        Returns:
+            Numbers of the classes among them that are not known; they get no output yet.
+        """
+        numbers = {name.casefold(): number for number, name in enumerate(self.classes)}
+        for name in named.names:
+            if name.casefold() not in numbers:
+                numbers[name.casefold()] = len(self.classes)
+                self.classes.append(name)
+        labels = torch.tensor([numbers[name.casefold()] for name in named.names], dtype=torch.int64)
         images = self.images
         self.images = DeviceImages(
             torch.cat([images.pixels, torch.from_numpy(np.array(pictures)).to(images.pixels.device)]),
-            torch.cat([images.labels, numbers.to(images.labels.device)]),
+            torch.cat([images.labels, labels.to(images.labels.device)]),
             images.mean,
             images.std,
         )
         self.named.append(named)
-        return [self.classes.index(name) for name in new]
+        return [number for number in dict.fromkeys(labels.tolist()) if number not in self.known]
 
     def _follow(self, growth: Growth) -> None:
         self.momentum = growth.follow_all(self.momentum, "gradient")

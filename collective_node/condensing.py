@@ -38,7 +38,7 @@ class CondensedNetwork(nn.Module):
 def stem_blocks(network: ExpandableNetwork, top: int, width: float) -> list[Block]:
     """Four light blocks that end with as many channels, and as small a map, as the top layers expect.
 
-    Each of the stem's blocks ends with a max-pool, as many as the collective has in front of its top layers.
+    The first of them end with a max-pool, as many as the collective has in front of its top layers.
     """
     first = network.layers[len(network.layers) - top].conv
     channels = network.layers[0].conv.in_channels

@@ -20,6 +20,8 @@ FALLEN = 0.5
 STEADY = 0.1
 LAST_PART = 0.25
 LAST_TASKS = 3
+#: k of the paper.
+PAPER_LAYERS = 3
 #: Fewer tasks cannot tell: the last ones, and as many before them.
 FEWEST_TASKS = 2 * LAST_TASKS
 
@@ -143,26 +145,14 @@ def check_tasks(tasks: int) -> None:
         )
 
 
-def found_layers(rho: Sequence[Sequence[float | None]], at_least: int = 1) -> int:
-    """``k`` by the criterion: how many settled layers stand in a row that ends at the last convolution.
+def found_layers(rho: Sequence[Sequence[float | None]]) -> int:
+    """``k`` by the criterion: how many settled layers stand in a row that ends at the last convolution; may be 0.
 
     Args:
         rho: tasks x layers.
-        at_least: fewer than these are an error.
-
-    Raises:
-        InputError: too few tasks to tell, or too few settled layers.
     """
-    check_tasks(len(rho))
     found = settled_layers(rho)
-    count = found[::-1].index(False) if False in found else len(found)
-    if count < at_least:
-        numbers = ", ".join(str(number + 1) for number, one in enumerate(found) if one) or "none"
-        raise InputError(
-            f"{count} settled layers end at the last convolution, fewer than {at_least} "
-            f"(settled anywhere: {numbers}): set the collective's layers to a number"
-        )
-    return count
+    return found[::-1].index(False) if False in found else len(found)
 
 
 def most_similar(similarity: Sequence[float], k: int) -> range:
@@ -179,23 +169,27 @@ def choose_layers(
     layers: int,
     rho: Sequence[Sequence[float | None]],
     similarity: Sequence[float] | None,
+    *,
+    most: int,
 ) -> range:
     """The layers (0-based) that the form ``paper`` takes; their number is ``k`` for every form.
 
     ``k`` is ``settings.layers`` or, where that is none, the number of layers that settled (:func:`found_layers`), with
-    either criterion. ``gradient-trend`` takes the deepest ``k``, as the paper does; ``similarity`` the ``k`` adjacent
-    layers that are most like a pseudo-descendant's (:func:`most_similar`).
+    either criterion: the paper's 3 where none did, and no more than ``most``. ``gradient-trend`` takes the deepest
+    ``k``, as the paper does; ``similarity`` the ``k`` adjacent layers that are most like a pseudo-descendant's
+    (:func:`most_similar`).
 
     Args:
         layers: convolutions of the network.
         rho: tasks x layers, read where ``settings.layers`` is none.
         similarity: of each layer, read by the criterion ``similarity``.
+        most: layers that every form of the settings can hold.
 
     Raises:
-        InputError: ``k`` is larger than the network, or cannot be found.
+        InputError: the ``k`` of the settings is larger than the network.
         ValueError: the criterion ``similarity`` without a similarity per layer.
     """
-    k = found_layers(rho) if settings.layers is None else settings.layers
+    k = min(found_layers(rho) or PAPER_LAYERS, most) if settings.layers is None else settings.layers
     if k > layers:
         raise InputError(f"{k} layers to inherit, but the network has {layers}: set the collective's layers lower")
     if settings.criterion == "gradient-trend":

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from collective_node.consolidation import Consolidation, choose_weight
 from collective_node.criterion import GradientTrend
 from collective_node.expandable_network import HIDDEN, POOLED, ExpandableNetwork, scaled
 from collective_node.growth_schedule import Deepen, parse, steps_before
-from collective_node.open_world import Stream
+from collective_node.open_world import FIT_IMAGES_PER_CLASS, Stream
 from collective_node.person import Person
 from collective_node.private_images import PrivateImages
 from collective_node.publishing import FISHER_BATCH, check_layers, distinct_rows
@@ -33,10 +33,34 @@ from protocol.images import DeviceImages, Normalisation
 
 #: A gradient histogram is taken of every eighth batch.
 OBSERVE_EVERY = 8
+#: Settings that only what follows tasks and cycles depends on: they may be changed, and a checkpoint still serves.
+_AFTER_TASKS = {
+    "layers",
+    "criterion",
+    "descendant_epochs",
+    "forms",
+    "condense_epochs",
+    "condense_learning_rate",
+    "fisher_samples",
+    "person",
+}
+#: Settings that cycles depend on and tasks do not.
+_OF_CYCLES = {
+    "cycles",
+    "classes_per_cycle",
+    "examples",
+    "open_epochs",
+    "score",
+    "threshold",
+    "keep_known",
+    "neighbours",
+    "compare_scores",
+    "compare_strategies",
+}
 
 
 @dataclass(frozen=True)
-class _Progress:
+class _Steps:
     """Where a training stands among all steps of its kind; alone, its own steps are all there are."""
 
     events: Events
@@ -92,25 +116,44 @@ class Evolution:
         rng = np.random.default_rng([seed, len(self.base_classes)])
         self.sequence = sequence(len(self.base_classes), settings.classes_per_task, settings.tasks, rng)
         counts = np.bincount(images.train_labels, minlength=len(self.base_classes))
+        self._taught = sorted({number for task in self.sequence for number in task})
+        self.taught_images = int(counts[self._taught].sum())
         self._task_steps = [
             self._steps(settings.epochs, int(counts[self._rehearsed(number)].sum())) for number in range(settings.tasks)
         ]
-        self.stream: Stream | None = None
-        self.person = person
-        digest = hashlib.sha256(settings.model_dump_json().encode())
+        trial = self._begin()
+        for number in range(settings.tasks):  # a step that does not fit is said now, not after hours
+            self._grow(trial, number)
+        digest = hashlib.sha256(settings.model_dump_json(exclude=_AFTER_TASKS | _OF_CYCLES).encode())
         digest.update(f"seed {seed}, {torch.get_num_threads()} threads, {device.type}".encode())
-        digest.update(images.train_images.tobytes())
-        digest.update(images.train_labels.tobytes())
-        if settings.cycles:
-            if images.stream_images is None:
-                raise InputError("open-world cycles need a stream of images; cut the world again, or set cycles to 0")
-            if person is None:
-                raise InputError(
-                    "open-world cycles need a person who names what is unknown; give one, or set cycles to 0"
-                )
-            self.stream = Stream(images.stream_images, self.heldout, person.truth, settings)
-            digest.update(images.stream_images.tobytes())
+        for array in (images.train_images, images.train_labels, images.heldout_images, images.heldout_labels):
+            digest.update(array.tobytes())
         self.setup = digest.hexdigest()
+        self.person = person
+        self.stream: Stream | None = None
+        self.cycle_setup: str | None = None
+        if settings.cycles:
+            self.stream, self.cycle_setup = self._open_world(images, person)
+
+    def _open_world(self, images: PrivateImages, person: Person | None) -> tuple[Stream, str]:
+        """The stream, and a digest of what the cycles depend on besides the tasks."""
+        settings = self.settings
+        if images.stream_images is None:
+            raise InputError("open-world cycles need a stream of images; cut the world again, or set cycles to 0")
+        if person is None:
+            raise InputError("open-world cycles need a person who names what is unknown; give one, or set cycles to 0")
+        untaught = {name for number, name in enumerate(self.base_classes) if number not in self._taught}
+        counts = np.bincount(images.train_labels, minlength=len(self.base_classes))[self._taught]
+        fitted = int(np.minimum(counts, FIT_IMAGES_PER_CLASS).sum())
+        if "nearest-neighbour" in (settings.score, *settings.compare_scores) and settings.neighbours > fitted:
+            raise InputError(f"neighbours is {settings.neighbours}, more than the {fitted} images that it looks among")
+        truth = person.truth
+        digest = hashlib.sha256(settings.model_dump_json(include=_OF_CYCLES).encode())
+        digest.update(images.stream_images.tobytes())
+        if truth is not None:
+            digest.update("\n".join((*truth.stream_names, *truth.heldout_names)).encode())
+            digest.update(truth.heldout_images.tobytes())
+        return Stream(images.stream_images, self.heldout, truth, untaught, settings), digest.hexdigest()
 
     def run(self) -> tuple[Collective, list[Comparison]]:
         """Go through the tasks and cycles that are left, with a checkpoint after each.
@@ -125,19 +168,31 @@ class Evolution:
         collective, comparisons = self._resume()
         for number in range(len(collective.tasks), len(self.sequence)):
             self._learn(collective, number)
-            checkpoint.store(self.folder, self.setup, collective, comparisons)
+            self._keep(collective, comparisons)
         if not collective.cycles:
             for score, strategy in self._compared():
                 if (score, strategy) not in [(done.score, done.strategy) for done in comparisons]:
-                    tried = collective.branch()
-                    for _ in range(self.settings.cycles):
-                        self._meet(tried, score, strategy)
-                    comparisons.append(Comparison(score=score, strategy=strategy, cycles=tried.cycles))
-                    checkpoint.store(self.folder, self.setup, collective, comparisons)
+                    comparisons.append(self._compare(collective, score, strategy))
+                    self._keep(collective, comparisons)
         for _ in range(len(collective.cycles), self.settings.cycles):
             self._meet(collective, self.settings.score, self.settings.strategy)
-            checkpoint.store(self.folder, self.setup, collective, comparisons)
+            self._keep(collective, comparisons)
         return collective, comparisons
+
+    def heldout_of(self, classes: Sequence[int]) -> DeviceImages:
+        """The held-out images of some base classes.
+
+        Raises:
+            InputError: there are none.
+        """
+        heldout = self.heldout
+        wanted = torch.isin(heldout.labels, torch.tensor(classes, device=self.device))
+        if not wanted.any():
+            raise InputError("the collective's folder holds no held-out image of its known classes")
+        return DeviceImages(heldout.pixels[wanted], heldout.labels[wanted], heldout.mean, heldout.std)
+
+    def _keep(self, collective: Collective, comparisons: list[Comparison]) -> None:
+        checkpoint.store(self.folder, self.setup, self.cycle_setup, collective, comparisons)
 
     def condense(self, collective: Collective, top: int) -> tuple[CondensedNetwork, float]:
         """Train the light stem in front of the ``top`` last layers; returns the network and its accuracy on the
@@ -157,7 +212,17 @@ class Evolution:
             collective.random,
             observe,
         )
-        return network, self._accuracy(network, collective, self._base(collective))
+        return network, self._accuracy(network, collective, self.base_of(collective))
+
+    def _compare(self, collective: Collective, score: Score, strategy: Strategy) -> Comparison:
+        """Try the cycles with another score or strategy; what ends them early ends the trial, not the run."""
+        tried, stopped = collective.branch(), None
+        try:
+            for _ in range(self.settings.cycles):
+                self._meet(tried, score, strategy)
+        except (InputError, RunFailedError) as error:
+            stopped = str(error)
+        return Comparison(score=score, strategy=strategy, cycles=tried.cycles, stopped=stopped)
 
     def _compared(self) -> list[tuple[Score, Strategy]]:
         """What is tried besides the settings' own score and strategy."""
@@ -195,10 +260,11 @@ class Evolution:
         if found is None:
             return collective, []
         progress, state = found
-        if progress.setup != self.setup:
+        if progress.setup != self.setup or progress.cycle_setup not in (None, self.cycle_setup):
+            what = "" if progress.setup != self.setup else " of its open-world cycles"
             raise InputError(
-                f"the checkpoint in {self.folder} was made with other settings, another seed, other images or another "
-                "number of threads; use those, or another state folder"
+                f"the checkpoint in {self.folder} was made with other settings{what}, another seed, other images or "
+                "another number of threads; use those, or another state folder"
             )
         if progress.torch != torch.__version__:
             raise InputError(
@@ -207,7 +273,6 @@ class Evolution:
             )
         for number in range(len(progress.tasks)):
             self._grow(collective, number)
-        assert self.stream is not None or not progress.named
         for named in progress.named:
             assert self.stream is not None
             collective.learn_classes(collective.add_named(named, self.stream.images[named.rows]))
@@ -241,7 +306,7 @@ class Evolution:
         strategy = self.settings.strategy
         rehearsed = self._rehearsed(number)
         text = f"task {number + 1} of {len(self.sequence)}, {len(collective.known)} classes known"
-        progress = _Progress(self.events, "task", text, sum(self._task_steps[:number]), sum(self._task_steps))
+        progress = _Steps(self.events, "task", text, sum(self._task_steps[:number]), sum(self._task_steps))
         steps, loss, _ = self._train(
             collective, rehearsed, self.settings.epochs, strategy, progress, collective.trend.observe
         )
@@ -270,25 +335,32 @@ class Evolution:
         recognition = self.stream.recognise(collective, number, score)
         encounter = self.stream.encounter(collective, recognition, number)
         where = f"open-world cycle {number + 1} of {self.settings.cycles}"
+        if (score, strategy) != (self.settings.score, self.settings.strategy):
+            where = f"compared with {score}, {strategy}: {where}"
         self.events.append("cycle", 0, 0, f"{where}: {len(encounter.unknown)} unknown images to be named")
         named = self.person.name(encounter)
-        if not named.rows:
-            raise InputError(f"{where}: nobody named a class in {len(encounter.unknown)} unknown images; "
-                             f"lower keep_known or threshold, or set cycles to {number}")  # fmt: skip
-        if strategy == "ewc" and collective.consolidation is None:
-            self._consolidate(collective, collective.known)
-        base_before = self._accuracy(collective.network, collective, self._base(collective))
-        new = collective.add_named(named, self.stream.images[named.rows])
-        open_before = self._open_accuracy(collective)
-        collective.learn_classes(new)
-        rehearsed = list(collective.known) if strategy == "replay" else new
-        text = f"{where}, {len(collective.known)} classes known"
-        progress = _Progress(self.events, "cycle", text)
-        steps, _, retain = self._train(collective, rehearsed, self.settings.open_epochs, strategy, progress)
-        if strategy == "ewc":
-            self._consolidate(collective, rehearsed)
-        flagged = int(recognition.flagged.sum())
         truth = self.person.truth
+        if not named.rows and truth is not None:
+            raise InputError(
+                f"{where}: no class with two images is new among {len(encounter.unknown)} that look unknown; "
+                f"lower keep_known or threshold, or set cycles to {number}"
+            )
+        earlier = self._named(collective)
+        base_before = self._accuracy(collective.network, collective, self.base_of(collective))
+        old_before = self._open_accuracy(collective, earlier)
+        new = collective.add_named(named, self.stream.images[named.rows])
+        open_before = self._open_accuracy(collective, self._named(collective))
+        steps, retain = 0, None
+        if new:  # a person may find nothing of interest
+            if strategy == "ewc" and collective.consolidation is None:
+                self._consolidate(collective, collective.known)
+            collective.learn_classes(new)
+            rehearsed = list(collective.known) if strategy == "replay" else new
+            progress = _Steps(self.events, "cycle", f"{where}, {len(collective.known)} classes known")
+            steps, _, retain = self._train(collective, rehearsed, self.settings.open_epochs, strategy, progress)
+            if strategy == "ewc":
+                self._consolidate(collective, rehearsed)
+        flagged = int(recognition.flagged.sum())
         truly = None
         if truth is not None:
             known = set(encounter.unknown.known)
@@ -309,9 +381,11 @@ class Evolution:
             before=recognition.metrics,
             after=self.stream.recognise(collective, number + 1, score).metrics,
             open_accuracy_before=open_before,
-            open_accuracy_after=self._open_accuracy(collective),
+            open_accuracy_after=self._open_accuracy(collective, self._named(collective)),
+            old_open_accuracy_before=old_before,
+            old_open_accuracy_after=self._open_accuracy(collective, earlier),
             base_accuracy_before=base_before,
-            base_accuracy_after=self._accuracy(collective.network, collective, self._base(collective)),
+            base_accuracy_after=self._accuracy(collective.network, collective, self.base_of(collective)),
             retain=retain,
             steps=steps,
             seconds=time.perf_counter() - started,
@@ -324,7 +398,7 @@ class Evolution:
         classes: Sequence[int],
         epochs: float,
         strategy: Strategy,
-        progress: "_Progress",
+        progress: "_Steps",
         watch: Callable[[list[Tensor]], None] | None = None,
     ) -> tuple[int, float, float | None]:
         """Train on the images of ``classes``; returns steps, loss, and the weight of the consolidation loss.
@@ -384,30 +458,27 @@ class Evolution:
     def _steps(self, epochs: float, images: int) -> int:
         return max(1, round(epochs * images / self.settings.batch_size))
 
-    def _base(self, collective: Collective) -> list[int]:
+    def base_of(self, collective: Collective) -> list[int]:
+        """The base classes that are known."""
         return [number for number in collective.known if number < len(self.base_classes)]
 
     def _accuracy(self, network: torch.nn.Module, collective: Collective, classes: Sequence[int]) -> float:
         """On held-out images of base classes, among all known ones, per cent."""
-        wanted = torch.isin(self.heldout.labels, torch.tensor(classes, device=self.device))
-        images = DeviceImages(
-            self.heldout.pixels[wanted], self.heldout.labels[wanted], self.heldout.mean, self.heldout.std
-        )
-        if len(images) == 0:
-            raise InputError("the collective's folder holds no held-out image of its known classes")
-        return _share_right(network, images, collective.outputs)
+        return _share_right(network, self.heldout_of(classes), collective.outputs)
 
-    def _open_accuracy(self, collective: Collective) -> float | None:
-        """On held-out images of every class named so far, among all known ones, per cent; None where there are none."""
+    def _named(self, collective: Collective) -> dict[str, int]:
+        """Number of each class that a person named, by its name in small letters."""
+        numbers = range(len(self.base_classes), len(collective.classes))
+        return {collective.classes[number].casefold(): number for number in numbers}
+
+    def _open_accuracy(self, collective: Collective, named: Mapping[str, int]) -> float | None:
+        """On held-out images of these classes, among all known ones, per cent; None where there are none."""
         assert self.person is not None
         truth = self.person.truth
-        added = {name: number for number, name in enumerate(collective.classes) if number >= len(self.base_classes)}
-        if truth is None:
+        rows = [] if truth is None else [r for r, name in enumerate(truth.heldout_names) if name.casefold() in named]
+        if truth is None or not rows:
             return None
-        rows = [row for row, name in enumerate(truth.heldout_names) if name in added]
-        if not rows:
-            return None
-        labels = np.array([added[truth.heldout_names[row]] for row in rows])
+        labels = np.array([named[truth.heldout_names[row].casefold()] for row in rows])
         images = DeviceImages.load(truth.heldout_images[rows], labels, self.normalisation, self.device)
         return _share_right(collective.network, images, collective.outputs)
 

@@ -147,7 +147,7 @@ def widen(
     copied = torch.randperm(channels, generator=generator)[:extra]
     source = torch.cat([torch.arange(channels), copied]).to(conv.weight.device)
     share = torch.ones(channels, dtype=torch.float64)
-    # At least a fifth apart from one half, so that the two copies get clearly different gradients.
+    # At least a tenth from one half: two copies differ by a fifth and get clearly different gradients.
     part = 0.1 + 0.3 * torch.rand(extra, generator=generator).double()
     part = torch.where(torch.rand(extra, generator=generator) < 0.5, part, 1 - part)
     share[copied] = 1 - part

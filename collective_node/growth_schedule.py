@@ -49,7 +49,7 @@ def parse(texts: Sequence[str]) -> tuple[Step, ...]:
             steps += PAPER_STEPS
             continue
         found = _STEP.fullmatch(words)
-        if found is None or found["extra"] == "0":
+        if found is None or int(found["extra"] or 1) == 0:
             raise ValueError(f"{text!r} is no growth step; write `widen LAYER +CHANNELS`, `deepen LAYER identity`, "
                              f"`deepen LAYER duplicate` or `{PAPER}`")  # fmt: skip
         if found["way"] is None:

@@ -8,15 +8,16 @@ import torch
 
 from collective_node.collective import Collective
 from collective_node.condensing import CondensedNetwork
-from collective_node.criterion import choose_layers, most_similar, settled_layers
+from collective_node.criterion import choose_layers, found_layers, most_similar, settled_layers
 from collective_node.evolution import Evolution
 from collective_node.person import Person
 from collective_node.private_images import PrivateImages
-from collective_node.publishing import learngene_of
+from collective_node.publishing import learngene_of, most_layers
 from collective_node.records import Comparison
 from collective_node.settings import CollectiveSettings
 from collective_node.similarity import Similarity, compare, train_descendant
 from protocol.architecture import Form
+from protocol.errors import InputError
 from protocol.events import Events
 from protocol.learngene import Learngene
 
@@ -26,14 +27,16 @@ class Chosen:
     """Which layers each criterion chose, 0-based.
 
     Attributes:
-        layers: those that the form ``paper`` took.
+        layers: those that the form ``paper`` took; every form holds as many.
         settled: of every layer, whether its gradient trend settled.
+        found: how many settled ones end at the last layer.
         similarity: to a pseudo-descendant, where one was trained.
         by_similarity: as many layers as ``layers``, by that criterion.
     """
 
     layers: range
     settled: list[bool]
+    found: int
     similarity: Similarity | None
     by_similarity: range | None
 
@@ -70,6 +73,7 @@ def evolve(
     checkpoints: Path,
     events: Events,
     person: Person | None = None,
+    fewest_fisher_images: int = 1,
 ) -> Evolved:
     """Learn the sequence of tasks, meet the open world, condense, and take a learngene in every form of the settings.
 
@@ -80,12 +84,20 @@ def evolve(
             killed goes on from its last task or cycle when it is called again with the same arguments.
         events: record of progress.
         person: names what is unknown; None is enough where ``settings.cycles`` is 0.
+        fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
 
     Raises:
         InputError: the settings ask for more than the images have, or the checkpoint belongs to another evolution.
         RunFailedError: the loss is not a number any more.
     """
     evolution = Evolution(images, settings, seed, device, checkpoints, events, person)
+    # What the policy would refuse to send is said before the training, not after it.
+    samples = min(settings.fisher_samples, evolution.taught_images)
+    if samples < fewest_fisher_images:
+        raise InputError(
+            f"a Fisher diagonal from {samples} images may not leave this site, only from {fewest_fisher_images} on; "
+            "raise fisher_samples, or teach more classes"
+        )
     clock, seconds = _Clock(), {}
     collective, comparisons = evolution.run()
     seconds["train"] = clock.lap()
@@ -131,11 +143,13 @@ def _choose(evolution: Evolution, collective: Collective) -> Chosen:
             collective.random.copy(),  # to ask the second criterion changes nothing that comes after it
             observe,
         )
-        similarity = compare(collective.network, descendant, evolution.heldout)
+        similarity = compare(collective.network, descendant, evolution.heldout_of(evolution.base_of(collective)))
     per_layer = None if similarity is None else similarity.per_layer
-    chosen = choose_layers(settings, layers, rho, per_layer)
+    # A condensed learngene is always made.
+    most = min(most_layers(form, layers) for form in (*settings.forms, "condensed"))
+    chosen = choose_layers(settings, layers, rho, per_layer, most=most)
     by_similarity = None if per_layer is None else most_similar(per_layer, len(chosen))
-    return Chosen(chosen, settled_layers(rho), similarity, by_similarity)
+    return Chosen(chosen, settled_layers(rho), found_layers(rho), similarity, by_similarity)
 
 
 class _Clock:

@@ -1,5 +1,6 @@
 """The open world: which images of a stream look unknown, and how well that is told (Eq. 2 and 3)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,8 @@ from collective_node.records import StreamMetrics
 from collective_node.settings import SCORES, CollectiveSettings, Score
 from collective_node.unknown_scores import Responses, calibrated_threshold, fit_score
 from collective_node.unknown_set import UnknownSet
-from protocol.errors import InputError
-from protocol.images import DeviceImages
+from protocol.errors import InputError, RunFailedError
+from protocol.images import DeviceImages, full_float32
 
 #: Training images of each known class that the scores with a memory are fitted on.
 FIT_IMAGES_PER_CLASS = 100
@@ -32,7 +33,7 @@ class Recognition:
         scores: ``[n]``, by the score that decides; larger is more unknown.
         threshold: above it an image is unknown (Eq. 3).
         features: float32 ``[n, F]``.
-        metrics: by score; None where the truth is not known.
+        metrics: by score; None where the truth is not known, and for a score that could not be taken.
     """
 
     rows: NDArray[np.int64]
@@ -50,13 +51,17 @@ class Recognition:
 class Stream:
     """An unlabelled stream, cut into one part for each cycle and one more to measure on after the last.
 
+    A run whose tasks teach only some base classes meets the others nowhere: they are neither known nor new, so their
+    images are left out, where the truth tells which they are.
+
     Args:
         images: uint8 ``[N, H, W, C]``.
         heldout: held-out images of the base classes: what thresholds are calibrated on.
-        truth: the stream's labels, where anybody has them; they are used for measuring alone.
+        truth: the stream's labels, where anybody has them; besides, they are used for measuring alone.
+        untaught: names of the base classes that no task teaches.
 
     Raises:
-        InputError: fewer images than parts.
+        InputError: fewer images than parts, or not one label for each.
     """
 
     def __init__(
@@ -64,18 +69,25 @@ class Stream:
         images: NDArray[np.uint8],
         heldout: DeviceImages,
         truth: Truth | None,
+        untaught: Collection[str],
         settings: CollectiveSettings,
     ) -> None:
-        if len(images) < settings.cycles + 1:
-            raise InputError(f"a stream of {len(images)} images cannot be cut for {settings.cycles} cycles")
+        rows = np.arange(len(images))
         if truth is not None and len(truth.stream_names) != len(images):
             raise InputError(f"the stream has {len(images)} images and {len(truth.stream_names)} labels")
+        if truth is not None:
+            rows = rows[np.array([name not in untaught for name in truth.stream_names], dtype=np.bool_)]
+        if len(rows) < settings.cycles + 1:
+            raise InputError(
+                f"a stream of {len(rows)} images cannot be cut into {settings.cycles + 1} parts: one for each cycle and "
+                "one to measure on; set cycles lower"
+            )
         self.images, self.truth = images, truth
         self._heldout, self._settings = heldout, settings
-        self.parts = np.array_split(np.arange(len(images)), settings.cycles + 1)
+        self.parts = np.array_split(rows, settings.cycles + 1)
 
     def recognise(self, collective: Collective, part: int, score: Score) -> Recognition:
-        """How a collective sees part ``part`` (0-based) of the stream; ``score`` decides, every score is measured."""
+        """How a collective sees a part of the stream, numbered from 0; ``score`` decides, all are measured."""
         settings, rows = self._settings, self.parts[part]
         network = collective.network
         fitted = torch.cat([found[:FIT_IMAGES_PER_CLASS] for found in collective.rows_of(collective.known)])
@@ -86,17 +98,21 @@ class Stream:
         pixels = torch.from_numpy(np.ascontiguousarray(self.images[rows])).to(mean.device)
         stream = DeviceImages(pixels, torch.zeros(len(rows), dtype=torch.int64, device=mean.device), mean, std)
         seen = _responses(network, stream)
-        # Classes that no task has taught yet are unknown, so they are nothing to calibrate on.
+        # Classes that no task teaches are nothing to calibrate on.
         is_known = torch.isin(self._heldout.labels.cpu(), torch.tensor(collective.known))
         heldout = _responses(network, self._heldout, torch.nonzero(is_known)[:, 0])
-        wanted = SCORES if self.truth is not None else (score,)
         scores: dict[Score, Tensor] = {}
         thresholds: dict[Score, float] = {}
-        for name in wanted:
-            found = fit_score(name, known, labels, neighbours=settings.neighbours)
+        for name in SCORES if self.truth is not None else (score,):
+            try:
+                found = fit_score(name, known, labels, neighbours=settings.neighbours)
+            except (InputError, RunFailedError):
+                if name == score:
+                    raise
+                continue  # one that is only measured
             scores[name] = found(seen)
             thresholds[name] = calibrated_threshold(found(heldout), settings.keep_known)
-        if settings.threshold is not None:
+        if settings.threshold is not None and score == settings.score:
             thresholds[score] = settings.threshold
         return Recognition(
             rows,
@@ -142,7 +158,8 @@ class Stream:
         predicted = seen.logits.argmax(1).tolist()
         correct = torch.tensor([names[output] == name for output, name in zip(predicted, truly, strict=True)])
         return {
-            score: stream_metrics(values.cpu(), unknown, correct, thresholds[score]) for score, values in scores.items()
+            name: stream_metrics(scores[name].cpu(), unknown, correct, thresholds[name]) if name in scores else None
+            for name in SCORES
         }
 
 
@@ -154,10 +171,11 @@ def _responses(network: ExpandableNetwork, images: DeviceImages, rows: Tensor | 
     hidden, output = nn.Sequential(*list(network.classifier)[:-1]), output_layer(network.classifier)
     features: list[Tensor] = []
     logits: list[Tensor] = []
-    for index in (torch.arange(len(images)) if rows is None else rows).split(500):
-        x, _ = images.batch(index)
-        found = hidden(network.blocks(x))
-        features.append(found)
-        logits.append(output(found))
+    with full_float32():
+        for index in (torch.arange(len(images)) if rows is None else rows).split(500):
+            x, _ = images.batch(index)
+            found = hidden(network.blocks(x))
+            features.append(found)
+            logits.append(output(found))
     network.train(was_training)
     return Responses(torch.cat(logits), torch.cat(features))

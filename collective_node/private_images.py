@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from protocol.errors import InputError
 
+#: What reading a folder can raise that holds something else.
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError)
+
 
 @dataclass(frozen=True)
 class PrivateImages:
@@ -50,18 +53,18 @@ def read(folder: Path) -> PrivateImages:
     if (folder / "stream_images.npy").exists():
         names.append("stream_images")
     try:
-        classes = tuple(json.loads((folder / "manifest.json").read_text())["classes"])
+        classes = _names(folder, "classes")
         arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{folder} is not a collective's folder of a world ({error}); make one first") from error
     for part in ("train", "heldout"):
-        labels, images = arrays[f"{part}_labels"], arrays[f"{part}_images"]
-        _check(folder, part, images, labels)
-        if not np.isin(labels, np.arange(len(classes))).all():
-            raise InputError(f"{folder}: a {part} label names no class of the manifest; cut the world again")
+        _check(folder, part, arrays[f"{part}_images"], arrays[f"{part}_labels"], len(classes))
+    for name in names:
+        if name.endswith("_images") and arrays[name].shape[1:] != arrays["train_images"].shape[1:]:
+            raise InputError(f"{folder}: {name} are not like the training images; cut the world again")
     stream = arrays.get("stream_images")
-    if stream is not None and (stream.dtype != np.uint8 or stream.shape[1:] != arrays["train_images"].shape[1:]):
-        raise InputError(f"{folder}: the stream's images are not like the training images; cut the world again")
+    if stream is not None and stream.dtype != np.uint8:
+        raise InputError(f"{folder}: the stream's images are {stream.dtype}, not bytes; cut the world again")
     counts = np.bincount(arrays["train_labels"], minlength=len(classes))
     if counts.min() < 2:
         raise InputError(f"{folder}: {classes[int(counts.argmin())]} has fewer than two training images")
@@ -75,7 +78,7 @@ def read_truth(folder: Path) -> Truth:
         InputError: it is missing or does not fit.
     """
     try:
-        names = tuple(json.loads((folder / "manifest.json").read_text())["human_classes"])
+        names = _names(folder, "human_classes")
         arrays = {
             name: np.load(folder / "human" / f"{name}.npy", allow_pickle=False)
             for name in ("stream_labels", "heldout_images", "heldout_labels")
@@ -84,19 +87,27 @@ def read_truth(folder: Path) -> Truth:
         raise InputError(
             f'{folder / "human"} holds no labels of the stream ({error}); set person = "annotate" where a person names'
         ) from error
-    _check(folder, "human", arrays["heldout_images"], arrays["heldout_labels"])
-    try:
-        return Truth(
-            tuple(names[number] for number in arrays["stream_labels"]),
-            arrays["heldout_images"],
-            tuple(names[number] for number in arrays["heldout_labels"]),
-        )
-    except IndexError as error:
-        raise InputError(
-            f"{folder}: a label of the human's names no class of the manifest; cut the world again"
-        ) from error
+    _check(folder, "human", arrays["heldout_images"], arrays["heldout_labels"], len(names))
+    stream = arrays["stream_labels"]
+    if stream.ndim != 1 or stream.dtype != np.int64 or not np.isin(stream, np.arange(len(names))).all():
+        raise InputError(f"{folder}: a label of the stream names no class of the manifest; cut the world again")
+    return Truth(
+        tuple(names[number] for number in stream),
+        arrays["heldout_images"],
+        tuple(names[number] for number in arrays["heldout_labels"]),
+    )
 
 
-def _check(folder: Path, part: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+def _names(folder: Path, key: str) -> tuple[str, ...]:
+    names = json.loads((folder / "manifest.json").read_text())[key]
+    if not isinstance(names, list) or not names or len({str(name).casefold() for name in names}) != len(names):
+        raise ValueError(f"{key} of the manifest is no list of different names")
+    return tuple(str(name) for name in names)
+
+
+def _check(folder: Path, part: str, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: int) -> None:
+    fit = images.dtype == np.uint8 and images.ndim == 4 and labels.dtype == np.int64
+    if not fit or labels.shape != images.shape[:1] or images.shape[3] not in (1, 3):
         raise InputError(f"{folder}: the {part} images and labels do not fit each other; cut the world again")
+    if not np.isin(labels, np.arange(classes)).all():
+        raise InputError(f"{folder}: a {part} label names no class of the manifest; cut the world again")

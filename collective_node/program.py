@@ -12,7 +12,6 @@ from collective_node.person import Annotator, Oracle, Person
 from protocol.architecture import Form
 from protocol.bundle import CollectiveDesk
 from protocol.confinement import Confinement
-from protocol.errors import InputError
 from protocol.learngene import Learngene
 from protocol.ledger import StoredRelease
 from protocol.metrics import METRICS_FILE, write_metrics
@@ -51,10 +50,6 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
             logger.info("the learngene of this run is published already")
             return
         images = private_images.read(self._node.data)
-        # What the policy would refuse to send is said before the training, not after it.
-        samples, fewest = min(self._settings.fisher_samples, len(images.train_labels)), self._desk.fewest_samples
-        if samples < fewest:
-            raise InputError(f"a Fisher diagonal from {samples} images may not leave this site, only from {fewest} on")
         evolved = evolve(
             images,
             self._settings,
@@ -63,6 +58,7 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
             checkpoints=self._node.state / "checkpoint",
             events=self._events,
             person=self._person(),
+            fewest_fisher_images=self._desk.fewest_samples,
         )
         now = unix_seconds()
         releases = {form: self._desk.publish(learngene, now) for form, learngene in evolved.learngenes.items()}
@@ -134,6 +130,7 @@ def _criterion(chosen: Chosen) -> dict[str, object]:
     return {
         "chosen": [number + 1 for number in chosen.layers],
         "settled": chosen.settled,
+        "found": chosen.found,
         "similarity": similarity,
     }
 

@@ -23,6 +23,16 @@ from protocol.network import ConvolutionBlock, block_tensors, layers_of
 FISHER_BATCH = 64
 
 
+def most_layers(form: Form, layers: int) -> int:
+    """How many of a network's ``layers`` a form can hold."""
+    spare: dict[Form, int] = {
+        "paper-middle": 2,  # one in front and one behind, or it would be a front or a top
+        "condensed": 1,  # the stem stands in for one at least
+    }
+    taken = len(STEM_WIDTHS) + 1 if form == "condensed" else 0
+    return min(layers - spare.get(form, 0), MOST_BLOCKS - taken)
+
+
 def window_of(form: Form, chosen: range, layers: int) -> range:
     """The collective's own layers (0-based) that stand in a form; all forms hold equally many.
 
@@ -36,22 +46,19 @@ def window_of(form: Form, chosen: range, layers: int) -> range:
     Raises:
         InputError: the form cannot hold that many.
     """
-    k = len(chosen)
-    windows: dict[Form, tuple[range, int]] = {  # and how many layers it may hold
-        "paper": (chosen, layers),
-        "paper-front": (range(k), layers),
-        # A layer in front and one behind, or it would be a front or a top.
-        "paper-middle": (range((layers - k) // 2, (layers - k) // 2 + k), layers - 2),
-        # The stem stands in for one layer at least.
-        "condensed": (range(layers - k, layers), min(layers - 1, MOST_BLOCKS - len(STEM_WIDTHS) - 1)),
-    }
-    window, most = windows[form]
-    if k > min(most, MOST_BLOCKS):
+    k, most = len(chosen), most_layers(form, layers)
+    if k > most:
         raise InputError(
-            f"the form {form} holds at most {min(most, MOST_BLOCKS)} of the network's {layers} layers, not {k}: "
+            f"the form {form} holds at most {most} of the network's {layers} layers, not {k}: "
             "set the collective's layers lower"
         )
-    return window
+    starts: dict[Form, int] = {
+        "paper": chosen.start,
+        "condensed": layers - k,
+        "paper-front": 0,
+        "paper-middle": (layers - k) // 2,
+    }
+    return range(starts[form], starts[form] + k)
 
 
 def check_layers(settings: CollectiveSettings, *, layers: int, tasks: int) -> None:

@@ -16,6 +16,8 @@ STREAMS: tuple[Stream, ...] = get_args(Stream)
 class RandomStates:
     """Random generators (CPU) by name, each seeded by the run's seed and its own name.
 
+    The one thing drawn elsewhere is the sequence of tasks, which follows from the seed alone before anything begins.
+
     Args:
         seed: of the run.
     """

@@ -69,11 +69,12 @@ class CycleFigures(BaseModel):
             did not.
         classes: the new classes. ``known``: all known ones after the cycle.
         before, after: by score, on this part of the stream before the classes were added, and on the next part after
-            they were; None where that part holds no unknown (or no known) image.
-        open_accuracy_before, open_accuracy_after: on held-out images of all classes named so far, among all known
-            classes, before and after this cycle's training.
-        base_accuracy_before, base_accuracy_after: on held-out images of the classes of the tasks, likewise: what is
-            lost in between is forgotten.
+            they were; None where that part holds no unknown (or no known) image, or the score could not be taken.
+        open_accuracy_before, open_accuracy_after: on held-out images of all classes named so far, this cycle's among
+            them, and among all known classes, before and after this cycle's training.
+        old_open_accuracy_before, old_open_accuracy_after: of those named in earlier cycles alone; None in the first.
+        base_accuracy_before, base_accuracy_after: on held-out images of the classes of the tasks. What these and the
+            earlier named ones lose in between is forgotten.
         retain: weight of the consolidation loss, with the strategy ``ewc``.
     """
 
@@ -94,6 +95,8 @@ class CycleFigures(BaseModel):
     after: dict[Score, StreamMetrics | None] | None
     open_accuracy_before: Percent | None
     open_accuracy_after: Percent | None
+    old_open_accuracy_before: Percent | None
+    old_open_accuracy_after: Percent | None
     base_accuracy_before: Percent
     base_accuracy_after: Percent
     retain: float | None
@@ -107,10 +110,12 @@ class CycleRecord(CycleFigures):
 
 
 class Comparison(BaseModel):
-    """The cycles as another score or strategy would have had them, from the same state after the last task."""
+    """The cycles as another score or strategy would have had them, from the same state after the last task.
+    ``stopped`` says why there are fewer than the run's own, where there are."""
 
     model_config = _FROZEN
 
     score: Score
     strategy: Strategy
     cycles: list[CycleRecord]
+    stopped: str | None = None

@@ -24,7 +24,7 @@ BASE_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
 class CollectiveSettings(BaseModel):
     """Everything that decides what the collective learns; the defaults are the profile ``quick``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     width: float = Field(0.25, gt=0, le=2, description="factor on every layer's channels")
     base_widths: tuple[int, ...] = Field(
@@ -59,7 +59,7 @@ class CollectiveSettings(BaseModel):
     open_epochs: float = Field(0.7, gt=0, description="passes over the images of all known classes a cycle")
     score: Score = Field("max-logit", description="how unknown an image is; paper is Eq. 2")
     threshold: float | None = Field(None, description="lambda_open of Eq. 3; none: calibrated on held-out known images")
-    keep_known: float = Field(0.95, gt=0, lt=1, description="share of held-out known images under the threshold")
+    keep_known: float = Field(0.95, gt=0, lt=1, description="share of held-out base images under the threshold")
     neighbours: int = Field(50, ge=1, description="k of the score nearest-neighbour")
     compare_scores: tuple[Score, ...] = Field((), description="further scores whose cycles are tried and reported")
     compare_strategies: tuple[Strategy, ...] = Field(
@@ -70,12 +70,14 @@ class CollectiveSettings(BaseModel):
         description="who names unknown images: the world's own labels, or someone at `collective-node annotate`",
     )
     sigma: float | None = Field(None, gt=0, description="threshold of Eq. 5; none: from the first task")
-    layers: int | None = Field(3, ge=1, le=36, description="k, the inherited layers; none: found by the criterion")
+    layers: int | None = Field(
+        3, ge=1, le=36, description="k, the inherited layers; none: as many as settled, 3 where none did"
+    )
     criterion: Criterion = "gradient-trend"
     descendant_epochs: float = Field(
         0.0, ge=0, description="passes over the base images for the pseudo-descendant; 0: no second criterion"
     )
-    forms: tuple[Form, ...] = ("condensed", "paper")
+    forms: tuple[Form, ...] = Field(("condensed", "paper"), min_length=1)
     condense_epochs: float = Field(6.0, gt=0, description="passes over the known images for the light stem")
     condense_learning_rate: float = Field(0.1, gt=0)
     fisher_estimator: Estimator = "sampled"
@@ -93,6 +95,19 @@ class CollectiveSettings(BaseModel):
         if min(value) < 1:
             raise ValueError("a convolution needs at least one channel")
         return value
+
+    @field_validator("forms")
+    @classmethod
+    def _each_form_once(cls, value: tuple[Form, ...]) -> tuple[Form, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a form stands twice")
+        return value
+
+    @model_validator(mode="after")
+    def _nobody_is_asked_twice(self) -> "CollectiveSettings":
+        if self.person == "annotate" and (self.compare_scores or self.compare_strategies):
+            raise ValueError("compare_scores and compare_strategies need person = oracle: they ask again and again")
+        return self
 
     @model_validator(mode="after")
     def _second_criterion_has_a_descendant(self) -> "CollectiveSettings":

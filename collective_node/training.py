@@ -113,8 +113,9 @@ def fit(
             if step >= int(steps * 0.9):
                 last.append(loss.detach())
     mean = float(torch.stack(last).mean())
-    if not math.isfinite(mean):
-        raise RunFailedError("the collective's loss is not a number any more; lower its learning rate")
+    # The last step comes after the last loss, so the weights are looked at too.
+    if not math.isfinite(mean) or not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
+        raise RunFailedError("the collective's loss or weights are not finite any more; lower its learning rate")
     if momentum is not None and settings.momentum > 0:
         momentum.update({name: optimiser.state[value]["momentum_buffer"] for name, value in parameters.items()})
     return mean

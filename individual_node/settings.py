@@ -38,7 +38,7 @@ class OwnLayers:
 class IndividualSettings(BaseModel):
     """Everything that decides how an individual adapts; the defaults are the profile ``quick``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     methods: tuple[str, ...] = DEFAULT_METHODS
     epochs: int = Field(20, ge=1, description="passes over a task's support images (the paper's 30)")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from protocol.images import full_float32
 from protocol.learngene import Estimator
 from protocol.network import ConvolutionBlock
 
@@ -261,17 +262,11 @@ def _diagonal(
         raise ValueError("the Fisher information is taken of the published network: put it in evaluation mode")
     total: dict[str, Tensor] = {}
     count = 0
-    # TF32 would round the products to ten bits.
-    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, products.allow_tf32
-    cudnn.allow_tf32 = products.allow_tf32 = False
-    try:
+    with full_float32():
         for x, labels in batches:
             for name, value in _batch(network, layers, x, labels, estimator, generator).items():
                 total[name] = value if name not in total else total[name] + value
             count += len(x)
-    finally:
-        cudnn.allow_tf32, products.allow_tf32 = before
     if count == 0:
         raise ValueError("the Fisher information needs at least one image")
     return {name: (value / count).clamp(min=0) for name, value in total.items()}, count

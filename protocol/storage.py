@@ -36,7 +36,10 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
-    """Make the folder ``path`` (0700) with these files (0600), all of them or none. What was at ``path`` is replaced.
+    """Make the folder ``path`` (0700) with these files (0600), all of them or none.
+
+    A folder that is at ``path`` gives way at the very end; a crash at that moment can leave nothing there, so what must
+    not be lost gets a new name each time.
 
     Raises:
         StorageFailedError: the files could not be stored durably.

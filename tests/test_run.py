@@ -292,7 +292,7 @@ def killed(place: Place) -> Ended:
 
     def kill() -> None:
         deadline = time.monotonic() + 180
-        while not (found := list(out.glob("*/nodes/collective/checkpoint/task-0001"))):
+        while not (found := list(out.glob("*/nodes/collective/checkpoint/state-0001"))):
             assert time.monotonic() < deadline, "no first task"
             time.sleep(0.02)
         log = (found[0].parents[1] / "node.log").read_text()
@@ -378,7 +378,7 @@ def test_a_killed_node_ends_the_run_with_one_clear_line(killed: Ended) -> None:
     assert record.failure in line
     # It was in the middle: one task was done and no learngene there.
     checkpoints = killed.run / "nodes" / "collective" / "checkpoint"
-    assert [path.name for path in checkpoints.iterdir()] == ["task-0001"]
+    assert [path.name for path in checkpoints.iterdir()] == ["state-0001"]
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Tests of the collective's life: tasks, open-world cycles, checkpoints, and going on after a kill."""
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from collective_node import checkpoint
@@ -90,6 +93,7 @@ EVERYTHING = CYCLES.model_copy(
         "strategy": "ewc",
         "compare_scores": ("energy",),
         "compare_strategies": ("none",),
+        "keep_known": 0.1,
     }
 )
 
@@ -163,13 +167,13 @@ def test_a_training_that_diverges_says_so_and_leaves_the_last_good_checkpoint(
         patch.setattr(Evolution, "_learn", third_task_fails)
         with pytest.raises(RunFailedError, match=r"task 3 of 4.*not finite; lower"):
             evolution(tmp_path / "state").run()
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["task-0002"]
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["state-0002"]
     assert len(evolution(tmp_path / "state").run()[0].tasks) == 4
 
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
     evolution(tmp_path / "kept").run()
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["task-0004"]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["state-0004"]
 
 
 def test_a_checkpoint_of_another_setup_is_refused_and_stays(tmp_path: Path) -> None:
@@ -177,7 +181,7 @@ def test_a_checkpoint_of_another_setup_is_refused_and_stays(tmp_path: Path) -> N
     other = SETTINGS.model_copy(update={"epochs": 2})
     with pytest.raises(InputError, match="other settings"):
         evolution(tmp_path / "state", other).run()
-    assert (tmp_path / "state" / "task-0004").is_dir()
+    assert (tmp_path / "state" / "state-0004").is_dir()
 
 
 def test_a_checkpoint_of_another_thread_count_or_version_is_refused(
@@ -196,8 +200,8 @@ def test_a_checkpoint_of_another_thread_count_or_version_is_refused(
 
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     evolution(tmp_path / "state").run()
-    (tmp_path / "state" / "task-0004" / "state.safetensors").write_bytes(b"cut")
-    with pytest.raises(InputError, match="task-0004 cannot be read"):
+    (tmp_path / "state" / "state-0004" / "state.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match="state-0004 cannot be read"):
         evolution(tmp_path / "state").run()
 
 
@@ -224,6 +228,28 @@ def test_a_written_schedule_widens_and_deepens_and_a_late_layer_has_no_early_tre
         assert set(missing) <= {1, 7}
 
 
+def test_a_kill_in_the_middle_of_storing_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Collective, list[Comparison]]
+) -> None:
+    """The fifth state is the first comparison: everything before it is on disk already."""
+    rename, renamed = os.rename, []
+
+    def rename_or_die(source: str, target: Path) -> None:
+        renamed.append(target)
+        if len(renamed) == 5:
+            raise KilledError
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename_or_die)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill leaves no time to clean up
+        with pytest.raises(KilledError):
+            evolution(tmp_path / "state", EVERYTHING).run()
+    resumed, comparisons = evolution(tmp_path / "state", EVERYTHING).run()
+    assert without_times(resumed, comparisons) == without_times(*whole)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["state-0008"]
+
+
 @pytest.mark.parametrize(
     ("step", "error"),
     [
@@ -233,13 +259,12 @@ def test_a_written_schedule_widens_and_deepens_and_a_late_layer_has_no_early_tre
         ("widen 0 +128", "can be widened by 1 to 4, not 8"),
     ],
 )
-def test_an_expansion_that_does_not_fit_names_the_layer_and_keeps_the_checkpoint(
+def test_an_expansion_that_does_not_fit_names_the_layer_before_any_training(
     tmp_path: Path, step: str, error: str
 ) -> None:
     settings = SETTINGS.model_copy(update={"expansion": ("widen 2 +64", step), "tasks": 3})
     with pytest.raises(InputError, match=f"expansion: .*{error}"):
-        evolution(tmp_path / "state", settings).run()
-    assert (tmp_path / "state" / "task-0002").is_dir()
+        evolution(tmp_path / "state", settings)
 
 
 def test_more_layers_than_the_network_has_is_refused_before_any_training(tmp_path: Path) -> None:
@@ -335,7 +360,8 @@ def test_the_threshold_is_calibrated_on_held_out_known_images(tmp_path: Path) ->
 
 def test_a_comparison_changes_nothing_of_the_run_itself(tmp_path: Path) -> None:
     plain, _ = evolution(tmp_path / "plain", CYCLES).run()
-    settings = CYCLES.model_copy(update={"compare_scores": ("paper", "max-logit"), "compare_strategies": ("ewc",)})
+    compare = {"compare_scores": ("paper", "max-logit"), "compare_strategies": ("ewc",), "keep_known": 0.1}
+    settings = CYCLES.model_copy(update=compare)
     compared, comparisons = evolution(tmp_path / "compared", settings).run()
     assert [(one.score, one.strategy) for one in comparisons] == [("paper", "replay"), ("max-logit", "ewc")]
     assert all(len(one.cycles) == 2 for one in comparisons)
@@ -343,20 +369,144 @@ def test_a_comparison_changes_nothing_of_the_run_itself(tmp_path: Path) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in state(compared).items())
 
 
+def test_a_comparison_that_finds_nothing_unknown_says_so_and_the_run_goes_on(tmp_path: Path) -> None:
+    settings = CYCLES.model_copy(update={"compare_scores": ("energy",), "keep_known": 0.999})
+    collective, comparisons = evolution(tmp_path / "state", settings).run()
+    assert len(collective.cycles) == 2
+    assert comparisons[0].stopped is not None
+    assert "unknown" in comparisons[0].stopped
+    assert len(comparisons[0].cycles) < 2
+
+
 def test_a_stream_with_nothing_unknown_is_an_error_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
     settings = CYCLES.model_copy(update={"threshold": 1e9})
     with pytest.raises(InputError, match=r"none of \d+ images of the stream looks unknown.*lower keep_known"):
         evolution(tmp_path / "state", settings).run()
-    assert (tmp_path / "state" / "task-0004").is_dir()
+    assert (tmp_path / "state" / "state-0004").is_dir()
 
 
-def test_a_person_who_names_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_stream_without_unknown_classes_is_an_error_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
     known = replace(truth(), stream_names=("class 0",) * len(truth().stream_names))
     events = Events(tmp_path / "events.jsonl")
     made = Evolution(images(), CYCLES, 0, torch.device("cpu"), tmp_path / "state", events, Oracle(known, 0))
-    with pytest.raises(InputError, match="nobody named a class"):
+    with pytest.raises(InputError, match="no class with two images is new"):
         made.run()
-    assert (tmp_path / "state" / "task-0004").is_dir()
+    assert (tmp_path / "state" / "state-0004").is_dir()
+
+
+def test_a_person_may_find_nothing_of_interest(tmp_path: Path) -> None:
+    class Indifferent:
+        truth = None
+
+        def name(self, encounter: Encounter) -> Named:
+            return Named(rows=[], names=[])
+
+    events = Events(tmp_path / "events.jsonl")
+    made = Evolution(images(), CYCLES, 0, torch.device("cpu"), tmp_path / "state", events, Indifferent())
+    collective, _ = made.run()
+    assert [(cycle.classes, cycle.steps, cycle.known) for cycle in collective.cycles] == [([], 0, CLASSES)] * 2
+    assert {cycle.before for cycle in collective.cycles} == {None}
+    assert (
+        len(
+            Evolution(images(), CYCLES, 0, torch.device("cpu"), tmp_path / "state", events, Indifferent())
+            .run()[0]
+            .cycles
+        )
+        == 2
+    )
+
+
+def test_a_base_class_that_no_task_teaches_is_in_no_stream_and_can_be_named(tmp_path: Path) -> None:
+    """As the paper's data division has it: it is neither known nor of the open world."""
+    made = evolution(tmp_path / "state", CYCLES.model_copy(update={"tasks": 3}))
+    assert made.stream is not None
+    taught = {number for task in made.sequence for number in task}
+    untaught = {f"class {number}" for number in range(CLASSES) if number not in taught}
+    assert len(untaught) == 2
+    assert untaught <= set(truth().stream_names)
+    met = {truth().stream_names[row] for part in made.stream.parts for row in part}
+    assert met == set(truth().stream_names) - untaught
+    # Without the truth a person may come upon one, and it is new then.
+    collective, _ = made._resume()
+    collective.learn_classes(sorted(taught))
+    name = min(untaught)
+    assert collective.add_named(Named(rows=[0, 1], names=[name.upper()] * 2), np.zeros((2, 32, 32, 3), np.uint8)) == [
+        int(name.split()[1])
+    ]
+
+
+def test_what_was_named_earlier_is_measured_apart(tmp_path: Path) -> None:
+    collective, _ = evolution(tmp_path / "state", CYCLES.model_copy(update={"strategy": "none"})).run()
+    first, last = collective.cycles
+    assert first.old_open_accuracy_before is None
+    assert first.old_open_accuracy_after is None
+    assert last.old_open_accuracy_before == first.open_accuracy_after
+    # Half of the named classes are new in the last cycle: there was no output for them.
+    assert last.open_accuracy_before == pytest.approx(last.old_open_accuracy_before / 2)
+
+
+def test_settings_of_later_steps_may_be_changed_where_they_were_not_used_yet(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lower keep_known"):
+        evolution(tmp_path / "state", CYCLES.model_copy(update={"threshold": 1e9})).run()
+    mended, _ = evolution(tmp_path / "state", CYCLES.model_copy(update={"layers": 2, "forms": ("paper",)})).run()
+    assert len(mended.cycles) == 2
+    evolution(tmp_path / "state", CYCLES.model_copy(update={"condense_epochs": 3.0})).run()
+    with pytest.raises(InputError, match="other settings of its open-world cycles"):
+        evolution(tmp_path / "state", CYCLES.model_copy(update={"examples": 3})).run()
+
+
+def test_a_given_threshold_is_for_the_score_of_the_settings_alone(tmp_path: Path) -> None:
+    made = evolution(tmp_path / "state", CYCLES.model_copy(update={"threshold": -12.5}))
+    collective, _ = made._resume()
+    for number in range(4):
+        made._learn(collective, number)
+    assert made.stream is not None
+    assert made.stream.recognise(collective, 0, "max-logit").threshold == -12.5
+    assert 0 <= made.stream.recognise(collective, 0, "paper").threshold <= 1
+
+
+def test_a_score_that_is_only_measured_ends_no_run(tmp_path: Path) -> None:
+    many = {"neighbours": 97}
+    collective, _ = evolution(tmp_path / "state", CYCLES.model_copy(update=many)).run()
+    before = collective.cycles[0].before
+    assert before is not None
+    assert before["nearest-neighbour"] is None
+    assert before["energy"] is not None
+    with pytest.raises(InputError, match="more than the 96 images"):
+        evolution(tmp_path / "other", CYCLES.model_copy(update={**many, "score": "nearest-neighbour"}))
+
+
+def test_weights_that_are_not_finite_are_never_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one step a task, the loss is taken before anything has gone wrong."""
+    step = torch.optim.SGD.step
+
+    def spoilt(self: torch.optim.SGD, *arguments: object) -> None:
+        step(self)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(torch.inf)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spoilt)
+    with pytest.raises(RunFailedError, match="weights are not finite"):
+        evolution(tmp_path / "state", SETTINGS.model_copy(update={"epochs": 0.01})).run()
+    assert list(tmp_path.glob("state/state-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"person": "annotate", "compare_scores": ("energy",)}, "need person = oracle"),
+        ({"forms": ()}, "at least 1 item"),
+        ({"forms": ("paper", "paper")}, "stands twice"),
+        ({"criterion": "similarity"}, "descendant_epochs above 0"),
+        ({"sigma": float("inf")}, "finite number"),
+        ({"threshold": float("nan")}, "finite number"),
+        ({"base_widths": (0,) * 13}, "at least one channel"),
+        ({"expansion": ("widen 2 +00",)}, "no growth step"),
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(changes: dict[str, object], error: str) -> None:
+    with pytest.raises(ValidationError, match=error):
+        CollectiveSettings.model_validate(changes)
 
 
 def test_cycles_without_a_stream_or_a_person_are_refused(tmp_path: Path) -> None:
@@ -402,7 +552,8 @@ def test_named_images_of_one_class_in_two_cycles_are_one_class(tmp_path: Path) -
     collective, _ = evolution(tmp_path / "state")._resume()
     picture = np.zeros((1, 32, 32, 3), np.uint8)
     assert collective.add_named(Named(rows=[0], names=["new"]), picture) == [CLASSES]
-    assert collective.add_named(Named(rows=[1], names=["new"]), picture) == []
+    collective.learn_classes([CLASSES])
+    assert collective.add_named(Named(rows=[1], names=["New"]), picture) == []
     assert [len(rows) for rows in collective.rows_of([CLASSES])] == [2]
 
 
