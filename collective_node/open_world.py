@@ -79,8 +79,8 @@ class Stream:
             rows = rows[np.array([name not in untaught for name in truth.stream_names], dtype=np.bool_)]
         if len(rows) < settings.cycles + 1:
             raise InputError(
-                f"a stream of {len(rows)} images cannot be cut into {settings.cycles + 1} parts: one for each cycle and "
-                "one to measure on; set cycles lower"
+                f"a stream of {len(rows)} images cannot be cut into {settings.cycles + 1} parts: one for each cycle, "
+                "and one to measure on; set cycles lower"
             )
         self.images, self.truth = images, truth
         self._heldout, self._settings = heldout, settings

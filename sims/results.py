@@ -191,6 +191,7 @@ class Criterion(BaseModel):
     Attributes:
         chosen: layers that the form ``paper`` took, numbered from 1.
         settled: of each layer, whether its gradient trend settled.
+        found: how many settled ones end at the last layer, which is k where the settings leave it open.
         similarity: None where no pseudo-descendant was trained.
     """
 
@@ -198,6 +199,7 @@ class Criterion(BaseModel):
 
     chosen: tuple[int, ...]
     settled: tuple[bool, ...]
+    found: int
     similarity: Similarity | None
 
     @property
@@ -207,13 +209,15 @@ class Criterion(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Open-world cycles with one score and one strategy, from the state after the last task."""
+    """Open-world cycles with one score and one strategy, from the state after the last task; ``stopped`` says why there
+    are fewer than the run's own."""
 
     model_config = _FROZEN
 
     score: Score
     strategy: Strategy
     cycles: tuple[CycleFigures, ...]
+    stopped: str | None = None
 
 
 class OpenWorld(BaseModel):

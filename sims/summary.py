@@ -24,6 +24,8 @@ CycleFigure = Literal[
     "classes",
     "open_accuracy_before",
     "open_accuracy_after",
+    "old_open_accuracy_before",
+    "old_open_accuracy_after",
     "base_accuracy_before",
     "base_accuracy_after",
     "forgotten",

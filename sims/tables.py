@@ -116,7 +116,7 @@ def _cycles(results: Results) -> RenderableType:
     """What the collective learned and what it kept, by score and strategy."""
     table = _table("open world: accuracy, %, before → after the new classes are learned")
     table.add_column("score, strategy")
-    for name in ("cycle", "unknown set (truly)", "new", "open-world classes", "base classes"):
+    for name in ("cycle", "unknown set (truly)", "new", "open-world classes", "earlier ones", "base classes"):
         table.add_column(name, justify="right")
     for number, kind in enumerate(results.collective.open_world.every):
         own = number == 0
@@ -127,13 +127,16 @@ def _cycles(results: Results) -> RenderableType:
                 f"{cycle.unknown_set} ({'–' if cycle.truly_unknown is None else cycle.truly_unknown})",
                 str(len(cycle.classes)),
                 change_text(cycle.open_accuracy_before, cycle.open_accuracy_after),
+                change_text(cycle.old_open_accuracy_before, cycle.old_open_accuracy_after),
                 f"{change_text(cycle.base_accuracy_before, cycle.base_accuracy_after)} "
                 f"({number_text(cycle.base_accuracy_after - cycle.base_accuracy_before, sign=True)})",
                 style="bold" if own else "",
             )
+        if kind.stopped:
+            table.add_row(f"{kind_label(kind.score, kind.strategy)} stopped: {kind.stopped}")
     if results.paper is not None:
         reached = "{:.1f} ± {:.1f}".format(*results.paper.open_world)
-        table.add_row("the paper, Table 2", "–", "–", "–", reached, "–", style="dim")
+        table.add_row("the paper, Table 2", "–", "–", "–", reached, "–", "–", style="dim")
     return table
 
 
@@ -175,6 +178,8 @@ def _collective_over_runs(summary: Summary) -> RenderableType:
             for name, what in (
                 ("open_accuracy_before", "open-world classes before"),
                 ("open_accuracy_after", "open-world classes after"),
+                ("old_open_accuracy_before", "earlier named classes before"),
+                ("old_open_accuracy_after", "earlier named classes after"),
                 ("base_accuracy_before", "base classes before"),
                 ("base_accuracy_after", "base classes after"),
                 ("forgotten", "base classes forgotten, points"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from collective_node.criterion import (
+    check_tasks,
     GradientTrend,
     choose_layers,
     found_layers,
@@ -174,18 +175,25 @@ def test_k_is_the_number_of_settled_layers_in_a_row_at_the_end(layers: tuple[boo
     assert found_layers(matrix(*layers)) == expected
 
 
-def test_no_settled_layer_at_the_end_is_an_error_that_says_what_to_set() -> None:
-    with pytest.raises(InputError, match=r"settled anywhere: 1, 2\).* set the collective's layers"):
-        found_layers(matrix(True, True, False))
-    with pytest.raises(InputError, match="1 settled layers end at the last convolution, fewer than 2"):
-        found_layers(matrix(True, False, True), at_least=2)
+def test_where_no_layer_settled_at_the_end_none_is_found_and_the_papers_three_are_taken() -> None:
+    assert found_layers(matrix(True, True, False)) == 0
+    assert found_layers([]) == 0
+    settings = CollectiveSettings(layers=None)
+    assert choose_layers(settings, 5, matrix(True, True, True, True, False), None, most=5) == range(2, 5)
 
 
-def test_too_few_tasks_are_an_error_and_no_answer() -> None:
+def test_no_more_layers_are_found_than_every_form_can_hold() -> None:
+    settings = CollectiveSettings(layers=None)
+    assert choose_layers(settings, 4, matrix(True, True, True, True), None, most=2) == range(2, 4)
+
+
+def test_too_few_tasks_are_an_error_before_they_are_learned() -> None:
     assert found_layers(matrix(False, True, tasks=6)) == 1
+    assert found_layers(matrix(False, True, tasks=5)) == 0
+    check_tasks(6)
     for tasks in (0, 5):
         with pytest.raises(InputError, match=f"from {tasks} tasks"):
-            found_layers(matrix(False, True, tasks=tasks))
+            check_tasks(tasks)
 
 
 def test_a_layer_that_came_late_breaks_the_row_until_it_has_settled() -> None:
@@ -197,26 +205,26 @@ def test_a_layer_that_came_late_breaks_the_row_until_it_has_settled() -> None:
 
 def test_the_chosen_layers_end_at_the_last_one_with_k_given_or_found() -> None:
     rho = matrix(False, False, True, True)
-    assert choose_layers(CollectiveSettings(layers=3), 4, rho, None) == range(1, 4)
-    assert choose_layers(CollectiveSettings(layers=None), 4, rho, None) == range(2, 4)
-    assert choose_layers(CollectiveSettings(layers=4), 4, [], None) == range(4)
+    assert choose_layers(CollectiveSettings(layers=3), 4, rho, None, most=12) == range(1, 4)
+    assert choose_layers(CollectiveSettings(layers=None), 4, rho, None, most=12) == range(2, 4)
+    assert choose_layers(CollectiveSettings(layers=4), 4, [], None, most=12) == range(4)
 
 
 def test_the_most_similar_layers_are_chosen_by_the_second_criterion() -> None:
     settings = CollectiveSettings(layers=2, criterion="similarity", descendant_epochs=1)
     similarity = (0.1, 0.7, 0.6, 0.9, 0.2)
-    assert choose_layers(settings, 5, [], similarity) == range(2, 4)
+    assert choose_layers(settings, 5, [], similarity, most=12) == range(2, 4)
     found = settings.model_copy(update={"layers": None})
-    assert choose_layers(found, 5, matrix(False, False, True, True, True), similarity) == range(1, 4)
+    assert choose_layers(found, 5, matrix(False, False, True, True, True), similarity, most=12) == range(1, 4)
     with pytest.raises(ValueError, match="similarity of each of the 5 layers"):
-        choose_layers(settings, 5, [], None)
+        choose_layers(settings, 5, [], None, most=12)
 
 
 def test_more_layers_than_the_network_has_are_refused() -> None:
     for criterion in ("gradient-trend", "similarity"):
         settings = CollectiveSettings(layers=14, criterion=criterion, descendant_epochs=1)
         with pytest.raises(InputError, match="14 layers to inherit, but the network has 13"):
-            choose_layers(settings, 13, [], [0.5] * 13)
+            choose_layers(settings, 13, [], [0.5] * 13, most=12)
 
 
 def test_the_window_with_the_largest_mean_is_found_among_all() -> None:

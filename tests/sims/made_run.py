@@ -131,12 +131,13 @@ def collective_metrics(seed: int = 0) -> dict[str, object]:
         "criterion": {
             "chosen": [11, 12, 13],
             "settled": [index > 7 for index in range(13)],
+            "found": 5,
             "similarity": {"per_layer": [0.9 - 0.05 * abs(index - 9) for index in range(13)], "layers": [9, 10, 11]},
         },
         "open_world": {
             "cycles": cycles("max-logit", "replay", shift),
             "comparisons": [
-                {"score": score, "strategy": strategy, "cycles": cycles(score, strategy, shift)}
+                {"score": score, "strategy": strategy, "cycles": cycles(score, strategy, shift), "stopped": None}
                 for score, strategy in tried
             ],
         },
@@ -197,6 +198,8 @@ def cycles(score: str, strategy: str, shift: float = 0.0) -> list[dict[str, obje
             "after": stream(True, number),
             "open_accuracy_before": 0.0 if number == 0 else learned / 2,
             "open_accuracy_after": learned - 4 * number,
+            "old_open_accuracy_before": None if number == 0 else learned,
+            "old_open_accuracy_after": None if number == 0 else learned - lost,
             "base_accuracy_before": 60.0 - lost * number + shift,
             "base_accuracy_after": 60.0 - lost * (number + 1) + shift,
             "retain": 100.0 if strategy == "ewc" else None,
