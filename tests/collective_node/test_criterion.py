@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from collective_node.criterion import (
-    check_tasks,
     GradientTrend,
+    check_tasks,
     choose_layers,
     found_layers,
     most_similar,
