@@ -76,19 +76,21 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
                 _open(opened, access.address(port))
             server.run(sockets=[listener])
         except KeyboardInterrupt:
-            typer.echo(f"\nstopped; {len(book.labels.given)} of {len(unknown)} images are labelled, and kept")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            typer.echo()
         finally:
             opened.unlink(missing_ok=True)
             listener.close()
         labels = book.labels
-        if labels.finished:
-            access.end()
-            new = labels.new_classes(unknown.known)
-            typer.echo(
-                f"finished: {sum(map(len, new.values()))} images of {len(new)} new classes, "
-                f"{len(labels.dismissed)} dismissed, {len(unknown) - len(labels.given)} left undecided"
-            )
+        # A server that was interrupted may also just return: where SIGINT was ignored at the start, as in the background.
+        if not labels.finished:
+            typer.echo(f"stopped; {len(labels.given)} of {len(unknown)} images are labelled, and kept")
+            raise typer.Exit(EXIT_INTERRUPTED)
+        access.end()
+        new = labels.new_classes(unknown.known)
+        typer.echo(
+            f"finished: {sum(map(len, new.values()))} images of {len(new)} new classes, "
+            f"{len(labels.dismissed)} dismissed, {len(unknown) - len(labels.given)} left undecided"
+        )
 
 
 def _listen(port: int, before: int) -> socket.socket:
