@@ -81,7 +81,7 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
             opened.unlink(missing_ok=True)
             listener.close()
         labels = book.labels
-        # A server that was interrupted may also just return: where SIGINT was ignored at the start, as in the background.
+        # Where SIGINT was ignored at the start, as for a job in the background, the server just returns.
         if not labels.finished:
             typer.echo(f"stopped; {len(labels.given)} of {len(unknown)} images are labelled, and kept")
             raise typer.Exit(EXIT_INTERRUPTED)
