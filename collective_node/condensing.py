@@ -88,14 +88,12 @@ def condense(
     condensed.classifier.eval()
     for part in (condensed.top, condensed.classifier):
         part.requires_grad_(False)
-    count = sum(len(rows) for rows in rows_by_class)
-    steps = max(1, round(settings.condense_epochs * count / settings.batch_size))
     fit(
         condensed,
         dict(stem.named_parameters()),
         images,
-        class_balanced_batches(rows_by_class, steps, settings.batch_size, random["batches"]),
-        steps,
+        rows_by_class,
+        settings.condense_epochs,
         target,
         settings=settings,
         learning_rate=settings.condense_learning_rate,

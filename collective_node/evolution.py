@@ -26,7 +26,7 @@ from collective_node.random_states import RandomStates
 from collective_node.records import Comparison, CycleRecord, TaskRecord
 from collective_node.settings import CollectiveSettings, Score, Strategy
 from collective_node.task_sequence import sequence
-from collective_node.training import accuracy, class_balanced_batches, fit
+from collective_node.training import accuracy, fit, steps_for
 from protocol.errors import InputError, RunFailedError
 from protocol.events import Events
 from protocol.images import DeviceImages, Normalisation
@@ -119,7 +119,8 @@ class Evolution:
         self._taught = sorted({number for task in self.sequence for number in task})
         self.taught_images = int(counts[self._taught].sum())
         self._task_steps = [
-            self._steps(settings.epochs, int(counts[self._rehearsed(number)].sum())) for number in range(settings.tasks)
+            steps_for(settings.epochs, int(counts[self._rehearsed(number)].sum()), settings.batch_size)
+            for number in range(settings.tasks)
         ]
         trial = self._begin()
         for number in range(settings.tasks):  # a step that does not fit is said now, not after hours
@@ -407,10 +408,9 @@ class Evolution:
             watch: sees the weight gradients of all convolutions of every eighth batch.
         """
         network, settings = collective.network, self.settings
-        rows, target = collective.rows_of(classes), collective.outputs
-        steps = self._steps(epochs, sum(len(found) for found in rows))
+        target = collective.outputs
 
-        def observe(step: int, _: int) -> None:
+        def observe(step: int, steps: int) -> None:
             if watch is not None and step % OBSERVE_EVERY == 0:
                 gradients = [layer.conv.weight.grad for layer in network.layers]
                 try:
@@ -424,12 +424,12 @@ class Evolution:
             retain = choose_weight(collective.consolidation, settings)
             regularise = partial(collective.consolidation.of(network).add_gradient, retain)
         network.train()
-        loss = fit(
+        steps, loss = fit(
             network,
             dict(network.named_parameters()),
             collective.images,
-            class_balanced_batches(rows, steps, settings.batch_size, collective.random["batches"]),
-            steps,
+            collective.rows_of(classes),
+            epochs,
             lambda labels: target[labels],
             settings=settings,
             learning_rate=settings.learning_rate,
@@ -454,9 +454,6 @@ class Evolution:
         collective.consolidation = before.after_task(
             collective.network, batches(), self.settings.fisher_estimator, collective.random["fisher"]
         )
-
-    def _steps(self, epochs: float, images: int) -> int:
-        return max(1, round(epochs * images / self.settings.batch_size))
 
     def base_of(self, collective: Collective) -> list[int]:
         """The base classes that are known."""

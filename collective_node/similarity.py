@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from collective_node.expandable_network import ExpandableNetwork, scaled
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
-from collective_node.training import Observer, class_balanced_batches, fit
+from collective_node.training import Observer, fit
 from protocol.architecture import Block
 from protocol.images import DeviceImages
 from protocol.network import ConvolutionBlock, build_blocks, initialise, layers_of
@@ -63,14 +63,12 @@ def train_descendant(
     """
     descendant = PseudoDescendant(images.pixels.shape[3], outputs, settings.width, random["weights"])
     descendant = descendant.to(images.pixels.device).to(memory_format=torch.channels_last)
-    count = sum(len(rows) for rows in rows_by_class)
-    steps = max(1, round(settings.descendant_epochs * count / settings.batch_size))
     fit(
         descendant.train(),
         dict(descendant.named_parameters()),
         images,
-        class_balanced_batches(rows_by_class, steps, settings.batch_size, random["batches"]),
-        steps,
+        rows_by_class,
+        settings.descendant_epochs,
         target,
         settings=settings,
         learning_rate=settings.condense_learning_rate,

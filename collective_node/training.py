@@ -1,7 +1,7 @@
 """Gradient descent on batches from the collective's images: the one loop that tasks and condensing share."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,17 @@ def class_balanced_batches(
         yield mixed[step * batch_size : (step + 1) * batch_size]
 
 
+def steps_for(epochs: float, images: int, batch_size: int) -> int:
+    """Batches in so many passes over the images, at least one."""
+    return max(1, round(epochs * images / batch_size))
+
+
 def fit(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     images: DeviceImages,
-    order: Iterable[Tensor],
-    steps: int,
+    rows_by_class: Sequence[Tensor],
+    epochs: float,
     target: Callable[[Tensor], Tensor],
     *,
     settings: CollectiveSettings,
@@ -61,21 +66,27 @@ def fit(
     momentum: dict[str, Tensor] | None = None,
     regularise: Callable[[], None] | None = None,
     observe: Observer | None = None,
-) -> float:
-    """Train ``parameters`` of ``model`` for ``steps`` batches; returns the mean loss of the last tenth of them.
+) -> tuple[int, float]:
+    """Train ``parameters`` of ``model`` on class-balanced batches.
 
     Args:
         model: images to logits; its modes (train, eval) are the caller's.
-        order: index batches into ``images``.
+        rows_by_class: row numbers in ``images`` of each class that is trained on.
+        epochs: passes over these images.
         target: labels of the images to output numbers of the model, both ``[N]``.
         learning_rate: the peak of one cycle over the steps.
-        random: draws augmentation and dropout.
+        random: draws batches, augmentation and dropout.
         momentum: where the optimiser begins and, afterwards, where it ended, by parameter name; None: from rest.
         regularise: adds the gradient of a penalty, after the backward pass and what ``observe`` sees of it.
+
+    Returns:
+        The number of batches, and the mean loss of the last tenth of them.
 
     Raises:
         RunFailedError: the loss is not a number any more.
     """
+    steps = steps_for(epochs, sum(len(rows) for rows in rows_by_class), settings.batch_size)
+    order = class_balanced_batches(rows_by_class, steps, settings.batch_size, random["batches"])
     optimiser = torch.optim.SGD(
         list(parameters.values()),
         learning_rate,
@@ -118,7 +129,7 @@ def fit(
         raise RunFailedError("the collective's loss or weights are not finite any more; lower its learning rate")
     if momentum is not None and settings.momentum > 0:
         momentum.update({name: optimiser.state[value]["momentum_buffer"] for name, value in parameters.items()})
-    return mean
+    return steps, mean
 
 
 @torch.no_grad()

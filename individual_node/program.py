@@ -9,7 +9,7 @@ from individual_node import target_tasks
 from individual_node.configuration import IndividualConfiguration
 from individual_node.method_table import METHODS
 from individual_node.methods import Evaluation, Outcome
-from protocol.architecture import Form
+from protocol.architecture import Form, form_named
 from protocol.bundle import IndividualDesk
 from protocol.confinement import Confinement
 from protocol.errors import MalformedError, PolicyDeniedError
@@ -98,8 +98,7 @@ def make(configuration: IndividualConfiguration, confinement: Confinement) -> Pr
 
 
 def _form(word: str) -> Form:
-    for form in get_args(Form):
-        if word == form:
-            found: Form = form
-            return found
-    raise MalformedError(f"{word!r} is no form of a learngene")
+    form = form_named(word)
+    if form is None:
+        raise MalformedError(f"{word!r} is no form of a learngene")
+    return form

@@ -259,13 +259,12 @@ def _desk(configuration: "IndividualConfiguration") -> "IndividualDesk":
 
 
 def _form(word: str) -> "Form":
-    from protocol.architecture import Form
+    from protocol.architecture import Form, form_named
 
-    for form in get_args(Form):
-        if word == form:
-            found: Form = form
-            return found
-    raise InputError(f"{word!r} is no form of a learngene; there are: {', '.join(get_args(Form))}")
+    form = form_named(word)
+    if form is None:
+        raise InputError(f"{word!r} is no form of a learngene; there are: {', '.join(get_args(Form))}")
+    return form
 
 
 def _settings(node: "IndividualConfiguration | None", method: str, changes: Sequence[str]) -> "IndividualSettings":

@@ -1,6 +1,6 @@
 """The architecture of a learngene: an ordered list of blocks, and from it the name and shape of every tensor."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,6 +25,12 @@ _POSITIONS: dict[Form, tuple[BlockRole, ...]] = {
     "paper-middle": ("middle",),
     "paper-front": ("front",),
 }
+
+
+def form_named(word: str) -> Form | None:
+    """The form of this name, None where there is none."""
+    return next((form for form in get_args(Form) if form == word), None)
+
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True)
 
