@@ -18,7 +18,7 @@ from collective_node.annotation_labels import LabelBook, waiting_folder
 from collective_node.annotation_server import make_app
 from collective_node.unknown_set import CYCLES_FOLDER, load
 from protocol.errors import InputError, RunFailedError
-from protocol.node_configuration import NodeTable, check, read
+from protocol.node_configuration import node_table, read
 from protocol.storage import write_atomically
 from protocol.terminal import EXIT_INTERRUPTED
 
@@ -37,7 +37,7 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
         InputError: the configuration, the set or the port is wrong. RunFailedError: nothing waits, or another process
             shows it already.
     """
-    node = check(config, read(config).get("node", {}), NodeTable, table="node")
+    node = node_table(config, read(config))
     folder = waiting_folder(node.state)
     if folder is None:
         raise RunFailedError(

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from collective_node import exchange_commands
 from protocol.node_commands import node_app
 from protocol.terminal import run_app
 
 app = node_app("collective", "collective_node.configuration:CollectiveConfiguration", "collective_node.program:make")
+exchange_commands.register(app)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import secrets
 from collections.abc import Mapping
 
 from collective_node import private_images
@@ -10,14 +11,17 @@ from collective_node.configuration import CollectiveConfiguration
 from collective_node.learngenes import Chosen, Evolved, evolve
 from collective_node.person import Annotator, Oracle, Person
 from protocol.architecture import Form
-from protocol.bundle import CollectiveDesk
 from protocol.confinement import Confinement
+from protocol.desks import CollectiveDesk, Withdrawal
 from protocol.learngene import Learngene
 from protocol.ledger import StoredRelease
 from protocol.metrics import METRICS_FILE, write_metrics
 from protocol.network import describe
 from protocol.node import Program, Role
-from protocol.party_program import PartyProgram, unix_seconds
+from protocol.node_desk import unix_seconds
+from protocol.node_keys import NodeKeys
+from protocol.party_program import PartyProgram
+from protocol.sealing import CONTENT_KEY_BYTES
 from protocol.socket import Frame
 
 logger = logging.getLogger(__name__)
@@ -28,8 +32,8 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
 
     role: Role = "collective"
 
-    def __init__(self, configuration: CollectiveConfiguration, confinement: Confinement) -> None:
-        super().__init__(configuration.node, confinement, CollectiveDesk)
+    def __init__(self, configuration: CollectiveConfiguration, confinement: Confinement, keys: NodeKeys) -> None:
+        super().__init__(configuration.node, confinement, keys, CollectiveDesk)
         self._settings = configuration.collective
 
     def _fulfil(self, wish: Frame) -> Frame | None:
@@ -37,7 +41,7 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
             return self._begin("evolve", self._evolve)
         if wish.word == "publish":
             answer = self._desk.answer_request(wish.part("request"), unix_seconds())
-            return Frame("bundle", parts=answer._asdict())
+            return Frame("abort" if isinstance(answer, Withdrawal) else "bundle", parts=answer._asdict())
         if wish.word == "receipt":
             self._desk.accept_receipt(wish.part("receipt"), unix_seconds())
             return Frame("accepted")
@@ -61,7 +65,10 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
             fewest_fisher_images=self._desk.fewest_samples,
         )
         now = unix_seconds()
-        releases = {form: self._desk.publish(learngene, now) for form, learngene in evolved.learngenes.items()}
+        releases = {
+            form: self._desk.publish(learngene, now, secrets.token_bytes(CONTENT_KEY_BYTES))
+            for form, learngene in evolved.learngenes.items()
+        }
         self._events.append("fisher", 1, 1, "published")
         write_metrics(self._node.state, self._metrics(evolved, releases))
 
@@ -104,13 +111,13 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
         }
 
 
-def make(configuration: CollectiveConfiguration, confinement: Confinement) -> Program:
+def make(configuration: CollectiveConfiguration, confinement: Confinement, keys: NodeKeys) -> Program:
     """The program of a collective's node.
 
     Raises:
         InputError: a device, key or trust store is missing or wrong.
     """
-    return CollectiveProgram(configuration, confinement)
+    return CollectiveProgram(configuration, confinement, keys)
 
 
 def _weights(learngene: Learngene) -> int:

@@ -22,6 +22,7 @@ from protocol import blob
 from protocol.architecture import Architecture, Form, InputContract
 from protocol.envelope import digest
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
+from protocol.files import check_free
 from protocol.messages import Digest, RunId
 from protocol.storage import write_folder_atomically
 
@@ -72,6 +73,8 @@ class Description(BaseModel):
         settings, seed: what it was adapted with; for the record.
         estimate: None where there were too few pictures for one.
         weights: SHA-256 of ``model.safetensors``.
+        node: configuration file (an absolute path) of the node by which the learngene was verified, and whose ledger
+            knows when the collective withdraws it; None: it was verified by a trust store alone.
     """
 
     model_config = _STRICT
@@ -88,6 +91,7 @@ class Description(BaseModel):
     seed: int
     estimate: Estimate | None
     weights: Digest
+    node: str | None = None
 
     @model_validator(mode="after")
     def _as_many_as_classes(self) -> "Description":
@@ -148,18 +152,6 @@ def save(model: AdaptedModel, folder: Path) -> None:
     check_free(folder)
     text = json.dumps(model.description.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
     write_folder_atomically(folder, {DESCRIPTION: text.encode(), WEIGHTS: weights_of(model.classifier)})
-
-
-def check_free(path: Path) -> None:
-    """Whether something new may be written there, to be asked before long work.
-
-    Raises:
-        InputError: there is something already, or no folder for it.
-    """
-    if path.exists() or path.is_symlink():
-        raise InputError(f"{path} exists already and is not overwritten; choose another name")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {path.absolute().parent}")
 
 
 def load(folder: Path) -> AdaptedModel:

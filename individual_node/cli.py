@@ -1,10 +1,11 @@
-"""The command ``individual-node``: the node itself, and what a user does with what it inherited."""
+"""The command ``individual-node``: the node itself, exchanges by files, and what a user does with a learngene."""
 
-from individual_node import user_commands
+from individual_node import exchange_commands, user_commands
 from protocol.node_commands import node_app
 from protocol.terminal import run_app
 
 app = node_app("individual", "individual_node.configuration:IndividualConfiguration", "individual_node.program:make")
+exchange_commands.register(app)
 user_commands.register(app)
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from individual_node.adapted import AdaptedModel, check_free
+from individual_node.adapted import AdaptedModel
 from protocol.errors import InputError, RunFailedError
+from protocol.files import check_free
 from protocol.storage import write_atomically
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Adapting a learngene to one's own pictures: one model of all of them, and from folds of them what to expect of it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -59,6 +60,7 @@ def adapt_to_pictures(
     folds: int,
     seed: int,
     device: torch.device,
+    node: Path | None = None,
     observe: WorkObserver | None = None,
 ) -> AdaptedModel:
     """Teach a model all pictures, after models of parts of them have said what to expect of it.
@@ -67,6 +69,7 @@ def adapt_to_pictures(
         pictures: of the learngene's input contract.
         folds: parts for the estimate, see :func:`fold_of`.
         seed: of everything random.
+        node: configuration file of the node by which the learngene was verified, if it was one.
 
     Raises:
         InputError: the settings do not fit the learngene or the pictures.
@@ -116,6 +119,7 @@ def adapt_to_pictures(
         seed=seed,
         estimate=estimate,
         weights=digest(weights_of(classifier)),
+        node=None if node is None else str(node.absolute()),
     )
     return AdaptedModel(description, classifier)
 

@@ -1,5 +1,6 @@
 """What an individual's node does: it requests, verifies and inherits learngenes, and adapts to its target tasks."""
 
+import logging
 import secrets
 from collections.abc import Mapping
 from statistics import median
@@ -10,23 +11,27 @@ from individual_node.configuration import IndividualConfiguration
 from individual_node.method_table import METHODS
 from individual_node.methods import Evaluation, Outcome
 from protocol.architecture import Form, form_named
-from protocol.bundle import IndividualDesk
 from protocol.confinement import Confinement
+from protocol.desks import IndividualDesk
 from protocol.errors import MalformedError, PolicyDeniedError
 from protocol.metrics import write_metrics
 from protocol.network import describe
 from protocol.node import Program, Role
-from protocol.party_program import PartyProgram, unix_seconds
+from protocol.node_desk import unix_seconds
+from protocol.node_keys import NodeKeys
+from protocol.party_program import PartyProgram
 from protocol.socket import Frame
+
+logger = logging.getLogger(__name__)
 
 
 class IndividualProgram(PartyProgram[IndividualDesk]):
-    """Answers the wishes ``status``, ``request``, ``inherit`` and ``adapt``."""
+    """Answers the wishes ``status``, ``request``, ``inherit``, ``abort`` and ``adapt``."""
 
     role: Role = "individual"
 
-    def __init__(self, configuration: IndividualConfiguration, confinement: Confinement) -> None:
-        super().__init__(configuration.node, confinement, IndividualDesk)
+    def __init__(self, configuration: IndividualConfiguration, confinement: Confinement, keys: NodeKeys) -> None:
+        super().__init__(configuration.node, confinement, keys, IndividualDesk)
         self._settings = configuration.individual
 
     def _fulfil(self, wish: Frame) -> Frame | None:
@@ -36,6 +41,9 @@ class IndividualProgram(PartyProgram[IndividualDesk]):
         if wish.word == "inherit":
             bundle = (wish.part("release"), wish.part("grant"), wish.part("blob"))
             return Frame("receipt", parts={"receipt": self._desk.inherit(*bundle, unix_seconds()).receipt})
+        if wish.word == "abort":
+            self._desk.accept_abort(wish.part("abort"), unix_seconds())
+            return Frame("accepted")
         if wish.word == "adapt":
             return self._begin("adapt", self._adapt)
         return None
@@ -43,11 +51,17 @@ class IndividualProgram(PartyProgram[IndividualDesk]):
     def _adapt(self) -> None:
         """Run every method on the node's own target tasks and write the figures into its own folder."""
         verified = {form: self._desk.learngene(form) for form in get_args(Form)}
-        learngenes = {form: found.learngene for form, found in verified.items() if found is not None}
+        inherited = {form: found for form, found in verified.items() if found is not None}
+        learngenes = {form: found.learngene for form, found in inherited.items()}
+        withdrawn = [form for form, found in inherited.items() if self._desk.withdrawn(found.release_digest)]
+        if withdrawn:
+            logger.warning("withdrawn by the collective, adapted all the same: %s", ", ".join(withdrawn))
         forms = {METHODS[name].form: name for name in self._settings.methods}
         for form, name in forms.items():
             if form is not None and form not in learngenes:
-                raise PolicyDeniedError(f"no learngene in the form {form!r} was inherited yet; {name!r} needs one")
+                raise PolicyDeniedError(
+                    f"no learngene in the form {form!r} was inherited yet, and {name!r} needs one; request it"
+                )
         images = target_tasks.read(self._node.data)
         evaluation = Evaluation(learngenes, images, self._settings, self._node.seed, self._device, self._events)
         outcomes, seconds = evaluation.run_all()
@@ -56,6 +70,7 @@ class IndividualProgram(PartyProgram[IndividualDesk]):
             {
                 **_figures(outcomes),
                 "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
+                "withdrawn": withdrawn,
                 **self._circumstances(),
                 "seconds": seconds,
             },
@@ -88,13 +103,13 @@ def _figures(outcomes: Mapping[str, Mapping[int, Outcome]]) -> dict[str, object]
     }
 
 
-def make(configuration: IndividualConfiguration, confinement: Confinement) -> Program:
+def make(configuration: IndividualConfiguration, confinement: Confinement, keys: NodeKeys) -> Program:
     """The program of an individual's node.
 
     Raises:
         InputError: a device, key or trust store is missing or wrong.
     """
-    return IndividualProgram(configuration, confinement)
+    return IndividualProgram(configuration, confinement, keys)
 
 
 def _form(word: str) -> Form:

@@ -5,7 +5,6 @@ torch and numpy are loaded inside the commands only: ``individual-node start`` h
 
 import json
 import sys
-import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,23 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
-from protocol.errors import InputError, RefusedError, fault_line
+from protocol.errors import InputError, StorageFailedError, fault_line
 
 if TYPE_CHECKING:
-    from individual_node.adapted import AdaptedModel, Description
+    from individual_node.adapted import Description
     from individual_node.configuration import IndividualConfiguration
     from individual_node.own_pictures import OwnPictures
     from individual_node.own_task import WorkObserver
     from individual_node.settings import IndividualSettings
     from protocol.architecture import Form
-    from protocol.bundle import IndividualDesk
-    from protocol.verification import VerifiedLearngene
+    from protocol.bundle_reading import Reading
 
 _MODEL_HELP = "Folder that `adapt` wrote."
 
@@ -51,18 +46,27 @@ def bundle(
     Example:
       individual-node bundle --config ~/individual/config.toml --out condensed.learngene
 
-    The file is as confidential as the learngene. It was granted to this individual, and for 7 days anybody who pins the
-    same keys can verify it; longer only this node, which has it in its ledger.
+    It was granted to this individual: its content opens with this node's encryption key only. For 7 days anybody who
+    pins the same keys can verify its signatures; longer only this node, which has it in its ledger.
     """
     from protocol import bundle_file
+    from protocol.desks import IndividualDesk
+    from protocol.envelope import digest
+    from protocol.files import check_free
+    from protocol.node_desk import node_of, open_desk
+    from protocol.output import warn_withdrawn
 
-    packed = _desk(_configuration(config)).bundle(_form(form))
+    wanted = form_of(form)
+    check_free(out)
+    desk = open_desk(node_of(config, "individual"), IndividualDesk)
+    packed = desk.bundle(wanted)
     if packed is None:
-        raise InputError(
-            f"this node has inherited nothing of the form {form} in its run yet: take part in a round first"
-        )
+        raise InputError(f"this node has inherited nothing of the form {form} in its run yet: request it first")
     bundle_file.write(out, packed)
     typer.echo(f"{out}  {len(bundle_file.encode(packed))} bytes")
+    release = digest(packed.release)
+    if desk.withdrawn(release):
+        warn_withdrawn("this learngene", form=form, release=release)
 
 
 def adapt(
@@ -73,11 +77,21 @@ def adapt(
         Path | None,
         typer.Option(help="Trust store that pins the collective and this individual.", show_default=False),
     ] = None,
+    root: Annotated[
+        str, typer.Option(help="The pinned root's public key, which signs the trust store.", show_default=False)
+    ] = "",
+    encryption_key: Annotated[
+        Path | None, typer.Option(help="This individual's encryption key, which opens the bundle.", show_default=False)
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="File that opens that key; without it a passphrase is asked for.", show_default=False),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --trust: the configuration file of the node that inherited the learngene. Its ledger "
-            "vouches for a bundle past its 7 days, and its table [individual] holds settings.",
+            help="Instead of these four: the configuration file of the node that inherited the learngene. Its ledger "
+            "vouches for a bundle past its 7 days and knows of withdrawals; its table [individual] holds settings.",
             show_default=False,
         ),
     ] = None,
@@ -104,18 +118,22 @@ def adapt(
 
     \b
     Example:
-      individual-node adapt --bundle condensed.learngene --trust trust.json --data pictures --out model
+      individual-node adapt --bundle condensed.learngene --config ~/individual/config.toml --data pictures --out model
     where `pictures` holds a folder of pictures, of any size and format, for each class:
       pictures/ladybird/IMG_2041.JPG   pictures/ladybird/side view.png   pictures/leaf beetle/...
     """
     from individual_node import adapted, own_pictures, own_task
+    from protocol.files import check_free
     from protocol.images import choose_device
+    from protocol.output import warn_withdrawn
 
-    if (trust is None) == (config is None):
-        raise InputError("give either --trust or --config, by which the bundle is verified")
-    adapted.check_free(out)
+    check_free(out)
     node = None if config is None else _configuration(config)
-    verified = open_bundle(bundle, trust, node)
+    reading = open_bundle(
+        bundle, trust=trust, root=root, encryption_key=encryption_key, key_file=key_file, config=config
+    )
+    verified = reading.opened
+    assert verified is not None
     architecture = verified.learngene.architecture
     chosen = own_task.choose_method(method or None, architecture.form)
     given = ["epochs=" + str(epochs)] if epochs is not None else []
@@ -126,11 +144,21 @@ def adapt(
             data, architecture.input, lambda done, total: observe(done, total, "reading pictures")
         )
         model = own_task.adapt_to_pictures(
-            verified, pictures, settings, method=chosen, folds=folds, seed=seed, device=on, observe=observe
+            verified,
+            pictures,
+            settings,
+            method=chosen,
+            folds=folds,
+            seed=seed,
+            device=on,
+            node=config,
+            observe=observe,
         )
     adapted.save(model, out)
     _show_model(model.description, pictures)
     typer.echo(f"model  {out}")
+    if reading.withdrawn:
+        warn_withdrawn("this learngene", form=architecture.form, release=verified.release_digest)
 
 
 def predict(
@@ -163,12 +191,13 @@ def predict(
         for done, file in enumerate(files, 1):
             found.append(loaded.classifier.probabilities(own_pictures.read_picture(file, contract)[None])[0])
             observe(done, len(files), "naming pictures")
+    withdrawn = _say_withdrawn(loaded.description)
     best = [np.argsort(-row, kind="stable")[:top] for row in found]
     named = [[(classes[i], float(row[i])) for i in order] for row, order in zip(found, best, strict=True)]
     if json_file is not None:
-        _write_json(json_file, loaded, files, named)
+        _write_json(json_file, loaded.description, files, named, withdrawn=withdrawn)
     if json_file != Path("-"):
-        _print(_prediction_table(files, named))
+        _show_predictions(files, named)
 
 
 def export(
@@ -200,6 +229,7 @@ def export(
     else:
         pixels = onnx_export.random_pictures(loaded)
     difference = onnx_export.export(loaded, onnx, pixels)
+    _say_withdrawn(loaded.description)
     if difference is None:
         said = "not compared with the model: onnxruntime is not installed (pip install 'learngene[onnx]')"
     else:
@@ -207,29 +237,43 @@ def export(
     typer.echo(f"{onnx}  {onnx.stat().st_size} bytes; {said}")
 
 
-def open_bundle(path: Path, trust: Path | None, node: "IndividualConfiguration | None") -> "VerifiedLearngene":
-    """The one way from a bundle file to what may be adapted: verified by a trust store, or by a node's own and its
-    ledger. Exactly one of them is given.
+def open_bundle(
+    path: Path,
+    *,
+    trust: Path | None = None,
+    root: str = "",
+    encryption_key: Path | None = None,
+    key_file: Path | None = None,
+    config: Path | None = None,
+) -> "Reading":
+    """The one way from a bundle file to what may be adapted: verified and opened, by a node, or by a trust store under
+    a pinned root and the audience's encryption key.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: too little or too much is given, or a file cannot be read.
         RefusedError: the file is no bundle, or the first step of its verification that fails.
     """
-    from protocol import bundle_file
-    from protocol.policy import Policy
-    from protocol.trust import TrustStore
-    from protocol.verification import Holder, verify_file
+    from protocol.bundle_reading import read_bundle
 
-    now = int(time.time())
-    try:
-        packed = bundle_file.read(path)
-        if node is not None:
-            return _desk(node).verify_file(packed, now)
-        assert trust is not None
-        store = TrustStore.load(trust)
-        return verify_file(*packed, holder=Holder(), trust=store, policy=Policy.for_role("individual"), now=now)
-    except RefusedError as error:
-        raise type(error)(f"{path} is refused ({error.code}): {error}") from None
+    if (config is None) == (trust is None):
+        raise InputError("give either --config, or --trust with --root and --encryption-key, to open the bundle")
+    if trust is not None and (not root or encryption_key is None):
+        raise InputError("--trust needs --root, the pinned root's public key, and --encryption-key")
+    return read_bundle(path, config=config, trust=trust, root=root, encryption_key=encryption_key, key_file=key_file)
+
+
+def form_of(word: str) -> "Form":
+    """The form of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    from protocol.architecture import Form, form_named
+
+    form = form_named(word)
+    if form is None:
+        raise InputError(f"{word!r} is no form of a learngene; there are: {', '.join(get_args(Form))}")
+    return form
 
 
 def _configuration(path: Path) -> "IndividualConfiguration":
@@ -239,32 +283,22 @@ def _configuration(path: Path) -> "IndividualConfiguration":
     return load(path, IndividualConfiguration)
 
 
-def _desk(configuration: "IndividualConfiguration") -> "IndividualDesk":
-    """The node's own desk; it may be running beside us."""
-    from protocol.bundle import IndividualDesk
-    from protocol.keys import SigningKey
-    from protocol.trust import TrustStore
+def _say_withdrawn(description: "Description") -> bool:
+    """Whether the node that verified a model's learngene has heard of its withdrawal; if so, say it."""
+    from protocol.node_desk import knows_withdrawn
+    from protocol.output import warn_withdrawn
 
-    node = configuration.node
-    if not (node.state / "ledger.db").is_file():
-        raise InputError(f"{node.state} holds no ledger: this node has never run")
-    return IndividualDesk.open(
-        node.state,
-        party=node.party,
-        key=SigningKey.load(node.key),
-        trust=TrustStore.load(node.trust),
-        run_id=node.run_id,
-        clock=lambda: int(time.time()),
-    )
-
-
-def _form(word: str) -> "Form":
-    from protocol.architecture import Form, form_named
-
-    form = form_named(word)
-    if form is None:
-        raise InputError(f"{word!r} is no form of a learngene; there are: {', '.join(get_args(Form))}")
-    return form
+    if description.node is None:
+        return False
+    origin = description.learngene
+    try:
+        withdrawn = knows_withdrawn(Path(description.node), run_id=origin.run_id, release=origin.release)
+    except (InputError, StorageFailedError) as error:
+        print(f"warning: the node cannot say whether the learngene was withdrawn: {error}", file=sys.stderr)
+        return False
+    if withdrawn:
+        warn_withdrawn("the learngene that this model grew from", form=origin.form, release=origin.release)
+    return withdrawn
 
 
 def _settings(node: "IndividualConfiguration | None", method: str, changes: Sequence[str]) -> "IndividualSettings":
@@ -330,16 +364,14 @@ def _show_model(description: "Description", pictures: "OwnPictures") -> None:
     """The table of classes, and the estimate in words."""
     from individual_node.own_task import wilson_interval
     from protocol.network import describe
+    from protocol.output import add_row, print_table, table
 
     estimate, total = description.estimate, sum(description.pictures)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("class")
-    table.add_column("pictures", justify="right")
-    if estimate is not None:
-        table.add_column("named rightly", justify="right")
+    columns = ["class", "pictures", *(["named rightly"] if estimate is not None else [])]
+    shown = table(*columns, right=columns[1:])
     for row, (name, count) in enumerate(zip(description.classes, description.pictures, strict=True)):
-        table.add_row(escape(name), str(count), *([f"{estimate.correct[row]} of {count}"] if estimate else []))
-    _print(table)
+        add_row(shown, name, str(count), *([f"{estimate.correct[row]} of {count}"] if estimate else []))
+    print_table(shown)
     origin = description.learngene
     typer.echo(f"learngene  {origin.form}, release {origin.seq} of run {origin.run_id}, {origin.release[:16]}")
     typer.echo(f"layers     {describe(description.architecture)}")
@@ -358,29 +390,33 @@ def _show_model(description: "Description", pictures: "OwnPictures") -> None:
     typer.echo(f"           {estimate.folds - 1} of {estimate.folds} parts. Pictures from elsewhere can do worse.")
 
 
-def _prediction_table(files: Sequence[Path], named: Sequence[Sequence[tuple[str, float]]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("picture", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    if len(named[0]) > 1:
-        table.add_column("then")
-    for file, ((best, probability), *others) in zip(files, named, strict=True):
-        then = ", ".join(f"{escape(name)} {value:.1%}" for name, value in others)
-        table.add_row(escape(str(file)), escape(best), f"{probability:.1%}", *([then] if others else []))
-    return table
+def _show_predictions(files: Sequence[Path], named: Sequence[Sequence[tuple[str, float]]]) -> None:
+    from protocol.output import add_row, print_table, table
+
+    others = len(named[0]) > 1
+    shown = table("picture", "class", "probability", *(["then"] if others else []), right=["probability"])
+    for file, ((best, probability), *rest) in zip(files, named, strict=True):
+        then = ", ".join(f"{name} {value:.1%}" for name, value in rest)
+        add_row(shown, str(file), best, f"{probability:.1%}", *([then] if others else []))
+    print_table(shown)
 
 
 def _write_json(
-    path: Path, model: "AdaptedModel", files: Sequence[Path], named: Sequence[Sequence[tuple[str, float]]]
+    path: Path,
+    description: "Description",
+    files: Sequence[Path],
+    named: Sequence[Sequence[tuple[str, float]]],
+    *,
+    withdrawn: bool,
 ) -> None:
     from protocol.storage import write_atomically
 
     content: Mapping[str, object] = {
         "format": 1,
-        "model": model.description.weights,
-        "learngene": model.description.learngene.model_dump(mode="json"),
-        "classes": model.description.classes,
+        "model": description.weights,
+        "learngene": description.learngene.model_dump(mode="json"),
+        "withdrawn": withdrawn,
+        "classes": description.classes,
         "pictures": [
             {"file": str(file), "top": [{"class": name, "probability": value} for name, value in best]}
             for file, best in zip(files, named, strict=True)
@@ -393,11 +429,3 @@ def _write_json(
         if not path.absolute().parent.is_dir():
             raise InputError(f"there is no folder {path.absolute().parent}")
         write_atomically(path, text.encode())
-
-
-def _print(table: Table) -> None:
-    """To standard output: as wide as the terminal, or as wide as it needs where that is a file or a pipe."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000)
-    console.print(table)

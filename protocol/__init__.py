@@ -3,7 +3,7 @@
 Public, each by its own module. Nothing is imported here: the courier must not load torch, and a node is confined before
 it loads torch or numpy.
 
-- ``protocol.bundle``: ``CollectiveDesk`` and ``IndividualDesk``, the two sides of an exchange; the messages' makers.
+- ``protocol.desks``: ``CollectiveDesk`` and ``IndividualDesk``, the two sides of an exchange; the messages' makers.
 - ``protocol.verification``: every check of what arrives, in its fixed order.
 - ``protocol.learngene.Learngene``, ``protocol.architecture.Architecture``: what is inherited, and its description.
 - ``protocol.network``, ``protocol.fisher.fisher_diagonal``, ``protocol.retain_loss.RetainLoss`` (Eq. 8),

@@ -1,24 +1,37 @@
-"""The log of crossings: one line for everything that left or entered a site, on disk before it is sent."""
+"""The log of crossings: one line for everything that left or entered a site, on disk before it is sent, in one chain.
 
-import json
+Each line is canonical JSON and names the SHA-256 of the line before it, so that a line that is changed, taken out, put in or
+moved shows. That lines are missing at the end shows only to whoever kept the last digest: ``learngene audit show``.
+"""
+
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from protocol import canonical_json
 from protocol.envelope import digest
-from protocol.errors import InputError, StorageFailedError
+from protocol.errors import InputError, MalformedError, StorageFailedError, TooLargeError
 
 Direction = Literal["out", "in"]
 
+#: What crossed, or is to cross, where nothing speaks against it; otherwise the decision is a refusal's code.
+ALLOWED = "allowed"
+#: What the first line names as the one before it.
+NO_LINE = "0" * 64
+_MAX_LINE_BYTES = 2048
+
 
 class Crossing(BaseModel):
-    """One line: when (unix s), which way, between whom, what kind, how many bytes and their SHA-256."""
+    """One line: its number from 1, when (unix s), which way, between whom, what kind, how many bytes and their SHA-256,
+    what was decided, and the SHA-256 of the line before."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
+    number: int = Field(ge=1)
     time: int
     direction: Direction
     sender: str = Field(alias="from")
@@ -26,10 +39,19 @@ class Crossing(BaseModel):
     kind: str
     bytes: int
     digest: str
+    decision: str
+    previous: str
+
+
+class Chain(NamedTuple):
+    """A log that was verified: its lines, and the digest of the last one (``NO_LINE`` where there is none)."""
+
+    crossings: tuple[Crossing, ...]
+    head: str
 
 
 class Crossings:
-    """Appends to ``crossings.jsonl`` of one party. The place for a chain of hashes over the lines is ``append``.
+    """Appends to ``crossings.jsonl`` of one party; several processes of that party may.
 
     Args:
         path: the log; its folder exists.
@@ -42,55 +64,96 @@ class Crossings:
         self._party = party
         self._clock = clock
 
-    def append(self, direction: Direction, peer: str, kind: str, data: bytes) -> None:
-        """Record that ``data`` goes ``out`` to, or came ``in`` from, ``peer``. Durable when it returns.
+    def append(self, direction: Direction, peer: str, kind: str, data: bytes, decision: str = ALLOWED) -> None:
+        """Record that ``data`` goes ``out`` to, or came ``in`` from, ``peer``, or why it does not. Durable when it returns.
 
         Raises:
             StorageFailedError: the line could not be stored, so nothing may be sent.
         """
         sender, receiver = (self._party, peer) if direction == "out" else (peer, self._party)
-        crossing = Crossing(
-            time=self._clock(),
-            direction=direction,
-            sender=sender,
-            receiver=receiver,
-            kind=kind,
-            bytes=len(data),
-            digest=digest(data),
-        )
-        line = json.dumps(crossing.model_dump(by_alias=True), separators=(",", ":")).encode("ascii") + b"\n"
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                # A crash may have left half a line: it gets its end, and the reader skips it.
-                size = file.seek(0, os.SEEK_END)
-                if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                    line = b"\n" + line
-                if file.write(line) != len(line):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                size, last = _last_line(descriptor)
+                number, previous = (_read(last).number + 1, digest(last)) if last else (1, NO_LINE)
+                crossing = Crossing(
+                    number=number,
+                    time=self._clock(),
+                    direction=direction,
+                    sender=sender,
+                    receiver=receiver,
+                    kind=kind,
+                    bytes=len(data),
+                    digest=digest(data),
+                    decision=decision,
+                    previous=previous,
+                )
+                line = canonical_json.encode(crossing.model_dump(by_alias=True)) + b"\n"
+                # What a crash left of a line was never sent; it goes.
+                file.truncate(size)
+                if os.pwrite(descriptor, line, size) != len(line):
                     raise OSError("the line was cut short")
                 os.fsync(descriptor)
-        except OSError as error:
+        except (OSError, MalformedError, TooLargeError) as error:
             raise StorageFailedError(
-                f"cannot write the log of crossings {self._path}: {error}; nothing is sent"
+                f"cannot write the log of crossings {self._path}: {error}, so nothing is sent"
             ) from error
 
 
-def read_crossings(path: Path) -> list[Crossing]:
-    """The lines of a log, in order; half a line that a crash left is skipped. No log: no crossings.
+def verify_chain(data: bytes) -> Chain:
+    """Verify the bytes of a log: every line canonical, numbered on, and chained to the one before. Half a line at the end,
+    which a crash leaves, is not counted.
 
     Raises:
-        InputError: the log cannot be read.
+        MalformedError: it is broken; says at which line.
+    """
+    crossings: list[Crossing] = []
+    head = NO_LINE
+    for line in data[: data.rfind(b"\n") + 1].splitlines():
+        place = f"line {len(crossings) + 1} of the log of crossings"
+        try:
+            crossing = _read(line)
+        except (MalformedError, TooLargeError) as error:
+            raise MalformedError(f"{place} is not one that was written: {error}") from None
+        if crossing.number != len(crossings) + 1 or crossing.previous != head:
+            raise MalformedError(f"{place} does not follow the one before: a line was changed, put in or taken out")
+        crossings.append(crossing)
+        head = digest(line)
+    return Chain(tuple(crossings), head)
+
+
+def read_chain(path: Path) -> Chain:
+    """Read and verify a log. No log: no crossings.
+
+    Raises:
+        InputError: it cannot be read. MalformedError: it is broken.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        return verify_chain(path.read_bytes())
     except FileNotFoundError:
-        return []
+        return Chain((), NO_LINE)
     except OSError as error:
         raise InputError(f"cannot read the log of crossings {path}: {error.strerror}") from None
-    crossings = []
-    for line in lines:
-        try:
-            crossings.append(Crossing.model_validate_json(line))
-        except ValidationError:
-            continue
-    return crossings
+
+
+def read_crossings(path: Path) -> Sequence[Crossing]:
+    """The lines of a log, in order. Raises as ``read_chain``."""
+    return read_chain(path).crossings
+
+
+def _read(line: bytes) -> Crossing:
+    canonical_json.decode(line, max_bytes=_MAX_LINE_BYTES)
+    try:
+        return Crossing.model_validate_json(line)
+    except ValidationError:
+        raise MalformedError("it has not the fields of a crossing") from None
+
+
+def _last_line(descriptor: int) -> tuple[int, bytes]:
+    """Where the last whole line ends, and that line without its end; (0, nothing) where there is none."""
+    size = os.fstat(descriptor).st_size
+    start = max(0, size - 2 * _MAX_LINE_BYTES)
+    tail = os.pread(descriptor, size - start, start)
+    end = tail.rfind(b"\n")
+    return (start + end + 1, tail[:end].rsplit(b"\n", 1)[-1]) if end >= 0 else (0, b"")

@@ -6,15 +6,13 @@ Integers are little-endian. One bundle has one encoding: no padding, nothing beh
 nothing in it; what it holds is verified by ``protocol.verification.verify_file``.
 """
 
-import os
-import stat
 import struct
 from pathlib import Path
 from typing import NamedTuple
 
 from protocol import blob, envelope
-from protocol.errors import InputError, MalformedError, TooLargeError
-from protocol.storage import write_atomically
+from protocol.errors import MalformedError, TooLargeError
+from protocol.files import read_limited, write_new
 
 SUFFIX = ".learngene"
 #: No text file begins so, and a transfer that rewrites line ends destroys it (as PNG's signature, RFC 2083, 3.1).
@@ -55,7 +53,9 @@ def decode(data: bytes) -> BundleFile:
         MalformedError: not a bundle file, of another version, cut short, or with something behind its end.
     """
     if data[: len(MAGIC)] != MAGIC:
-        raise MalformedError("this is no bundle file; `individual-node bundle` writes one")
+        raise MalformedError(
+            "this is no bundle file; make one with `collective-node grant` or `individual-node bundle`"
+        )
     if len(data) < _HEADER.size:
         raise MalformedError("the bundle file ends inside its header; copy it again")
     _, version, *lengths = _HEADER.unpack_from(data)
@@ -80,18 +80,7 @@ def read(path: Path) -> BundleFile:
         InputError: there is no such file.
         TooLargeError, MalformedError: it is no bundle file; see :func:`decode`.
     """
-    try:
-        # Without O_NONBLOCK, a pipe with that name would hold the program up.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InputError(f"{path} is not a file")
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read the bundle file {path}: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise TooLargeError(f"{path} has more than the {MAX_BYTES} bytes of the largest bundle file")
-    return decode(data)
+    return decode(read_limited(path, "the bundle file", max_bytes=MAX_BYTES))
 
 
 def write(path: Path, bundle: BundleFile) -> None:
@@ -101,8 +90,4 @@ def write(path: Path, bundle: BundleFile) -> None:
         InputError: there is a file already, or no folder for it.
         StorageFailedError: it could not be stored durably.
     """
-    if path.exists() or path.is_symlink():
-        raise InputError(f"{path} exists already and is not overwritten; choose another name")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent}")
-    write_atomically(path, encode(bundle), mode=0o600)
+    write_new(path, encode(bundle))

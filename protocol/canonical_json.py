@@ -44,7 +44,7 @@ def decode(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> di
     except (TypeError, ValueError) as error:
         raise MalformedError(f"the JSON holds what the protocol does not allow: {error}") from None
     if canonical != data:
-        raise MalformedError("the JSON is not in its canonical encoding; it was altered or made by other software")
+        raise MalformedError("the JSON is not in its canonical encoding: it was altered, or made by other software")
     return value
 
 
@@ -63,7 +63,7 @@ def parse(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> dic
     except UnicodeDecodeError:
         raise MalformedError("the JSON holds bytes outside ASCII") from None
     if "\\" in text:
-        raise MalformedError("the JSON holds an escape; the protocol has none")
+        raise MalformedError("the JSON holds an escape, and the protocol has none")
     # Before json.loads: a text of opening brackets would otherwise run into Python's recursion limit.
     _check_depth(text, max_depth)
     try:

@@ -1,68 +1,278 @@
-"""What the operating system enforces on this process.
+"""Confinement: what the operating system keeps a process from, applied before its first thread and tried out at once.
 
-This version only looks: it reports what the kernel offers and enforces nothing, so a node starts only where its
-operator accepted that.
+Landlock holds a process to the paths that it names, seccomp to the system calls that stay inside. What is claimed was
+tried in this very process after both were applied; a kernel that lacks a part of it is said to lack it.
 """
 
 import ctypes
+import errno
+import importlib.util
+import os
 import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
-from protocol.errors import RunFailedError
+from protocol import landlock, seccomp
+from protocol.errors import InputError, RunFailedError
+from protocol.landlock import DEVICE, OWN, READ, READ_AND_RUN, Access
+from protocol.node_configuration import NodeTable
 
-_SYS_LANDLOCK_CREATE_RULESET = 444
-_LANDLOCK_CREATE_RULESET_VERSION = 1
+#: Programs, shared libraries and the tables that the dynamic loader reads.
+_SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime")
+#: What a numerical library asks about the machine it runs on.
+_MACHINE = (
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/filesystems",
+    "/proc/sys/vm/overcommit_memory",
+    "/sys/devices/system",
+    "/sys/fs/cgroup",
+)
+_GPU_FACTS = ("/proc/driver/nvidia*", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/devices", "/sys/module")
+_GPU_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One thing that the operating system keeps a process from, and whether that was seen to hold in this one."""
+
+    name: str
+    meaning: str
+    enforced: bool
 
 
 @dataclass(frozen=True)
 class Confinement:
-    """What the kernel offers and what holds for this process.
+    """What holds for a process.
 
     Attributes:
         landlock_abi: version of Landlock's interface; 0 where the kernel has none.
         seccomp: whether the kernel filters system calls on request.
-        enforced: whether this process is confined.
+        guards: what was tried in the process itself, in the order of ``GUARDS``.
     """
 
     landlock_abi: int
     seccomp: bool
-    enforced: bool = False
+    guards: tuple[Guard, ...]
+
+    @property
+    def enforced(self) -> bool:
+        """Whether every guard holds."""
+        return all(guard.enforced for guard in self.guards)
 
     @property
     def line(self) -> str:
         """One line for logs and reports."""
         kernel = f"Landlock ABI {self.landlock_abi}" if self.landlock_abi else "no Landlock"
         filters = "seccomp" if self.seccomp else "no seccomp"
-        return f"{'confined' if self.enforced else 'unconfined'} (this kernel offers {kernel}, {filters})"
+        missing = ", ".join(guard.name for guard in self.guards if not guard.enforced)
+        holds = "confined" if self.enforced else f"unconfined, nothing holds: {missing}"
+        return f"{holds} (this kernel offers {kernel}, {filters})"
 
 
-def probe() -> Confinement:
-    """Ask the kernel what it offers; changes nothing."""
-    abi = 0
-    if platform.system() == "Linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        abi = max(
-            0,
-            int(libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION)),
-        )
-    return Confinement(landlock_abi=abi, seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists())
+#: Name and meaning of every guard.
+GUARDS = {
+    "files": "reads and writes its own folders only",
+    "network": "no socket of any family but Unix, no connection, no io_uring",
+    "memory": "no debugging and no reading of another process",
+    "signals": "no signal to another process",
+    "privileges": "no privilege is gained by starting a program",
+}
 
 
-def apply(*, unconfined: bool, configuration: Path) -> Confinement:
-    """Confine this process, which must still have one thread only; children inherit it.
+def node_rules(node: NodeTable, packages: Iterable[str]) -> dict[Path, Access]:
+    """What a node may reach: its data (to read), its state (all), its trust store's folder, the interpreter with the
+    named packages, and its devices."""
+    rules = program_rules(packages)
+    if node.device != "cpu":
+        rules |= dict.fromkeys(_existing(_GPU_FACTS), READ) | dict.fromkeys(_existing(_GPU_DEVICES), DEVICE | READ)
+    return rules | {node.trust.parent: READ, node.data: READ, node.state: OWN}
 
-    Args:
-        unconfined: the operator accepts to run without.
-        configuration: the node's file, to name it in the message.
+
+def program_rules(packages: Iterable[str]) -> dict[Path, Access]:
+    """What any Python program needs: the interpreter, its libraries, the named packages wherever they lie, and facts
+    about the machine."""
+    # A virtual environment's interpreter lies outside it.
+    code = [sys.prefix, sys.base_prefix, *(folder for package in packages for folder in _folders(package))]
+    rules = dict.fromkeys(_existing((*_SYSTEM, *code)), READ_AND_RUN)
+    rules |= dict.fromkeys(_existing((*_MACHINE, f"/proc/{os.getpid()}")), READ)
+    rules |= {Path(name): Access.READ_FILE for name in ("/dev/urandom", "/dev/random", "/dev/zero")}
+    return rules | {Path("/dev/null"): Access.READ_FILE | Access.WRITE_FILE}
+
+
+def check_apart(node: NodeTable) -> None:
+    """Refuse folders that lie inside each other: rules hold for all that is beneath a path.
 
     Raises:
-        RunFailedError: this process cannot be confined and the operator did not accept that.
+        InputError: they do.
     """
-    found = probe()
-    if not unconfined:
-        raise RunFailedError(
-            "this version does not confine a node process to its own folders; to start all the same, set "
-            f"unconfined = true under [node] in {configuration} or pass --unconfined"
-        )
+    data, state = node.data.resolve(), node.state.resolve()
+    if state.is_relative_to(data):
+        raise InputError(f"node.state {state} lies inside node.data: a node only reads its data; choose another folder")
+    if data.is_relative_to(state):
+        raise InputError(f"node.data {data} lies inside node.state: a node may write there; keep its images elsewhere")
+
+
+def apply(node: NodeTable, packages: Iterable[str], *, unconfined: bool) -> Confinement:
+    """Confine a node's process; called before its second thread.
+
+    Args:
+        packages: those of this project that it runs.
+        unconfined: the operator accepts that nothing is enforced, and nothing is.
+
+    Raises:
+        InputError: its folders lie inside each other.
+        RunFailedError: this kernel cannot confine it and the operator did not accept that.
+    """
+    check_apart(node)
+    return not_confined() if unconfined else confine(node_rules(node, packages), node.state)
+
+
+def confine(rules: Mapping[Path, Access], own: Path) -> Confinement:
+    """Confine this process, which must still have one thread only; its children inherit it.
+
+    Args:
+        rules: what it may reach.
+        own: the one folder that it may write to; its temporary and cache folders are made in it.
+
+    Raises:
+        RunFailedError: the kernel cannot, or a guard does not hold; nothing of the process may go on then.
+    """
+    _own_temporary_folders(own)
+    if not offered():
+        raise RunFailedError(_too_old(not_confined()))
+    with _bystander() as bystander:
+        landlock.restrict(rules, tcp=False)
+        seccomp.restrict()
+        found = Confinement(landlock.abi(), True, _try_guards(bystander))
+    if not found.enforced:
+        raise RunFailedError(_too_old(found))
     return found
+
+
+def offered() -> bool:
+    """Whether this kernel has all that ``confine`` needs. Only ``confine`` itself shows that it works."""
+    return landlock.abi() >= landlock.ABI_SCOPES and seccomp.offered()
+
+
+def not_confined() -> Confinement:
+    """The process stays as it is; what the kernel would offer is said all the same."""
+    guards = tuple(Guard(name, meaning, False) for name, meaning in GUARDS.items())
+    return Confinement(landlock.abi(), seccomp.offered(), guards)
+
+
+def look() -> Confinement:
+    """What holds for this process as it is, tried out; changes nothing."""
+    with _bystander() as bystander:
+        return Confinement(landlock.abi(), seccomp.offered(), _try_guards(bystander))
+
+
+def _too_old(found: Confinement) -> str:
+    missing = ", ".join(guard.name for guard in found.guards if not guard.enforced)
+    return (
+        f"this kernel does not confine a node: not enforced are {missing} (Landlock ABI {found.landlock_abi}); it needs"
+        " Linux 6.12 with Landlock and seccomp; to start all the same, set unconfined = true or pass --unconfined"
+    )
+
+
+def _folders(package: str) -> list[str]:
+    specification = importlib.util.find_spec(package)
+    return list((specification and specification.submodule_search_locations) or ())
+
+
+def _existing(patterns: Iterable[str]) -> list[Path]:
+    return [Path(path) for pattern in patterns for path in glob(pattern)]
+
+
+def _own_temporary_folders(own: Path) -> None:
+    """Temporary and cache folders of this process's own, empty and 0700, where libraries look for theirs."""
+    folders = {"TMPDIR": own / "temporary", "XDG_CACHE_HOME": own / "cache"}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+    os.environ.update({name: str(folder) for name, folder in folders.items()})
+    for name in ("CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        os.environ[name] = str(folders["XDG_CACHE_HOME"] / name.lower())
+    # Read once and kept, unless told anew.
+    tempfile.tempdir = None
+
+
+@contextmanager
+def _bystander() -> Iterator[int]:
+    """Process id of a child that is not confined with this process and does nothing: somebody to try things on."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    os.close(reading)
+    try:
+        yield child
+    finally:
+        os.close(writing)
+        os.waitpid(child, 0)
+
+
+def _try_guards(bystander: int) -> tuple[Guard, ...]:
+    """Try, harmlessly, what every guard is to forbid."""
+    tries: dict[str, tuple[Callable[[], object], ...]] = {
+        "files": (
+            lambda: os.listdir("/"),
+            lambda: Path("/etc/passwd").read_bytes(),
+            # A file without a name: where this is allowed, nothing stays behind.
+            lambda: os.close(os.open("/tmp", os.O_TMPFILE | os.O_WRONLY, 0o600)),
+        ),
+        "network": (
+            lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close(),
+            lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close(),
+            lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+            lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close(),
+            _connect_to_nobody,
+            lambda: _system_call("io_uring_setup", 0, None),
+        ),
+        "memory": (
+            lambda: _system_call("ptrace", -1, bystander, None, None),
+            lambda: _system_call("process_vm_readv", bystander, None, 0, None, 0, 0),
+            lambda: Path(f"/proc/{bystander}/environ").read_bytes(),
+        ),
+        "signals": (lambda: os.kill(bystander, 0),),
+        "privileges": (_gain_privileges,),
+    }
+    return tuple(
+        Guard(name, meaning, all(_refused(attempt) for attempt in tries[name])) for name, meaning in GUARDS.items()
+    )
+
+
+def _refused(attempt: Callable[[], object]) -> bool:
+    """Whether it fails for want of permission, or because this kernel has nothing of the kind. That it fails because
+    what it needs is not there shows nothing."""
+    try:
+        attempt()
+    except OSError as error:
+        return error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+    return False
+
+
+def _connect_to_nobody() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+        one.connect("/no-such-socket")
+
+
+def _gain_privileges() -> None:
+    if landlock.has_no_new_privileges():
+        raise PermissionError(errno.EPERM, "no_new_privs")
+
+
+def _system_call(name: str, *arguments: object) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(seccomp.FORBIDDEN[name][0 if platform.machine() == "x86_64" else 1], *arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)

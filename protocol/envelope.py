@@ -1,7 +1,8 @@
 """The envelope: DSSE v1 with one Ed25519 signature (https://github.com/secure-systems-lab/dsse, protocol.md).
 
-Narrower than the specification where it leaves a choice: canonical JSON, standard base64, exactly one signature, and a
-key id that must be there. So one signed payload has one envelope, and its digest names it.
+Narrower than the specification: canonical JSON, standard base64 only (the specification has verifiers accept the
+URL-safe alphabet too), exactly one signature, and a key id that must be there. So one signed payload has one envelope, and
+its digest names it.
 """
 
 import base64
@@ -65,14 +66,14 @@ def encode(envelope: Envelope) -> bytes:
     )
 
 
-def parse(data: bytes) -> Envelope:
+def parse(data: bytes, *, max_bytes: int = MAX_BYTES) -> Envelope:
     """Size, strict JSON and shape of an envelope; no signature is checked and the payload is not read.
 
     Raises:
-        TooLargeError: more than ``MAX_BYTES``.
+        TooLargeError: more than ``max_bytes``.
         MalformedError: not a canonical envelope with one signature.
     """
-    value = canonical_json.decode(data, max_depth=3, max_bytes=MAX_BYTES)
+    value = canonical_json.decode(data, max_depth=3, max_bytes=max_bytes)
     match value:
         case {
             "payload": str(payload),

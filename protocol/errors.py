@@ -1,6 +1,6 @@
 """Errors of the project. Every one carries a line that tells its reader what to do next."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -19,87 +19,114 @@ class RunFailedError(LearngeneError):
 
 
 class RefusedError(LearngeneError):
-    """A message was refused. ``code`` is the coarse word that may cross the wire; the text stays in the local log."""
+    """A message was refused. ``code`` is the coarse word that may cross the wire; the text stays in the local log.
+
+    The text says what is wrong and, behind a semicolon, what to do next: where it does not itself, ``advice`` does.
+    """
 
     code = "refused"
+    advice: ClassVar[str] = "ask the party that sent it"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text if "; " in text else f"{text}; {self.advice}")
 
 
 class TooLargeError(RefusedError):
     """More bytes, tensors or characters than the protocol allows."""
 
     code = "too_large"
+    advice = "refuse it and ask its sender for one within the limits"
 
 
 class MalformedError(RefusedError):
     """The bytes are not what the format says, or not in their canonical form."""
 
     code = "malformed"
+    advice = "fetch it again, and if it stays so ask its sender for one made anew"
 
 
 class UnknownKeyError(RefusedError):
     """The key that signed is not in the pinned trust store, or not for this role."""
 
     code = "unknown_key"
+    advice = "compare fingerprints with its owner, then pin the key: trust add"
+
+
+class RevokedKeyError(RefusedError):
+    """The key that signed was trusted once and is not any more."""
+
+    code = "revoked_key"
+    advice = "believe nothing signed with it and ask its owner for what the new key signed"
 
 
 class BadSignatureError(RefusedError):
     """The signature does not belong to these bytes and this key."""
 
     code = "bad_signature"
+    advice = "fetch it again, and if it stays so somebody altered it: tell its sender"
 
 
 class WrongRunError(RefusedError):
     """The message belongs to another run."""
 
     code = "wrong_run"
+    advice = "give the run's own file or message, or join that run"
 
 
 class WrongAudienceError(RefusedError):
     """The message is addressed to another party, or answers another party's request."""
 
     code = "wrong_audience"
+    advice = "send a request of your own and use its answer"
 
 
 class ExpiredError(RefusedError):
     """The message is past its time, or from the future."""
 
     code = "expired"
+    advice = "ask for a new one, and compare the clocks"
 
 
 class RollbackError(RefusedError):
     """An older release than one that was accepted already."""
 
     code = "rollback"
+    advice = "keep the newer one and ask the collective why an older one came"
 
 
 class EquivocationError(RefusedError):
     """One party signed two things that exclude each other: two histories of releases, two requests with one nonce."""
 
     code = "equivocation"
+    advice = "keep both and ask the party that signed them"
 
 
 class DigestMismatchError(RefusedError):
     """The content is not the one that was signed."""
 
     code = "digest_mismatch"
+    advice = "fetch it again"
 
 
 class NonFiniteError(RefusedError):
     """A tensor holds NaN or infinity, or a negative Fisher entry or variance."""
 
     code = "non_finite"
+    advice = "ask the collective to train and publish anew"
 
 
 class PolicyDeniedError(RefusedError):
     """The site's own policy does not allow it."""
 
     code = "policy_denied"
+    advice = "change the content, or the site's policy where it may be changed"
 
 
 class StorageFailedError(RefusedError):
     """What was verified could not be stored durably."""
 
     code = "storage_failed"
+    advice = "check the disk, then try again"
 
 
 def first_fault(error: "ValidationError") -> tuple[str, str]:

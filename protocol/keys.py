@@ -1,18 +1,19 @@
-"""Signing keys: Ed25519 (RFC 8032), kept in a file that only its owner reads."""
+"""Signing keys (Ed25519, RFC 8032), and the fingerprints by which people compare their public halves."""
 
 import hashlib
-import os
-import stat
 from pathlib import Path
+from typing import Annotated
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import AfterValidator, StringConstraints
 
+from protocol import key_file, proquint
 from protocol.errors import BadSignatureError, InputError
-from protocol.storage import write_atomically
+from protocol.key_file import PrivateKey, Unlock
 
-_MAX_FILE_BYTES = 4096
+#: Bytes of a public key's digest that its fingerprint says.
+_FINGERPRINT_BYTES = 16
 
 
 class SigningKey:
@@ -33,48 +34,30 @@ class SigningKey:
         return cls(Ed25519PrivateKey.from_private_bytes(seed))
 
     @classmethod
-    def load(cls, path: Path) -> "SigningKey":
+    def load(cls, path: Path, unlock: Unlock) -> "SigningKey":
         """Read a key that ``save`` wrote.
 
         Raises:
-            InputError: no such file, readable by others than its owner, or not an Ed25519 key.
+            InputError: no such file, readable by others than its owner, not opened by ``unlock``, or another kind of
+                key.
         """
+        stored = key_file.read(path, ("ed25519",), unlock)
         try:
-            # Without O_NONBLOCK, a pipe with that name would hold the program up.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise InputError(f"cannot read the signing key {path}: {error.strerror}") from None
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"the signing key {path} is not a file")
-            if status.st_mode & 0o077 or status.st_uid != os.geteuid():
-                raise InputError(f"the signing key {path} must belong to you alone: chown it to yourself and chmod 600")
-            data = os.read(descriptor, _MAX_FILE_BYTES)
-        finally:
-            os.close(descriptor)
-        try:
-            private = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise InputError(f"{path} holds no private key that can be read; make one with: learngene keygen") from None
-        if not isinstance(private, Ed25519PrivateKey):
-            raise InputError(f"{path} holds a key of another kind than Ed25519; make one with: learngene keygen")
-        return cls(private)
+            key = cls.from_seed(stored.raw)
+        except ValueError:
+            raise InputError(f"{path} holds no Ed25519 key; make one with: learngene keygen") from None
+        if key._public != stored.public:
+            raise InputError(f"{path} names a public key that is not its own; make one with: learngene keygen")
+        return key
 
-    def save(self, path: Path) -> None:
-        """Write the key as PKCS #8 PEM, mode 0600.
+    def save(self, path: Path, unlock: Unlock) -> None:
+        """Write the key, encrypted, mode 0600.
 
         Raises:
             InputError: there is a file already; a key is never overwritten.
             StorageFailedError: the key could not be stored durably.
         """
-        if path.exists() or path.is_symlink():
-            raise InputError(f"{path} exists already; a key is never overwritten, choose another name")
-        # The place for a passphrase or a key file: BestAvailableEncryption.
-        data = self._private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_atomically(path, data, mode=0o600)
+        key_file.write(path, PrivateKey("ed25519", self._public, self._private.private_bytes_raw()), unlock)
 
     @property
     def public_hex(self) -> str:
@@ -85,6 +68,11 @@ class SigningKey:
     def keyid(self) -> str:
         """SHA-256 of the raw public key, 64 hexadecimal digits."""
         return key_identifier(self._public)
+
+    @property
+    def fingerprint(self) -> str:
+        """The public key's fingerprint in eight words."""
+        return fingerprint(self._public)
 
     def sign(self, message: bytes) -> bytes:
         """The signature of ``message``, 64 bytes (RFC 8032, PureEdDSA)."""
@@ -99,6 +87,32 @@ def key_identifier(public: bytes) -> str:
     return hashlib.sha256(public).hexdigest()
 
 
+def fingerprint(public: bytes) -> str:
+    """What its owner reads aloud and the other side compares: the first 128 bits of the SHA-256 of a raw public key as
+    eight proquints, such as ``lusab-babad-...``."""
+    return fingerprint_of(key_identifier(public))
+
+
+def fingerprint_of(keyid: str) -> str:
+    """The fingerprint of the key with this id: both come from one digest."""
+    return proquint.encode(bytes.fromhex(keyid)[:_FINGERPRINT_BYTES])
+
+
+def read_fingerprint(text: str) -> str:
+    """A fingerprint as :func:`fingerprint` writes it, from what somebody typed: spaces, commas and capitals are fine.
+
+    Raises:
+        InputError: not eight words of a fingerprint; the line says which word is wrong.
+    """
+    try:
+        data = proquint.decode(text)
+    except ValueError as error:
+        raise InputError(f"the fingerprint cannot be read: {error}") from None
+    if len(data) != _FINGERPRINT_BYTES:
+        raise InputError(f"a fingerprint has {_FINGERPRINT_BYTES // 2} words, not {len(data) // 2}")
+    return proquint.encode(data)
+
+
 def check_signature(public: bytes, signature: bytes, message: bytes) -> None:
     """Check a signature against a raw public key that passed ``check_public_key``.
 
@@ -108,7 +122,7 @@ def check_signature(public: bytes, signature: bytes, message: bytes) -> None:
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
-        raise BadSignatureError("the signature does not belong to these bytes; they were altered on the way") from None
+        raise BadSignatureError("the signature does not fit these bytes: they were altered on the way") from None
 
 
 # The curve of RFC 8032, section 5.1: -x^2 + y^2 = 1 + d x^2 y^2 over the integers modulo p; its cofactor is 8.
@@ -131,15 +145,29 @@ def check_public_key(public: bytes) -> None:
     y, sign = encoded & (2**255 - 1), encoded >> 255
     if y >= _P:
         raise InputError("the public key is not canonically encoded; ask its owner for the key that keygen printed")
-    x_squared = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P
-    x = pow(x_squared, (_P + 3) // 8, _P)
-    if x * x % _P != x_squared:
-        x = x * pow(2, (_P - 1) // 4, _P) % _P
-    # Which of the two roots the sign bit names does not change a point's order; only x = 0 has no negative.
-    if x * x % _P != x_squared or (x == 0 and sign):
+    # x^2 = above / below; a fraction is a square if the product of its parts is (Euler's criterion), and is never 1 / 0.
+    above, below = y * y - 1, _D * y * y + 1
+    residue = pow(above * below, (_P - 1) // 2, _P)
+    if residue not in (0, 1) or (residue == 0 and sign):
         raise InputError("the public key is no point of the curve; ask its owner for the key that keygen printed")
+    # The order does not depend on the sign of x. Doubling on y = n / m alone, without divisions; only the neutral
+    # element has y = 1.
+    n, m = y, 1
     for _ in range(3):
-        product = _D * x * x * y * y
-        x, y = 2 * x * y * pow(1 + product, -1, _P) % _P, (y * y + x * x) * pow(1 - product, -1, _P) % _P
-    if (x, y) == (0, 1):
+        n, m = n * n % _P, m * m % _P
+        above, below = n - m, _D * n + m
+        n, m = (n * below + m * above) % _P, (m * below - _D * n * above) % _P
+    if n == m:
         raise InputError("the public key is of small order and would accept forged signatures; do not use it")
+
+
+def _sound(public: str) -> str:
+    try:
+        check_public_key(bytes.fromhex(public))
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return public
+
+
+#: A raw Ed25519 public key that may be pinned, as 64 hexadecimal digits.
+PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), AfterValidator(_sound)]

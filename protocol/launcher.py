@@ -4,6 +4,7 @@ The order matters: a thread that exists before Landlock stays outside it, and im
 module and all that it imports stay free of torch and numpy.
 """
 
+import contextlib
 import fcntl
 import importlib
 import logging
@@ -17,7 +18,8 @@ from protocol import confinement
 from protocol.confinement import Confinement
 from protocol.errors import InputError, RunFailedError
 from protocol.node import Program, serve
-from protocol.node_configuration import NodeConfiguration, NodeTable, check, read
+from protocol.node_configuration import NodeConfiguration, check, node_table, read
+from protocol.node_keys import NodeKeys, load_keys
 from protocol.socket import listen, load_secret, private_folder
 
 logger = logging.getLogger(__name__)
@@ -29,8 +31,8 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     Args:
         path: its configuration file.
         model: ``module:class`` of the party's own :class:`NodeConfiguration`.
-        program: ``module:function`` that makes the :class:`Program` from configuration and confinement. Both are
-            imported only after the process is confined.
+        program: ``module:function`` that makes the :class:`Program` from configuration, confinement and keys. Both
+            are imported only after the process is confined.
         lifeline: number of an inherited file descriptor; the node ends when its other end closes.
         unconfined: accept to run without confinement, as ``unconfined = true`` in the file does.
 
@@ -38,7 +40,7 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
         InputError: a setting, folder or file is wrong. RunFailedError: the node cannot or must not start.
     """
     content = read(path)
-    node = check(path, content.get("node", {}), NodeTable, table="node")
+    node = node_table(path, content)
     if not node.data.is_dir():
         raise InputError(f"{path}: node.data: there is no folder {node.data}")
     os.umask(0o077)
@@ -46,20 +48,25 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     lock = _lock(node.state)
     _log_to(node.state / "node.log")
     secret = load_secret(node.secret)
+    # Before the process is confined: a confined one need not be able to read a key file.
+    keys = load_keys(node)
     listener = listen(node.socket)
     try:
-        confined = confinement.apply(unconfined=node.unconfined or unconfined, configuration=path)
+        packages = ("protocol", model.partition(".")[0])
+        confined = confinement.apply(node, packages, unconfined=node.unconfined or unconfined)
         logger.info("%s starts as process %d: %s", node.party, os.getpid(), confined.line)
         if node.threads:
             # Read by OpenMP and BLAS when they are loaded.
             os.environ["OMP_NUM_THREADS"] = str(node.threads)
         configuration: NodeConfiguration = check(path, content, _import(model))
-        make: Callable[[NodeConfiguration, Confinement], Program] = _import(program)
-        made = make(configuration, confined)
+        make: Callable[[NodeConfiguration, Confinement, NodeKeys], Program] = _import(program)
+        made = make(configuration, confined, keys)
         logger.info("%s listens on %s", node.party, node.socket)
         serve(listener, secret, made, lifeline)
     finally:
-        node.socket.unlink(missing_ok=True)
+        # A confined process cannot; the next start replaces what is left.
+        with contextlib.suppress(PermissionError):
+            node.socket.unlink(missing_ok=True)
         listener.close()
         os.close(lock)
 

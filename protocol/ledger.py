@@ -7,7 +7,7 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import get_args
@@ -22,16 +22,33 @@ from protocol.errors import (
     StorageFailedError,
     WrongAudienceError,
 )
-from protocol.messages import NO_RELEASE, Release
+from protocol.messages import MOST_WITHDRAWN, NO_RELEASE, Release, Request
 from protocol.storage import write_atomically, write_folder_atomically
-from protocol.verification import SeenRelease, VerifiedEnvelopes, VerifiedLearngene, VerifiedRequest, verify_committed
+from protocol.trust import TrustSeen
+from protocol.verification import (
+    SealedLearngene,
+    SeenRelease,
+    VerifiedEnvelopes,
+    VerifiedLearngene,
+    VerifiedRequest,
+    verify_committed,
+)
 
-_FORMAT = 1
+_FORMAT = 2
+
+# What the offline root has said last, so that an older or another word of it is not believed.
+_TRUST_TABLE = """
+CREATE TABLE trust (
+    only INTEGER PRIMARY KEY CHECK (only = 1), version INTEGER NOT NULL, digest TEXT NOT NULL, root TEXT NOT NULL,
+    pinned TEXT NOT NULL
+) STRICT;
+"""
 
 _COLLECTIVE_TABLES = """
 CREATE TABLE releases (
     run_id TEXT NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL UNIQUE, prev TEXT NOT NULL,
-    envelope BLOB NOT NULL, PRIMARY KEY (run_id, seq)
+    envelope BLOB NOT NULL, content_key BLOB NOT NULL UNIQUE, withdrawn INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (run_id, seq)
 ) STRICT;
 CREATE TABLE grants (
     request TEXT PRIMARY KEY, run_id TEXT NOT NULL, keyid TEXT NOT NULL, nonce TEXT NOT NULL,
@@ -49,13 +66,14 @@ CREATE TABLE exchanges (
     expires_at INTEGER NOT NULL, release TEXT, PRIMARY KEY (run_id, form)
 ) STRICT;
 CREATE TABLE seen (
-    run_id TEXT NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL, prev TEXT NOT NULL,
-    PRIMARY KEY (run_id, seq)
+    run_id TEXT NOT NULL, key_epoch INTEGER NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL,
+    prev TEXT NOT NULL, PRIMARY KEY (run_id, key_epoch, seq)
 ) STRICT;
 CREATE TABLE inherited (
-    run_id TEXT NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, release TEXT NOT NULL, grant_digest TEXT NOT NULL,
-    receipt BLOB, PRIMARY KEY (run_id, seq), UNIQUE (run_id, release)
+    run_id TEXT NOT NULL, key_epoch INTEGER NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, release TEXT NOT NULL,
+    grant_digest TEXT NOT NULL, receipt BLOB, PRIMARY KEY (run_id, key_epoch, seq), UNIQUE (run_id, release)
 ) STRICT;
+CREATE TABLE withdrawn (run_id TEXT NOT NULL, release TEXT NOT NULL, PRIMARY KEY (run_id, release)) STRICT;
 """
 
 
@@ -102,7 +120,7 @@ class _Ledger:
                 version = database.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:
                     # Not executescript: it would commit the transaction before it starts.
-                    for statement in filter(str.strip, tables.split(";")):
+                    for statement in filter(str.strip, (tables + _TRUST_TABLE).split(";")):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {_FORMAT}")
                 elif version != _FORMAT:
@@ -134,6 +152,23 @@ class _Ledger:
             except sqlite3.Error as error:
                 raise StorageFailedError(f"the ledger could not be read: {error}; check the disk") from error
 
+    def trust_seen(self) -> TrustSeen | None:
+        """The latest trust store that this party believed; None before the first."""
+        rows = self._rows("SELECT version, digest, root, pinned FROM trust")
+        return TrustSeen(_integer(rows[0][0]), *(str(value) for value in rows[0][1:])) if rows else None
+
+    def remember_trust(self, seen: TrustSeen) -> None:
+        """Remember the trust store that is believed from now on.
+
+        Raises:
+            StorageFailedError: it could not be stored, so it must not be believed.
+        """
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO trust VALUES (1, ?, ?, ?, ?)",
+                (seen.version, seen.digest, seen.root, seen.pinned),
+            )
+
     def close(self) -> None:
         """Close the database; everything promised is on disk already."""
         self._database.close()
@@ -141,21 +176,35 @@ class _Ledger:
 
 @dataclass(frozen=True)
 class StoredRelease:
-    """A release of this collective: its place in the chain, its envelope and what the envelope holds."""
+    """A release of this collective: its envelope and what that holds, the key to its blob, whether it was withdrawn."""
 
-    run_id: str
-    seq: int
-    form: Form
-    digest: str
-    prev: str
     envelope: bytes
     payload: Release
+    content_key: bytes = field(repr=False)
+    withdrawn: bool
+
+    @property
+    def digest(self) -> str:
+        """The release's name."""
+        return envelope.digest(self.envelope)
+
+    @property
+    def seq(self) -> int:
+        """Its number in the chain."""
+        return self.payload.seq
 
 
-def stored_release(data: bytes) -> StoredRelease:
+def stored_release(data: bytes, content_key: bytes, *, withdrawn: bool = False) -> StoredRelease:
     """A release that this collective made itself, as its ledger keeps it."""
     payload = messages.decode(Release, envelope.parse(data).payload)
-    return StoredRelease(payload.run_id, payload.seq, payload.form, envelope.digest(data), payload.prev, data, payload)
+    return StoredRelease(data, payload, content_key, withdrawn)
+
+
+_RELEASE_COLUMNS = "envelope, content_key, withdrawn"
+
+
+def _release_of(row: tuple[object, ...]) -> StoredRelease:
+    return stored_release(_bytes(row[0]), _bytes(row[1]), withdrawn=bool(row[2]))
 
 
 class CollectiveLedger(_Ledger):
@@ -171,17 +220,18 @@ class CollectiveLedger(_Ledger):
 
     def releases(self, run_id: str) -> list[StoredRelease]:
         """The chain of a run, first to last."""
-        rows = self._rows("SELECT envelope FROM releases WHERE run_id = ? ORDER BY seq", run_id)
-        return [stored_release(_bytes(row[0])) for row in rows]
+        rows = self._rows(f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? ORDER BY seq", run_id)
+        return [_release_of(row) for row in rows]
 
     def latest(self, run_id: str, form: Form | None = None) -> StoredRelease | None:
-        """The last release of a run, of one form or (None) of any."""
+        """The last release of a run, of one form or (None) of any; withdrawn or not."""
         rows = self._rows(
-            "SELECT envelope FROM releases WHERE run_id = ? AND form = coalesce(?, form) ORDER BY seq DESC LIMIT 1",
+            f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? AND form = coalesce(?, form)"
+            " ORDER BY seq DESC LIMIT 1",
             run_id,
             form,
         )
-        return stored_release(_bytes(rows[0][0])) if rows else None
+        return _release_of(rows[0]) if rows else None
 
     def release(self, digest: str) -> StoredRelease:
         """The release with this digest.
@@ -189,33 +239,56 @@ class CollectiveLedger(_Ledger):
         Raises:
             StorageFailedError: there is none.
         """
-        rows = self._rows("SELECT envelope FROM releases WHERE digest = ?", digest)
+        rows = self._rows(f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE digest = ?", digest)
         if not rows:
             raise StorageFailedError(f"the ledger holds no release {digest[:16]}; publish again")
-        return stored_release(_bytes(rows[0][0]))
+        return _release_of(rows[0])
 
-    def add_release(self, data: bytes, blob: bytes) -> StoredRelease:
-        """Store a release with its blob as the next link of its run's chain.
+    def withdraw(self, digest: str) -> None:
+        """Mark a release as withdrawn; one that is, stays so.
+
+        Raises:
+            StorageFailedError: it could not be stored.
+        """
+        with self._transaction() as database:
+            database.execute("UPDATE releases SET withdrawn = 1 WHERE digest = ?", (digest,))
+
+    def withdrawn(self, run_id: str) -> list[StoredRelease]:
+        """The withdrawn releases of a run, first to last."""
+        return [release for release in self.releases(run_id) if release.withdrawn]
+
+    def add_release(self, data: bytes, content_key: bytes, blob: bytes) -> StoredRelease:
+        """Store a release with its sealed blob and the key to it as the next link of its run's chain.
 
         Raises:
             EquivocationError: it is not the next link; the ledger never holds two releases with one number.
             StorageFailedError: it could not be stored.
+            ValueError: the content key sealed an earlier release.
         """
-        stored = stored_release(data)
+        if self._rows("SELECT 1 FROM releases WHERE content_key = ?", content_key):
+            raise ValueError("a content key seals one release only: GCM fails with two plaintexts under one key")
+        stored = stored_release(data, content_key)
+        payload = stored.payload
         # The blob first: a row never names a file that is not there.
         self.keep_blob(stored, blob)
         with self._transaction() as database:
             last = database.execute(
-                "SELECT seq, digest FROM releases WHERE run_id = ? ORDER BY seq DESC LIMIT 1", (stored.run_id,)
+                "SELECT seq, digest FROM releases WHERE run_id = ? ORDER BY seq DESC LIMIT 1", (payload.run_id,)
             ).fetchone()
             seq, prev = last or (0, NO_RELEASE)
-            if (stored.seq, stored.prev) != (seq + 1, prev):
+            if (payload.seq, payload.prev) != (seq + 1, prev):
                 raise EquivocationError(
-                    f"release {stored.seq} does not follow release {seq}; is another collective running?"
+                    f"release {payload.seq} does not follow release {seq}; check whether another collective is running"
                 )
+            gone = database.execute(
+                "SELECT digest FROM releases WHERE run_id = ? AND withdrawn = 1 ORDER BY seq DESC LIMIT ?",
+                (payload.run_id, MOST_WITHDRAWN),
+            ).fetchall()
+            if not {row[0] for row in gone} <= set(payload.withdraws):
+                raise StorageFailedError("a release was withdrawn while this one was made; publish again")
             database.execute(
-                "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?)",
-                (stored.run_id, stored.seq, stored.form, stored.digest, stored.prev, data),
+                "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
+                (payload.run_id, payload.seq, payload.form, stored.digest, payload.prev, data, content_key),
             )
         return stored
 
@@ -258,7 +331,8 @@ class CollectiveLedger(_Ledger):
         return (_bytes(rows[0][0]), self.release(str(rows[0][1]))) if rows else None
 
     def add_grant(self, request: VerifiedRequest, release: StoredRelease, grant: bytes) -> None:
-        """Store the one answer to a request.
+        """Store the one answer to a request. It takes the place of an earlier one only where that granted a release
+        which was withdrawn since.
 
         Raises:
             StorageFailedError: it could not be stored, or there is one already.
@@ -266,9 +340,18 @@ class CollectiveLedger(_Ledger):
         payload = request.payload
         with self._transaction() as database:
             database.execute(
+                "DELETE FROM grants WHERE request = ? AND release IN (SELECT digest FROM releases WHERE withdrawn = 1)",
+                (request.digest,),
+            )
+            database.execute(
                 "INSERT INTO grants VALUES (?, ?, ?, ?, ?, ?)",
                 (request.digest, payload.run_id, request.key.keyid, payload.nonce, release.digest, grant),
             )
+
+    def granted(self, release: str) -> tuple[str, ...]:
+        """The key ids to which a release was granted."""
+        rows = self._rows("SELECT DISTINCT keyid FROM grants WHERE release = ? ORDER BY keyid", release)
+        return tuple(str(row[0]) for row in rows)
 
     def add_receipt(self, keyid: str, release: str, data: bytes) -> None:
         """Store a receipt; the first one for a release stays.
@@ -301,11 +384,17 @@ class StoredRequest:
     envelope: bytes
     expires_at: int
 
+    @property
+    def payload(self) -> Request:
+        """What it says."""
+        return messages.decode(Request, envelope.parse(self.envelope).payload)
+
 
 @dataclass(frozen=True)
 class Inherited:
     """A committed learngene: which release, under which grant, and the receipt once it was made."""
 
+    key_epoch: int
     seq: int
     form: Form
     release: str
@@ -360,9 +449,10 @@ class IndividualLedger(_Ledger):
                 "UPDATE exchanges SET release = ? WHERE run_id = ? AND form = ?", (digest, release.run_id, release.form)
             )
             database.execute(
-                "INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?)",
-                (release.run_id, release.seq, release.form, digest, release.prev),
+                "INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?, ?)",
+                (release.run_id, release.key_epoch, release.seq, release.form, digest, release.prev),
             )
+            self._withdraw(database, release.run_id, release.withdraws)
 
     def refused(self, envelopes: VerifiedEnvelopes) -> None:
         """The blob that came was not the right one: RECEIVED -> REQUESTED, so that the right one may still come."""
@@ -374,40 +464,52 @@ class IndividualLedger(_Ledger):
         with self._transaction() as database:
             self._advance(database, learngene.release.run_id, learngene.release.form, State.VERIFIED)
 
-    def commit(self, learngene: VerifiedLearngene) -> None:
+    def commit(self, learngene: VerifiedLearngene, *, again: bool = False) -> None:
         """Store release, grant and blob together, all or nothing: VERIFIED -> COMMITTED.
 
         A release that is stored already stays as it is, unless its files were lost or changed.
 
+        Args:
+            again: store it under the new grant even so: the earlier one's encryption key is gone.
+
         Raises:
             RollbackError: a later release of the form is committed already.
+            EquivocationError: another release with its number is committed already.
             StorageFailedError: it could not be stored; nothing has changed.
         """
-        release, digest = learngene.release, learngene.release_digest
-        grant_digest = envelope.digest(learngene.grant_bytes)
+        release, digest, sealed = learngene.release, learngene.release_digest, learngene.sealed
+        grant_digest = envelope.digest(sealed.grant_bytes)
         stored = self.inherited(release.run_id, digest)
-        if stored is not None and self._is_whole(stored):
+        if stored is not None and not again and self._is_whole(stored):
             grant_digest = stored.grant
         else:
             write_folder_atomically(
                 self._files / digest,
                 {
-                    "release.json": learngene.release_bytes,
-                    "grant.json": learngene.grant_bytes,
-                    "blob.safetensors": learngene.blob,
+                    "release.json": sealed.release_bytes,
+                    "grant.json": sealed.grant_bytes,
+                    "blob.sealed": sealed.ciphertext,
                 },
             )
         with self._transaction() as database:
             self._advance(database, release.run_id, release.form, State.COMMITTED)
             newest = database.execute(
-                "SELECT max(seq) FROM inherited WHERE run_id = ? AND form = ?", (release.run_id, release.form)
-            ).fetchone()[0]
-            if newest is not None and newest > release.seq:
-                raise RollbackError(f"release {newest} is committed already, {release.seq} is older")
+                "SELECT key_epoch, seq FROM inherited WHERE run_id = ? AND form = ?"
+                " ORDER BY key_epoch DESC, seq DESC LIMIT 1",
+                (release.run_id, release.form),
+            ).fetchone()
+            if newest is not None and newest > (release.key_epoch, release.seq):
+                raise RollbackError(f"release {newest[1]} is committed already, {release.seq} is older")
+            namesake = database.execute(
+                "SELECT 1 FROM inherited WHERE run_id = ? AND key_epoch = ? AND seq = ? AND release != ?",
+                (release.run_id, release.key_epoch, release.seq, digest),
+            ).fetchone()
+            if namesake is not None:
+                raise EquivocationError(f"another release {release.seq} is committed already; ask the collective")
             database.execute(
-                "INSERT INTO inherited VALUES (?, ?, ?, ?, ?, NULL)"
+                "INSERT INTO inherited VALUES (?, ?, ?, ?, ?, ?, NULL)"
                 " ON CONFLICT DO UPDATE SET grant_digest = excluded.grant_digest",
-                (release.run_id, release.seq, release.form, digest, grant_digest),
+                (release.run_id, release.key_epoch, release.seq, release.form, digest, grant_digest),
             )
 
     def acknowledged(self, run_id: str, inherited: Inherited, receipt: bytes) -> bytes:
@@ -432,10 +534,26 @@ class IndividualLedger(_Ledger):
 
     def seen(self, run_id: str) -> tuple[SeenRelease, ...]:
         """The authentic releases of a run that have come, in the order of the chain."""
-        rows = self._rows("SELECT seq, form, digest, prev FROM seen WHERE run_id = ? ORDER BY seq", run_id)
-        return tuple(
-            SeenRelease(_integer(seq), _form(form), str(digest), str(prev)) for seq, form, digest, prev in rows
+        rows = self._rows(
+            "SELECT key_epoch, seq, form, digest, prev FROM seen WHERE run_id = ? ORDER BY key_epoch, seq", run_id
         )
+        return tuple(
+            SeenRelease(_integer(epoch), _integer(seq), _form(form), str(digest), str(prev))
+            for epoch, seq, form, digest, prev in rows
+        )
+
+    def withdraw(self, run_id: str, release: str) -> None:
+        """Remember that the collective has withdrawn a release.
+
+        Raises:
+            StorageFailedError: it could not be stored.
+        """
+        with self._transaction() as database:
+            self._withdraw(database, run_id, (release,))
+
+    def withdrawn(self, run_id: str) -> frozenset[str]:
+        """Digests of the releases of a run that the collective has withdrawn, as far as is known here."""
+        return frozenset(str(row[0]) for row in self._rows("SELECT release FROM withdrawn WHERE run_id = ?", run_id))
 
     def inherited(self, run_id: str, release: str) -> Inherited | None:
         """The committed learngene of the release with this digest, if it was committed."""
@@ -445,8 +563,8 @@ class IndividualLedger(_Ledger):
         """The last committed learngene of a form."""
         return self._inherited("form = ?", run_id, form)
 
-    def load(self, inherited: Inherited) -> VerifiedLearngene:
-        """Read a committed learngene back; its digests are those of the ledger.
+    def load(self, inherited: Inherited) -> SealedLearngene:
+        """Read a committed learngene back, as sealed as it came; its digests are those of the ledger.
 
         Raises:
             StorageFailedError: its files are gone or were changed.
@@ -454,7 +572,7 @@ class IndividualLedger(_Ledger):
         folder = self._files / inherited.release
         try:
             release, grant, blob = (
-                (folder / name).read_bytes() for name in ("release.json", "grant.json", "blob.safetensors")
+                (folder / name).read_bytes() for name in ("release.json", "grant.json", "blob.sealed")
             )
             return verify_committed(
                 release, grant, blob, release_digest=inherited.release, grant_digest=inherited.grant
@@ -475,16 +593,27 @@ class IndividualLedger(_Ledger):
 
     def _inherited(self, condition: str, run_id: str, value: str) -> Inherited | None:
         rows = self._rows(
-            "SELECT seq, form, release, grant_digest, receipt FROM inherited"
-            f" WHERE run_id = ? AND {condition} ORDER BY seq DESC LIMIT 1",
+            "SELECT key_epoch, seq, form, release, grant_digest, receipt FROM inherited"
+            f" WHERE run_id = ? AND {condition} ORDER BY key_epoch DESC, seq DESC LIMIT 1",
             run_id,
             value,
         )
         if not rows:
             return None
-        seq, form, release, grant, receipt = rows[0]
+        epoch, seq, form, release, grant, receipt = rows[0]
         return Inherited(
-            _integer(seq), _form(form), str(release), str(grant), None if receipt is None else _bytes(receipt)
+            _integer(epoch),
+            _integer(seq),
+            _form(form),
+            str(release),
+            str(grant),
+            None if receipt is None else _bytes(receipt),
+        )
+
+    @staticmethod
+    def _withdraw(database: sqlite3.Connection, run_id: str, releases: tuple[str, ...]) -> None:
+        database.executemany(
+            "INSERT OR IGNORE INTO withdrawn VALUES (?, ?)", [(run_id, release) for release in releases]
         )
 
     @staticmethod

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from protocol import blob, canonical_json
 from protocol.architecture import Architecture, Form, TensorRole
+from protocol.encryption_key import PUBLIC_BYTES, Kem
 from protocol.errors import MalformedError, fault_line
 from protocol.learngene import FisherDescription
 
@@ -16,6 +17,7 @@ AbortCode = Literal[
     "too_large",
     "malformed",
     "unknown_key",
+    "revoked_key",
     "bad_signature",
     "wrong_run",
     "wrong_audience",
@@ -27,6 +29,7 @@ AbortCode = Literal[
     "policy_denied",
     "storage_failed",
     "stopped",
+    "withdrawn",
 ]
 
 #: DSSE payload type of each kind.
@@ -41,8 +44,12 @@ PAYLOAD_TYPES: dict[Kind, str] = {
 LIFE = 7 * 24 * 3600
 #: Seconds by which two parties' clocks may differ.
 SKEW = 300
-#: Bytes of every payload that an individual sends, whatever it says.
+#: Bytes of every payload that an individual sends, whatever it says; but for the long public key of the hybrid.
 PADDED_BYTES = 512
+#: Bytes of the payload of a REQUEST whose encryption key is of this kind.
+REQUEST_BYTES: dict[Kem, int] = {"x25519": PADDED_BYTES, "mlkem768-x25519": 3072}
+#: Releases that one release can withdraw.
+MOST_WITHDRAWN = 64
 #: ``prev`` of the first release of a run.
 NO_RELEASE = "0" * 64
 
@@ -69,20 +76,37 @@ class Payload(BaseModel):
 
 
 class PaddedPayload(Payload):
-    """A payload filled to ``PADDED_BYTES`` with zeros, so that its length says nothing. ``encode`` fills it."""
+    """A payload filled to ``padded_bytes`` with zeros, so that its length says nothing. ``encode`` fills it."""
 
     audience: Digest = Field(description="key id of the receiver")
     pad: Annotated[str, StringConstraints(pattern=r"^0*$")] = ""
 
+    @property
+    def padded_bytes(self) -> int:
+        """The one size that such a payload has."""
+        return PADDED_BYTES
+
 
 class Request(PaddedPayload):
-    """Individual -> collective: I want the learngene in this form. ``hpke_public`` is null until blobs are sealed."""
+    """Individual -> collective: I want the learngene in this form, its content key sealed to this public key."""
 
     kind: ClassVar[Kind] = "request"
 
     form: Form
     nonce: Nonce
-    hpke_public: Digest | None = Field(description="X25519 public key to which the content key is to be sealed")
+    hpke_kem: Kem
+    hpke_public: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,2048}$")]
+
+    @model_validator(mode="after")
+    def _key_is_of_its_kind(self) -> "Request":
+        if len(self.hpke_public) != 2 * PUBLIC_BYTES[self.hpke_kem]:
+            raise ValueError(f"the encryption key has not the length of {self.hpke_kem}")
+        return self
+
+    @property
+    def padded_bytes(self) -> int:
+        """The one size that a request with an encryption key of this kind has."""
+        return REQUEST_BYTES[self.hpke_kem]
 
 
 class Receipt(PaddedPayload):
@@ -95,7 +119,8 @@ class Receipt(PaddedPayload):
 
 
 class Abort(PaddedPayload):
-    """Either -> the other: I stop, for a reason from the list. ``subject`` is the digest of the message at fault."""
+    """Either -> the other: I stop, for a reason from the list. ``subject`` is the digest of the message in question:
+    with the code ``withdrawn`` of the release that must not be used any more."""
 
     kind: ClassVar[Kind] = "abort"
 
@@ -134,7 +159,8 @@ class DifferentialPrivacy(BaseModel):
 
 
 class Release(Payload):
-    """Collective -> all: one learngene, signed once. Only releases are chained: ``prev`` is the digest before."""
+    """Collective -> all: one learngene, signed once. Only releases are chained: ``prev`` is the digest before.
+    ``withdraws``: digests of earlier releases of the run that must not be used any more, sorted."""
 
     kind: ClassVar[Kind] = "release"
 
@@ -149,6 +175,7 @@ class Release(Payload):
     tensors: tuple[TensorDescription, ...] = Field(min_length=1, max_length=blob.MAX_TENSORS)
     fisher: FisherDescription | None
     dp: DifferentialPrivacy | None
+    withdraws: tuple[Digest, ...] = Field(max_length=MOST_WITHDRAWN)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Release":
@@ -156,18 +183,21 @@ class Release(Payload):
             raise ValueError("the architecture is of another form than the release")
         if (self.seq == 1) != (self.prev == NO_RELEASE):
             raise ValueError("the first release of a run, and only it, follows none")
+        if list(self.withdraws) != sorted(set(self.withdraws)):
+            raise ValueError("the withdrawn releases are not sorted, or one is named twice")
         return self
 
 
 class Grant(Payload):
-    """Collective -> one individual: this release answers this request. ``sealed_key``: null until blobs are sealed."""
+    """Collective -> one individual: this release answers this request. ``sealed_key``: the release's content key,
+    encrypted to the request's public key (``protocol.sealing``)."""
 
     kind: ClassVar[Kind] = "grant"
 
     release: Digest
     request: Digest
     audience: Digest
-    sealed_key: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,2048}$")] | None
+    sealed_key: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,2048}$")]
 
 
 PayloadT = TypeVar("PayloadT", bound=Payload)
@@ -178,11 +208,11 @@ MODELS: dict[str, type[Payload]] = {
 
 
 def encode(payload: Payload) -> bytes:
-    """The canonical bytes of a payload; a padded one is filled to exactly ``PADDED_BYTES``."""
+    """The canonical bytes of a payload; a padded one is filled to exactly its ``padded_bytes``."""
     value = payload.model_dump(mode="json")
     if isinstance(payload, PaddedPayload):
         value["pad"] = ""
-        value["pad"] = "0" * (PADDED_BYTES - len(canonical_json.encode(value)))
+        value["pad"] = "0" * (payload.padded_bytes - len(canonical_json.encode(value)))
     return canonical_json.encode(value)
 
 
@@ -194,13 +224,14 @@ def decode(model: type[PayloadT], data: bytes) -> PayloadT:
         MalformedError: not canonical JSON, not of this schema, or not padded as it must be.
     """
     canonical_json.decode(data)
-    if issubclass(model, PaddedPayload) and len(data) != PADDED_BYTES:
-        raise MalformedError(f"the payload of a {model.kind} has {len(data)} bytes, it must have {PADDED_BYTES}")
     try:
         # Canonical bytes have one reading, so that pydantic's own parser sees what was checked above.
         payload = model.model_validate_json(data)
     except ValidationError as error:
         raise MalformedError(f"the payload of a {model.kind} does not fit its schema: {fault_line(error)}") from None
+    if isinstance(payload, PaddedPayload) and len(data) != payload.padded_bytes:
+        expected = payload.padded_bytes
+        raise MalformedError(f"the payload of a {model.kind} has {len(data)} bytes, it must have {expected}")
     # A field left out for its default would say the same in other bytes.
     if encode(payload) != data:
         raise MalformedError(f"the payload of a {model.kind} does not fit its schema: a field is missing")

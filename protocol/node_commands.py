@@ -2,21 +2,26 @@
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import tomli_w
 import typer
 
+from protocol.encryption_key import EncryptionKey, Kem
 from protocol.errors import InputError
+from protocol.key_commands import kem_named
+from protocol.key_file import Unlock, make_key_file
 from protocol.keys import SigningKey
 from protocol.launcher import launch
 from protocol.node import Role
-from protocol.node_configuration import NodeTable, check
+from protocol.node_configuration import node_table
+from protocol.node_keys import NodeKeys
+from protocol.passphrase import ask_new
 from protocol.socket import MAX_PATH_BYTES, make_secret, private_folder
 from protocol.storage import write_atomically
 from protocol.terminal import make_app
-from protocol.trust import TrustStore
 
 _COMMENTS = {
     "party": "This node's own name, as its partners' trust stores know it.",
@@ -24,14 +29,21 @@ _COMMENTS = {
     "state": "Ledger, log, checkpoints and metrics of this node.",
     "socket": f"Where the node listens for its courier; at most {MAX_PATH_BYTES} bytes as an absolute path.",
     "secret": "What a courier must know to be listened to.",
-    "key": "The signing key. It never leaves this machine.",
-    "trust": "The public keys that this node believes: learngene trust add.",
+    "key": "The signing key, encrypted. It never leaves this machine.",
+    "encryption_key": "The key that opens what is sealed to this node, encrypted; none: nothing is.",
+    "key_file": "What opens the keys; it may lie on another device. none: a passphrase is asked for.",
+    "trust": "The public keys that this node believes: a file from whoever keeps the root key.",
+    "root": "The public root key, with which that file must be signed.",
     "run_id": "The run that this node takes part in; all its parties have the same.",
     "device": "auto, cpu, cuda or cuda:N.",
     "threads": "Processor threads; 0: as many as there are.",
     "seed": "Of everything random in the training.",
-    "unconfined": "This version does not confine a node to its own folders; true accepts that.",
+    "unconfined": "True: the operating system does not confine this node to its own folders.",
 }
+
+
+#: What opens the keys of a new node, beside them until its operator moves it.
+_KEY_FILE = "key.secret"
 
 
 def node_app(role: Role, model: str, program: str) -> typer.Typer:
@@ -40,15 +52,18 @@ def node_app(role: Role, model: str, program: str) -> typer.Typer:
     app = make_app(
         f"The {role}'s node process: it holds the data, the model and the keys, and its one door is a socket.\n\n"
         "\b\nExamples:\n"
-        f"  {name} init --out ~/{role} --data ~/images --party {_example(role)}\n"
-        f"  {name} start --config ~/{role}/config.toml --unconfined"
+        f"  {name} init --out ~/{role} --data ~/images --party {_example(role)} --root HEX\n"
+        f"  {name} start --config ~/{role}/config.toml"
     )
 
     @app.command()
     def start(
         config: Annotated[Path, typer.Option(help="Configuration file; `init` writes one.")],
         unconfined: Annotated[
-            bool, typer.Option("--unconfined", help="Accept that this version does not confine the process.")
+            bool,
+            typer.Option(
+                "--unconfined", help="Run without confinement, where the kernel has none; every report says so."
+            ),
         ] = False,
         lifeline: Annotated[
             int | None, typer.Option(help="Inherited file descriptor; the node ends when its other end closes.", min=0)
@@ -61,22 +76,62 @@ def node_app(role: Role, model: str, program: str) -> typer.Typer:
     def init(
         out: Annotated[Path, typer.Option(help="Folder to make, for this node alone.")],
         data: Annotated[Path, typer.Option(help="Folder with the party's images.")],
+        root: Annotated[
+            str, typer.Option(help="Public root key of the trust store: `learngene keygen` printed it to its keeper.")
+        ],
         party: Annotated[str, typer.Option(help="The node's own name.")] = _example(role),
         run_id: Annotated[str, typer.Option(help="The run's 32 hexadecimal digits; a new one by default.")] = "",
+        passphrase: Annotated[
+            bool, typer.Option("--passphrase", help="Ask for a passphrase instead of writing a key file.")
+        ] = False,
+        kem: Annotated[str, typer.Option(help="An individual's encryption key: x25519 or mlkem768-x25519.")] = "x25519",
     ) -> None:
-        """Write a commented configuration, a fresh key, a socket secret, and a trust store with the own key."""
-        key = initialise(out, role=role, data=data, party=party, run_id=run_id)
+        """Write a commented configuration, fresh keys with what opens them, and a socket secret."""
+        encapsulation = kem_named(kem)
+        # The passphrase comes last, when nothing else can be wrong any more.
+        ask = (lambda: ask_new(party)) if passphrase else None
+        made = initialise(
+            out, role=role, data=data, party=party, root=root, run_id=run_id, kem=encapsulation, passphrase=ask
+        )
+        key = made.signing
         typer.echo(f"configuration  {out / 'config.toml'}")
         typer.echo(f"public key     {key.public_hex}")
-        typer.echo(f"fingerprint    {key.keyid}")
-        typer.echo("The other parties pin this key, and this node theirs, after comparing fingerprints:")
-        typer.echo(f"learngene trust add --trust TRUST.json --role {role} --party {party} --public {key.public_hex}")
+        typer.echo(f"fingerprint    {key.fingerprint}")
+        if not passphrase:
+            typer.echo(
+                f"key file       {out / _KEY_FILE}: it opens this node's keys; move it to another device and set "
+                "node.key_file, or begin with --passphrase instead"
+            )
+        # Without the fingerprint: one that came with the key would prove nothing.
+        typer.echo("Whoever keeps the root key types this, and compares the fingerprint with you over another channel:")
+        typer.echo(
+            f"learngene trust add --root root.key --trust trust.json --role {role} --party {party} "
+            f"--public {key.public_hex}"
+        )
+        typer.echo(f"The trust.json that comes of it belongs at {out / 'trust.json'}")
 
     return app
 
 
-def initialise(out: Path, *, role: Role, data: Path, party: str, run_id: str = "") -> SigningKey:
-    """Make a node's folder (0700): ``config.toml``, ``signing.key``, ``socket.secret``, ``trust.json``.
+def initialise(
+    out: Path,
+    *,
+    role: Role,
+    data: Path,
+    party: str,
+    root: str,
+    run_id: str = "",
+    kem: Kem = "x25519",
+    passphrase: Callable[[], Unlock] | None = None,
+) -> NodeKeys:
+    """Make a node's folder (0700): ``config.toml``, ``signing.key``, an individual's ``encryption.key``,
+    ``socket.secret`` and, where no passphrase is given, ``key.secret``, which opens the keys.
+
+    Args:
+        root: the public root key that the node pins, 64 hexadecimal digits.
+        run_id: the run's 32 hexadecimal digits; a new one where it is empty.
+        kem: of the individual's encryption key.
+        passphrase: asks for the passphrase that opens the keys, in place of a key file.
 
     Raises:
         InputError: a value is wrong, the folder holds a configuration already, or its path is too long for a socket.
@@ -88,7 +143,10 @@ def initialise(out: Path, *, role: Role, data: Path, party: str, run_id: str = "
         "socket": "node.sock",
         "secret": "socket.secret",
         "key": "signing.key",
+        "encryption_key": "encryption.key" if role == "individual" else "none",
+        "key_file": "none" if passphrase else _KEY_FILE,
         "trust": "trust.json",
+        "root": root.lower(),
         "run_id": run_id or secrets.token_hex(16),
         "device": "auto",
         "threads": 0,
@@ -97,7 +155,7 @@ def initialise(out: Path, *, role: Role, data: Path, party: str, run_id: str = "
     }
     out = Path(os.path.abspath(out.expanduser()))
     configuration = out / "config.toml"
-    node = check(configuration, table, NodeTable)
+    node = node_table(configuration, {"node": table})
     if not node.data.is_dir():
         raise InputError(f"there is no folder {node.data}")
     if len(os.fsencode(node.socket)) > MAX_PATH_BYTES:
@@ -105,14 +163,21 @@ def initialise(out: Path, *, role: Role, data: Path, party: str, run_id: str = "
     if configuration.exists():
         raise InputError(f"{configuration} exists already and is not overwritten; choose another folder")
     private_folder(out)
-    key = SigningKey.generate()
-    key.save(node.key)
+    if node.key_file is not None:
+        make_key_file(node.key_file)
+        unlock = Unlock.key_file(node.key_file)
+    else:
+        assert passphrase is not None
+        unlock = passphrase()
+    keys = NodeKeys(SigningKey.generate(), None if node.encryption_key is None else EncryptionKey.generate(kem))
+    keys.signing.save(node.key, unlock)
+    if keys.encryption is not None and node.encryption_key is not None:
+        keys.encryption.save(node.encryption_key, unlock)
     make_secret(node.secret)
-    TrustStore().with_key(key.public_hex, role, party).save(node.trust)
     lines = [f"# {_COMMENTS[name]}\n{tomli_w.dumps({name: value})}" for name, value in table.items()]
     text = "# A node of the project learngene. Relative paths count from this file.\n\n[node]\n" + "\n".join(lines)
     write_atomically(configuration, text.encode(), mode=0o600)
-    return key
+    return keys
 
 
 def _example(role: Role) -> str:

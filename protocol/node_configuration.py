@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from protocol.errors import InputError, fault_line
+from protocol.keys import PublicKey
 
 
 def _local_path(value: object, info: ValidationInfo) -> object:
@@ -37,8 +38,11 @@ class NodeTable(BaseModel):
         state: folder of the node's own (0700): ledger, log, checkpoints, metrics.
         socket: where the node listens for its courier, at most 107 bytes, in a folder of this user's own (0700).
         secret: file with the secret that the node and its courier share.
-        key: file with the node's signing key (0600).
-        trust: file with the public keys that this node believes.
+        key: file with the node's signing key (0600, encrypted).
+        encryption_key: file with an individual's encryption key; None at a collective, which receives no learngene.
+        key_file: what opens both; None: a passphrase is asked for when the node starts.
+        trust: file with the public keys that this node believes, signed with the root key.
+        root: the public key of that root, 64 hexadecimal digits.
         run_id: the run that this node takes part in, 128 random bits in hexadecimal, the same for all its parties.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: processor threads for the mathematics; 0: as many as there are.
@@ -54,7 +58,10 @@ class NodeTable(BaseModel):
     socket: LocalPath
     secret: LocalPath
     key: LocalPath
+    encryption_key: LocalPath | None = None
+    key_file: LocalPath | None = None
     trust: LocalPath
+    root: PublicKey
     run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     device: str = Field(default="auto", pattern=DEVICE_PATTERN)
     threads: int = Field(default=0, ge=0, le=1024)
@@ -89,7 +96,6 @@ def _with_none(table: object, model: object) -> object:
 
 
 Configuration = TypeVar("Configuration", bound=NodeConfiguration)
-Table = TypeVar("Table", bound=BaseModel)
 
 
 def load(path: Path, model: type[Configuration]) -> Configuration:
@@ -116,8 +122,17 @@ def read(path: Path) -> dict[str, object]:
         raise InputError(f"{path} is not a TOML file: {error}") from error
 
 
-def check(path: Path, content: object, model: type[Table], *, table: str = "") -> Table:
-    """Check tables read from ``path``, or the one named ``table``, against a model.
+def node_table(path: Path, content: dict[str, object]) -> NodeTable:
+    """The table ``[node]`` alone of what was read from ``path``; the party's own tables are not looked at.
+
+    Raises:
+        InputError: a setting in it is unknown, missing or wrong.
+    """
+    return check(path, {"node": content.get("node", {})}, NodeConfiguration).node
+
+
+def check(path: Path, content: object, model: type[Configuration]) -> Configuration:
+    """Check tables read from ``path`` against a model.
 
     Raises:
         InputError: a setting is unknown, missing or wrong.
@@ -125,4 +140,4 @@ def check(path: Path, content: object, model: type[Table], *, table: str = "") -
     try:
         return model.model_validate(content, context={"folder": Path(os.path.abspath(path)).parent})
     except ValidationError as error:
-        raise InputError(f"{path}: {fault_line(error, inside=table)}") from error
+        raise InputError(f"{path}: {fault_line(error)}") from error

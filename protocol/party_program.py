@@ -1,23 +1,19 @@
 """What the programs of both parties have in common: their desk, device, events and job."""
 
-import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic
 
 import torch
 
-from protocol.bundle import CollectiveDesk, IndividualDesk
 from protocol.confinement import Confinement
 from protocol.errors import PolicyDeniedError
 from protocol.events import Events
 from protocol.images import choose_device
-from protocol.keys import SigningKey
 from protocol.node import Job, Role
 from protocol.node_configuration import NodeTable
+from protocol.node_desk import DeskT, desk_of
+from protocol.node_keys import NodeKeys
 from protocol.socket import Frame
-from protocol.trust import TrustStore
-
-DeskT = TypeVar("DeskT", CollectiveDesk, IndividualDesk)
 
 
 class PartyProgram(Generic[DeskT]):
@@ -26,6 +22,7 @@ class PartyProgram(Generic[DeskT]):
     Args:
         node: the table ``[node]`` of its configuration.
         confinement: what the operating system enforces.
+        keys: the node's private keys, opened before it was confined.
         desk: the party's own kind.
 
     Raises:
@@ -34,20 +31,13 @@ class PartyProgram(Generic[DeskT]):
 
     role: Role
 
-    def __init__(self, node: NodeTable, confinement: Confinement, desk: type[DeskT]) -> None:
+    def __init__(self, node: NodeTable, confinement: Confinement, keys: NodeKeys, desk: type[DeskT]) -> None:
         self.party = node.party
         self._node, self._confinement = node, confinement
         self._device = choose_device(node.device)
         if node.threads:
             torch.set_num_threads(node.threads)
-        self._desk: DeskT = desk.open(
-            node.state,
-            party=node.party,
-            key=SigningKey.load(node.key),
-            trust=TrustStore.load(node.trust),
-            run_id=node.run_id,
-            clock=unix_seconds,
-        )
+        self._desk: DeskT = desk_of(node, keys, desk)
         self._events = Events(node.state / "events.jsonl")
         self._job = Job()
 
@@ -76,8 +66,3 @@ class PartyProgram(Generic[DeskT]):
             "threads": torch.get_num_threads(),
             "confinement": self._confinement.line,
         }
-
-
-def unix_seconds() -> int:
-    """Now."""
-    return int(time.time())

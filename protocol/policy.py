@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protocol import blob, canonical_json, envelope, messages
+from protocol import blob, canonical_json, envelope, messages, sealing
+from protocol.encryption_key import Kem
 from protocol.errors import DigestMismatchError, MalformedError, PolicyDeniedError, TooLargeError
 from protocol.messages import Kind, Release
 from protocol.trust import Role
@@ -25,6 +26,7 @@ class Policy(BaseModel):
         minimum_fisher_samples: a Fisher diagonal from fewer samples neither leaves nor is accepted: from few samples it
             follows single training images. It can be raised, not lowered.
         largest_blob: bytes of the largest blob that may leave or is accepted.
+        kems: kinds of encryption key to which a collective seals; the hybrid alone withstands a quantum computer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -34,6 +36,7 @@ class Policy(BaseModel):
     kinds_out: tuple[Kind, ...]
     minimum_fisher_samples: int = Field(default=1024, ge=1024, le=2**31)
     largest_blob: int = Field(default=256 << 20, ge=1, le=1 << 30)
+    kems: tuple[Kem, ...] = Field(default=("x25519", "mlkem768-x25519"), min_length=1)
 
     @model_validator(mode="after")
     def _only_narrows(self) -> "Policy":
@@ -100,7 +103,7 @@ def check_release(policy: Policy, release: Release) -> None:
     """
     if release.fisher is not None and release.fisher.samples < policy.minimum_fisher_samples:
         raise PolicyDeniedError(
-            f"a Fisher diagonal from {release.fisher.samples} samples follows single images;"
+            f"a Fisher diagonal from {release.fisher.samples} samples follows single images; take"
             f" at least {policy.minimum_fisher_samples} where it leaves the site"
         )
     described = {tensor.name: (tensor.role, tensor.shape) for tensor in release.tensors}
@@ -111,6 +114,7 @@ def check_release(policy: Policy, release: Release) -> None:
     expected = blob.encoded_size({name: shape for name, (_, shape) in allowed.items()})
     if release.plaintext.size != expected:
         raise MalformedError(f"the release says {release.plaintext.size} bytes, its architecture makes {expected}")
-    for content in (release.plaintext, release.ciphertext):
-        if content.size > policy.largest_blob:
-            raise TooLargeError(f"a blob of {content.size} bytes, the policy allows {policy.largest_blob}")
+    if release.ciphertext.size != expected + sealing.OVERHEAD_BYTES:
+        raise MalformedError(f"the release's ciphertext of {release.ciphertext.size} bytes is not that of its content")
+    if release.ciphertext.size > policy.largest_blob:
+        raise TooLargeError(f"a blob of {release.ciphertext.size} bytes, the policy allows {policy.largest_blob}")

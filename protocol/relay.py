@@ -146,7 +146,13 @@ class _Party:
 def _inherit(collective: _Party, individual: _Party, form: str, on_event: Callable[[str], None]) -> None:
     """One form of learngene to one individual: request, publication, inheritance, receipt."""
     request = individual.parts(individual.order("request", words={"form": form}), "request")
-    bundle = collective.parts(collective.order("publish", parts=request), "release", "grant", "blob")
+    answer = collective.order("publish", parts=request)
+    if answer.word == "abort":
+        individual.order("abort", parts=collective.parts(answer, "abort"))
+        raise PartyFailedError(
+            f"{collective.party} gives {individual.party} nothing: it withdrew {form!r}", collective.party
+        )
+    bundle = collective.parts(answer, "release", "grant", "blob")
     receipt = individual.parts(individual.order("inherit", parts=bundle), "receipt")
     collective.order("receipt", parts=receipt)
     on_event(f"{individual.party} inherited {form!r} ({len(bundle['blob'])} bytes)")

@@ -4,7 +4,8 @@ Nothing here reads a file, a clock or the network. What this module has not veri
 software accepts: the ``Verified...`` classes cannot be made anywhere else.
 
 The order: size, strict JSON, pinned key, signature, type, schema, agreement, time, ledger, policy, ciphertext,
-unsealing, plaintext digest, blob header, allow-list of tensors, values. Each step is one function.
+unsealing, plaintext digest, blob header, allow-list of tensors, values. Each step is one function, and each stage has
+its own type: ``VerifiedEnvelopes``, ``SealedLearngene`` (the ciphertext is the signed one), ``VerifiedLearngene``.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +16,10 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol import blob, envelope, messages
+from protocol import blob, envelope, messages, sealing
 from protocol import policy as policies
 from protocol.architecture import Architecture, Form
+from protocol.encryption_key import EncryptionKey
 from protocol.errors import (
     DigestMismatchError,
     EquivocationError,
@@ -48,6 +50,9 @@ from protocol.trust import Role, TrustedKey, TrustStore
 
 # Known to this module only: who does not hold it cannot construct a verified object.
 _PROOF = object()
+
+# IEEE 754: the bits of +infinity as a 32-bit unsigned integer.
+_INFINITY_BITS = 0x7F80_0000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +104,36 @@ class VerifiedEnvelopes(_Envelopes, _Verified):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifiedLearngene(_Verified):
-    """A learngene that may be inherited: its tensors are read-only views on ``blob`` (the plaintext)."""
+class SealedLearngene(_Verified):
+    """A release, its grant and the ciphertext that the release signs; what is inside has not been looked at."""
 
-    learngene: Learngene
     release: Release
     release_digest: str
     release_bytes: bytes
+    grant: Grant
     grant_bytes: bytes
-    blob: bytes
+    ciphertext: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedLearngene(_Verified):
+    """A learngene that may be inherited: its tensors are read-only views on the one decrypted blob.
+
+    ``sealed`` is what it came out of, byte for byte as it travelled: so it lies on disk and in bundle files.
+    """
+
+    learngene: Learngene
+    sealed: SealedLearngene
+
+    @property
+    def release(self) -> Release:
+        """The release that describes it."""
+        return self.sealed.release
+
+    @property
+    def release_digest(self) -> str:
+        """The release's name."""
+        return self.sealed.release_digest
 
 
 @dataclass(frozen=True)
@@ -118,17 +144,20 @@ class Expectation:
         run_id: the run it takes part in.
         audience: its own key id.
         requests: digests of its unanswered requests, and the form that each asked for.
+        withdrawn: digests of releases that the collective has withdrawn.
     """
 
     run_id: str
     audience: str
     requests: Mapping[str, Form]
+    withdrawn: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class SeenRelease:
     """An authentic release that a ledger remembers."""
 
+    key_epoch: int
     seq: int
     form: Form
     digest: str
@@ -144,12 +173,14 @@ class Holder:
         audience: the key id that it must be granted to; None: any key that the trust store pins as an individual's.
         seen: the authentic releases of the run that the reader's ledger remembers.
         committed: digests of the releases that the reader's ledger committed, so verified while they were valid.
+        withdrawn: digests of releases that the collective has withdrawn, as far as the reader's ledger knows.
     """
 
     run_id: str | None = None
     audience: str | None = None
     seen: tuple[SeenRelease, ...] = ()
     committed: frozenset[str] = frozenset()
+    withdrawn: frozenset[str] = frozenset()
 
 
 # The ledger's view of requests: the digest of the request of this run with this (signer's key id, nonce), if any.
@@ -171,7 +202,7 @@ def verify_request(
     digest = envelope.digest(data)
     if known(key.keyid, request.nonce) not in (None, digest):
         raise EquivocationError(
-            f"{key.party} used the nonce of an earlier request for another one; it must draw a new one"
+            f"{key.party} used the nonce of an earlier request for another one; tell its owner to send a new one"
         )
     return VerifiedRequest(payload=request, digest=digest, key=key, proof=_PROOF)
 
@@ -228,29 +259,63 @@ def verify_envelopes(
     _check_requested(envelopes, expectation.requests)
     _check_time(envelopes.release, now)
     _check_time(envelopes.grant, now)
-    _check_chain(envelopes.release, envelopes.release_digest, seen)
+    _check_chain(envelopes.release, envelopes.release_digest, seen, expectation.withdrawn)
     policies.check_release(policy, envelopes.release)
     return VerifiedEnvelopes(**vars(envelopes), proof=_PROOF)
 
 
-def verify_content(envelopes: VerifiedEnvelopes, data: bytes) -> VerifiedLearngene:
-    """The steps on the blob: it is the one of the verified release, and holds what the architecture allows.
+def verify_ciphertext(envelopes: VerifiedEnvelopes, data: bytes) -> SealedLearngene:
+    """The ciphertext is the one that the verified release describes.
+
+    Raises:
+        DigestMismatchError: it is not.
+    """
+    _check_content(data, envelopes.release.ciphertext, "the blob")
+    return SealedLearngene(
+        release=envelopes.release,
+        release_digest=envelopes.release_digest,
+        release_bytes=envelopes.release_bytes,
+        grant=envelopes.grant,
+        grant_bytes=envelopes.grant_bytes,
+        ciphertext=data,
+        proof=_PROOF,
+    )
+
+
+def decrypt(sealed: SealedLearngene, key: EncryptionKey) -> bytes:
+    """The plaintext of a learngene, opened with its audience's key. Nothing in it is believed yet.
+
+    Raises:
+        WrongAudienceError: the grant is not sealed to this key. DigestMismatchError: its key does not open the blob.
+    """
+    info = sealing.binding(
+        run_id=sealed.grant.run_id,
+        request=sealed.grant.request,
+        audience=sealed.grant.audience,
+        ciphertext=sealed.release.ciphertext.sha256,
+    )
+    return sealing.decrypt(sealing.open_content_key(sealed.grant.sealed_key, key, info), sealed.ciphertext)
+
+
+def verify_plaintext(sealed: SealedLearngene, plaintext: bytes) -> VerifiedLearngene:
+    """The plaintext is the one that the collective signed, and holds what the architecture allows. GCM does not commit
+    to its key, so that only the signed digest says that every audience reads the same.
 
     Raises:
         DigestMismatchError, MalformedError, TooLargeError, NonFiniteError: the first step that fails.
     """
-    release = envelopes.release
-    _check_content(data, release.ciphertext, "the blob")
-    plaintext = _unseal(envelopes, data)
-    return VerifiedLearngene(
-        learngene=_read_learngene(release, plaintext),
-        release=release,
-        release_digest=envelopes.release_digest,
-        release_bytes=envelopes.release_bytes,
-        grant_bytes=envelopes.grant_bytes,
-        blob=plaintext,
-        proof=_PROOF,
-    )
+    _check_content(plaintext, sealed.release.plaintext, "the opened blob")
+    return VerifiedLearngene(learngene=_read_learngene(sealed.release, plaintext), sealed=sealed, proof=_PROOF)
+
+
+def open_sealed(sealed: SealedLearngene, key: EncryptionKey) -> VerifiedLearngene:
+    """``decrypt``, then ``verify_plaintext``. Raises as they do."""
+    return verify_plaintext(sealed, decrypt(sealed, key))
+
+
+def verify_content(envelopes: VerifiedEnvelopes, data: bytes, key: EncryptionKey) -> VerifiedLearngene:
+    """``verify_ciphertext``, then ``open_sealed``: all steps on the blob. Raises as they do."""
+    return open_sealed(verify_ciphertext(envelopes, data), key)
 
 
 def verify_bundle(
@@ -262,19 +327,21 @@ def verify_bundle(
     seen: tuple[SeenRelease, ...],
     trust: TrustStore,
     policy: Policy,
+    key: EncryptionKey,
     now: int,
 ) -> VerifiedLearngene:
     """``verify_envelopes``, then ``verify_content``: the whole order at once. Raises as they do."""
     envelopes = verify_envelopes(
         release, grant, expectation=expectation, seen=seen, trust=trust, policy=policy, now=now
     )
-    return verify_content(envelopes, data)
+    return verify_content(envelopes, data, key)
 
 
 def verify_file(
     release: bytes, grant: bytes, data: bytes, *, holder: Holder, trust: TrustStore, policy: Policy, now: int
-) -> VerifiedLearngene:
-    """A bundle out of a file, later or elsewhere than where it was inherited: the whole order, less the request.
+) -> SealedLearngene:
+    """A bundle out of a file, later or elsewhere than where it was inherited: the whole order up to the ciphertext,
+    less the request. ``open_sealed`` does the rest, for whoever has the audience's encryption key.
 
     No request is open any more, so nothing says that the bundle is fresh; that it is not too old is said by its own
     time. Past that (7 days, ``messages.LIFE``) it is accepted only where the reader's own ledger committed its release
@@ -291,34 +358,33 @@ def verify_file(
     if envelopes.release_digest not in holder.committed:
         _check_time(envelopes.release, now)
         _check_time(envelopes.grant, now)
-        _check_chain(envelopes.release, envelopes.release_digest, holder.seen)
+        _check_chain(envelopes.release, envelopes.release_digest, holder.seen, holder.withdrawn)
     policies.check_release(policy, envelopes.release)
-    return verify_content(VerifiedEnvelopes(**vars(envelopes), proof=_PROOF), data)
+    return verify_ciphertext(VerifiedEnvelopes(**vars(envelopes), proof=_PROOF), data)
 
 
 def verify_committed(
-    release: bytes, grant: bytes, plaintext: bytes, *, release_digest: str, grant_digest: str
-) -> VerifiedLearngene:
+    release: bytes, grant: bytes, data: bytes, *, release_digest: str, grant_digest: str
+) -> SealedLearngene:
     """A learngene that was verified and committed before, read back from the party's own disk.
 
-    Checked: that the bytes are those whose digests the party's ledger holds, and the content again. Not checked again:
-    signatures, time and trust, which were checked when it arrived.
+    Checked: that the bytes are those whose digests the party's ledger holds. Not checked again: signatures, time and
+    trust, which were checked when it arrived. The content is, by ``open_sealed``.
 
     Raises:
         DigestMismatchError: the files are not the ones that were committed.
-        MalformedError, TooLargeError, NonFiniteError: the content is not allowed.
     """
     if envelope.digest(release) != release_digest or envelope.digest(grant) != grant_digest:
         raise DigestMismatchError("the stored release or grant was changed after it was committed; request it again")
     opened = messages.decode(Release, envelope.parse(release).payload)
-    _check_content(plaintext, opened.plaintext, "the stored learngene")
-    return VerifiedLearngene(
-        learngene=_read_learngene(opened, plaintext),
+    _check_content(data, opened.ciphertext, "the stored learngene")
+    return SealedLearngene(
         release=opened,
         release_digest=release_digest,
         release_bytes=release,
+        grant=messages.decode(Grant, envelope.parse(grant).payload),
         grant_bytes=grant,
-        blob=plaintext,
+        ciphertext=data,
         proof=_PROOF,
     )
 
@@ -329,7 +395,7 @@ def _authenticate(data: bytes, model: type[PayloadT], role: Role, trust: TrustSt
     key = trust.key_for(opened.keyid, role)
     envelope.check_signature(opened, key.raw)
     if opened.payload_type != PAYLOAD_TYPES[model.kind]:
-        raise MalformedError(f"the message is {opened.payload_type}, a {model.kind} was expected")
+        raise MalformedError(f"the message is {opened.payload_type}, not the expected {model.kind}")
     payload = messages.decode(model, opened.payload)
     # The envelope's own key id is not signed; the payload's is.
     if payload.signer != key.keyid:
@@ -341,7 +407,9 @@ def _authenticate_answer(release: bytes, grant: bytes, trust: TrustStore) -> _En
     opened_release, key = _authenticate(release, Release, "collective", trust)
     opened_grant, grant_key = _authenticate(grant, Grant, "collective", trust)
     if grant_key.keyid != key.keyid or opened_release.key_epoch != key.epoch:
-        raise UnknownKeyError("release and grant are not both signed by the collective's current key")
+        raise UnknownKeyError(
+            "release and grant are not both signed by the collective's current key; ask it for a new answer"
+        )
     return _Envelopes(
         release=opened_release,
         grant=opened_grant,
@@ -404,13 +472,21 @@ def _check_time(payload: Payload, now: int) -> None:
         )
 
 
-def _check_chain(release: Release, digest: str, seen: tuple[SeenRelease, ...]) -> None:
+def _check_chain(
+    release: Release, digest: str, seen: tuple[SeenRelease, ...], withdrawn: frozenset[str] = frozenset()
+) -> None:
     """``seq`` and ``prev`` against what the ledger has seen of this run.
 
     An individual sees the releases of the forms that it asked for, so the chain has gaps: neighbours are compared
     wherever both are known, and a release may not be older than the last one of its own form.
+
+    Numbers count within one ``key_epoch``: whoever stole the key of an earlier one may have signed any number with it,
+    and must not stop the collective that went on with a new key (a fast-forward; the TUF specification, 5.3.11, answers
+    it in the same way).
     """
     for other in seen:
+        if other.key_epoch != release.key_epoch:
+            continue
         conflict = (
             (other.seq == release.seq and other.digest != digest)
             or (other.seq == release.seq - 1 and other.digest != release.prev)
@@ -421,9 +497,11 @@ def _check_chain(release: Release, digest: str, seen: tuple[SeenRelease, ...]) -
                 f"the collective signed two histories: release {release.seq} contradicts release {other.seq};"
                 " keep both and ask the collective"
             )
-    newest = max((other.seq for other in seen if other.form == release.form), default=0)
-    if release.seq < newest:
+    epoch, newest = max(((other.key_epoch, other.seq) for other in seen if other.form == release.form), default=(0, 0))
+    if (release.key_epoch, release.seq) < (epoch, newest):
         raise RollbackError(f"release {release.seq} is older than release {newest}, which was seen before")
+    if digest in withdrawn:
+        raise ExpiredError(f"release {release.seq} was withdrawn by the collective; send a new request")
 
 
 def _check_content(data: bytes, content: Content, what: str) -> None:
@@ -431,15 +509,6 @@ def _check_content(data: bytes, content: Content, what: str) -> None:
         raise DigestMismatchError(f"{what} has {len(data)} bytes, the release says {content.size}; fetch it again")
     if envelope.digest(data) != content.sha256:
         raise DigestMismatchError(f"{what} is not the one that was signed; fetch it again")
-
-
-def _unseal(envelopes: VerifiedEnvelopes, ciphertext: bytes) -> bytes:
-    """The place for HPKE, AES-256-GCM and then the plaintext's own digest. Without sealing: the same bytes."""
-    if envelopes.grant.sealed_key is not None:
-        raise MalformedError("the blob is sealed; this version reads blobs that are not")
-    if envelopes.release.plaintext != envelopes.release.ciphertext:
-        raise DigestMismatchError("the blob is not sealed, but the release gives its plaintext another digest")
-    return ciphertext
 
 
 def _read_learngene(release: Release, plaintext: bytes) -> Learngene:
@@ -460,12 +529,23 @@ def check_values(architecture: Architecture, tensors: Mapping[str, NDArray[np.fl
     """
     for name, (role, _) in architecture.tensors(fisher=any(name.startswith("fisher.") for name in tensors)).items():
         array = tensors[name]
-        # One addition per value: a sum is finite only if every term is. Only a sum that is not is looked at again.
+        if role == "fisher" or name.endswith(".running_var"):
+            # One pass: as an unsigned integer, a float that is finite and not negative lies below infinity.
+            if array.view(np.uint32).max() >= _INFINITY_BITS:
+                _check_finite(name, array)
+                if array.min() < 0:
+                    raise NonFiniteError(f"the tensor {name} holds a negative value")
+            continue
+        # One pass at the memory's own speed: a sum of squares is finite only if every value is. Only where it is not is
+        # each value looked at: large ones overflow in it too.
         with np.errstate(over="ignore", invalid="ignore"):
-            total = array.sum(dtype=np.float32)
-        if not np.isfinite(total) and not np.isfinite(array).all():
-            raise NonFiniteError(f"the tensor {name} holds NaN or infinity")
-        if (role == "fisher" or name.endswith(".running_var")) and array.min() < 0:
-            raise NonFiniteError(f"the tensor {name} holds a negative value")
+            squares = np.vdot(array, array)
+        if not np.isfinite(squares):
+            _check_finite(name, array)
         if name == "input.std" and array.min() <= 0:
             raise NonFiniteError("the tensor input.std holds a value that is not positive")
+
+
+def _check_finite(name: str, array: NDArray[np.float32]) -> None:
+    if not np.isfinite(array).all():
+        raise NonFiniteError(f"the tensor {name} holds NaN or infinity")

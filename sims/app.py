@@ -13,14 +13,17 @@ import tomli_w
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from protocol.encryption_key import EncryptionKey
 from protocol.errors import RunFailedError
 from protocol.events import Events
+from protocol.key_file import Unlock, make_key_file
 from protocol.keys import SigningKey
 from protocol.node import Role
 from protocol.relay import PartyFailedError, check_flower, exchange_over, run_round
 from protocol.socket import make_secret, private_folder, simulation_folder, simulation_paths
 from protocol.storage import write_atomically
 from protocol.trust import TrustStore
+from protocol.trust_file import write_trust
 from sims import report, results
 from sims.images import load_source
 from sims.processes import NodeProcesses
@@ -30,6 +33,9 @@ from sims.worlds import load_world, make_world
 
 #: Start of the line in the run's log that names its folder.
 FOLDER_LINE = "run folder: "
+
+#: How long the trust stores of a run hold, longer than it can be resumed in earnest.
+_TRUST_SECONDS = 365 * 24 * 3600
 
 app = ServerApp()
 
@@ -79,10 +85,10 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
     with ExitStack() as stack:
         runtime = private_folder(private_folder(simulation_folder(flower_run).parent) / str(flower_run))
         stack.callback(shutil.rmtree, runtime, ignore_errors=True)
-        _make_keys(sites)
+        root = _make_keys(sites)
         processes = stack.enter_context(NodeProcesses())
         for site in sites:
-            site.configure(run.record.run_id, settings)
+            site.configure(run.record.run_id, root, settings)
             processes.start(site.role, site.party, site.state / "config.toml", socket=site.socket, state=site.state)
         processes.wait_until_listening()
         clock.stop("start")
@@ -126,11 +132,19 @@ class _Site:
         return self.folder / "keys" / f"{self.party}.key"
 
     @property
+    def key_file(self) -> Path:
+        return self.folder / "keys" / "key.secret"
+
+    @property
+    def encryption_key(self) -> Path | None:
+        return self.folder / "keys" / f"{self.party}.encryption.key" if self.role == "individual" else None
+
+    @property
     def trust(self) -> Path:
         return self.state / "trust.json"
 
-    def configure(self, run_id: str, settings: RunSettings) -> None:
-        """Write the node's configuration file and a fresh socket secret."""
+    def configure(self, run_id: str, root: str, settings: RunSettings) -> None:
+        """Write the node's configuration file and a fresh socket secret. ``root``: the public root key, hexadecimal."""
         make_secret(self.secret)
         collective = self.role == "collective"
         own = settings.collective if collective else settings.individual
@@ -142,7 +156,10 @@ class _Site:
                 "socket": str(self.socket),
                 "secret": str(self.secret),
                 "key": str(self.key),
+                "encryption_key": "none" if self.encryption_key is None else str(self.encryption_key),
+                "key_file": str(self.key_file),
                 "trust": str(self.trust),
+                "root": root,
                 "run_id": run_id,
                 "device": settings.collective_device if collective else settings.individual_device,
                 "threads": settings.threads,
@@ -210,22 +227,42 @@ def _connected_nodes(grid: Grid) -> list[int]:
     )
 
 
-def _make_keys(sites: list[_Site]) -> None:
-    """A signing key for every party, kept over ``resume``, and trust stores with the own and the partners' keys."""
-    private_folder(sites[0].key.parent)
-    keys: dict[str, SigningKey] = {}
+def _make_keys(sites: list[_Site]) -> str:
+    """Every party's keys, and trust stores with the own and the partners' keys; all of them are kept over ``resume``.
+
+    A simulation is no boundary, so one key file opens them all.
+
+    Returns:
+        The public half of the root key that signs the trust stores, in hexadecimal.
+    """
+    key_file = sites[0].key_file
+    folder = private_folder(key_file.parent)
+    if not key_file.exists():
+        make_key_file(key_file)
+    unlock = Unlock.key_file(key_file)
+    root = _signing_key(folder / "root.key", unlock)
+    public: dict[str, str] = {}
     for site in sites:
         private_folder(site.state)
-        if not site.key.exists():
-            SigningKey.generate().save(site.key)
-        keys[site.party] = SigningKey.load(site.key)
+        public[site.party] = _signing_key(site.key, unlock).public_hex
+        if site.encryption_key is not None and not site.encryption_key.exists():
+            EncryptionKey.generate().save(site.encryption_key, unlock)
     for site in sites:
-        store = TrustStore()
+        if site.trust.exists():
+            continue
+        store = TrustStore(root=root.public_hex, expires_at=int(time.time()) + _TRUST_SECONDS)
         for other in sites:
             # Its own key and those of the other role: individuals do not know each other.
             if other.role != site.role or other.party == site.party:
-                store = store.with_key(keys[other.party].public_hex, other.role, other.party)
-        store.save(site.trust)
+                store = store.with_key(public[other.party], other.role, other.party)
+        write_trust(site.trust, store, root)
+    return root.public_hex
+
+
+def _signing_key(path: Path, unlock: Unlock) -> SigningKey:
+    if not path.exists():
+        SigningKey.generate().save(path, unlock)
+    return SigningKey.load(path, unlock)
 
 
 def _with_reasons(error: PartyFailedError, processes: NodeProcesses) -> str:

@@ -81,12 +81,12 @@ def test_every_link_to_a_file_or_heading_leads_there(document: str) -> None:
 
 
 def test_the_search_for_names_can_fail() -> None:
-    assert NAME.findall("`protocol.bundle` and ``protocol.bundle.Nobody``") == [
-        "protocol.bundle",
-        "protocol.bundle.Nobody",
+    assert NAME.findall("`protocol.desks` and ``protocol.desks.Nobody``") == [
+        "protocol.desks",
+        "protocol.desks.Nobody",
     ]
-    assert exists("protocol.bundle.CollectiveDesk.open")
-    assert not exists("protocol.bundle.Nobody")
+    assert exists("protocol.desks.CollectiveDesk.open")
+    assert not exists("protocol.desks.Nobody")
     assert not exists("protocol.nowhere")
 
 

@@ -14,6 +14,7 @@ import pytest
 from collective_node.annotation_clusters import clusters
 from collective_node.annotation_labels import FEWEST_IMAGES, Labels, read
 from collective_node.unknown_set import cycle_folder, store
+from protocol.keys import SigningKey
 from protocol.node_commands import initialise
 from tests.collective_node.made_unknown_set import unknown_set
 
@@ -46,7 +47,8 @@ class Node:
     def __init__(self, folder: Path) -> None:
         self.folder = cycle_folder(folder / "node" / "state", 1)
         (folder / "data").mkdir()
-        initialise(folder / "node", role="collective", data=folder / "data", party="collective")
+        root = SigningKey.generate().public_hex
+        initialise(folder / "node", role="collective", data=folder / "data", party="collective", root=root)
         store(self.folder, unknown_set())
         self._configuration = folder / "node" / "config.toml"
         self.process: subprocess.Popen[str] | None = None

@@ -39,6 +39,7 @@ from collective_node.annotation_labels import (
 from collective_node.annotation_server import MAX_BODY_BYTES, make_app
 from collective_node.unknown_set import UnknownSet, cycle_folder, store
 from protocol.errors import InputError, RunFailedError, StorageFailedError
+from protocol.keys import SigningKey
 from protocol.node_commands import initialise
 from tests.collective_node.made_unknown_set import unknown_set
 
@@ -569,7 +570,8 @@ def annotate(configuration: Path) -> subprocess.Popen[str]:
 @pytest.fixture
 def node(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
-    initialise(tmp_path / "node", role="collective", data=tmp_path / "data", party="collective")
+    root = SigningKey.generate().public_hex
+    initialise(tmp_path / "node", role="collective", data=tmp_path / "data", party="collective", root=root)
     return tmp_path / "node"
 
 

@@ -1,5 +1,6 @@
 """From a bundle file and own pictures to a model, its predictions and its ONNX file, as a user types it."""
 
+import functools
 import json
 import os
 import subprocess
@@ -23,62 +24,49 @@ from individual_node.settings import IndividualSettings
 from individual_node.user_commands import open_bundle
 from protocol import bundle_file
 from protocol.architecture import Form
-from protocol.bundle import CollectiveDesk, IndividualDesk
 from protocol.bundle_file import BundleFile
+from protocol.desks import Withdrawal
 from protocol.errors import InputError, RunFailedError
 from protocol.images import DeviceImages, Normalisation
 from protocol.learngene import Learngene
 from protocol.messages import LIFE, SKEW
 from protocol.node_commands import initialise
-from protocol.node_configuration import NodeConfiguration, load
-from protocol.terminal import run_app
 from protocol.trust import TrustStore
+from protocol.trust_file import write_trust
 from protocol.verification import VerifiedLearngene
-from tests.protocol.parties import COLLECTIVE, learngene
+from tests.protocol.parties import ROOT, STRANGER, learngene
+from tests.two_folders import Done, Folders, make_folders, refused, succeeded, warned
+from tests.two_folders import run as run_command
 
-Run = Callable[..., tuple[int, str, str]]
+Run = Callable[..., Done]
 
 
 @dataclass(frozen=True)
 class Node:
     """An individual's folder after a round: its configuration, its trust store, and a bundle file of each form."""
 
-    config: Path
-    trust: Path
+    folders: Folders
     bundles: dict[Form, Path]
+
+    @property
+    def config(self) -> Path:
+        return self.folders.individual
+
+    @property
+    def by_trust(self) -> tuple[object, ...]:
+        """Options that verify and open a bundle without the node."""
+        return "--trust", self.folders.trust, "--root", self.folders.root, *self.folders.encryption
 
 
 def inherited(folder: Path, at: int) -> Node:
-    """As ``individual-node init``, ``learngene trust add`` and one round at the time ``at`` (unix s) leave it."""
-    data = folder / "data"
-    data.mkdir(parents=True)
-    home = folder / "node"
-    key = initialise(home, role="individual", data=data, party="individual-1")
-    config = home / "config.toml"
-    node = load(config, NodeConfiguration).node
-    TrustStore.load(node.trust).with_key(COLLECTIVE.public_hex, "collective", "collective").save(node.trust)
-    trust = TrustStore().with_key(COLLECTIVE.public_hex, "collective", "collective")
-    giver = CollectiveDesk.open(
-        folder / "collective",
-        party="collective",
-        key=COLLECTIVE,
-        trust=trust.with_key(key.public_hex, "individual", "individual-1"),
-        run_id=node.run_id,
-        clock=lambda: at,
-    )
-    desk = IndividualDesk.open(
-        node.state, party=node.party, key=key, trust=TrustStore.load(node.trust), run_id=node.run_id, clock=lambda: at
-    )
+    """As ``individual-node init``, ``learngene trust`` and one round at the time ``at`` (unix s) leave it."""
+    folders = make_folders(folder)
     bundles: dict[Form, Path] = {}
     forms: tuple[Form, ...] = ("condensed", "paper")
     for form in forms:
-        giver.publish(drawn(form), at)
-        desk.inherit(*giver.answer_request(desk.request(form, at, os.urandom(16)), at), at)
-        bundles[form] = folder / f"{form}.learngene"
-        packed = desk.bundle(form)
-        assert packed is not None
-        bundle_file.write(bundles[form], packed)
-    return Node(config, node.trust, bundles)
+        folders.publish(drawn(form), at=at)
+        bundles[form] = folders.exchange(folder / f"{form}.learngene", form, at=at)
+    return Node(folders, bundles)
 
 
 def drawn(form: Form) -> Learngene:
@@ -120,43 +108,28 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(node: Node, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "model"
-    arguments = ["--bundle", node.bundles["condensed"], "--trust", node.trust, "--data", pictures, "--out", out]
-    with pytest.raises(SystemExit, match="0"):
-        run_app(app, ["adapt", *map(str, arguments)])
+    done = run_command(
+        app, "adapt", "--bundle", node.bundles["condensed"], *node.by_trust, "--data", pictures, "--out", out
+    )
+    assert done.code == 0, done
     return out
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command's exit code, what it printed, and what it said on standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            run_app(app, [str(argument) for argument in arguments])
-        assert isinstance(ended.value.code, int)
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
-
-    return run
-
-
-def refused(answer: tuple[int, str, str], *words: str, code: int = 2) -> None:
-    """Nothing but one line that says what is wrong."""
-    assert (answer[0], answer[1]) == (code, "")
-    assert answer[2].startswith("error: ")
-    assert answer[2].count("\n") == 1
-    for word in words:
-        assert word in answer[2]
+def run() -> Run:
+    """Runs a command of ``individual-node``."""
+    return functools.partial(run_command, app)
 
 
 def verified(node: Node, form: Form = "condensed") -> VerifiedLearngene:
-    return open_bundle(node.bundles[form], node.trust, None)
+    opened = open_bundle(node.bundles[form], config=node.config).opened
+    assert opened is not None
+    return opened
 
 
 def test_bundle_packs_what_the_node_committed(node: Node, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "again.learngene"
-    code, _, _ = run("bundle", "--config", node.config, "--form", "paper", "--out", out)
-    assert code == 0
+    succeeded(run("bundle", "--config", node.config, "--form", "paper", "--out", out))
     assert out.read_bytes() == node.bundles["paper"].read_bytes()
     refused(run("bundle", "--config", node.config, "--form", "paper", "--out", out), "not overwritten")
     refused(
@@ -164,7 +137,7 @@ def test_bundle_packs_what_the_node_committed(node: Node, tmp_path: Path, run: R
     )
     refused(run("bundle", "--config", node.config, "--form", "tall", "--out", tmp_path / "b"), "'tall'", "condensed")
     empty = tmp_path / "empty"
-    initialise(empty, role="individual", data=tmp_path, party="individual-1")
+    initialise(empty, role="individual", data=tmp_path, party="individual-1", root=node.folders.root)
     refused(run("bundle", "--config", empty / "config.toml", "--out", tmp_path / "b"), "never run")
     assert not (empty / "state").exists()
 
@@ -210,12 +183,12 @@ def test_methods_that_train_are_saved_and_exported_too(
     node: Node, pictures: Path, tmp_path: Path, run: Run, form: Form, method: str
 ) -> None:
     out, onnx = tmp_path / "model", tmp_path / "model.onnx"
-    code, printed, said = run(
+    done = run(
         "adapt", "--bundle", node.bundles[form], "--config", node.config, "--data", pictures, "--out", out,
         "--method", method, "--epochs", 3, "--folds", 2, "--set", "batch_size=8",
     )  # fmt: skip
-    assert code == 0, said
-    assert f"method     {method}" in printed
+    assert done.code == 0, done
+    assert f"method     {method}" in done.out
     loaded = adapted.load(out)
     assert loaded.description.settings["epochs"] == 3
     assert loaded.description.settings["batch_size"] == 8
@@ -225,7 +198,7 @@ def test_methods_that_train_are_saved_and_exported_too(
     assert np.ptp(probabilities, axis=0).max() > 0.01
     if form == "paper":
         pytest.importorskip("onnxruntime")
-        assert run("export", out, "--onnx", onnx, pictures / "blue")[0] == 0
+        succeeded(run("export", out, "--onnx", onnx, pictures / "blue"))
         np.testing.assert_allclose(onnx_run(onnx, read.pixels), probabilities, atol=1e-4)
 
 
@@ -245,8 +218,7 @@ def onnx_run(path: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 def onnx_file(model: Path) -> Path:
     pytest.importorskip("onnxruntime")
     out = model.parent / "model.onnx"
-    with pytest.raises(SystemExit, match="0"):
-        run_app(app, ["export", str(model), "--onnx", str(out)])
+    succeeded(run_command(app, "export", model, "--onnx", out))
     return out
 
 
@@ -298,8 +270,8 @@ def test_predictions_for_people_and_for_programs_are_the_same(
     model: Path, pictures: Path, tmp_path: Path, run: Run
 ) -> None:
     one = pictures / "red things" / "0.png"
-    code, printed, said = run("predict", model, one, pictures / "grün", "--json", tmp_path / "named.json", "--top", 2)
-    assert (code, said) == (0, "")
+    options = ("--json", tmp_path / "named.json", "--top", 2)
+    printed = succeeded(run("predict", model, one, pictures / "grün", *options))
     named = json.loads((tmp_path / "named.json").read_text())
     assert [entry["file"] for entry in named["pictures"]] == [
         str(path) for path in (one, *sorted((pictures / "grün").iterdir()))
@@ -315,7 +287,8 @@ def test_predictions_for_people_and_for_programs_are_the_same(
     loaded = adapted.load(model)
     (expected,) = loaded.classifier.probabilities(own_pictures.read_picture(one, loaded.description.input)[None])
     assert named["pictures"][0]["top"][0]["probability"] == pytest.approx(expected.max(), abs=1e-6)
-    code, printed, _ = run("predict", model, one, "--json", "-")
+    assert named["withdrawn"] is False
+    printed = succeeded(run("predict", model, one, "--json", "-"))
     assert json.loads(printed)["pictures"][0]["top"][0]["class"] == "red things"
 
 
@@ -348,20 +321,19 @@ def test_an_altered_model_is_not_used(model: Path, tmp_path: Path) -> None:
     loads("does not fit", network="individual")
 
 
-@pytest.mark.parametrize(("option", "words"), [("--trust", "past its time"), ("--config", "")])
+@pytest.mark.parametrize("vouching", ["trust store", "ledger"])
 def test_a_bundle_past_its_time_needs_the_ledger_that_committed_it(
-    pictures: Path, tmp_path: Path, run: Run, option: str, words: str
+    pictures: Path, tmp_path: Path, run: Run, vouching: str
 ) -> None:
     old = inherited(tmp_path / "site", int(time.time()) - LIFE - SKEW - 60)
-    path = old.trust if option == "--trust" else old.config
-    answer = run(
-        "adapt", "--bundle", old.bundles["condensed"], option, path, "--data", pictures, "--out", tmp_path / "m"
-    )
-    if words:
-        refused(answer, words, "condensed.learngene is refused", code=1)
+    options = ("--config", old.config) if vouching == "ledger" else old.by_trust
+    out = tmp_path / "m"
+    done = run("adapt", "--bundle", old.bundles["condensed"], *options, "--data", pictures, "--out", out)
+    if vouching == "ledger":
+        assert done.code == 0, done
     else:
-        assert answer[0] == 0
-    assert (tmp_path / "m").exists() == (not words)
+        refused(done, "past its time", "condensed.learngene is refused (expired)", code=1)
+    assert out.exists() == (vouching == "ledger")
 
 
 def test_nothing_unverified_is_adapted(node: Node, pictures: Path, tmp_path: Path, run: Run) -> None:
@@ -377,20 +349,104 @@ def test_nothing_unverified_is_adapted(node: Node, pictures: Path, tmp_path: Pat
     for name, (content, code) in cases.items():
         file = tmp_path / f"{name}.learngene"
         file.write_bytes(content)
-        answer = run("adapt", "--bundle", file, "--trust", node.trust, "--data", pictures, "--out", tmp_path / "m")
-        refused(answer, str(file), code, code=1)
-    nobody = tmp_path / "trust.json"
-    TrustStore().with_key(COLLECTIVE.public_hex, "individual", "collective").save(nobody)
-    common = ("--data", pictures, "--out", tmp_path / "m")
-    refused(run("adapt", "--bundle", node.bundles["condensed"], "--trust", nobody, *common), "unknown_key", code=1)
-    refused(run("adapt", "--bundle", node.bundles["condensed"], *common), "--trust or --config")
-    refused(run("adapt", "--bundle", tmp_path / "gone", "--trust", node.trust, *common), "cannot read the bundle")
+        for options in (node.by_trust, ("--config", node.config)):
+            answer = run("adapt", "--bundle", file, *options, "--data", pictures, "--out", tmp_path / "m")
+            refused(answer, str(file), f"({code})", code=1)
     assert not (tmp_path / "m").exists()
 
 
+def test_nothing_is_adapted_under_the_wrong_keys(node: Node, pictures: Path, tmp_path: Path, run: Run) -> None:
+    def answer(*options: object, bundle: Path = node.bundles["condensed"]) -> Done:
+        return run("adapt", "--bundle", bundle, *options, "--data", pictures, "--out", tmp_path / "m")
+
+    folders, (option, key, *key_file) = node.folders, node.folders.encryption
+    by_root = ("--trust", folders.trust, "--root", folders.root)
+    nobody = tmp_path / "trust.json"
+    write_trust(nobody, TrustStore(root=folders.root, expires_at=int(time.time()) + 60), ROOT)
+    refused(answer("--trust", nobody, "--root", folders.root, *folders.encryption), "unknown_key", code=1)
+    stranger = ("--trust", folders.trust, "--root", STRANGER.public_hex)
+    refused(answer(*stranger, *folders.encryption), "trust store", "unknown_key", code=1)
+    other = folders.other.parent
+    theirs = (option, other / "encryption.key", "--key-file", other / "key.secret")
+    refused(answer(*by_root, *theirs), "wrong_audience", "encryption key", code=1)
+    refused(answer("--config", folders.other), "no ledger")
+    refused(answer("--config", folders.collective), "individual")
+    refused(answer(*by_root, option, other / "encryption.key", *key_file), "another key file")
+    refused(answer(*by_root, option, tmp_path / "gone.key", *key_file), "no encryption key")
+    refused(answer(*by_root), "--encryption-key")
+    refused(answer("--trust", folders.trust, option, key, *key_file), "--root")
+    refused(answer("--trust", folders.trust, "--root", "abc", option, key, *key_file), "64 hexadecimal")
+    refused(answer("--config", node.config, "--root", folders.root), "give it alone")
+    refused(answer(*by_root, "--config", node.config), "either --config")
+    refused(answer(), "either --config")
+    refused(answer("--config", node.config, bundle=tmp_path / "gone"), "cannot read the bundle")
+    assert not (tmp_path / "m").exists()
+
+
+def test_every_use_of_what_was_withdrawn_says_so(pictures: Path, tmp_path: Path, run: Run) -> None:
+    node = inherited(tmp_path / "site", int(time.time()))
+    folders, picture = node.folders, pictures / "blue" / "0.png"
+    common = ("--bundle", node.bundles["condensed"], "--data", pictures, "--folds", 0)
+    by_node, by_trust = tmp_path / "by-node", tmp_path / "by-trust"
+    for options, out in ((("--config", node.config), by_node), (node.by_trust, by_trust)):
+        done = run("adapt", *common, *options, "--out", out)
+        assert (done.code, "withdrawn" in done.err) == (0, False), done
+    assert adapted.load(by_node).description.node == str(node.config)
+    assert adapted.load(by_trust).description.node is None
+    succeeded(run("predict", by_node, picture))
+
+    release = adapted.load(by_node).description.learngene.release
+    folders.collective_desk().withdraw(release)
+    notice = folders.collective_desk().answer_request(
+        folders.individual_desk().request("condensed", int(time.time()), os.urandom(16)), int(time.time())
+    )
+    assert isinstance(notice, Withdrawal)
+    # Nobody has told the individual yet.
+    succeeded(run("predict", by_node, picture))
+    folders.individual_desk().accept_abort(notice.abort, int(time.time()))
+
+    words = ("withdrawn by the collective", release[:16])
+    assert "blue" in warned(run("predict", by_node, picture), *words)
+    warned(run("predict", by_node, picture, "--json", tmp_path / "named.json"), *words)
+    assert json.loads((tmp_path / "named.json").read_text())["withdrawn"] is True
+    assert json.loads(warned(run("predict", by_node, picture, "--json", "-"), *words))["withdrawn"] is True
+    warned(run("bundle", "--config", node.config, "--out", tmp_path / "again.learngene"), *words)
+    again = run("adapt", *common, "--config", node.config, "--out", tmp_path / "again")
+    assert again.code == 0
+    assert again.err.splitlines()[-1].startswith("warning: this learngene was withdrawn by the collective")
+    # Only the other form was not withdrawn, and only a node has a ledger to ask.
+    succeeded(run("bundle", "--config", node.config, "--form", "paper", "--out", tmp_path / "paper.learngene"))
+    succeeded(run("predict", by_trust, picture))
+    if onnx_export.installed("onnxruntime"):
+        warned(run("export", by_node, "--onnx", tmp_path / "m.onnx"), *words)
+
+    # A node that is gone or closed to us is nothing to talk about; one that is broken is.
+    state = node.config.parent / "state"
+    state.chmod(0o755)
+    succeeded(run("predict", by_node, picture))
+    state.chmod(0o700)
+    (state / "ledger.db").rename(state / "moved.db")
+    succeeded(run("predict", by_node, picture))
+    assert not (state / "ledger.db").exists()
+    (state / "ledger.db").write_bytes(b"no database" * 100)
+    for side in ("ledger.db-wal", "ledger.db-shm"):
+        (state / side).unlink(missing_ok=True)
+    warned(run("predict", by_node, picture), "cannot say whether", "ledger")
+    node.config.unlink()
+    succeeded(run("predict", by_node, picture))
+
+
+def test_a_model_that_was_saved_without_a_node_is_read(model: Path, tmp_path: Path) -> None:
+    description = json.loads((model / adapted.DESCRIPTION).read_text())
+    del description["node"]
+    (tmp_path / adapted.DESCRIPTION).write_text(json.dumps(description))
+    (tmp_path / adapted.WEIGHTS).write_bytes((model / adapted.WEIGHTS).read_bytes())
+    assert adapted.load(tmp_path).description == adapted.load(model).description
+
+
 def test_wrong_settings_are_one_line(node: Node, pictures: Path, tmp_path: Path, run: Run) -> None:
-    def answer(*more: str) -> tuple[int, str, str]:
-        common = ("--bundle", node.bundles["condensed"], "--trust", node.trust, "--data", pictures)
+    def answer(*more: str) -> Done:
+        common = ("--bundle", node.bundles["condensed"], *node.by_trust, "--data", pictures)
         return run("adapt", *common, "--out", tmp_path / "m", *more)
 
     refused(answer("--method", "paper"), "'paper' is no method", "condensed-eq9")
@@ -410,22 +466,13 @@ def test_a_class_with_one_picture_works_where_it_can(node: Node, pictures: Path,
         folder.mkdir()
         for file in sorted((pictures / name).iterdir())[: number + 1]:
             (folder / file.name).write_bytes(file.read_bytes())
-    common = (
-        "adapt",
-        "--bundle",
-        node.bundles["condensed"],
-        "--trust",
-        node.trust,
-        "--data",
-        tmp_path / "few",
-        "--out",
-    )
-    code, printed, _ = run(*common, tmp_path / "m")
-    assert code == 0
-    assert "estimate   none" in printed
-    answer = run(*common, tmp_path / "n", "--method", "condensed-eq9", "--set", "early_stopping=2")
-    assert answer[0] == 2
-    assert "'blue'" in answer[2]
+    common = ("adapt", "--bundle", node.bundles["condensed"], *node.by_trust, "--data", tmp_path / "few", "--out")
+    done = run(*common, tmp_path / "m")
+    assert done.code == 0
+    assert "estimate   none" in done.out
+    done = run(*common, tmp_path / "n", "--method", "condensed-eq9", "--set", "early_stopping=2")
+    assert done.code == 2
+    assert "'blue'" in done.err
     assert not (tmp_path / "n").exists()
 
 
@@ -489,8 +536,7 @@ def test_the_command_line_loads_torch_only_where_it_computes() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["bundle", "adapt", "predict", "export"])
+@pytest.mark.parametrize("command", ["request", "inherit", "bundle", "adapt", "predict", "export"])
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
-    code, printed, _ = run(command, "--help")
-    assert code == 0
+    printed = succeeded(run(command, "--help"))
     assert f"individual-node {command} " in printed.split("Options:")[0]

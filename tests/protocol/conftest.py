@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from protocol.desks import Answer
 from protocol.envelope import digest
 from protocol.verification import Expectation
-from tests.protocol.parties import INDIVIDUAL, NOW, RUN, Exchange, Site, learngene
+from tests.protocol.parties import CONTENT_KEY, INDIVIDUAL, NOW, RUN, Exchange, Site, learngene
 
 # The same examples every time, and no test that fails because the machine is busy.
 settings.register_profile("protocol", deadline=None, derandomize=True)
@@ -39,6 +40,7 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     folder = tmp_path_factory.mktemp("exchange")
     request = Site(folder / "individual-1").individual().request("condensed", NOW, b"n" * 16)
     collective = Site(folder / "collective").collective()
-    collective.publish(learngene(), NOW)
-    expectation = Expectation(RUN, INDIVIDUAL.keyid, {digest(request): "condensed"})
-    return Exchange(request, collective.answer_request(request, NOW), expectation)
+    collective.publish(learngene(), NOW, CONTENT_KEY)
+    answer = collective.answer_request(request, NOW)
+    assert isinstance(answer, Answer)
+    return Exchange(request, answer, Expectation(RUN, INDIVIDUAL.keyid, {digest(request): "condensed"}))

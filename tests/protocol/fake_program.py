@@ -1,5 +1,6 @@
 """A small Program for tests of the door, the courier and the relay: it answers every wish without any model."""
 
+import logging
 import threading
 import time
 
@@ -7,6 +8,7 @@ from protocol.confinement import Confinement
 from protocol.errors import ExpiredError, InputError
 from protocol.node import Job, Role
 from protocol.node_configuration import NodeConfiguration
+from protocol.node_keys import NodeKeys
 from protocol.socket import Frame
 
 SECRET_TEXT = "the patient's name is Ada"
@@ -65,7 +67,9 @@ class FakeProgram:
         raise RuntimeError(SECRET_TEXT)
 
 
-def make(configuration: NodeConfiguration, confinement: Confinement) -> FakeProgram:
+def make(configuration: NodeConfiguration, confinement: Confinement, keys: NodeKeys) -> FakeProgram:
     """What the launcher calls."""
     party = configuration.node.party
+    if keys.encryption is not None:
+        logging.info("opened %s %s", keys.signing.keyid, keys.encryption.public.hex())
     return FakeProgram("collective" if party.startswith("collective") else "individual", party)

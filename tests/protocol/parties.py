@@ -1,16 +1,21 @@
 """Two parties and a small learngene for the tests of the protocol: all made from seeds, times from one constant."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from protocol import envelope, messages, sealing
 from protocol.architecture import Architecture, Block, Form, InputContract
 from protocol.audit import Crossings
-from protocol.bundle import Answer, CollectiveDesk, IndividualDesk
+from protocol.desks import Answer, CollectiveDesk, IndividualDesk
+from protocol.encryption_key import EncryptionKey
 from protocol.keys import SigningKey
 from protocol.learngene import FisherDescription, Learngene
 from protocol.ledger import CollectiveLedger, IndividualLedger
+from protocol.make_messages import make_grant
+from protocol.messages import Content, PayloadT, Release, Request
 from protocol.policy import Policy
 from protocol.trust import TrustStore
 from protocol.verification import Expectation, VerifiedLearngene, verify_bundle
@@ -22,12 +27,21 @@ COLLECTIVE = SigningKey.from_seed(b"c" * 32)
 INDIVIDUAL = SigningKey.from_seed(b"i" * 32)
 OTHER_INDIVIDUAL = SigningKey.from_seed(b"j" * 32)
 STRANGER = SigningKey.from_seed(b"s" * 32)
+ROOT = SigningKey.from_seed(b"r" * 32)
+# Whose blobs are whose: the collective seals, these open.
+ENCRYPTION = EncryptionKey.from_raw("x25519", b"e" * 32)
+OTHER_ENCRYPTION = EncryptionKey.from_raw("x25519", b"f" * 32)
+HYBRID_ENCRYPTION = EncryptionKey.from_raw("mlkem768-x25519", b"h" * 96)
+CONTENT_KEY = b"k" * 32
+# What the collective signs with after a rotation.
+NEW_COLLECTIVE = SigningKey.from_seed(b"C" * 32)
+NO_TRUST = TrustStore(root=ROOT.public_hex, expires_at=NOW + 365 * 24 * 3600)
 TRUST = (
-    TrustStore()
-    .with_key(COLLECTIVE.public_hex, "collective", "collective")
+    NO_TRUST.with_key(COLLECTIVE.public_hex, "collective", "collective")
     .with_key(INDIVIDUAL.public_hex, "individual", "individual-1")
     .with_key(OTHER_INDIVIDUAL.public_hex, "individual", "individual-2")
 )
+ROTATED_TRUST = TRUST.with_rotated_key("collective", "collective", NEW_COLLECTIVE.public_hex)
 COLLECTIVE_POLICY = Policy.for_role("collective")
 INDIVIDUAL_POLICY = Policy.for_role("individual")
 
@@ -51,6 +65,48 @@ def learngene(seed: int = 0, form: Form = "condensed", samples: int | None = 102
     return Learngene(architecture(form), tensors, fisher)
 
 
+def content_key(number: int) -> bytes:
+    """A content key for each number; no two releases of one collective may share one."""
+    return number.to_bytes(32, "big")
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """The same bytes but for one bit."""
+    position = bit // 8
+    return data[:position] + bytes([data[position] ^ 1 << bit % 8]) + data[position + 1 :]
+
+
+def opened(model: type[PayloadT], data: bytes) -> PayloadT:
+    """The payload of an envelope, whoever signed it."""
+    return messages.decode(model, envelope.parse(data).payload)
+
+
+def resigned(data: bytes, key: SigningKey, **changes: object) -> bytes:
+    """The same message with other fields, signed by ``key``: what a party that holds the key could send."""
+    old = envelope.parse(data)
+    model = messages.MODELS[old.payload_type]
+    return envelope.seal(messages.decode(model, old.payload).model_copy(update=changes), key)
+
+
+def content_of(data: bytes) -> Content:
+    """What a release says about these bytes."""
+    return Content(size=len(data), sha256=envelope.digest(data))
+
+
+def signed_raw(payload_type: str, body: bytes, key: SigningKey, keyid: str | None = None) -> bytes:
+    """Any bytes at all under a valid signature."""
+    signature = key.sign(envelope.pre_authentication_encoding(payload_type, body))
+    return envelope.encode(envelope.Envelope(payload_type, body, keyid or key.keyid, signature))
+
+
+#: A trust store, or what a desk asks for the one that holds now.
+Trust = TrustStore | Callable[[], TrustStore]
+
+
+def _asked(trust: Trust) -> Callable[[], TrustStore]:
+    return (lambda: trust) if isinstance(trust, TrustStore) else trust
+
+
 @dataclass
 class Site:
     """One party's state folder; ``collective`` and ``individual`` open it anew, as a restarted node does."""
@@ -60,24 +116,33 @@ class Site:
     now: int = NOW
     opened: list[CollectiveLedger | IndividualLedger] = field(default_factory=list)
 
-    def collective(self, key: SigningKey = COLLECTIVE, policy: Policy = COLLECTIVE_POLICY) -> CollectiveDesk:
+    def collective(
+        self, key: SigningKey = COLLECTIVE, policy: Policy = COLLECTIVE_POLICY, trust: Trust = TRUST
+    ) -> CollectiveDesk:
         ledger = CollectiveLedger(self.folder)
         self.opened.append(ledger)
         return CollectiveDesk(
             key=key,
-            trust=TRUST,
+            trust=_asked(trust),
             ledger=ledger,
             policy=policy,
             run_id=self.run_id,
             crossings=Crossings(self.folder / "crossings.jsonl", "collective", lambda: self.now),
         )
 
-    def individual(self, key: SigningKey = INDIVIDUAL, policy: Policy = INDIVIDUAL_POLICY) -> IndividualDesk:
+    def individual(
+        self,
+        key: SigningKey = INDIVIDUAL,
+        policy: Policy = INDIVIDUAL_POLICY,
+        trust: Trust = TRUST,
+        encryption: EncryptionKey = ENCRYPTION,
+    ) -> IndividualDesk:
         ledger = IndividualLedger(self.folder)
         self.opened.append(ledger)
         return IndividualDesk(
             key=key,
-            trust=TRUST,
+            encryption=encryption,
+            trust=_asked(trust),
             ledger=ledger,
             policy=policy,
             run_id=self.run_id,
@@ -107,6 +172,32 @@ class Exchange:
             ),
         )
 
+    def granted(self, release: bytes, /, *, content_key: bytes = CONTENT_KEY, **changes: object) -> bytes:
+        """The collective's grant of any release for this exchange's request; ``changes``: other fields of it."""
+        grant = make_grant(
+            opened(Request, self.request),
+            envelope.digest(self.request),
+            opened(Release, release),
+            envelope.digest(release),
+            key=COLLECTIVE,
+            now=NOW,
+            content_key=content_key,
+        )
+        return resigned(grant, COLLECTIVE, **changes)
+
+    def with_release(self, release: bytes, /, data: bytes | None = None, **in_grant: object) -> "Exchange":
+        """Another release, with a fitting grant: what the collective itself could answer."""
+        return self.with_answer(release=release, grant=self.granted(release, **in_grant), blob=data)  # type: ignore[arg-type]
+
+    def with_plaintext(self, plaintext: bytes, content_key: bytes = CONTENT_KEY, **in_release: object) -> "Exchange":
+        """Any content at all, properly sealed, released and granted by the collective; ``in_release``: other fields of
+        its release."""
+        ciphertext = sealing.encrypt(content_key, plaintext)
+        contents = {"plaintext": content_of(plaintext), "ciphertext": content_of(ciphertext)}
+        release = resigned(self.answer.release, COLLECTIVE, **(contents | in_release))
+        grant = self.granted(release, content_key=content_key)
+        return self.with_answer(release=release, grant=grant, blob=ciphertext)
+
     def verify(self, **changes: object) -> VerifiedLearngene:
         """``verify_bundle`` as the individual would call it; ``changes`` replace arguments."""
         arguments: dict[str, object] = {
@@ -114,6 +205,7 @@ class Exchange:
             "seen": (),
             "trust": TRUST,
             "policy": INDIVIDUAL_POLICY,
+            "key": ENCRYPTION,
             "now": NOW,
         }
         return verify_bundle(*self.answer, **(arguments | changes))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import os
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from protocol.errors import (
     MalformedError,
     PolicyDeniedError,
     RefusedError,
+    RevokedKeyError,
     RollbackError,
     TooLargeError,
     UnknownKeyError,
@@ -27,13 +29,16 @@ from protocol.errors import (
     WrongRunError,
 )
 from protocol.messages import LIFE, SKEW
-from protocol.trust import TrustStore
-from protocol.verification import Holder, VerifiedLearngene, verify_file
+from protocol.verification import Holder, SealedLearngene, open_sealed, verify_file
 from tests.protocol.parties import (
     COLLECTIVE,
+    CONTENT_KEY,
+    ENCRYPTION,
     INDIVIDUAL,
     INDIVIDUAL_POLICY,
+    NO_TRUST,
     NOW,
+    OTHER_ENCRYPTION,
     OTHER_INDIVIDUAL,
     OTHER_RUN,
     RUN,
@@ -49,7 +54,7 @@ HEADER = struct.Struct("<8sI3Q")
 PART = st.binary(min_size=1, max_size=60)
 
 
-def verified(bundle: BundleFile, *, now: int = NOW, **changes: object) -> VerifiedLearngene:
+def verified(bundle: BundleFile, *, now: int = NOW, **changes: object) -> SealedLearngene:
     """``verify_file`` as somebody calls it who has nothing but a trust store."""
     arguments: dict[str, object] = {"holder": Holder(), "trust": TRUST, "policy": INDIVIDUAL_POLICY, "now": now}
     return verify_file(*bundle, **(arguments | changes))  # type: ignore[arg-type]
@@ -128,8 +133,18 @@ def test_a_bundle_is_verified_with_nothing_but_the_trust_store(exchange: Exchang
     bundle = decode(encode(BundleFile(*exchange.answer)))
     found = verified(bundle)
     assert found.release_digest == digest(exchange.answer.release)
-    assert found.blob == exchange.answer.blob
+    assert found.ciphertext == exchange.answer.blob
     assert verified(bundle, now=NOW + LIFE).release.run_id == RUN
+
+
+def test_the_content_of_a_file_opens_with_its_audience_s_key_alone(exchange: Exchange) -> None:
+    sealed = verified(BundleFile(*exchange.answer))
+    opened = open_sealed(sealed, ENCRYPTION)
+    for name, array in learngene().tensors.items():
+        np.testing.assert_array_equal(opened.learngene.tensors[name], array)
+        assert array.tobytes() not in encode(BundleFile(*exchange.answer))
+    with pytest.raises(WrongAudienceError):
+        open_sealed(sealed, OTHER_ENCRYPTION)
 
 
 def test_a_bundle_past_its_time_is_refused_where_no_ledger_committed_it(exchange: Exchange) -> None:
@@ -140,15 +155,17 @@ def test_a_bundle_past_its_time_is_refused_where_no_ledger_committed_it(exchange
     with pytest.raises(ExpiredError):
         verified(bundle, now=LATE, holder=other)
     known = Holder(committed=frozenset({digest(bundle.release)}))
-    assert verified(bundle, now=LATE, holder=known).blob == bundle.blob
+    assert verified(bundle, now=LATE, holder=known).ciphertext == bundle.blob
 
 
 def test_what_a_ledger_committed_is_not_believed_under_a_key_that_is_no_longer_pinned(exchange: Exchange) -> None:
     bundle = BundleFile(*exchange.answer)
     known = Holder(committed=frozenset({digest(bundle.release)}))
-    trust = TrustStore().with_key(INDIVIDUAL.public_hex, "individual", "individual-1")
+    trust = NO_TRUST.with_key(INDIVIDUAL.public_hex, "individual", "individual-1")
     with pytest.raises(UnknownKeyError):
         verified(bundle, holder=known, trust=trust)
+    with pytest.raises(RevokedKeyError):
+        verified(bundle, holder=known, trust=TRUST.without_key(COLLECTIVE.keyid, "compromised"))
     renewed = trust.with_key(COLLECTIVE.public_hex, "collective", "collective", epoch=2)
     with pytest.raises(UnknownKeyError, match="current key"):
         verified(bundle, holder=known, trust=renewed)
@@ -160,7 +177,7 @@ def test_a_bundle_for_another_party_or_run_is_refused(exchange: Exchange) -> Non
         verified(bundle, holder=Holder(audience=OTHER_INDIVIDUAL.keyid))
     with pytest.raises(WrongRunError):
         verified(bundle, holder=Holder(run_id=OTHER_RUN))
-    nobody = TrustStore().with_key(COLLECTIVE.public_hex, "collective", "collective")
+    nobody = NO_TRUST.with_key(COLLECTIVE.public_hex, "collective", "collective")
     for trust in (
         nobody,
         nobody.with_key(STRANGER.public_hex, "individual", "individual-1"),
@@ -172,7 +189,7 @@ def test_a_bundle_for_another_party_or_run_is_refused(exchange: Exchange) -> Non
 
 def test_parts_of_two_bundles_are_refused(exchange: Exchange, here: Site, there: Site) -> None:
     collective = here.collective()
-    collective.publish(learngene(seed=1), NOW)
+    collective.publish(learngene(seed=1), NOW, b"2" * 32)
     other = collective.answer_request(there.individual().request("condensed", NOW, b"p" * 16), NOW)
     mine = BundleFile(*exchange.answer)
     with pytest.raises(DigestMismatchError, match="another release"):
@@ -202,7 +219,7 @@ def test_a_signature_of_another_collective_is_refused(exchange: Exchange) -> Non
 def test_the_individual_s_desk_packs_what_it_committed_and_verifies_it_later(here: Site, there: Site) -> None:
     collective, individual = here.collective(), there.individual()
     assert individual.bundle("condensed") is None
-    collective.publish(learngene(), NOW)
+    collective.publish(learngene(), NOW, CONTENT_KEY)
     answer = collective.answer_request(individual.request("condensed", NOW, b"n" * 16), NOW)
     arrived = BundleFile(*answer)
     with pytest.raises(ExpiredError):
@@ -210,17 +227,17 @@ def test_the_individual_s_desk_packs_what_it_committed_and_verifies_it_later(her
     individual.inherit(*answer, NOW)
     packed = there.individual().bundle("condensed")
     assert packed == arrived
-    assert there.individual().verify_file(decode(encode(packed)), LATE).blob == answer.blob
+    assert there.individual().verify_file(decode(encode(packed)), LATE).sealed.ciphertext == answer.blob
     with pytest.raises(WrongAudienceError):
         there.individual(key=OTHER_INDIVIDUAL).verify_file(packed, NOW)
 
 
 def test_an_older_file_that_the_ledger_never_committed_is_a_rollback(here: Site, there: Site, tmp_path: Path) -> None:
     collective, individual = here.collective(), there.individual()
-    collective.publish(learngene(), NOW)
+    collective.publish(learngene(), NOW, CONTENT_KEY)
     elsewhere = Site(tmp_path / "elsewhere")
     old = collective.answer_request(elsewhere.individual().request("condensed", NOW, b"e" * 16), NOW)
-    collective.publish(learngene(seed=1), NOW)
+    collective.publish(learngene(seed=1), NOW, b"2" * 32)
     individual.inherit(*collective.answer_request(individual.request("condensed", NOW, b"n" * 16), NOW), NOW)
     with pytest.raises(RollbackError):
         individual.verify_file(BundleFile(*old), NOW)

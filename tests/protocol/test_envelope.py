@@ -9,13 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import envelope
-from protocol.bundle import make_request
 from protocol.errors import BadSignatureError, LearngeneError, MalformedError, TooLargeError
+from protocol.make_messages import make_request
 from protocol.messages import Request, decode
-from tests.protocol.parties import COLLECTIVE, INDIVIDUAL, NOW, RUN, STRANGER
+from tests.protocol.parties import COLLECTIVE, ENCRYPTION, INDIVIDUAL, NOW, RUN, STRANGER
 
 REQUEST = make_request(
-    run_id=RUN, audience=COLLECTIVE.keyid, form="condensed", key=INDIVIDUAL, now=NOW, nonce=bytes(16)
+    run_id=RUN,
+    audience=COLLECTIVE.keyid,
+    form="condensed",
+    key=INDIVIDUAL,
+    encryption=ENCRYPTION,
+    now=NOW,
+    nonce=bytes(16),
 )
 PUBLIC = bytes.fromhex(INDIVIDUAL.public_hex)
 

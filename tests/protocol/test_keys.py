@@ -1,15 +1,22 @@
-"""Keys: the vectors of RFC 8032, files that only the owner reads, and public keys that must not be pinned."""
+"""Signing keys: the vectors of RFC 8032, their files and fingerprints, and public keys that must not be pinned."""
 
-import os
 import stat
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from protocol import key_file, proquint
+from protocol.encryption_key import EncryptionKey
 from protocol.errors import BadSignatureError, InputError
-from protocol.keys import SigningKey, check_public_key, check_signature, key_identifier
+from protocol.key_file import PrivateKey, Unlock
+from protocol.keys import (
+    SigningKey,
+    check_public_key,
+    check_signature,
+    fingerprint,
+    key_identifier,
+    read_fingerprint,
+)
 
 P = 2**255 - 19
 
@@ -62,47 +69,69 @@ def test_the_key_id_is_the_digest_of_the_raw_public_key() -> None:
     assert VECTORS[0][0] not in repr(key)
 
 
-def test_save_and_load(tmp_path: Path) -> None:
+FILE = Unlock("hkdf-sha256", bytes(range(32)))
+
+
+@pytest.mark.parametrize("unlock", [FILE, Unlock.passphrase("five words make a passphrase")])
+def test_save_and_load(tmp_path: Path, unlock: Unlock) -> None:
     key = SigningKey.generate()
-    key.save(tmp_path / "key")
+    key.save(tmp_path / "key", unlock)
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
-    assert SigningKey.load(tmp_path / "key").keyid == key.keyid
+    again = SigningKey.load(tmp_path / "key", unlock)
+    assert again.keyid == key.keyid
+    check_signature(bytes.fromhex(key.public_hex), again.sign(b"message"), b"message")
 
 
 def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     key = SigningKey.generate()
-    key.save(tmp_path / "key")
+    key.save(tmp_path / "key", FILE)
     with pytest.raises(InputError, match="never overwritten"):
-        SigningKey.generate().save(tmp_path / "key")
-    assert SigningKey.load(tmp_path / "key").keyid == key.keyid
+        SigningKey.generate().save(tmp_path / "key", FILE)
+    assert SigningKey.load(tmp_path / "key", FILE).keyid == key.keyid
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644])
-def test_a_key_that_others_read_is_refused(tmp_path: Path, mode: int) -> None:
-    SigningKey.generate().save(tmp_path / "key")
-    os.chmod(tmp_path / "key", mode)
-    with pytest.raises(InputError, match="chmod 600"):
-        SigningKey.load(tmp_path / "key")
+def test_an_encryption_key_does_not_sign(tmp_path: Path) -> None:
+    EncryptionKey.generate().save(tmp_path / "key", FILE)
+    with pytest.raises(InputError, match="of the kind x25519, here is needed: ed25519"):
+        SigningKey.load(tmp_path / "key", FILE)
 
 
-def test_what_is_no_key_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read the signing key"):
-        SigningKey.load(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="not a file"):
-        SigningKey.load(tmp_path)
-    (tmp_path / "text").write_text("hello")
-    (tmp_path / "text").chmod(0o600)
-    with pytest.raises(InputError, match="no private key"):
-        SigningKey.load(tmp_path / "text")
-    other = generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (tmp_path / "other").write_bytes(other)
-    (tmp_path / "other").chmod(0o600)
-    with pytest.raises(InputError, match="another kind"):
-        SigningKey.load(tmp_path / "other")
-    SigningKey.generate().save(tmp_path / "key")
-    (tmp_path / "link").symlink_to(tmp_path / "key")
-    with pytest.raises(InputError, match="cannot read the signing key"):
-        SigningKey.load(tmp_path / "link")
+def test_a_file_that_names_another_public_key_or_too_many_bytes_is_refused(tmp_path: Path) -> None:
+    """Only who can lock a file writes such a one; the public key that it shows must still be its own."""
+    seed, other = b"m" * 32, bytes.fromhex(SigningKey.generate().public_hex)
+    key_file.write(tmp_path / "other", PrivateKey("ed25519", other, seed), FILE)
+    with pytest.raises(InputError, match="not its own"):
+        SigningKey.load(tmp_path / "other", FILE)
+    key_file.write(tmp_path / "long", PrivateKey("ed25519", other, seed + seed), FILE)
+    with pytest.raises(InputError, match="long holds no Ed25519 key"):
+        SigningKey.load(tmp_path / "long", FILE)
+
+
+def test_a_fingerprint_is_the_first_half_of_the_key_id_in_words() -> None:
+    key = SigningKey.from_seed(bytes.fromhex(VECTORS[0][0]))
+    assert key.fingerprint == fingerprint(bytes.fromhex(key.public_hex))
+    assert proquint.decode(key.fingerprint).hex() == key.keyid[:32]
+    assert key.fingerprint.count("-") == 7
+    said = key.fingerprint.upper().replace("-", ", ", 3).replace("-", " ")
+    assert said != key.fingerprint
+    assert read_fingerprint(said) == key.fingerprint
+    assert SigningKey.generate().fingerprint != key.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("", "8 words, not 0"),
+        ("lusab-babad", "8 words, not 2"),
+        ("-".join(["lusab"] * 9), "8 words, not 9"),
+        ("-".join(["lusab"] * 7 + ["lusax"]), "'lusax'"),
+        ("21fe31dfa154a261626bf854046fd227", "five letters"),
+    ],
+)
+def test_what_is_no_fingerprint_is_one_clear_error(typed: str, said: str) -> None:
+    assert read_fingerprint("-".join(["lusab"] * 8))
+    with pytest.raises(InputError, match=said):
+        read_fingerprint(typed)
 
 
 # The points whose order divides 8, by their encodings.

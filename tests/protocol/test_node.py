@@ -16,11 +16,16 @@ from pathlib import Path
 import pytest
 
 from protocol import confinement
+from protocol.encryption_key import EncryptionKey
 from protocol.errors import RunFailedError
+from protocol.key_file import Unlock
+from protocol.keys import SigningKey
 from protocol.node import Job, serve
 from protocol.node_commands import initialise
 from protocol.socket import DisconnectedError, Frame, ask, listen, load_secret, make_secret
 from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
+
+ROOT = SigningKey.from_seed(b"r" * 32).public_hex
 
 
 @pytest.fixture
@@ -122,13 +127,6 @@ def test_work_can_follow_on_failed_work() -> None:
     assert job.name == "second"
 
 
-def test_this_version_claims_no_confinement() -> None:
-    assert not confinement.probe().enforced
-    assert confinement.probe().line.startswith("unconfined")
-    with pytest.raises(RunFailedError, match="--unconfined"):
-        confinement.apply(unconfined=False, configuration=Path("config.toml"))
-
-
 class Started:
     """A node in a process of its own, with the fake program."""
 
@@ -167,7 +165,8 @@ class Started:
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
-    initialise(folder, role="individual", data=tmp_path, party="individual-1")
+    (tmp_path / "data").mkdir()
+    initialise(folder, role="individual", data=tmp_path / "data", party="individual-1", root=ROOT)
     return folder
 
 
@@ -189,13 +188,27 @@ def test_a_node_ends_on_sigterm_and_leaves_no_socket(site: Path) -> None:
     node.end()
 
 
-def test_an_unconfined_node_must_be_accepted_by_its_operator(site: Path) -> None:
-    node = Started(site, unconfined=False)
+def test_where_the_kernel_confines_nothing_a_node_must_be_accepted_by_its_operator(site: Path) -> None:
+    prelude = """
+        from protocol import landlock
+        landlock.abi = lambda: 0
+    """
+    node = Started(site, prelude=prelude, unconfined=False)
     code, errors = node.end()
     assert code == 1
     assert errors.count("\n") == 1
     assert "unconfined = true" in errors
     assert not (site / "node.sock").exists()
+
+
+@pytest.mark.skipif(not confinement.offered(), reason="this kernel does not confine a process")
+def test_a_node_is_confined_by_default_and_works(site: Path) -> None:
+    # The fake program is no installed package, so that it could not be found any more.
+    node = Started(site, unconfined=False, prelude="import tests.protocol.fake_program")
+    node.wait_until_listening()
+    assert node.ask(Frame("echo")) == Frame("echo")
+    node.end()
+    assert " confined (" in (site / "state" / "node.log").read_text()
 
 
 def test_the_operator_may_accept_it_in_the_file(site: Path) -> None:
@@ -226,15 +239,41 @@ def test_one_thread_and_no_torch_until_the_process_is_confined(site: Path) -> No
             import os, sys
             from protocol import confinement
             apply = confinement.apply
-            def look(**given):
+            def look(*given, **more):
                 print(len(os.listdir("/proc/self/task")), {"torch", "numpy"} & set(sys.modules), flush=True)
-                return apply(**given)
+                return apply(*given, **more)
             confinement.apply = look
         """,
     )
     assert node.process.stdout is not None
     assert node.process.stdout.readline().strip() == "1 set()"
     node.end()
+
+
+def test_keys_are_opened_before_the_process_is_confined(site: Path) -> None:
+    """So that a confined process need not be able to read them."""
+    prelude = f"""
+        from pathlib import Path
+        from protocol import confinement
+        apply = confinement.apply
+        def take_away(*given, **more):
+            for name in ("signing.key", "encryption.key", "key.secret"):
+                Path({str(site)!r}, name).unlink()
+            return apply(*given, **more)
+        confinement.apply = take_away
+    """
+    unlock = Unlock.key_file(site / "key.secret")
+    keyid = SigningKey.load(site / "signing.key", unlock).keyid
+    public = EncryptionKey.load(site / "encryption.key", unlock).public
+    node = Started(site, prelude=prelude)
+    node.wait_until_listening()
+    assert node.ask(Frame("echo")) == Frame("echo")
+    assert node.end()[0] == 0
+    assert f"opened {keyid} {public.hex()}" in (site / "state" / "node.log").read_text()
+    code, errors = Started(site).end()
+    assert code == 2
+    assert "cannot read the key file" in errors
+    assert errors.count("\n") == 1
 
 
 def _until(look: Callable[[], str], wanted: str) -> bool:

@@ -7,8 +7,10 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from protocol.errors import InputError
-from protocol.node_configuration import STRICT, NodeConfiguration, load
+from protocol.keys import SigningKey
+from protocol.node_configuration import STRICT, NodeConfiguration, load, node_table, read
 
+ROOT = SigningKey.from_seed(b"r" * 32).public_hex
 NODE: dict[str, object] = {
     "party": "individual-1",
     "data": "images",
@@ -17,6 +19,7 @@ NODE: dict[str, object] = {
     "secret": "../secret",
     "key": "/keys/signing.key",
     "trust": "~/trust.json",
+    "root": ROOT,
     "run_id": "0123456789abcdef" * 2,
 }
 
@@ -82,6 +85,12 @@ def test_none_is_a_word_where_a_setting_may_be_none_and_text_elsewhere(tmp_path:
         ({"data": 5}, "node.data"),
         ({"run_id": "0123"}, "node.run_id"),
         ({"run_id": "G" * 32}, "node.run_id"),
+        ({"root": "ab" * 31}, "node.root"),
+        ({"root": ROOT.upper()}, "node.root"),
+        ({"root": "00" * 32}, "node.root"),
+        ({"root": "none"}, "node.root"),
+        ({"key_file": ""}, "node.key_file"),
+        ({"encryption_key": 5}, "node.encryption_key"),
         ({"device": "tpu"}, "node.device"),
         ({"device": "mps"}, "node.device"),
         ({"threads": -1}, "node.threads"),
@@ -100,7 +109,21 @@ def test_a_wrong_setting_is_named_in_one_line(tmp_path: Path, change: dict[str, 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("missing", ["party", "data", "state", "socket", "secret", "key", "trust", "run_id"])
+def test_keys_may_be_left_out_and_the_word_none_says_so(tmp_path: Path) -> None:
+    given = {"encryption_key": "encryption.key", "key_file": "/media/stick/key.secret"}
+    none = dict.fromkeys(given, "none")
+    for change, expected in (
+        (given, (tmp_path / "encryption.key", Path("/media/stick/key.secret"))),
+        (none, (None, None)),
+        ({}, (None, None)),
+    ):
+        path = write(tmp_path, {"node": {**NODE, **change}, "own": {}})
+        node = node_table(path, read(path))
+        assert (node.encryption_key, node.key_file) == expected
+        assert node == load(path, OwnConfiguration).node
+
+
+@pytest.mark.parametrize("missing", ["party", "data", "state", "socket", "secret", "key", "trust", "root", "run_id"])
 def test_what_has_no_default_must_be_given(tmp_path: Path, missing: str) -> None:
     content = {name: value for name, value in NODE.items() if name != missing}
     with pytest.raises(InputError, match=f"node.{missing}: field required"):

@@ -4,12 +4,23 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from protocol import envelope, messages
-from protocol.bundle import make_abort, make_receipt, make_request
+from protocol import blob, envelope, messages
 from protocol.errors import DigestMismatchError, LearngeneError, MalformedError, PolicyDeniedError, TooLargeError
+from protocol.make_messages import make_abort, make_receipt, make_request
 from protocol.messages import PAYLOAD_TYPES, Release, TensorDescription
 from protocol.policy import Policy, check_release, egress, egress_blob
-from tests.protocol.parties import COLLECTIVE, COLLECTIVE_POLICY, INDIVIDUAL, INDIVIDUAL_POLICY, NOW, RUN, Exchange
+from tests.protocol.parties import (
+    COLLECTIVE,
+    COLLECTIVE_POLICY,
+    ENCRYPTION,
+    INDIVIDUAL,
+    INDIVIDUAL_POLICY,
+    NOW,
+    RUN,
+    Exchange,
+    flipped,
+    learngene,
+)
 
 RECEIPT = make_receipt(run_id=RUN, release="0" * 64, audience=COLLECTIVE.keyid, key=INDIVIDUAL, now=NOW)
 ABORT = make_abort(run_id=RUN, audience=COLLECTIVE.keyid, code="stopped", subject=None, key=INDIVIDUAL, now=NOW)
@@ -52,7 +63,13 @@ def test_what_is_not_a_message_does_not_leave() -> None:
 
 def test_an_unpadded_or_chatty_payload_does_not_leave() -> None:
     request = make_request(
-        run_id=RUN, audience=COLLECTIVE.keyid, form="paper", key=INDIVIDUAL, now=NOW, nonce=bytes(16)
+        run_id=RUN,
+        audience=COLLECTIVE.keyid,
+        form="paper",
+        key=INDIVIDUAL,
+        encryption=ENCRYPTION,
+        now=NOW,
+        nonce=bytes(16),
     )
     body = envelope.parse(request).payload
     for changed in (body.replace(b'"pad":"00', b'"pad":"'), body.replace(b'"pad":"00000', b'"pad":"hello')):
@@ -103,7 +120,13 @@ def test_a_blob_is_bounded_by_its_architecture_and_by_the_policy(exchange: Excha
     larger = release.plaintext.model_copy(update={"size": release.plaintext.size + 8})
     with pytest.raises(MalformedError, match="architecture"):
         check_release(COLLECTIVE_POLICY, release.model_copy(update={"plaintext": larger}))
-    narrow = COLLECTIVE_POLICY.model_copy(update={"largest_blob": release.plaintext.size - 1})
+    for more in (-1, 1, 8):
+        content = release.ciphertext.model_copy(update={"size": release.ciphertext.size + more})
+        with pytest.raises(MalformedError, match="ciphertext"):
+            check_release(COLLECTIVE_POLICY, release.model_copy(update={"ciphertext": content}))
+    # What crosses the wire is bounded: the ciphertext, not what is in it.
+    check_release(COLLECTIVE_POLICY.model_copy(update={"largest_blob": release.ciphertext.size}), release)
+    narrow = COLLECTIVE_POLICY.model_copy(update={"largest_blob": release.ciphertext.size - 1})
     with pytest.raises(TooLargeError):
         check_release(narrow, release)
 
@@ -111,13 +134,21 @@ def test_a_blob_is_bounded_by_its_architecture_and_by_the_policy(exchange: Excha
 def test_a_blob_leaves_only_with_the_release_that_describes_it(exchange: Exchange) -> None:
     answer = exchange.answer
     assert egress_blob(COLLECTIVE_POLICY, answer.release, answer.blob) == answer.blob
-    for other in (answer.blob + b"\0", answer.blob[:-1] + b"\xff", b""):
+    # The learngene itself, unsealed, is the last thing that may leave in the blob's place.
+    for other in (answer.blob + b"\0", flipped(answer.blob, 7), b"", blob.encode(learngene().tensors)):
         with pytest.raises(DigestMismatchError):
             egress_blob(COLLECTIVE_POLICY, answer.release, other)
     with pytest.raises(PolicyDeniedError):
         egress_blob(COLLECTIVE_POLICY, answer.grant, answer.blob)
     with pytest.raises(PolicyDeniedError):
         egress_blob(INDIVIDUAL_POLICY, answer.release, answer.blob)
+
+
+def test_a_policy_names_at_least_one_kind_of_encryption_key() -> None:
+    assert Policy(role="collective", kinds_out=(), kems=("mlkem768-x25519",)).kems == ("mlkem768-x25519",)
+    for kems in ((), ("rsa",), ("x25519", "none")):
+        with pytest.raises(ValidationError, match="kems"):
+            Policy(role="collective", kinds_out=(), kems=kems)  # type: ignore[arg-type]
 
 
 def test_the_digest_names_the_policy(exchange: Exchange) -> None:

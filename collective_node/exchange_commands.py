@@ -1,0 +1,186 @@
+"""The collective's half of an exchange by files, and its releases: ``grant``, ``receipt``, ``releases``, ``withdraw``.
+
+All of them work on the node's own ledger, and may do so while the node is running.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from protocol.errors import InputError
+
+if TYPE_CHECKING:
+    from protocol.ledger import StoredRelease
+
+#: Digits of a digest that are enough to name a release; fewer are its number.
+_SHORTEST_DIGEST = 8
+
+_Config = Annotated[Path, typer.Option(help="Configuration file of the collective's node.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an application."""
+    for command in (grant, receipt, releases, withdraw):
+        app.command()(command)
+
+
+def grant(
+    config: _Config,
+    request: Annotated[Path, typer.Option(help="An individual's request: `individual-node request` wrote it.")],
+    out: Annotated[Path, typer.Option(help="File to write for the individual, by custom NAME.learngene.")],
+) -> None:
+    """Answer a request with the newest learngene of its form, as a file; with a notice, where that was withdrawn.
+
+    \b
+    Example:
+      collective-node grant --config ~/collective/config.toml --request request.json --out condensed.learngene
+
+    `individual-node inherit` takes both. The same request has the same answer.
+    """
+    from protocol import bundle_file, envelope
+    from protocol.bundle_file import BundleFile
+    from protocol.desks import CollectiveDesk, Withdrawal
+    from protocol.files import check_free, named_refusals, read_limited, write_new
+    from protocol.node_desk import node_of, open_desk, unix_seconds
+
+    check_free(out)
+    desk = open_desk(node_of(config, "collective"), CollectiveDesk)
+    with named_refusals(request):
+        data = read_limited(request, "a request", max_bytes=envelope.MAX_BYTES)
+        answer = desk.answer_request(data, unix_seconds())
+    if isinstance(answer, Withdrawal):
+        write_new(out, answer.abort)
+        typer.echo(f"{out}  a notice and no learngene: the one that is asked for was withdrawn and not replaced")
+        return
+    bundle = BundleFile(*answer)
+    bundle_file.write(out, bundle)
+    typer.echo(f"{out}  a bundle file, {len(bundle_file.encode(bundle))} bytes, sealed to whoever asked")
+
+
+def receipt(
+    config: _Config,
+    file: Annotated[Path, typer.Argument(help="An individual's receipt: `individual-node inherit` wrote it.")],
+) -> None:
+    """Take an individual's receipt; the same again changes nothing.
+
+    \b
+    Example:
+      collective-node receipt --config ~/collective/config.toml receipt.json
+    """
+    from protocol import envelope
+    from protocol.desks import CollectiveDesk
+    from protocol.files import named_refusals, read_limited
+    from protocol.node_desk import node_of, open_desk, unix_seconds
+
+    desk = open_desk(node_of(config, "collective"), CollectiveDesk)
+    with named_refusals(file):
+        data = read_limited(file, "a receipt", max_bytes=envelope.MAX_BYTES)
+        verified = desk.accept_receipt(data, unix_seconds())
+    typer.echo(f"{verified.key.party} has stored release {verified.payload.release}")
+
+
+def releases(
+    config: _Config,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list instead of a table.")] = False,
+) -> None:
+    """List the releases of this node's run: the chain, first to last.
+
+    \b
+    Example:
+      collective-node releases --config ~/collective/config.toml
+    """
+    from protocol.node_desk import collective_ledger, node_of
+    from protocol.output import add_row, moment, print_table, table
+
+    node = node_of(config, "collective")
+    ledger = collective_ledger(node)
+    chain = [
+        (release, len(ledger.granted(release.digest)), len(ledger.receipts(release.digest)))
+        for release in ledger.releases(node.run_id)
+    ]
+    if as_json:
+        typer.echo(json.dumps([_described(*entry) for entry in chain], indent=2))
+        return
+    if not chain:
+        typer.echo(f"nothing is published in run {node.run_id} yet")
+        return
+    shown = table(
+        "number", "form", "signed", "valid until", "withdrawn", "granted to", "receipts", "digest",
+        title=f"releases of run {node.run_id}", right=("number", "granted to", "receipts"),
+    )  # fmt: skip
+    for release, granted, receipts in chain:
+        payload = release.payload
+        add_row(
+            shown,
+            str(release.seq),
+            payload.form,
+            moment(payload.issued_at),
+            moment(payload.expires_at),
+            "yes" if release.withdrawn else "no",
+            str(granted),
+            str(receipts),
+            release.digest,
+        )
+    print_table(shown)
+
+
+def withdraw(
+    config: _Config,
+    release: Annotated[
+        str, typer.Argument(help="Which one: its number, or at least 8 digits of its digest: `releases` lists them.")
+    ],
+) -> None:
+    """Take a release back: it is granted no more, and every individual that asks again is told.
+
+    \b
+    Example:
+      collective-node withdraw --config ~/collective/config.toml 3
+    """
+    from protocol.node_desk import collective_ledger, node_of
+
+    node = node_of(config, "collective")
+    ledger = collective_ledger(node)
+    found = _find(ledger.releases(node.run_id), release)
+    if found.withdrawn:
+        typer.echo(f"release {found.seq} was withdrawn before, {found.digest}")
+        return
+    ledger.withdraw(found.digest)
+    granted = len(ledger.granted(found.digest))
+    typer.echo(f"withdrawn  release {found.seq}, {found.payload.form}, {found.digest}")
+    typer.echo(f"It was granted to {granted} individual{'' if granted == 1 else 's'}. Each is told when it requests")
+    typer.echo("again, and by every release that is published from now on.")
+
+
+def _find(chain: "list[StoredRelease]", text: str) -> "StoredRelease":
+    """The one release of a chain that a number or the beginning of a digest names.
+
+    Raises:
+        InputError: none, or several.
+    """
+    if text.isascii() and text.isdecimal() and len(text) < _SHORTEST_DIGEST:
+        found = [release for release in chain if release.seq == int(text)]
+    elif len(text) >= _SHORTEST_DIGEST:
+        found = [release for release in chain if release.digest.startswith(text.lower())]
+    else:
+        found = []
+    if len(found) != 1:
+        many = "more than one release" if found else "no release"
+        raise InputError(f"this run has {many} {text!r}; `collective-node releases` lists numbers and digests")
+    return found[0]
+
+
+def _described(release: "StoredRelease", granted: int, receipts: int) -> dict[str, object]:
+    payload = release.payload
+    return {
+        "number": release.seq,
+        "form": payload.form,
+        "digest": release.digest,
+        "issued_at": payload.issued_at,
+        "expires_at": payload.expires_at,
+        "withdrawn": release.withdrawn,
+        "withdraws": list(payload.withdraws),
+        "granted": granted,
+        "receipts": receipts,
+    }

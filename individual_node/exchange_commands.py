@@ -1,0 +1,111 @@
+"""The individual's half of an exchange by files: ``request`` and ``inherit``; mail or a memory stick carries them."""
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from individual_node.user_commands import form_of
+from protocol.errors import RunFailedError
+
+if TYPE_CHECKING:
+    from protocol.desks import IndividualDesk, Inheritance
+    from protocol.messages import Abort
+
+_CONFIG_HELP = "Configuration file of this individual's node."
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an application."""
+    for command in (request, inherit):
+        app.command()(command)
+
+
+def request(
+    config: Annotated[Path, typer.Option(help=_CONFIG_HELP)],
+    out: Annotated[Path, typer.Option(help="File to write, for the collective.")],
+    form: Annotated[str, typer.Option(help="Form of the learngene.")] = "condensed",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask anew, even though an earlier request waits for its answer.")
+    ] = False,
+) -> None:
+    """Write a request for a learngene, to be taken to the collective.
+
+    \b
+    Example:
+      individual-node request --config ~/individual/config.toml --form condensed --out request.json
+
+    The collective answers it within 7 days: `collective-node grant`. The same request, while it waits for its answer,
+    is written again as it is.
+    """
+    from protocol.desks import IndividualDesk
+    from protocol.files import check_free, write_new
+    from protocol.node_desk import node_of, open_desk, unix_seconds
+
+    wanted = form_of(form)
+    check_free(out)
+    desk = open_desk(node_of(config, "individual"), IndividualDesk, new=True)
+    data = desk.request(wanted, unix_seconds(), secrets.token_bytes(16), fresh=fresh)
+    write_new(out, data)
+    typer.echo(f"{out}  a request for the form {form}, {len(data)} bytes: take it to the collective")
+
+
+def inherit(
+    config: Annotated[Path, typer.Option(help=_CONFIG_HELP)],
+    file: Annotated[Path, typer.Argument(help="What the collective answered: a bundle file or a notice.")],
+    receipt: Annotated[
+        Path | None, typer.Option(help="File to write the receipt to, for the collective.", show_default=False)
+    ] = None,
+) -> None:
+    """Verify and keep a learngene that answers this node's request, or take the notice that it was withdrawn.
+
+    \b
+    Example:
+      individual-node inherit --config ~/individual/config.toml condensed.learngene --receipt receipt.json
+    """
+    from protocol import bundle_file, envelope
+    from protocol.desks import IndividualDesk
+    from protocol.files import check_free, named_refusals, read_limited, write_new
+    from protocol.node_desk import node_of, open_desk, unix_seconds
+
+    if receipt is not None:
+        check_free(receipt)
+    desk = open_desk(node_of(config, "individual"), IndividualDesk)
+    with named_refusals(file):
+        data = read_limited(file, "the bundle file", max_bytes=bundle_file.MAX_BYTES)
+        if data.startswith(bundle_file.MAGIC):
+            bundle = bundle_file.decode(data)
+            inheritance = desk.inherit(*bundle, unix_seconds())
+        else:
+            bundle, notice = None, desk.accept_abort(data, unix_seconds()).payload
+    if bundle is None:
+        _say_notice(notice)
+        return
+    _say_inherited(inheritance, envelope.digest(bundle.release), desk)
+    if receipt is not None:
+        write_new(receipt, inheritance.receipt)
+        typer.echo(f"receipt    {receipt}: take it to the collective")
+
+
+def _say_notice(notice: "Abort") -> None:
+    if notice.code != "withdrawn" or notice.subject is None:
+        raise RunFailedError(f"the collective answered with an abort, code {notice.code}; ask it what to do")
+    typer.echo(f"withdrawn  release {notice.subject}")
+    typer.echo("The collective has taken this learngene back and published no other: nothing was inherited. What was")
+    typer.echo("adapted from it says so from now on. Request again later.")
+
+
+def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualDesk") -> None:
+    """``arrived``: digest of the release in the file, which may be older than the newest one here."""
+    from protocol.output import warn_withdrawn
+
+    learngene = inheritance.learngene
+    release, digest = learngene.release, learngene.release_digest
+    if arrived != digest:
+        typer.echo(f"The file holds the older release {arrived}; the newest here stays:")
+    typer.echo(f"inherited  {release.form}, release {release.seq} of run {release.run_id}, {digest}")
+    for withdrawn in release.withdraws:
+        typer.echo(f"withdrawn  release {withdrawn}")
+    if desk.withdrawn(digest):
+        warn_withdrawn("this learngene", form=release.form, release=digest)

@@ -1,0 +1,92 @@
+"""The commands ``learngene audit``: what crossed a site's border, and whether the log of it is whole."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protocol.audit import ALLOWED, Chain, read_chain
+from protocol.errors import InputError, MalformedError
+from protocol.output import add_row, moment, print_table, table
+
+_Log = Annotated[
+    Path, typer.Argument(help="Log of crossings, or the state folder of a node that holds one (crossings.jsonl).")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Machine-readable, to standard output.")]
+_NAME = "crossings.jsonl"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an application."""
+    audit = typer.Typer(help="What crossed a site's border: show and verify the log.", no_args_is_help=False)
+    audit.command()(show)
+    audit.command()(verify)
+    app.add_typer(audit, name="audit")
+
+
+def show(
+    log: _Log,
+    refused: Annotated[bool, typer.Option("--refused", help="Only what was refused.")] = False,
+    json_output: _Json = False,
+) -> None:
+    """List everything that left or entered: time, direction, kind, bytes, digest, decision.
+
+    \b
+    Example:
+      learngene audit show individual/state
+    """
+    chain = _read(log)
+    crossings = [crossing for crossing in chain.crossings if not refused or crossing.decision != ALLOWED]
+    if json_output:
+        lines = [crossing.model_dump(by_alias=True) for crossing in crossings]
+        typer.echo(json.dumps({"crossings": lines, "head": chain.head}, indent=2))
+        return
+    shown = table("number", "time", "from", "to", "kind", "bytes", "sha256", "decision", right=("number", "bytes"))
+    for crossing in crossings:
+        size = f"{crossing.bytes:,}"
+        parties = crossing.sender, crossing.receiver
+        at = moment(crossing.time)
+        add_row(shown, str(crossing.number), at, *parties, crossing.kind, size, crossing.digest[:16], crossing.decision)
+    print_table(shown)
+    _say_head(chain)
+
+
+def verify(
+    log: _Log,
+    head: Annotated[
+        str, typer.Option(help="Digest of a line that `show` or `verify` printed earlier: the log must still hold it.")
+    ] = "",
+    json_output: _Json = False,
+) -> None:
+    """Verify that no line was changed, put in, moved or taken out.
+
+    \b
+    Examples:
+      learngene audit verify individual/state
+      learngene audit verify individual/state --head 3b5d...
+
+    Lines cut off at the end show only with --head: note the head now and then, outside this machine.
+    """
+    chain = _read(log)
+    if head:
+        heads = {crossing.previous for crossing in chain.crossings} | {chain.head}
+        if head.lower() not in heads:
+            raise MalformedError("the log does not hold the given line any more: lines were cut off, or all written anew")
+    if json_output:
+        typer.echo(json.dumps({"lines": len(chain.crossings), "head": chain.head}))
+        return
+    _say_head(chain)
+
+
+def _read(log: Path) -> Chain:
+    path = log / _NAME if log.is_dir() else log
+    if not path.exists():
+        raise InputError(f"there is no log of crossings {path}")
+    return read_chain(path)
+
+
+def _say_head(chain: Chain) -> None:
+    refused = sum(crossing.decision != ALLOWED for crossing in chain.crossings)
+    typer.echo(f"{len(chain.crossings)} crossings, {refused} of them refused; the chain is whole")
+    typer.echo(f"head {chain.head}")

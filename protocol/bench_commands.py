@@ -1,0 +1,257 @@
+"""The command ``learngene bench bundle``."""
+
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from protocol.errors import InputError
+from protocol.key_commands import kem_named
+from protocol.storage import write_atomically
+
+if TYPE_CHECKING:
+    from protocol.bench_bundle import BundleBenchmark, Observer, Range
+
+_MOST_MEGABYTES = 256
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``bench`` with its command to an application."""
+    bench = typer.Typer(help="What the protocol costs on this machine.", no_args_is_help=False, rich_markup_mode=None)
+    # With a callback, its one command keeps its name.
+    bench.callback()(lambda: None)
+    bench.command("bundle")(bundle)
+    app.add_typer(bench, name="bench")
+
+
+def bundle(
+    megabytes: Annotated[
+        float, typer.Option(help="Size of the learngene, 10^6 bytes.", min=0.01, max=_MOST_MEGABYTES)
+    ] = 57,
+    repeats: Annotated[int, typer.Option(help="How often everything is measured.", min=1, max=1000)] = 7,
+    audiences: Annotated[
+        int, typer.Option(help="Individuals to whom the one release is granted; 0: none.", min=0, max=8000)
+    ] = 1000,
+    kem: Annotated[str, typer.Option(help="What grants are sealed with: x25519 or mlkem768-x25519.")] = "x25519",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the ledger lies while it is measured: on the disk whose speed counts. [default: the system's "
+            "folder for temporary files]",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File to write everything measured to.", show_default=False)
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="File.png to draw the audiences to (needs matplotlib).", show_default=False)
+    ] = None,
+) -> None:
+    """Time signing, sealing, opening and verifying a random learngene beside SHA-256 and a copy of the same bytes.
+
+    \b
+    Example:
+      learngene bench bundle --json bundle.json --figure audiences.png
+    """
+    encapsulation = kem_named(kem)
+    where = _folder(folder)
+    for out in (json_file, figure):
+        _check_new(out)
+    if figure is not None and audiences == 0:
+        raise InputError("--figure shows the audiences; ask for at least one with --audiences")
+    if figure is not None and find_spec("matplotlib") is None:
+        raise InputError("the figure needs matplotlib; install it with: pip install 'learngene[sim]'")
+    # Only here: they load numpy and OpenSSL, and --help should not wait for them.
+    import numpy as np
+
+    from protocol import bench_bundle
+    from protocol.bench_memory import measure_memory
+
+    with _progress() as observe:
+        observe(0, repeats, "making a learngene")
+        learngene = bench_bundle.random_learngene(
+            bench_bundle.architecture_of(round(megabytes * bench_bundle.MEGABYTE)), np.random.default_rng(0)
+        )
+        made = bench_bundle.make_bundle(learngene, encapsulation)
+        works = bench_bundle.works(made, learngene)
+        seconds = bench_bundle.measure(works, repeats, time.perf_counter, observe)
+        observe(0, 1, "measuring memory")
+        memory = measure_memory(made, where)
+        measured = (
+            bench_bundle.measure_audiences(made, audiences, where, time.perf_counter, observe) if audiences else None
+        )
+    timings = bench_bundle.timings(seconds, len(made.plaintext))
+    verify = next(timing for timing in timings if timing.name == bench_bundle.VERIFY_AND_PARSE)
+    result = bench_bundle.BundleBenchmark(
+        machine=_machine(),
+        kem=encapsulation,
+        repeats=repeats,
+        tensors=len(learngene.tensors),
+        plaintext_bytes=len(made.plaintext),
+        release_bytes=len(made.release),
+        within_target=(
+            verify.to_sha256.median <= bench_bundle.TARGET if len(made.plaintext) >= bench_bundle.TARGET_BYTES else None
+        ),
+        opening_share=bench_bundle.ratio(seconds[bench_bundle.OPEN], seconds[bench_bundle.WHOLE]),
+        timings=timings,
+        memory=memory,
+        audiences=measured,
+    )
+    _show(result)
+    if json_file is not None:
+        write_atomically(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n")
+        typer.echo(f"{json_file}")
+    if figure is not None:
+        from protocol.bench_figure import audiences_figure
+
+        write_atomically(figure, audiences_figure(result))
+        typer.echo(f"{figure}")
+
+
+def _show(result: "BundleBenchmark") -> None:
+    from protocol.bench_bundle import MEGABYTE, TARGET, TARGET_BYTES, VERIFY_AND_PARSE
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # as wide as it needs
+    table = _table(f"{result.plaintext_bytes / MEGABYTE:.2f} MB in {result.tensors} tensors, {result.repeats} repeats")
+    for title in ("ms", "MB/s", "x SHA-256", "x memory copy"):
+        table.add_column(title, justify="right")
+    table.add_column("target")
+    verdict = {True: ": met", False: ": MISSED", None: f" of {TARGET_BYTES // MEGABYTE} MB or more"}
+    for timing in result.timings:
+        table.add_row(
+            timing.name,
+            f"{1000 * timing.seconds.median:.2f}",
+            f"{timing.megabytes_per_second:.0f}",
+            _with_range(timing.to_sha256),
+            _with_range(timing.to_copy),
+            f"at most {TARGET} x SHA-256{verdict[result.within_target]}" if timing.name == VERIFY_AND_PARSE else "",
+        )
+    console.print(table)
+    share = result.opening_share
+    typer.echo(
+        f"Opening (HPKE, AES-256-GCM) is {100 * share.median:.0f} % of the whole verification"
+        f" ({100 * share.smallest:.0f} to {100 * share.largest:.0f} %).\n"
+        "Medians; ratios are taken within each repeat, smallest and largest in brackets.\n"
+    )
+    memory = _table("Peak memory beyond the received bytes")
+    memory.add_column("MB", justify="right")
+    memory.add_column("of the learngene", justify="right")
+    for row in result.memory:
+        memory.add_row(row.name, f"{row.bytes / MEGABYTE:.2f}", f"{100 * row.bytes / result.plaintext_bytes:.0f} %")
+    console.print(memory)
+    if result.audiences is not None:
+        _show_audiences(console, result)
+    typer.echo(", ".join(f"{name} {value}" for name, value in result.machine.items()))
+
+
+def _show_audiences(console: Console, result: "BundleBenchmark") -> None:
+    from protocol.bench_bundle import MEGABYTE, spread
+
+    found = result.audiences
+    assert found is not None
+    count = found.audiences
+    table = _table(f"One grant of {count}, sealed with {result.kem}")
+    table.add_column("ms", justify="right")
+    for name, seconds in (
+        ("verify the request", found.verify),
+        ("seal and sign", found.seal_and_sign),
+        ("  of it the sealing", found.seal),
+        ("store durably", found.store),
+        ("together", spread(found.each)),
+    ):
+        table.add_row(name, _with_range(seconds, 1000))
+    console.print(table)
+    shared, separate = found.shared_bytes(count) / MEGABYTE, found.separate_bytes(count) / MEGABYTE
+    typer.echo(
+        f"A grant has {found.grant_bytes} bytes, the release {found.release_bytes}, a request {found.request_bytes}.\n"
+        f"One blob for {count} individuals: {shared:.2f} MB in all; a blob for each: {separate:.2f} MB"
+        f" ({separate / shared:.0f} times as much).\n"
+    )
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("")
+    return table
+
+
+def _with_range(values: "Range", factor: float = 1.0) -> str:
+    return f"{factor * values.median:.3f} ({factor * values.smallest:.3f} to {factor * values.largest:.3f})"
+
+
+@contextmanager
+def _progress() -> "Iterator[Observer]":
+    """A bar on standard error where that is a terminal; otherwise a line for each kind of work."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said: set[str] = set()
+
+        def write(done: int, total: int, text: str) -> None:
+            if text not in said:
+                said.add(text)
+                print(text, file=sys.stderr)
+
+        yield write
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    # Drawn between the measurements only: a thread that draws by itself would be measured too.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(done: int, total: int, text: str) -> None:
+            bar.update(task, completed=done, total=total, description=text, refresh=True)
+
+        yield show
+
+
+def _folder(folder: Path | None) -> Path:
+    if folder is None:
+        return Path(tempfile.gettempdir())
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; --folder names one on the disk that is to be measured")
+    return folder
+
+
+def _check_new(out: Path | None) -> None:
+    if out is not None and (out.exists() or out.is_symlink()):
+        raise InputError(f"{out} exists already and is not overwritten; choose another name")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent} to write {out.name} to")
+
+
+def _machine() -> dict[str, str]:
+    """What the times belong to."""
+    from cryptography.hazmat.backends.openssl.backend import backend
+
+    return {
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "cryptography": version("cryptography"),
+        "openssl": backend.openssl_version_text().removeprefix("OpenSSL "),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = _CPUINFO.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return found or platform.processor() or platform.machine()

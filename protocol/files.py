@@ -1,0 +1,76 @@
+"""Files that a user names: read within a limit, written for their owner alone, and never over anything."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from protocol.errors import InputError, RefusedError, StorageFailedError, TooLargeError
+from protocol.storage import write_atomically
+
+
+def read_limited(path: Path, what: str, *, max_bytes: int) -> bytes:
+    """The content of a file, of which no more than ``max_bytes`` are read, whatever its size says.
+
+    Args:
+        what: the kind of file, for messages: ``the bundle file``.
+
+    Raises:
+        InputError: there is no such file, or it is a pipe, a folder or a device.
+        TooLargeError: it holds more.
+    """
+    try:
+        # Without O_NONBLOCK, a pipe with that name would hold the program up.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{shown(path)} is not a file")
+            data = file.read(min(status.st_size, max_bytes) + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {what} {shown(path)}: {error.strerror}") from None
+    if len(data) > max_bytes:
+        raise TooLargeError(f"{shown(path)} has more than {max_bytes} bytes, the limit of {what}; give the right file")
+    return data
+
+
+def check_free(path: Path) -> None:
+    """Whether something new may be written there, to be asked before any work.
+
+    Raises:
+        InputError: there is something already, or no folder for it.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists already and is not overwritten; choose another name")
+    folder = path.absolute().parent
+    if not os.path.isdir(folder):
+        raise InputError(f"there is no folder {folder}")
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that only its owner reads (0600), all of it or nothing.
+
+    Raises:
+        InputError: there is something already, or no folder for it.
+        StorageFailedError: it could not be stored durably.
+    """
+    check_free(path)
+    write_atomically(path, data, mode=0o600)
+
+
+@contextmanager
+def named_refusals(what: Path | str) -> Iterator[None]:
+    """Say with a refusal which file was refused, and with which of the protocol's words."""
+    try:
+        yield
+    except StorageFailedError:
+        # The reader's own disk is at fault, not the file.
+        raise
+    except RefusedError as error:
+        name = shown(what) if isinstance(what, Path) else what
+        raise type(error)(f"{name} is refused ({error.code}): {error}") from None
+
+
+def shown(path: Path) -> str:
+    """A file's name for the screen: on a stick from somebody else it may hold what steers a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in str(path))

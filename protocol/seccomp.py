@@ -1,0 +1,180 @@
+"""seccomp: a process gives up, for itself and all its children, the system calls that lead out of its confinement.
+
+Landlock does not stop a Unix socket's ``connect`` by path, UDP, or other families of sockets; this filter does. It is a
+small program for the kernel's classic BPF machine (Linux kernel documentation, ``userspace-api/seccomp_filter``).
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import socket
+import struct
+from pathlib import Path
+
+from protocol.errors import RunFailedError
+
+_SET_SECCOMP, _MODE_FILTER = 22, 2
+_ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
+
+# Offsets in struct seccomp_data: number, architecture, arguments (the low half of each, little-endian).
+_NUMBER, _ARCHITECTURE = 0, 4
+_LOAD, _AND, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
+
+#: machine: (audit architecture, column of ``FORBIDDEN``).
+_MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+# Numbers with this bit belong to x86-64's x32, a second way to every call.
+_X32_BIT = 0x40000000
+
+#: System calls that fail with EPERM: name: (x86-64, arm64).
+FORBIDDEN = {
+    # Ways to other processes by a socket; the node's own listens already.
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    # A second entrance to system calls, past this filter.
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    # Other processes' memory and descriptors.
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440),
+    "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438),
+    # Files past their paths.
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "mknodat": (259, 33),
+    # Another view of the file system.
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    # The kernel itself, its keys and its clocks.
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "acct": (163, 89),
+    "quotactl": (179, 60),
+    "syslog": (103, 116),
+    "clock_settime": (227, 112),
+    "settimeofday": (164, 170),
+    "fanotify_init": (300, 262),
+}
+_MKNOD_X86 = 133
+_SOCKET, _SOCKETPAIR = (41, 198), (53, 199)
+_CLONE, _CLONE3 = (56, 220), (435, 435)
+# CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
+_NEW_NAMESPACES = 0x80 | 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+_SOCKET_TYPE = 0xF
+
+
+def offered() -> bool:
+    """Whether the kernel filters system calls on request, on a machine that this module knows."""
+    return platform.machine() in _MACHINES and Path("/proc/sys/kernel/seccomp/actions_avail").exists()
+
+
+def restrict() -> None:
+    """Install the filter. ``no_new_privs`` must hold already.
+
+    Raises:
+        RunFailedError: the kernel refused, or this machine's system calls are not known here.
+    """
+    machine = platform.machine()
+    if machine not in _MACHINES:
+        raise RunFailedError(
+            f"no system call filter is written for {machine}; there is one for: {', '.join(_MACHINES)}"
+        )
+    program = filter_program(machine)
+    instructions = ctypes.create_string_buffer(program, len(program))
+    head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(instructions))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_SET_SECCOMP, _MODE_FILTER, ctypes.c_char_p(head), 0, 0) != 0:
+        raise RunFailedError(f"seccomp did not confine this process: {os.strerror(ctypes.get_errno())}")
+
+
+def filter_program(machine: str) -> bytes:
+    """The filter: instructions of eight bytes for the kernel's BPF machine, default allow.
+
+    Args:
+        machine: ``x86_64`` or ``aarch64``.
+    """
+    architecture, column = _MACHINES[machine]
+    refuse, missing = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
+    program = [
+        _instruction(_LOAD, _ARCHITECTURE),
+        _instruction(_JUMP_EQUAL, architecture, 1, 0),
+        _instruction(_RETURN, _KILL_PROCESS),
+        _instruction(_LOAD, _NUMBER),
+    ]
+    if machine == "x86_64":
+        program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, 0, 1), _instruction(_RETURN, missing)]
+        program += _returning(_MKNOD_X86, refuse)
+    for numbers in FORBIDDEN.values():
+        program += _returning(numbers[column], refuse)
+    # Its flags lie in memory, where a filter cannot look; the C library then takes clone.
+    program += _returning(_CLONE3[column], missing)
+    program += _when(
+        _CLONE[column],
+        [
+            _instruction(_LOAD, _argument(0)),
+            _instruction(_JUMP_SET, _NEW_NAMESPACES, 0, 1),
+            _instruction(_RETURN, refuse),
+            _instruction(_RETURN, _ALLOW),
+        ],
+    )
+    # Unix sockets with a connection only: a datagram could be sent to a path without connect.
+    for call in (_SOCKET, _SOCKETPAIR):
+        program += _when(
+            call[column],
+            [
+                _instruction(_LOAD, _argument(0)),
+                _instruction(_JUMP_EQUAL, socket.AF_UNIX, 1, 0),
+                _instruction(_RETURN, refuse),
+                _instruction(_LOAD, _argument(1)),
+                _instruction(_AND, _SOCKET_TYPE),
+                _instruction(_JUMP_EQUAL, socket.SOCK_STREAM, 1, 0),
+                _instruction(_RETURN, refuse),
+                _instruction(_RETURN, _ALLOW),
+            ],
+        )
+    return b"".join([*program, _instruction(_RETURN, _ALLOW)])
+
+
+def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _returning(number: int, verdict: int) -> list[bytes]:
+    return _when(number, [_instruction(_RETURN, verdict)])
+
+
+def _when(number: int, body: list[bytes]) -> list[bytes]:
+    """``body`` for the system call of this number; it must return in all its branches."""
+    return [_instruction(_JUMP_EQUAL, number, 0, len(body)), *body]
+
+
+def _argument(index: int) -> int:
+    return 16 + 8 * index

@@ -1,0 +1,392 @@
+"""The commands ``learngene trust init|add|revoke|rotate|renew|show``: what whoever keeps the offline root key does."""
+
+import contextlib
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from protocol import keys
+from protocol.errors import InputError
+from protocol.keys import SigningKey, read_fingerprint
+from protocol.passphrase import unlock_with
+from protocol.trust import Handover, Role, TrustedKey, TrustStore
+from protocol.trust_file import read_trust, write_trust
+
+#: Why an operator revokes a key; `superseded` is what `rotate` says.
+_Why = Literal["compromised", "retired"]
+_ROLES: tuple[Role, ...] = get_args(Role)
+_WHYS: tuple[_Why, ...] = get_args(_Why)
+
+_DAY = 24 * 3600
+#: Hexadecimal digits of a key id that are enough to name a key.
+_SHORTEST_KEYID = 8
+#: Days before its end from which every command asks for a renewal.
+_SOON = 30
+
+_Root = Annotated[Path, typer.Option(help="File with the root's private key; it stays offline.")]
+_Trust = Annotated[Path, typer.Option(help="The trust store.")]
+_KeyFile = Annotated[
+    Path | None,
+    typer.Option(help="File that opens the root key; without it a passphrase is asked for.", show_default=False),
+]
+_Days = Annotated[int, typer.Option(help="Days for which the store holds, from now.", min=1, max=3650)]
+_Fingerprint = Annotated[
+    str, typer.Option(help="The fingerprint that the key's owner read to you; it must fit.", show_default=False)
+]
+_Role = Annotated[str, typer.Option(help="collective or individual.")]
+_Party = Annotated[str, typer.Option(help="The party's name.")]
+_Public = Annotated[str, typer.Option(help="The party's public key: 64 hexadecimal digits, as its `init` printed it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``trust`` with its commands to an application."""
+    trust = typer.Typer(
+        help="The public keys that nodes believe, in a file that an offline root key signs.",
+        no_args_is_help=False,
+        rich_markup_mode=None,
+    )
+    for name, command in (
+        ("init", init),
+        ("add", add),
+        ("revoke", revoke),
+        ("rotate", rotate),
+        ("renew", renew),
+        ("show", show),
+    ):
+        trust.command(name)(command)
+    app.add_typer(trust, name="trust")
+
+
+def init(
+    root: _Root,
+    out: Annotated[Path, typer.Option(help="File to write; nodes know it as trust.json.")],
+    days: _Days = 365,
+    key_file: _KeyFile = None,
+) -> None:
+    """Make a trust store, with no key in it yet.
+
+    \b
+    Example:
+      learngene keygen --out root.key
+      learngene trust init --root root.key --out trust.json
+    """
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists already and is not overwritten; choose another name")
+    key = _root_key(root, key_file)
+    store = TrustStore(root=key.public_hex, expires_at=_now() + days * _DAY)
+    write_trust(out, store, key)
+    typer.echo(f"root           {key.public_hex}")
+    typer.echo(f"fingerprint    {key.fingerprint}")
+    _say_version(out, store)
+    typer.echo(f"Every node pins this root: collective-node init --root {key.public_hex} ...")
+
+
+def add(
+    root: _Root,
+    trust: _Trust,
+    role: _Role,
+    party: _Party,
+    public: _Public,
+    fingerprint: _Fingerprint = "",
+    key_file: _KeyFile = None,
+) -> None:
+    """Pin a party's public key, after comparing its fingerprint with its owner over another channel.
+
+    \b
+    Example:
+      learngene trust add --root root.key --trust trust.json --role individual --party individual-1 --public HEX
+    """
+    wanted = _role(role)
+    public = _public(public, fingerprint)
+    key, store = _open(root, key_file, trust)
+    store = store.with_key(public, wanted, party)
+    write_trust(trust, store, key)
+    _say_pinned(store.keys[-1], compared=bool(fingerprint))
+    _say_version(trust, store)
+
+
+def revoke(
+    root: _Root,
+    trust: _Trust,
+    key: Annotated[str, typer.Argument(help="Which key: its party's name, its fingerprint, or 8 digits of its id.")],
+    reason: Annotated[str, typer.Option(help="compromised: others may have it; retired: its owner has left.")],
+    key_file: _KeyFile = None,
+) -> None:
+    """Believe a key no more. It never comes back; for a new key of the same party there is `rotate`.
+
+    \b
+    Example:
+      learngene trust revoke --root root.key --trust trust.json individual-1 --reason compromised
+    """
+    why = _why(reason)
+    root_key, store = _open(root, key_file, trust)
+    found = _find(store, key)
+    store = store.without_key(found.keyid, why)
+    write_trust(trust, store, root_key)
+    typer.echo(f"revoked        {found.role} {found.party}, {_fingerprint(found.public)} ({why})")
+    _say_version(trust, store)
+
+
+def rotate(
+    root: _Root,
+    trust: _Trust,
+    party: Annotated[str, typer.Option(help="The party that has a new key.", show_default=False)] = "",
+    role: Annotated[str, typer.Option(help="Its role: collective or individual.", show_default=False)] = "",
+    public: Annotated[str, typer.Option(help="Its new public key: 64 hexadecimal digits.", show_default=False)] = "",
+    fingerprint: _Fingerprint = "",
+    new_root: Annotated[
+        Path | None, typer.Option(help="Instead: file with a new root key, which takes over.", show_default=False)
+    ] = None,
+    key_file: _KeyFile = None,
+    new_key_file: Annotated[
+        Path | None, typer.Option(help="File that opens the new root key.", show_default=False)
+    ] = None,
+) -> None:
+    """Replace a party's key by its new one, or the root key by a new root key.
+
+    A new root is signed by the old one and by itself, so a node that pins the old one follows. Where the old root key
+    may be in other hands, rotate and pin the new root at every node besides: `root` in its config.toml.
+
+    \b
+    Examples:
+      learngene trust rotate --root root.key --trust trust.json --party collective --role collective --public HEX
+      learngene trust rotate --root root.key --trust trust.json --new-root root-2.key
+    """
+    if new_root is not None:
+        if party or role or public or fingerprint:
+            raise InputError("--new-root replaces the root key alone; --party, --role and --public are for a party's")
+        old_key, store = _open(root, key_file, trust)
+        new_key = SigningKey.load(new_root, unlock_with(new_key_file, purpose=f"the new root key {new_root}"))
+        store = store.with_root(Handover.make(old_key, new_key))
+        write_trust(trust, store, new_key)
+        typer.echo(f"root           {new_key.public_hex}")
+        typer.echo(f"fingerprint    {new_key.fingerprint}")
+    else:
+        if not (party and role and public):
+            raise InputError("give --party, --role and --public, or --new-root")
+        wanted = _role(role)
+        public = _public(public, fingerprint)
+        old_key, store = _open(root, key_file, trust)
+        store = store.with_rotated_key(party, wanted, public)
+        write_trust(trust, store, old_key)
+        _say_pinned(store.keys[-1], compared=bool(fingerprint))
+    _say_version(trust, store)
+
+
+def renew(root: _Root, trust: _Trust, days: _Days = 365, key_file: _KeyFile = None) -> None:
+    """Let the trust store hold for longer.
+
+    \b
+    Example:
+      learngene trust renew --root root.key --trust trust.json --days 365
+    """
+    key, store = _open(root, key_file, trust)
+    store = store.with_expiry(_now() + days * _DAY)
+    write_trust(trust, store, key)
+    _say_version(trust, store)
+
+
+def show(
+    trust: _Trust,
+    root_public: Annotated[
+        str, typer.Option(help="The pinned root's public key: 64 hexadecimal digits.", show_default=False)
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Show who is believed, with fingerprints to read aloud.
+
+    Without --root-public the file is only compared with itself: that proves nothing about who made it.
+
+    \b
+    Example:
+      learngene trust show --trust trust.json --root-public HEX
+    """
+    store = read_trust(trust, root=_hexadecimal(root_public, "--root-public") if root_public else None)
+    if as_json:
+        typer.echo(json.dumps(_description(store, pinned=bool(root_public)), indent=2))
+    else:
+        _show_tables(trust, store, pinned=bool(root_public))
+
+
+def _open(root: Path, key_file: Path | None, trust: Path) -> tuple[SigningKey, TrustStore]:
+    """The root key, and the trust store that it signed.
+
+    Raises:
+        InputError: the key does not open, or the store has a newer root. RefusedError: the store is not the root's.
+    """
+    key = _root_key(root, key_file)
+    store = read_trust(trust, root=key.public_hex)
+    if store.root != key.public_hex:
+        raise InputError(f"{root} was the root of {trust} once; the one of now is {_fingerprint(store.root)}")
+    return key, store
+
+
+def _root_key(path: Path, key_file: Path | None) -> SigningKey:
+    if not path.exists():
+        # Before anybody is asked for a passphrase.
+        raise InputError(f"there is no root key {path}; without it no trust store can be made or changed")
+    return SigningKey.load(path, unlock_with(key_file, purpose=f"the root key {path}"))
+
+
+def _find(store: TrustStore, text: str) -> TrustedKey:
+    """The one pinned key that ``text`` names.
+
+    Raises:
+        InputError: none, or several.
+    """
+    wanted = _names(text)
+    found = [key for key in store.keys if wanted & _own_names(key) or _is_keyid(key, text)]
+    if len(found) > 1:
+        raise InputError(f"{text!r} names {len(found)} keys; give a fingerprint: trust show")
+    if not found:
+        gone = [key for key in store.revoked if wanted & _own_names(key) or _is_keyid(key, text)]
+        if gone:
+            raise InputError(f"{text!r} is revoked already, as {gone[-1].reason}: trust show")
+        raise InputError(f"no pinned key is of {text!r}: trust show")
+    return found[0]
+
+
+def _names(text: str) -> set[str]:
+    with contextlib.suppress(InputError):
+        return {text, read_fingerprint(text)}
+    return {text}
+
+
+def _own_names(key: TrustedKey) -> set[str]:
+    return {key.party, _fingerprint(key.public)}
+
+
+def _is_keyid(key: TrustedKey, text: str) -> bool:
+    return len(text) >= _SHORTEST_KEYID and key.keyid.startswith(text.lower())
+
+
+def _public(text: str, read_aloud: str) -> str:
+    """A public key as it is stored; compared with the fingerprint that its owner read aloud, if one is given."""
+    public = _hexadecimal(text, "--public")
+    if read_aloud and read_fingerprint(read_aloud) != _fingerprint(public):
+        raise InputError(
+            f"the fingerprint is not this key's: its owner said {read_fingerprint(read_aloud)}, the key has"
+            f" {_fingerprint(public)}; somebody may have changed the key on its way to you"
+        )
+    return public
+
+
+def _hexadecimal(text: str, option: str) -> str:
+    digits = text.strip().lower()
+    if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
+        raise InputError(f"{option} has 64 hexadecimal digits; copy the public key that keygen or init printed")
+    return digits
+
+
+def _role(text: str) -> Role:
+    for role in _ROLES:
+        if text == role:
+            return role
+    raise InputError(f"--role must be {' or '.join(_ROLES)}, not {text!r}")
+
+
+def _why(text: str) -> _Why:
+    for reason in _WHYS:
+        if text == reason:
+            return reason
+    raise InputError(f"--reason must be {' or '.join(_WHYS)}, not {text!r}")
+
+
+def _fingerprint(public: str) -> str:
+    return keys.fingerprint(bytes.fromhex(public))
+
+
+def _say_pinned(key: TrustedKey, *, compared: bool) -> None:
+    typer.echo(f"pinned         {key.role} {key.party}, key {key.epoch}")
+    typer.echo(f"fingerprint    {_fingerprint(key.public)}")
+    if not compared:
+        typer.echo(f"Compare it with {key.party} over another channel; if it differs, revoke the key.")
+
+
+def _say_version(path: Path, store: TrustStore) -> None:
+    typer.echo(
+        f"version        {store.version} of {path}, holds until {_date(store.expires_at)}; copy it to every node"
+    )
+    _warn(store)
+
+
+def _warn(store: TrustStore) -> None:
+    left = store.expires_at - _now()
+    if left < 0:
+        print("warning: the trust store is past its time and no node believes it: trust renew", file=sys.stderr)
+    elif left < _SOON * _DAY:
+        print(f"warning: the trust store holds for {left // _DAY} more days: trust renew", file=sys.stderr)
+
+
+def _description(store: TrustStore, *, pinned: bool) -> dict[str, object]:
+    """What ``show`` shows, for programs."""
+
+    def described(key: TrustedKey) -> dict[str, object]:
+        return {**key.model_dump(mode="json"), "keyid": key.keyid, "fingerprint": _fingerprint(key.public)}
+
+    return {
+        "version": store.version,
+        "expires_at": store.expires_at,
+        "expired": store.expires_at < _now(),
+        "root": {"public": store.root, "fingerprint": _fingerprint(store.root), "pinned": pinned},
+        "earlier_roots": [
+            {"public": public, "fingerprint": _fingerprint(public)} for public in store.roots if public != store.root
+        ],
+        "keys": [described(key) for key in store.keys],
+        "revoked": [described(key) for key in store.revoked],
+    }
+
+
+def _show_tables(path: Path, store: TrustStore, *, pinned: bool) -> None:
+    typer.echo(f"{path}: version {store.version}, holds until {_date(store.expires_at)}")
+    typer.echo(f"root           {_fingerprint(store.root)}")
+    for public in reversed(store.roots[:-1]):
+        typer.echo(f"before it      {_fingerprint(public)}")
+    believed = _table("believed")
+    for key in store.keys:
+        believed.add_row(key.role, key.party, str(key.epoch), _fingerprint(key.public), key.keyid[:16])
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)  # as wide as it needs
+    console.print(believed)
+    if store.revoked:
+        revoked = _table("revoked: believed no more")
+        revoked.add_column("why")
+        for gone in store.revoked:
+            why = f"{gone.reason}, version {gone.version}"
+            revoked.add_row(gone.role, gone.party, str(gone.epoch), _fingerprint(gone.public), gone.keyid[:16], why)
+        console.print(revoked)
+    if pinned:
+        typer.echo("The pinned root vouches for this file.")
+    else:
+        typer.echo(
+            "NOT VERIFIED: no root was pinned, so anybody may have made this file; compare the root's fingerprint with"
+            " whoever keeps it, or give --root-public."
+        )
+    _warn(store)
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("role")
+    table.add_column("party", overflow="fold")
+    table.add_column("key", justify="right")
+    table.add_column("fingerprint", overflow="fold")
+    table.add_column("key id", overflow="fold")
+    return table
+
+
+def _date(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
+
+
+def _now() -> int:
+    return int(time.time())

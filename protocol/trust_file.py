@@ -1,0 +1,121 @@
+"""``trust.json`` on disk: read under the pinned root, anew when it changed; written by whoever has the root key."""
+
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from protocol.errors import InputError, RefusedError
+from protocol.keys import SigningKey
+from protocol.storage import write_atomically
+from protocol.trust import MAX_BYTES, TrustSeen, TrustStore, claimed_root, sign_trust, verify_trust
+
+
+class TrustMemory(Protocol):
+    """Where a party remembers the last trust store that it accepted: its ledger."""
+
+    def trust_seen(self) -> TrustSeen | None: ...
+
+    def remember_trust(self, seen: TrustSeen) -> None: ...
+
+
+class TrustFile:
+    """A node's ``trust.json``. Whoever asks gets what the file holds now, so that a revocation reaches a running node.
+
+    A file that is refused, or is gone, leaves nothing believed: what it held before may be what was just revoked.
+
+    Args:
+        path: the file; it is replaced as a whole (renamed over), never edited.
+        root: the pinned root's public key, 64 hexadecimal digits.
+        memory: of this party.
+    """
+
+    def __init__(self, path: Path, root: str, memory: TrustMemory) -> None:
+        self._path, self._root, self._memory = path, root, memory
+        self._lock = threading.Lock()
+        self._read: tuple[_Stamp, TrustStore] | None = None
+
+    def current(self) -> TrustStore:
+        """The trust store; whether it is past its time is for its user to check.
+
+        Raises:
+            InputError: the file cannot be read.
+            RefusedError: it is refused; see :func:`protocol.trust.verify_trust`.
+            StorageFailedError: what is to be remembered of it could not be stored, so it is not believed.
+        """
+        with self._lock:
+            if self._read is None or self._read[0] != _stamp_of(self._path):
+                stamp, data = _read(self._path)
+                known = self._memory.trust_seen()
+                store, seen = _verify(self._path, data, self._root, known)
+                if seen != known:
+                    self._memory.remember_trust(seen)
+                self._read = stamp, store
+            return self._read[1]
+
+
+def read_trust(path: Path, *, root: str | None) -> TrustStore:
+    """Read a trust store once, without memory.
+
+    Args:
+        path: ``trust.json``.
+        root: the pinned root's public key, 64 hexadecimal digits. None: the root that the file itself names, so that
+            the answer proves that the file is whole, and nothing about who made it.
+
+    Raises:
+        InputError: the file cannot be read.
+        RefusedError: it is refused; see :func:`protocol.trust.verify_trust`.
+    """
+    return _verify(path, _read(path)[1], root, None)[0]
+
+
+def write_trust(path: Path, store: TrustStore, root: SigningKey) -> None:
+    """Sign a trust store with its root key and write it, replacing the file as a whole.
+
+    Raises:
+        InputError: there is no such folder, or ``root`` is not the store's root key.
+        StorageFailedError: it could not be stored durably; what was there is still there.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent}")
+    write_atomically(path, sign_trust(store, root))
+
+
+#: Device, inode, size, and the times of the last change of content and of anything, in ns.
+_Stamp = tuple[int, int, int, int, int]
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _stamp_of(path: Path) -> _Stamp | None:
+    try:
+        return _stamp(os.stat(path))
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> tuple[_Stamp, bytes]:
+    try:
+        # Without O_NONBLOCK, a pipe with that name would hold the program up.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"the trust store {path} is not a file")
+            # The stamp is older than the content or fits it, so that no change goes unseen.
+            return _stamp(status), file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no trust store {path}; get it from whoever keeps the root key (who makes it: trust init)"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read the trust store {path}: {error.strerror}") from None
+
+
+def _verify(path: Path, data: bytes, root: str | None, seen: TrustSeen | None) -> tuple[TrustStore, TrustSeen]:
+    try:
+        return verify_trust(data, root=claimed_root(data) if root is None else root, seen=seen)
+    except RefusedError as error:
+        raise type(error)(f"{path}: {error}") from None

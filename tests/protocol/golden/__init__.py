@@ -1,0 +1,1 @@
+"""What format version 1 looks like: files that must verify for ever."""

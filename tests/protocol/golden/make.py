@@ -1,0 +1,150 @@
+"""How the golden files beside this one were made, and what is in them.
+
+    python -m tests.protocol.golden.make
+
+They were made once: HPKE draws a fresh key whenever it seals, so that no second making has the same bytes, and a format
+is kept by reading old files, not by writing them anew. It writes nothing where there is something.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol import bundle_file, envelope
+from protocol.architecture import Architecture, Block, Form, InputContract
+from protocol.bundle_file import BundleFile
+from protocol.encryption_key import EncryptionKey
+from protocol.keys import SigningKey
+from protocol.learngene import FisherDescription, Learngene
+from protocol.make_messages import make_abort, make_grant, make_receipt, make_release, make_request
+from protocol.messages import NO_RELEASE, Release, Request, decode
+from protocol.policy import Policy
+from protocol.trust import Handover, TrustStore, sign_trust
+
+FOLDER = Path(__file__).parent
+SUMS = FOLDER / "SHA256SUMS"
+
+NOW = 1_800_000_000
+RUN = "00112233445566778899aabbccddeeff"
+FIRST_ROOT = SigningKey.from_seed(b"golden root of the first year 01")
+ROOT = SigningKey.from_seed(b"golden root of the second year 2")
+FORMER_COLLECTIVE = SigningKey.from_seed(b"golden collective, former key  1")
+COLLECTIVE = SigningKey.from_seed(b"golden collective, present key 2")
+#: By name of the bundle: who asked for it, with which key it opens, and the form that was asked for.
+INDIVIDUALS: dict[str, tuple[SigningKey, EncryptionKey, Form]] = {
+    "x25519": (
+        SigningKey.from_seed(b"golden individual number one   1"),
+        EncryptionKey.from_raw("x25519", b"golden encryption key, x25519  1"),
+        "condensed",
+    ),
+    "mlkem768-x25519": (
+        SigningKey.from_seed(b"golden individual number two   2"),
+        EncryptionKey.from_raw("mlkem768-x25519", b"golden encryption key, hybrid  2" * 3),
+        "paper",
+    ),
+}
+
+
+def architecture(form: Form) -> Architecture:
+    """A stem and a top block; the paper's form has the top block alone."""
+    stem = Block(role="stem", in_channels=3, out_channels=2, pool=True)
+    top = Block(role="top", in_channels=2, out_channels=3, pool=False)
+    blocks = (stem, top) if form == "condensed" else (top,)
+    return Architecture(form=form, input=InputContract(height=8, width=8, channels=3), blocks=blocks)
+
+
+def tensors(form: Form) -> dict[str, NDArray[np.float32]]:
+    """Sixty-fourths, which every float32 holds exactly; no two tensors begin alike."""
+    shapes = architecture(form).tensors(fisher=form == "condensed")
+    return {
+        name: ((np.arange(np.prod(shape)) + 5 * number) % 61 + 1).astype(np.float32).reshape(shape) / np.float32(64)
+        for number, (name, (_, shape)) in enumerate(shapes.items())
+    }
+
+
+def learngene(form: Form) -> Learngene:
+    """The condensed form has a Fisher diagonal, the paper's form has none."""
+    fisher = FisherDescription(source="collective", estimator="sampled", samples=1024, clip_micro=0)
+    return Learngene(architecture(form), tensors(form), fisher if form == "condensed" else None)
+
+
+def trust() -> TrustStore:
+    """A trust store with some history: a new root, a collective with its second key, an individual that has left."""
+    gone = SigningKey.from_seed(b"golden individual that has left ")
+    store = (
+        TrustStore(root=FIRST_ROOT.public_hex, expires_at=NOW + 365 * 24 * 3600)
+        .with_key(FORMER_COLLECTIVE.public_hex, "collective", "collective")
+        .with_key(gone.public_hex, "individual", "individual-0")
+        .with_rotated_key("collective", "collective", COLLECTIVE.public_hex)
+        .without_key(gone.keyid, "retired")
+    )
+    for number, (key, _, _) in enumerate(INDIVIDUALS.values(), start=1):
+        store = store.with_key(key.public_hex, "individual", f"individual-{number}")
+    return store.with_root(Handover.make(FIRST_ROOT, ROOT))
+
+
+def files() -> dict[str, bytes]:
+    """The content of every golden file by its name."""
+    made = {"trust.json": sign_trust(trust(), ROOT)}
+    prev, withdraws = NO_RELEASE, ()
+    for seq, (name, (key, encryption, form)) in enumerate(INDIVIDUALS.items(), start=1):
+        content_key = bytes([seq]) * 32
+        request = make_request(
+            run_id=RUN,
+            audience=COLLECTIVE.keyid,
+            form=form,
+            key=key,
+            encryption=encryption,
+            now=NOW,
+            nonce=bytes([seq]) * 16,
+        )
+        release, ciphertext = make_release(
+            learngene(form),
+            run_id=RUN,
+            seq=seq,
+            prev=prev,
+            key=COLLECTIVE,
+            key_epoch=2,
+            policy=Policy.for_role("collective"),
+            now=NOW,
+            content_key=content_key,
+            withdraws=withdraws,
+        )
+        digest = envelope.digest(release)
+        grant = make_grant(
+            decode(Request, envelope.parse(request).payload),
+            envelope.digest(request),
+            decode(Release, envelope.parse(release).payload),
+            digest,
+            key=COLLECTIVE,
+            now=NOW,
+            content_key=content_key,
+        )
+        made |= {
+            f"{name}.learngene": bundle_file.encode(BundleFile(release, grant, ciphertext)),
+            f"{name}.request.json": request,
+            f"{name}.receipt.json": make_receipt(
+                run_id=RUN, release=digest, audience=COLLECTIVE.keyid, key=key, now=NOW
+            ),
+            f"{name}.abort.json": make_abort(
+                run_id=RUN, audience=key.keyid, code="withdrawn", subject=digest, key=COLLECTIVE, now=NOW
+            ),
+        }
+        prev, withdraws = digest, (digest,)
+    return made
+
+
+def main() -> None:
+    """Write the files and their digests."""
+    if SUMS.exists():
+        sys.exit(f"{FOLDER} holds its golden files already; they are made once")
+    made = files()
+    for name, data in made.items():
+        (FOLDER / name).write_bytes(data)
+    SUMS.write_text("".join(f"{envelope.digest(data)}  {name}\n" for name, data in sorted(made.items())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,844 @@
+"""The desks: an exchange from end to end, again after a crash at every point, and against a relay that cheats."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocol import blob as blobs
+from protocol import envelope, messages
+from protocol.audit import read_crossings
+from protocol.bundle_file import BundleFile
+from protocol.desks import Answer, CollectiveDesk, IndividualDesk, Withdrawal
+from protocol.errors import (
+    DigestMismatchError,
+    EquivocationError,
+    ExpiredError,
+    InputError,
+    NonFiniteError,
+    PolicyDeniedError,
+    RefusedError,
+    RevokedKeyError,
+    RollbackError,
+    StorageFailedError,
+    UnknownKeyError,
+    WrongAudienceError,
+    WrongRunError,
+)
+from protocol.keys import SigningKey
+from protocol.ledger import IndividualLedger, State
+from protocol.make_messages import make_abort, make_receipt, make_request
+from protocol.messages import LIFE, Grant, Receipt
+from protocol.policy import Policy
+from protocol.trust import TrustStore
+from protocol.verification import Expectation, VerifiedLearngene
+from tests.protocol.parties import (
+    COLLECTIVE,
+    ENCRYPTION,
+    INDIVIDUAL,
+    NEW_COLLECTIVE,
+    NOW,
+    OTHER_ENCRYPTION,
+    OTHER_INDIVIDUAL,
+    OTHER_RUN,
+    ROTATED_TRUST,
+    RUN,
+    STRANGER,
+    TRUST,
+    Exchange,
+    Site,
+    content_key,
+    flipped,
+    learngene,
+    opened,
+    resigned,
+)
+
+NONCE = b"n" * 16
+OTHER_NONCE = b"o" * 16
+
+
+def kinds(site: Site) -> list[tuple[str, str, str]]:
+    return [(line.sender, line.receiver, line.kind) for line in read_crossings(site.folder / "crossings.jsonl")]
+
+
+def test_one_exchange_from_end_to_end(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    published = collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    answer = collective.answer_request(request, NOW)
+    receipt, inherited = individual.inherit(*answer, NOW)
+    accepted = collective.accept_receipt(receipt, NOW)
+
+    assert accepted.key.party == "individual-1"
+    assert accepted.payload.release == published.digest == inherited.release_digest
+    for name, array in learngene().tensors.items():
+        np.testing.assert_array_equal(inherited.learngene.tensors[name], array, strict=True)
+    assert here.opened[0].receipts(published.digest) == {INDIVIDUAL.keyid: receipt}  # type: ignore[union-attr]
+    assert there.opened[0].state(RUN, "condensed") is State.ACKED  # type: ignore[union-attr]
+    again = there.individual().learngene("condensed")
+    assert again is not None
+    assert again.sealed.ciphertext == answer.blob
+    assert individual.learngene("paper") is None
+
+
+def test_both_sides_record_the_same_crossings(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    receipt, _ = individual.inherit(*collective.answer_request(individual.request("condensed", NOW, NONCE), NOW), NOW)
+    collective.accept_receipt(receipt, NOW)
+    up, down = ("individual-1", "collective"), ("collective", "individual-1")
+    expected = [(*up, "request"), (*down, "release"), (*down, "grant"), (*down, "blob"), (*up, "receipt")]
+    assert kinds(here) == kinds(there) == expected
+    logs = [read_crossings(site.folder / "crossings.jsonl") for site in (here, there)]
+    assert [line.digest for line in logs[0]] == [line.digest for line in logs[1]]
+
+
+def test_two_forms_are_two_releases_of_one_chain(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    condensed = collective.publish(learngene(), NOW, content_key(0))
+    paper = collective.publish(learngene(form="paper"), NOW, content_key(8))
+    assert (paper.seq, paper.payload.prev) == (2, condensed.digest)
+    # The second form first: an individual's view of the chain has gaps, and each form its own newest release.
+    for form, nonce in (("paper", NONCE), ("condensed", OTHER_NONCE)):
+        answer = collective.answer_request(individual.request(form, NOW, nonce), NOW)  # type: ignore[arg-type]
+        assert individual.inherit(*answer, NOW).learngene.release.form == form
+    for form in ("paper", "condensed"):
+        kept = individual.learngene(form)  # type: ignore[arg-type]
+        assert kept is not None
+        assert kept.learngene.architecture.form == form
+
+
+# Resuming: a new desk on the same folder is a restarted node.
+
+
+def test_publishing_the_same_content_after_a_restart_is_the_stored_release(here: Site) -> None:
+    first = here.collective().publish(learngene(), NOW, content_key(0))
+    again = here.collective().publish(learngene(), NOW + 60, content_key(1))
+    assert again == first
+    assert len(here.opened[0].releases(RUN)) == 1  # type: ignore[union-attr]
+
+
+def test_a_restarted_collective_continues_its_chain(here: Site) -> None:
+    first = here.collective().publish(learngene(), NOW, content_key(0))
+    second = here.collective().publish(learngene(seed=1), NOW, content_key(1))
+    assert (second.seq, second.payload.prev) == (2, first.digest)
+    # Back to the first content: what is newest has changed, so this is a new release.
+    third = here.collective().publish(learngene(), NOW, content_key(2))
+    assert (third.seq, third.payload.prev) == (3, second.digest)
+
+
+def test_other_facts_about_the_same_tensors_are_another_release(here: Site) -> None:
+    first = here.collective().publish(learngene(), NOW, content_key(0))
+    assert here.collective().publish(learngene(samples=2048), NOW, content_key(9)).seq == 2
+    assert first.payload.fisher is not None
+
+
+def test_a_release_past_its_time_is_published_again(here: Site, there: Site) -> None:
+    first = here.collective().publish(learngene(), NOW, content_key(0))
+    end = first.payload.expires_at
+    request = there.individual().request("condensed", NOW + LIFE, NONCE)
+    with pytest.raises(ExpiredError, match="publish the learngene again"):
+        here.collective().answer_request(request, end)
+    second = here.collective().publish(learngene(), end, content_key(1))
+    assert (second.seq, second.payload.prev) == (2, first.digest)
+    there.individual().inherit(*here.collective().answer_request(request, end), end)
+
+
+def test_a_collective_killed_after_publishing_goes_on(here: Site) -> None:
+    """A real process, ended without any clean-up right after ``publish`` returned."""
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from tests.protocol.parties import Site, content_key, learngene, NOW\n"
+        "print(Site(Path(sys.argv[1])).collective().publish(learngene(), NOW, content_key(0)).digest, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(here.folder)], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -9, done.stderr
+    assert here.collective().publish(learngene(), NOW + 1, content_key(1)).digest == done.stdout.strip()
+    assert here.collective().publish(learngene(seed=1), NOW + 1, content_key(2)).payload.prev == done.stdout.strip()
+
+
+def test_the_same_request_again_has_the_very_same_answer(here: Site, there: Site) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    request = there.individual().request("condensed", NOW, NONCE)
+    answer = collective.answer_request(request, NOW)
+    collective.publish(learngene(seed=1), NOW, content_key(1))
+    assert here.collective().answer_request(request, NOW + 1000) == answer
+    newer = collective.answer_request(there.individual().request("condensed", NOW, OTHER_NONCE, fresh=True), NOW)
+    assert newer.release != answer.release
+
+
+def test_a_restarted_individual_sends_its_open_request_again(there: Site) -> None:
+    request = there.individual().request("condensed", NOW, NONCE)
+    assert there.individual().request("condensed", NOW + LIFE, OTHER_NONCE) == request
+    assert there.individual().request("condensed", NOW + LIFE + 1, OTHER_NONCE) != request
+
+
+@pytest.mark.parametrize("point", ["received", "verified", "commit", "acknowledged"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_crash_at_any_point_of_inheriting_is_mended_by_the_same_bundle(
+    here: Site, there: Site, monkeypatch: pytest.MonkeyPatch, point: str, before: bool
+) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    answer = collective.answer_request(there.individual().request("condensed", NOW, NONCE), NOW)
+    step = getattr(IndividualLedger, point)
+
+    def crash(ledger: IndividualLedger, *arguments: object, **options: object) -> None:
+        if not before:
+            step(ledger, *arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IndividualLedger, point, crash)
+        with pytest.raises(KeyboardInterrupt):
+            there.individual().inherit(*answer, NOW)
+    receipt, inherited = there.individual().inherit(*answer, NOW + 1)
+    assert inherited.sealed.ciphertext == answer.blob
+    assert IndividualLedger(there.folder).state(RUN, "condensed") is State.ACKED
+    collective.accept_receipt(receipt, NOW + 1)
+    assert there.individual().inherit(*answer, NOW + 2).receipt == receipt
+
+
+def test_a_new_exchange_for_a_release_that_is_committed_ends_with_its_stored_receipt(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    first = individual.inherit(*collective.answer_request(individual.request("condensed", NOW, NONCE), NOW), NOW)
+    request = individual.request("condensed", NOW + 60, OTHER_NONCE)
+    answer = collective.answer_request(request, NOW + 60)
+    assert answer.grant != first.learngene.sealed.grant_bytes
+    assert individual.inherit(*answer, NOW + 60).receipt == first.receipt
+    assert there.opened[0].state(RUN, "condensed") is State.ACKED  # type: ignore[union-attr]
+    assert there.opened[0].open_requests(RUN) == {}  # type: ignore[union-attr]
+
+
+def test_a_learngene_damaged_on_disk_comes_back_with_a_new_request(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    _, inherited = individual.inherit(*collective.answer_request(individual.request("condensed", NOW, NONCE), NOW), NOW)
+    path = there.folder / "learngenes" / inherited.release_digest / "blob.sealed"
+    path.write_bytes(b"damaged")
+    with pytest.raises(StorageFailedError, match="changed on disk"):
+        individual.learngene("condensed")
+    answer = collective.answer_request(individual.request("condensed", NOW, OTHER_NONCE), NOW)
+    individual.inherit(*answer, NOW)
+    mended = individual.learngene("condensed")
+    assert mended is not None
+    assert mended.sealed.ciphertext == answer.blob
+
+
+def test_a_blob_damaged_at_the_collective_comes_back_with_publishing(here: Site, there: Site) -> None:
+    collective = here.collective()
+    published = collective.publish(learngene(), NOW, content_key(0))
+    (path,) = (here.folder / "releases").iterdir()
+    path.write_bytes(b"damaged")
+    request = there.individual().request("condensed", NOW, NONCE)
+    with pytest.raises(StorageFailedError, match="publish again"):
+        collective.answer_request(request, NOW)
+    assert collective.publish(learngene(), NOW, content_key(1)) == published
+    there.individual().inherit(*collective.answer_request(request, NOW), NOW)
+
+
+def test_publishing_from_a_worker_thread(here: Site) -> None:
+    collective = here.collective()
+    worker = threading.Thread(target=collective.publish, args=(learngene(), NOW, content_key(0)))
+    worker.start()
+    worker.join()
+    assert collective.publish(learngene(), NOW, content_key(1)).seq == 1
+
+
+# A relay that cheats.
+
+
+def test_attack_by_replaying_an_old_bundle_changes_nothing(here: Site, there: Site) -> None:
+    """The old release has its own stored receipt, and the individual keeps the newer learngene."""
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    old = collective.answer_request(individual.request("condensed", NOW, NONCE), NOW)
+    first = individual.inherit(*old, NOW)
+    newest = collective.publish(learngene(seed=1), NOW, content_key(1))
+    individual.inherit(*collective.answer_request(individual.request("condensed", NOW, OTHER_NONCE), NOW), NOW)
+    open_request = individual.request("condensed", NOW, b"p" * 16)
+    for bundle in (old, Answer(old.release, b"garbage", b"garbage")):
+        replayed = individual.inherit(*bundle, NOW)
+        assert replayed.receipt == first.receipt
+        assert replayed.learngene.release_digest == newest.digest
+        assert there.opened[0].open_requests(RUN) == {envelope.digest(open_request): "condensed"}  # type: ignore[union-attr]
+        assert there.opened[0].state(RUN, "condensed") is State.REQUESTED  # type: ignore[union-attr]
+
+
+def test_attack_by_a_rollback_that_the_collective_itself_signs(here: Site, there: Site, tmp_path: Path) -> None:
+    """A collective restored from an old backup grants an older release than the one already seen."""
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    second = collective.publish(learngene(seed=1), NOW, content_key(1))
+    assert second.payload.prev == first.digest
+    individual.inherit(*collective.answer_request(individual.request("condensed", NOW, NONCE), NOW), NOW)
+    restored = Site(tmp_path / "restored").collective()
+    assert restored.publish(learngene(), NOW, content_key(0)) == first
+    request = individual.request("condensed", NOW, OTHER_NONCE)
+    with pytest.raises(RollbackError):
+        individual.inherit(*restored.answer_request(request, NOW), NOW)
+    # And a second history under the same number.
+    forked = restored.publish(learngene(seed=2), NOW, content_key(2))
+    assert forked.seq == second.seq
+    other = Site(tmp_path / "other").individual(OTHER_INDIVIDUAL)
+    fresh = other.request("condensed", NOW, NONCE)
+    assert other.inherit(*restored.answer_request(fresh, NOW), NOW).learngene.release_digest == forked.digest
+    with pytest.raises(EquivocationError):
+        individual.inherit(
+            *restored.answer_request(individual.request("condensed", NOW, b"q" * 16, fresh=True), NOW), NOW
+        )
+
+
+def test_attack_with_a_damaged_blob_leaves_the_request_open(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    release, grant, blob = collective.answer_request(individual.request("condensed", NOW, NONCE), NOW)
+    with pytest.raises(DigestMismatchError):
+        individual.inherit(release, grant, blob[:-1] + b"\xff", NOW)
+    assert individual.learngene("condensed") is None
+    assert there.opened[0].state(RUN, "condensed") is State.REQUESTED  # type: ignore[union-attr]
+    assert kinds(there)[-3:] == [("unverified", "individual-1", kind) for kind in ("release", "grant", "blob")]
+    assert individual.inherit(release, grant, blob, NOW).learngene.sealed.ciphertext == blob
+
+
+def test_attack_by_handing_one_individuals_answer_to_another(here: Site, there: Site, tmp_path: Path) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    answer = collective.answer_request(there.individual().request("condensed", NOW, NONCE), NOW)
+    other = Site(tmp_path / "individual-2").individual(OTHER_INDIVIDUAL)
+    other.request("condensed", NOW, NONCE)
+    with pytest.raises(WrongAudienceError):
+        other.inherit(*answer, NOW)
+
+
+def test_attack_with_an_answer_that_nobody_asked_for(here: Site, there: Site, tmp_path: Path) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    elsewhere = Site(tmp_path / "elsewhere").individual()
+    answer = collective.answer_request(elsewhere.request("condensed", NOW, NONCE), NOW)
+    with pytest.raises(WrongAudienceError, match="no open request"):
+        there.individual().inherit(*answer, NOW)
+
+
+def test_attack_with_one_nonce_for_two_requests(here: Site) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+
+    def ask(now: int) -> bytes:
+        return make_request(
+            run_id=RUN,
+            audience=COLLECTIVE.keyid,
+            form="condensed",
+            key=INDIVIDUAL,
+            encryption=ENCRYPTION,
+            now=now,
+            nonce=NONCE,
+        )
+
+    collective.answer_request(ask(NOW), NOW)
+    collective.answer_request(ask(NOW), NOW)
+    with pytest.raises(EquivocationError):
+        collective.answer_request(ask(NOW + 1), NOW)
+    assert kinds(here)[-1] == ("unverified", "collective", "request")
+
+
+def test_attack_with_a_receipt_for_what_was_never_granted(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    published = collective.publish(learngene(), NOW, content_key(0))
+    receipt, _ = individual.inherit(*collective.answer_request(individual.request("condensed", NOW, NONCE), NOW), NOW)
+    for key, release in ((OTHER_INDIVIDUAL, published.digest), (INDIVIDUAL, "1" * 64)):
+        forged = make_receipt(run_id=RUN, release=release, audience=COLLECTIVE.keyid, key=key, now=NOW)
+        with pytest.raises(WrongAudienceError):
+            collective.accept_receipt(forged, NOW)
+    with pytest.raises(UnknownKeyError):
+        collective.accept_receipt(
+            make_receipt(run_id=RUN, release=published.digest, audience=COLLECTIVE.keyid, key=STRANGER, now=NOW), NOW
+        )
+    for _ in range(2):
+        collective.accept_receipt(receipt, NOW)
+    assert here.opened[0].receipts(published.digest) == {INDIVIDUAL.keyid: receipt}  # type: ignore[union-attr]
+
+
+def test_a_relay_that_drops_repeats_and_alters_never_brings_a_wrong_state(here: Site, there: Site) -> None:
+    """Seeded schedules over three releases: whatever arrives, what is inherited is a release of the collective, the
+    numbers only rise, and at last an honest delivery gets through."""
+    rng = np.random.default_rng(11)
+    collective, individual = here.collective(), there.individual()
+    carried: list[Answer] = []
+    newest = 0
+    for step in range(45):
+        if step % 15 == 0:
+            collective.publish(learngene(seed=step), NOW, content_key(step))
+        request = individual.request("condensed", NOW, rng.bytes(16))
+        if rng.random() < 0.5:
+            carried.append(collective.answer_request(request, NOW))
+        if not carried:
+            continue
+        parts = [carried[rng.integers(len(carried))][part] for part in range(3)]
+        if rng.random() < 0.4:
+            victim = rng.integers(3)
+            data = bytearray(parts[victim])
+            data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+            parts[victim] = bytes(data)
+        try:
+            inherited = individual.inherit(parts[0], parts[1], parts[2], NOW).learngene
+        except RefusedError:
+            kept = individual.learngene("condensed")
+            assert (0 if kept is None else kept.release.seq) == newest
+            continue
+        assert inherited.release.seq >= newest
+        newest = inherited.release.seq
+        assert inherited.sealed.release_bytes in [answer.release for answer in carried]
+        assert inherited.sealed.ciphertext in [answer.blob for answer in carried]
+    answer = collective.answer_request(individual.request("condensed", NOW, b"z" * 16, fresh=True), NOW)
+    assert individual.inherit(*answer, NOW).learngene.release.seq == 3
+
+
+# The collective's own gate.
+
+
+def test_a_fisher_diagonal_from_few_samples_is_never_published(here: Site) -> None:
+    collective = here.collective()
+    with pytest.raises(PolicyDeniedError, match="128 samples"):
+        collective.publish(learngene(samples=128), NOW, content_key(9))
+    assert here.opened[0].releases(RUN) == []  # type: ignore[union-attr]
+    assert collective.publish(learngene(samples=None), NOW, content_key(9)).payload.fisher is None
+
+
+def test_a_diverged_network_is_never_published(here: Site) -> None:
+    collective = here.collective()
+    original = learngene()
+    tensors = dict(original.tensors)
+    tensors["block.0.conv.weight"] = np.full_like(tensors["block.0.conv.weight"], np.nan)
+    with pytest.raises(NonFiniteError):
+        collective.publish(dataclasses.replace(original, tensors=tensors), NOW, content_key(0))
+    assert here.opened[0].releases(RUN) == []  # type: ignore[union-attr]
+
+
+def test_nothing_published_is_nothing_granted(here: Site, there: Site) -> None:
+    collective = here.collective()
+    collective.publish(learngene(form="paper"), NOW, content_key(8))
+    with pytest.raises(PolicyDeniedError, match="nothing of the form condensed"):
+        collective.answer_request(there.individual().request("condensed", NOW, NONCE), NOW)
+
+
+def test_a_policy_without_grants_lets_none_leave(here: Site, there: Site) -> None:
+    collective = here.collective(policy=Policy(role="collective", kinds_out=("release",)))
+    collective.publish(learngene(), NOW, content_key(0))
+    with pytest.raises(PolicyDeniedError):
+        collective.answer_request(there.individual().request("condensed", NOW, NONCE), NOW)
+    assert [kind for _, _, kind in kinds(here)] == ["request"]
+
+
+def test_nothing_leaves_that_cannot_be_recorded(here: Site, there: Site) -> None:
+    individual = there.individual()
+    os.mkdir(there.folder / "crossings.jsonl")
+    with pytest.raises(StorageFailedError, match="nothing is sent"):
+        individual.request("condensed", NOW, NONCE)
+
+
+def test_a_desk_needs_the_policy_and_the_pinned_key_of_its_role(here: Site, there: Site) -> None:
+    with pytest.raises(InputError, match="policy"):
+        here.collective(policy=Policy.for_role("individual"))
+    with pytest.raises(InputError, match="policy"):
+        there.individual(policy=Policy.for_role("collective"))
+    with pytest.raises(InputError, match="own key"):
+        here.collective(key=STRANGER)
+
+
+def test_a_stranger_is_refused(here: Site, tmp_path: Path) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    with pytest.raises(UnknownKeyError):
+        collective.answer_request(
+            Site(tmp_path / "stranger").individual(STRANGER).request("condensed", NOW, NONCE), NOW
+        )
+
+
+def test_what_leaves_an_individual_is_of_one_length_and_holds_no_measurement(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    answer = collective.answer_request(request, NOW)
+    receipt, _ = individual.inherit(*answer, NOW)
+    for data, model in ((request, messages.Request), (receipt, Receipt)):
+        opened = envelope.parse(data)
+        assert len(opened.payload) == messages.PADDED_BYTES
+        fields = set(json.loads(opened.payload)) - {
+            "v",
+            "run_id",
+            "signer",
+            "audience",
+            "issued_at",
+            "expires_at",
+            "pad",
+        }
+        assert fields <= {"form", "nonce", "hpke_kem", "hpke_public", "release", "status"}
+        messages.decode(model, opened.payload)
+    grant = messages.decode(Grant, envelope.parse(answer.grant).payload)
+    assert grant.expires_at <= NOW + LIFE
+
+
+# Withdrawal.
+
+
+def inherits(collective: CollectiveDesk, individual: IndividualDesk, nonce: bytes, now: int = NOW) -> VerifiedLearngene:
+    """A new exchange from end to end."""
+    answer = collective.answer_request(individual.request("condensed", now, nonce, fresh=True), now)
+    assert isinstance(answer, Answer)
+    receipt, inherited = individual.inherit(*answer, now)
+    collective.accept_receipt(receipt, now)
+    return inherited
+
+
+def test_a_withdrawn_release_is_granted_no_more_and_whoever_asks_learns_it(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    assert isinstance(collective.answer_request(request, NOW), Answer)
+    inherits(collective, individual, OTHER_NONCE)
+    assert not individual.withdrawn(first.digest)
+
+    assert collective.withdraw(first.digest).withdrawn
+    # The request that was answered already has another answer now.
+    answer = here.collective().answer_request(request, NOW)
+    assert isinstance(answer, Withdrawal)
+    abort = individual.accept_abort(answer.abort, NOW)
+    assert (abort.payload.code, abort.payload.subject) == ("withdrawn", first.digest)
+    assert there.individual().withdrawn(first.digest)
+    # It is still there, to be looked at; that it was withdrawn is said at every use.
+    kept = individual.learngene("condensed")
+    assert kept is not None
+    assert kept.release_digest == first.digest
+    assert kinds(here)[-1] == kinds(there)[-1] == ("collective", "individual-1", "abort")
+
+
+def test_a_withdrawn_release_is_replaced_by_the_next_which_says_so(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    old = collective.answer_request(request, NOW)
+    collective.withdraw(first.digest)
+    second = collective.publish(learngene(seed=1), NOW, content_key(1))
+    third = collective.publish(learngene(form="paper"), NOW, content_key(2))
+    assert (first.payload.withdraws, second.payload.withdraws) == ((), (first.digest,))
+    assert third.payload.withdraws == (first.digest,)
+    # The same request, which asked for the newest, is answered with what is newest now.
+    answer = collective.answer_request(request, NOW)
+    assert isinstance(answer, Answer)
+    assert envelope.digest(answer.release) == second.digest
+    assert collective.answer_request(request, NOW) == answer
+    assert individual.inherit(*answer, NOW).learngene.release_digest == second.digest
+    assert individual.withdrawn(first.digest)
+    assert not individual.withdrawn(second.digest)
+    # A relay that kept the old answer cannot bring the withdrawn one back.
+    individual.request("condensed", NOW, OTHER_NONCE)
+    with pytest.raises(RefusedError):
+        individual.inherit(*old, NOW)
+    assert there.opened[0].latest(RUN, "condensed").release == second.digest  # type: ignore[union-attr]
+
+
+def test_attack_with_a_release_that_is_known_to_be_withdrawn(here: Site, there: Site) -> None:
+    """The answer was held back until the individual had learned of the withdrawal."""
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    held_back = collective.answer_request(request, NOW)
+    collective.withdraw(first.digest)
+    withdrawal = collective.answer_request(request, NOW)
+    assert isinstance(withdrawal, Withdrawal)
+    individual.accept_abort(withdrawal.abort, NOW)
+    with pytest.raises(ExpiredError, match="withdrawn by the collective"):
+        individual.inherit(*held_back, NOW)
+    assert individual.learngene("condensed") is None
+    collective.publish(learngene(seed=1), NOW, content_key(1))
+    assert inherits(collective, individual, OTHER_NONCE).release.seq == 2
+
+
+def test_attack_with_a_withdrawal_that_the_collective_never_said(here: Site, there: Site, tmp_path: Path) -> None:
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    inherits(collective, individual, NONCE)
+
+    def abort(key: SigningKey, run_id: str = RUN, audience: str = INDIVIDUAL.keyid, now: int = NOW) -> bytes:
+        return make_abort(run_id=run_id, audience=audience, code="withdrawn", subject=first.digest, key=key, now=now)
+
+    for data, error in (
+        (abort(STRANGER), UnknownKeyError),
+        (abort(OTHER_INDIVIDUAL), UnknownKeyError),
+        (abort(COLLECTIVE, run_id=OTHER_RUN), WrongRunError),
+        (abort(COLLECTIVE, audience=OTHER_INDIVIDUAL.keyid), WrongAudienceError),
+        (abort(COLLECTIVE, now=NOW - 2 * LIFE), ExpiredError),
+        (resigned(abort(COLLECTIVE), STRANGER, signer=STRANGER.keyid), UnknownKeyError),
+    ):
+        with pytest.raises(error):
+            individual.accept_abort(data, NOW)
+        assert kinds(there)[-1] == ("unverified", "individual-1", "abort")
+        assert not individual.withdrawn(first.digest)
+    # A word of another kind withdraws nothing.
+    other = make_abort(
+        run_id=RUN, audience=INDIVIDUAL.keyid, code="stopped", subject=first.digest, key=COLLECTIVE, now=NOW
+    )
+    assert individual.accept_abort(other, NOW).payload.code == "stopped"
+    assert not individual.withdrawn(first.digest)
+    for _ in range(2):
+        individual.accept_abort(abort(COLLECTIVE), NOW)
+    assert individual.withdrawn(first.digest)
+
+
+def test_a_withdrawn_learngene_is_never_published_again(here: Site) -> None:
+    """Neither at once, nor after another one, nor with other facts about it, nor under a new key."""
+    collective = here.collective()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    collective.withdraw(first.digest)
+    with pytest.raises(PolicyDeniedError, match="withdrawn as release 1; evolve anew"):
+        collective.publish(learngene(), NOW, content_key(1))
+    collective.publish(learngene(seed=1), NOW, content_key(2))
+    new_key = here.collective(NEW_COLLECTIVE, trust=ROTATED_TRUST)
+    for desk, again in ((collective, learngene()), (collective, learngene(samples=2048)), (new_key, learngene())):
+        with pytest.raises(PolicyDeniedError, match="withdrawn as release 1"):
+            desk.publish(again, NOW, content_key(3))
+    assert [release.seq for release in collective.releases()] == [1, 2]
+
+
+def test_only_what_was_released_can_be_withdrawn(here: Site) -> None:
+    collective = here.collective()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    with pytest.raises(InputError, match="has no release"):
+        collective.withdraw("1" * 64)
+    with pytest.raises(InputError, match="has no release"):
+        dataclasses.replace(here, run_id=OTHER_RUN).collective().withdraw(first.digest)
+    assert collective.releases() == [first]
+    for _ in range(2):
+        assert collective.withdraw(first.digest).withdrawn
+
+
+def test_a_bundle_out_of_a_file_tells_what_it_withdraws(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    collective.withdraw(first.digest)
+    collective.publish(learngene(seed=1), NOW, content_key(1))
+    answer = collective.answer_request(individual.request("condensed", NOW, NONCE), NOW)
+    assert isinstance(answer, Answer)
+    with pytest.raises(DigestMismatchError):
+        individual.verify_file(BundleFile(answer.release, answer.grant, flipped(answer.blob, 5)), NOW)
+    assert not individual.withdrawn(first.digest)
+    individual.verify_file(BundleFile(*answer), NOW)
+    assert individual.withdrawn(first.digest)
+
+
+# Trust that changes while a desk is open.
+
+
+class Changing:
+    """A trust store that is replaced, as the file of a running node is."""
+
+    def __init__(self, store: TrustStore) -> None:
+        self.store = store
+
+    def __call__(self) -> TrustStore:
+        return self.store
+
+
+def test_a_running_desk_sees_a_revocation(here: Site, there: Site) -> None:
+    trust = Changing(TRUST)
+    collective, individual = here.collective(trust=trust), there.individual(trust=trust)
+    collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    answer = collective.answer_request(request, NOW)
+    receipt, _ = there.individual(trust=trust).inherit(*answer, NOW)
+
+    trust.store = TRUST.without_key(INDIVIDUAL.keyid, "compromised")
+    with pytest.raises(RevokedKeyError, match="individual-1 was revoked as compromised"):
+        collective.answer_request(request, NOW)
+    with pytest.raises(RevokedKeyError):
+        collective.accept_receipt(receipt, NOW)
+    assert [kind[0] for kind in kinds(here)[-2:]] == ["unverified", "unverified"]
+
+    trust.store = TRUST
+    assert collective.answer_request(request, NOW) == answer
+    collective.accept_receipt(receipt, NOW)
+
+
+def test_a_running_individual_sees_that_the_collectives_key_was_revoked(here: Site, there: Site) -> None:
+    trust = Changing(TRUST)
+    collective, individual = here.collective(), there.individual(trust=trust)
+    collective.publish(learngene(), NOW, content_key(0))
+    answer = collective.answer_request(individual.request("condensed", NOW, NONCE), NOW)
+    abort = make_abort(
+        run_id=RUN, audience=INDIVIDUAL.keyid, code="withdrawn", subject="1" * 64, key=COLLECTIVE, now=NOW
+    )
+    trust.store = ROTATED_TRUST
+    with pytest.raises(RevokedKeyError, match="collective was revoked as superseded"):
+        individual.inherit(*answer, NOW)
+    with pytest.raises(RevokedKeyError):
+        individual.accept_abort(abort, NOW)
+    with pytest.raises(RevokedKeyError):
+        individual.verify_file(BundleFile(*answer), NOW)
+    assert individual.learngene("condensed") is None
+    assert not individual.withdrawn("1" * 64)
+    trust.store = TRUST
+    individual.inherit(*answer, NOW)
+
+
+def test_a_running_collective_does_not_sign_with_a_revoked_key(here: Site, there: Site) -> None:
+    trust = Changing(TRUST)
+    collective = here.collective(trust=trust)
+    first = collective.publish(learngene(), NOW, content_key(0))
+    trust.store = ROTATED_TRUST
+    with pytest.raises(InputError, match="own key is not in its trust store"):
+        collective.publish(learngene(seed=1), NOW, content_key(1))
+    assert collective.releases() == [first]
+    with pytest.raises(InputError, match="own key"):
+        here.collective(trust=trust)
+
+
+def test_nothing_is_believed_under_a_trust_store_past_its_time(here: Site, there: Site) -> None:
+    trust = Changing(TRUST)
+    collective, individual = here.collective(trust=trust), there.individual(trust=trust)
+    collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    answer = collective.answer_request(request, NOW)
+    receipt, _ = there.individual().inherit(*answer, NOW)
+    abort = make_abort(run_id=RUN, audience=INDIVIDUAL.keyid, code="stopped", subject=None, key=COLLECTIVE, now=NOW)
+
+    trust.store = TRUST.with_expiry(NOW - 1)
+    for use in (
+        lambda: collective.answer_request(request, NOW),
+        lambda: collective.accept_receipt(receipt, NOW),
+        lambda: individual.accept_abort(abort, NOW),
+        lambda: individual.verify_file(BundleFile(*answer), NOW),
+    ):
+        with pytest.raises(ExpiredError, match="trust store is past its time; get a new version"):
+            use()
+    # What is committed keeps its receipt; what is new is not looked at.
+    assert individual.inherit(*answer, NOW).receipt == receipt
+    here.collective().publish(learngene(seed=1), NOW, content_key(1))
+    fresh = there.individual().request("condensed", NOW, OTHER_NONCE)
+    newer = here.collective().answer_request(fresh, NOW)
+    with pytest.raises(ExpiredError, match="trust store"):
+        individual.inherit(*newer, NOW)
+    assert there.opened[0].state(RUN, "condensed") is State.REQUESTED  # type: ignore[union-attr]
+
+    trust.store = TRUST.with_expiry(NOW)
+    collective.accept_receipt(receipt, NOW)
+    individual.inherit(*newer, NOW)
+
+
+# A new key.
+
+
+def test_recovery_from_a_fast_forward_with_a_stolen_key(here: Site, there: Site, tmp_path: Path) -> None:
+    """A thief signs the largest number that there is, so that nothing honest could ever follow. A new key does."""
+    trust = Changing(TRUST)
+    individual = there.individual(trust=trust)
+    honest = here.collective()
+    first = honest.publish(learngene(), NOW, content_key(0))
+    inherits(honest, individual, NONCE)
+
+    thief = Exchange(
+        individual.request("condensed", NOW, b"t" * 16, fresh=True),
+        Answer(first.envelope, b"", b""),
+        Expectation(RUN, INDIVIDUAL.keyid, {}),
+    ).with_plaintext(blobs.encode(learngene(seed=66).tensors), seq=2**31, prev="1" * 64)
+    assert individual.inherit(*thief.answer, NOW).learngene.release.seq == 2**31
+    honest.publish(learngene(seed=1), NOW, content_key(1))
+    stuck = individual.request("condensed", NOW, b"u" * 16, fresh=True)
+    with pytest.raises(RollbackError):
+        individual.inherit(*honest.answer_request(stuck, NOW), NOW)
+
+    # The root revokes the key and pins the new one; both running nodes read it.
+    trust.store = ROTATED_TRUST
+    collective = here.collective(NEW_COLLECTIVE, trust=trust)
+    # The request that is still open was addressed to the old key: it is made anew, and so is the release.
+    request = individual.request("condensed", NOW, b"v" * 16)
+    assert request != stuck
+    with pytest.raises(ExpiredError, match="former key; publish the learngene again"):
+        collective.answer_request(request, NOW)
+    third = collective.publish(learngene(seed=1), NOW, content_key(2))
+    assert (third.seq, third.payload.key_epoch) == (3, 2)
+    answer = collective.answer_request(request, NOW)
+    receipt, inherited = individual.inherit(*answer, NOW)
+    collective.accept_receipt(receipt, NOW)
+    assert inherited.release_digest == third.digest
+    # The chain goes on within the new key.
+    fourth = collective.publish(learngene(seed=2), NOW, content_key(3))
+    assert inherits(collective, individual, b"w" * 16).release_digest == fourth.digest
+    # And nothing of the old key comes back: neither the thief's release nor an honest one.
+    individual.request("condensed", NOW, b"x" * 16)
+    with pytest.raises(RevokedKeyError):
+        individual.inherit(*honest.answer_request(stuck, NOW), NOW)
+    # The thief's was inherited once and has its receipt; what is newest stays newest.
+    assert individual.inherit(*thief.answer, NOW).learngene.release_digest == fourth.digest
+    kept = there.individual(trust=trust).learngene("condensed")
+    assert kept is not None
+    assert kept.release_digest == fourth.digest
+
+
+def test_attack_by_rollback_across_keys(here: Site, there: Site, tmp_path: Path) -> None:
+    """A trust store in which the old key is believed again, as from a backup, does not bring its releases back."""
+    trust = Changing(TRUST)
+    individual = there.individual(trust=trust)
+    old = here.collective()
+    old.publish(learngene(), NOW, content_key(0))
+    inherits(old, individual, NONCE)
+    backup = Site(tmp_path / "backup").collective()
+    for desk in (old, backup):
+        for seed in range(3):
+            desk.publish(learngene(seed), NOW, content_key(seed))
+    trust.store = ROTATED_TRUST
+    new = here.collective(NEW_COLLECTIVE, trust=trust)
+    newest = new.publish(learngene(seed=3), NOW, content_key(3))
+    inherits(new, individual, OTHER_NONCE)
+    trust.store = TRUST
+    request = individual.request("condensed", NOW, b"p" * 16)
+    # One with a higher number than any that was seen of the old key.
+    answer = backup.answer_request(request, NOW)
+    with pytest.raises(RollbackError):
+        individual.inherit(*answer, NOW)
+    assert there.opened[0].latest(RUN, "condensed").release == newest.digest  # type: ignore[union-attr]
+
+
+def test_an_open_request_is_made_anew_when_a_key_of_either_side_has_changed(there: Site) -> None:
+    request = there.individual().request("condensed", NOW, NONCE)
+    assert there.individual().request("condensed", NOW, OTHER_NONCE) == request
+    new_individual = SigningKey.from_seed(b"I" * 32)
+    rotated = TRUST.with_rotated_key("individual-1", "individual", new_individual.public_hex)
+    for desk, expected in (
+        (there.individual(encryption=OTHER_ENCRYPTION), {"hpke_public": OTHER_ENCRYPTION.public.hex()}),
+        (there.individual(trust=ROTATED_TRUST), {"audience": NEW_COLLECTIVE.keyid}),
+        (there.individual(new_individual, trust=rotated), {"signer": new_individual.keyid}),
+    ):
+        there.individual().request("condensed", NOW, NONCE, fresh=True)
+        made = opened(messages.Request, desk.request("condensed", NOW, OTHER_NONCE))
+        assert made.nonce == OTHER_NONCE.hex()
+        assert {name: getattr(made, name) for name in expected} == expected
+
+
+def test_a_learngene_whose_encryption_key_is_gone_comes_back_with_a_new_request(here: Site, there: Site) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    inherits(collective, there.individual(), NONCE)
+    with pytest.raises(StorageFailedError, match="cannot be opened any more"):
+        there.individual(encryption=OTHER_ENCRYPTION).learngene("condensed")
+    before = there.individual().learngene("condensed")
+    after = inherits(collective, there.individual(encryption=OTHER_ENCRYPTION), OTHER_NONCE)
+    assert before is not None
+    assert after.release_digest == before.release_digest
+    assert after.sealed.grant_bytes != before.sealed.grant_bytes
+    again = there.individual(encryption=OTHER_ENCRYPTION).learngene("condensed")
+    assert again is not None
+    assert again.sealed == after.sealed

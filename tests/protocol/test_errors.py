@@ -1,0 +1,449 @@
+"""One attack for every class of refusal, through the desks: nothing changes, the honest bundle still gets through, and
+the text tells its reader what to do next."""
+
+import ast
+import dataclasses
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocol import blob, envelope, messages
+from protocol import errors as errors_module
+from protocol.desks import Answer, CollectiveDesk, IndividualDesk
+from protocol.errors import (
+    BadSignatureError,
+    DigestMismatchError,
+    EquivocationError,
+    ExpiredError,
+    MalformedError,
+    NonFiniteError,
+    PolicyDeniedError,
+    RefusedError,
+    RevokedKeyError,
+    RollbackError,
+    StorageFailedError,
+    TooLargeError,
+    UnknownKeyError,
+    WrongAudienceError,
+    WrongRunError,
+)
+from protocol.make_messages import make_receipt
+from protocol.messages import LIFE, SKEW
+from protocol.trust import TrustStore
+from protocol.verification import Expectation
+from tests.protocol.parties import (
+    COLLECTIVE,
+    INDIVIDUAL,
+    NEW_COLLECTIVE,
+    NOW,
+    OTHER_INDIVIDUAL,
+    OTHER_RUN,
+    RUN,
+    STRANGER,
+    TRUST,
+    Exchange,
+    Site,
+    content_key,
+    flipped,
+    learngene,
+    resigned,
+)
+
+REFUSALS = tuple(RefusedError.__subclasses__())
+
+#: What the advice in a refusal may begin with: somebody is told to do something.
+_IMPERATIVES = (
+    "ask|believe|change|check|choose|compare|copy|evolve|fetch|get|give|keep|make|publish|refuse|request|send|take|tell"
+    "|update|use"
+)
+_ADVICE = re.compile(rf"; (?:(?:and|or|it must|he must|then) )*(?:{_IMPERATIVES})\b")
+
+
+@dataclass
+class Scene:
+    """Two sites that have exchanged a first release and are in the middle of the second exchange.
+
+    ``exchange``: the honest answer to the open request; nothing of it has been delivered yet.
+    """
+
+    here: Site
+    there: Site
+    collective: CollectiveDesk
+    individual: IndividualDesk
+    exchange: Exchange
+    trust: TrustStore
+
+    def ledger(self) -> dict[str, list[tuple[object, ...]]]:
+        """Every row of both ledgers, and every file beside them."""
+        rows: dict[str, list[tuple[object, ...]]] = {}
+        for site in (self.here, self.there):
+            with sqlite3.connect(site.folder / "ledger.db") as database:
+                tables = [str(row[0]) for row in database.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+                for table in tables:
+                    rows[f"{site.folder.name} {table}"] = database.execute(f"SELECT * FROM {table}").fetchall()
+            rows[f"{site.folder.name} files"] = [
+                (str(path), path.read_bytes())
+                for path in sorted(site.folder.rglob("*"))
+                if path.is_file() and path.parent != site.folder
+            ]
+        return rows
+
+    def inherit(self, exchange: Exchange, now: int = NOW) -> None:
+        """Deliver an answer to the individual, which accepts it or refuses."""
+        self.individual.inherit(*exchange.answer, now)
+
+
+@pytest.fixture
+def scene(here: Site, there: Site) -> Scene:
+    scene = Scene(here, there, None, None, None, TRUST)  # type: ignore[arg-type]
+    scene.collective = here.collective(trust=lambda: scene.trust)
+    scene.individual = there.individual(trust=lambda: scene.trust)
+    for number in range(2):
+        scene.collective.publish(learngene(number), NOW, content_key(number))
+        request = scene.individual.request("condensed", NOW, bytes([number]) * 16)
+        answer = scene.collective.answer_request(request, NOW)
+        assert isinstance(answer, Answer)
+        if number == 0:
+            scene.collective.accept_receipt(scene.individual.inherit(*answer, NOW).receipt, NOW)
+        else:
+            expectation = Expectation(RUN, INDIVIDUAL.keyid, {envelope.digest(request): "condensed"})
+            scene.exchange = Exchange(request, answer, expectation)
+    return scene
+
+
+def refused(
+    scene: Scene, expected: type[RefusedError], attack: Callable[[], object], *, looked_at: bool = False
+) -> str:
+    """Make an attack: it is refused with exactly this class, whose text advises, and changes nothing.
+
+    Args:
+        looked_at: the envelopes were authentic, so that the individual remembers their release as seen.
+
+    Returns:
+        The refusal's text.
+    """
+    before = scene.ledger()
+    with pytest.raises(expected) as caught:
+        attack()
+    assert type(caught.value) is expected
+    text = str(caught.value)
+    assert "\n" not in text
+    assert _ADVICE.search(text), f"no advice in: {text}"
+    after = scene.ledger()
+    if looked_at:
+        for rows in (before, after):
+            del rows[f"{scene.there.folder.name} seen"]
+            rows[f"{scene.there.folder.name} exchanges"] = [
+                row[:-1] for row in rows[f"{scene.there.folder.name} exchanges"]
+            ]
+    assert after == before
+    return text
+
+
+def then_the_honest_bundle_is_accepted(scene: Scene) -> None:
+    """The positive control of every attack: the desk was able and willing all the time."""
+    receipt, inherited = scene.individual.inherit(*scene.exchange.answer, NOW)
+    assert inherited.release_digest == envelope.digest(scene.exchange.answer.release)
+    for name, array in learngene(1).tensors.items():
+        np.testing.assert_array_equal(inherited.learngene.tensors[name], array, strict=True)
+    assert scene.collective.accept_receipt(receipt, NOW).payload.release == inherited.release_digest
+
+
+def poisoned(name: str, value: float) -> bytes:
+    tensors = {key: array.copy() for key, array in learngene(1).tensors.items()}
+    tensors[name].reshape(-1)[0] = value
+    return blob.encode(tensors)
+
+
+def test_attack_too_large(scene: Scene) -> None:
+    """An envelope that would fill the memory of whoever parses it."""
+    flood = b"[" * (envelope.MAX_BYTES + 1)
+    refused(scene, TooLargeError, lambda: scene.inherit(scene.exchange.with_answer(release=flood)))
+    refused(scene, TooLargeError, lambda: scene.inherit(scene.exchange.with_answer(grant=flood)))
+    refused(scene, TooLargeError, lambda: scene.collective.answer_request(flood, NOW))
+    refused(scene, TooLargeError, lambda: scene.collective.accept_receipt(flood, NOW))
+    refused(scene, TooLargeError, lambda: scene.individual.accept_abort(flood, NOW))
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def test_attack_malformed(scene: Scene) -> None:
+    """Bytes that two readers could understand in two ways: a key twice, spaces, another encoding, something behind."""
+    release, grant, _ = scene.exchange.answer
+    for data in (
+        release.replace(b'"payloadType"', b'"payload":"","payloadType"'),
+        release.replace(b":", b": ", 1),
+        release + b"\n",
+        release[:-1],
+        grant,
+        b"",
+        b"\x80\x04N.",
+    ):
+        refused(scene, MalformedError, lambda data=data: scene.inherit(scene.exchange.with_answer(release=data)))
+    refused(scene, MalformedError, lambda: scene.collective.answer_request(grant[:-1], NOW))
+    # What the collective signs is read as strictly.
+    noncanonical = blob.encode(learngene(1).tensors).replace(b'"F32"', b'"I32"', 1)
+    bad = scene.exchange.with_plaintext(noncanonical, seq=3, prev=envelope.digest(release))
+    refused(scene, MalformedError, lambda: scene.inherit(bad), looked_at=True)
+    then_what_follows_the_bad_release_is_accepted(scene, bad)
+
+
+def test_the_honest_bundle_is_accepted(scene: Scene) -> None:
+    """The scene itself, without any attack."""
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def then_what_follows_the_bad_release_is_accepted(scene: Scene, bad: Exchange) -> None:
+    """The positive control where the collective itself signed the fault: it cannot take its number back, and its next
+    release ends the exchange that is still open."""
+    prev = envelope.digest(bad.answer.release)
+    good = scene.exchange.with_plaintext(blob.encode(learngene(1).tensors), seq=4, prev=prev)
+    assert scene.individual.inherit(*good.answer, NOW).learngene.release.prev == prev
+
+
+def test_attack_bad_signature(scene: Scene) -> None:
+    """A stranger's bytes under the collective's key id, and the collective's signature over other bytes."""
+    release, grant, _ = scene.exchange.answer
+    opened = envelope.parse(release)
+    signature = STRANGER.sign(envelope.pre_authentication_encoding(opened.payload_type, opened.payload))
+    forged = envelope.encode(envelope.Envelope(opened.payload_type, opened.payload, COLLECTIVE.keyid, signature))
+    refused(scene, BadSignatureError, lambda: scene.inherit(scene.exchange.with_answer(release=forged)))
+    opened = envelope.parse(grant)
+    altered = opened.payload.replace(INDIVIDUAL.keyid.encode(), OTHER_INDIVIDUAL.keyid.encode())
+    forged = envelope.encode(envelope.Envelope(opened.payload_type, altered, opened.keyid, opened.signature))
+    refused(scene, BadSignatureError, lambda: scene.inherit(scene.exchange.with_answer(grant=forged)))
+    request = scene.exchange.request.replace(INDIVIDUAL.keyid.encode(), OTHER_INDIVIDUAL.keyid.encode())
+    refused(scene, BadSignatureError, lambda: scene.collective.answer_request(request, NOW))
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def by_stranger(scene: Scene) -> Exchange:
+    release, grant, _ = scene.exchange.answer
+    release = resigned(release, STRANGER, signer=STRANGER.keyid)
+    grant = resigned(grant, STRANGER, signer=STRANGER.keyid, release=envelope.digest(release))
+    return scene.exchange.with_answer(release=release, grant=grant)
+
+
+def test_attack_unknown_key(scene: Scene) -> None:
+    """A whole and consistent bundle of somebody whom nobody pinned, and an individual in the collective's place."""
+    refused(scene, UnknownKeyError, lambda: scene.inherit(by_stranger(scene)))
+    release = resigned(scene.exchange.answer.release, OTHER_INDIVIDUAL, signer=OTHER_INDIVIDUAL.keyid)
+    refused(scene, UnknownKeyError, lambda: scene.inherit(scene.exchange.with_answer(release=release)))
+    for key in (STRANGER, COLLECTIVE):
+        request = resigned(scene.exchange.request, key, signer=key.keyid)
+        refused(scene, UnknownKeyError, lambda request=request: scene.collective.answer_request(request, NOW))
+    then_the_honest_bundle_is_accepted(scene)
+    # It was the key alone: pinned, the stranger's is believed, and then the two histories are what is at fault.
+    scene.trust = TRUST.with_rotated_key("collective", "collective", STRANGER.public_hex)
+    scene.individual.request("condensed", NOW, b"x" * 16)
+    refused(scene, UnknownKeyError, lambda: scene.inherit(by_stranger(scene)))
+
+
+def test_attack_revoked_key(scene: Scene) -> None:
+    """A genuine bundle, held back until its key had been revoked: whoever stole the key could have signed it."""
+    scene.trust = TRUST.without_key(COLLECTIVE.keyid, "compromised").with_key(
+        NEW_COLLECTIVE.public_hex, "collective", "collective"
+    )
+    text = refused(scene, RevokedKeyError, lambda: scene.inherit(scene.exchange))
+    assert "compromised" in text
+    scene.trust = TRUST.without_key(INDIVIDUAL.keyid, "retired")
+    refused(scene, RevokedKeyError, lambda: scene.collective.answer_request(scene.exchange.request, NOW))
+    scene.trust = TRUST
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def test_attack_wrong_audience(scene: Scene, tmp_path: Path) -> None:
+    """One individual's grant handed to another, an answer to a request that is not open, another party's request."""
+    other = Site(tmp_path / "other").individual(OTHER_INDIVIDUAL)
+    theirs = other.request("condensed", NOW, b"o" * 16)
+    answer = scene.collective.answer_request(theirs, NOW)
+    assert isinstance(answer, Answer)
+    refused(scene, WrongAudienceError, lambda: scene.individual.inherit(*answer, NOW))
+    other.inherit(*answer, NOW)
+    stale = resigned(scene.exchange.answer.grant, COLLECTIVE, request="1" * 64)
+    refused(scene, WrongAudienceError, lambda: scene.inherit(scene.exchange.with_answer(grant=stale)))
+    request = resigned(scene.exchange.request, INDIVIDUAL, audience=STRANGER.keyid)
+    refused(scene, WrongAudienceError, lambda: scene.collective.answer_request(request, NOW))
+    unsent = make_receipt(run_id=RUN, release="1" * 64, audience=COLLECTIVE.keyid, key=INDIVIDUAL, now=NOW)
+    refused(scene, WrongAudienceError, lambda: scene.collective.accept_receipt(unsent, NOW))
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def test_attack_wrong_run(scene: Scene) -> None:
+    """What the same parties said in another run, carried over into this one."""
+    release = resigned(scene.exchange.answer.release, COLLECTIVE, run_id=OTHER_RUN)
+    refused(scene, WrongRunError, lambda: scene.inherit(scene.exchange.with_release(release)))
+    grant = resigned(scene.exchange.answer.grant, COLLECTIVE, run_id=OTHER_RUN)
+    refused(scene, WrongRunError, lambda: scene.inherit(scene.exchange.with_answer(grant=grant)))
+    request = resigned(scene.exchange.request, INDIVIDUAL, run_id=OTHER_RUN)
+    refused(scene, WrongRunError, lambda: scene.collective.answer_request(request, NOW))
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def test_attack_expired(scene: Scene) -> None:
+    """A bundle frozen by the relay until it is old, one from the future, and one that would hold for ever."""
+    late = NOW + LIFE + SKEW + 1
+    refused(scene, ExpiredError, lambda: scene.inherit(scene.exchange, late))
+    refused(scene, ExpiredError, lambda: scene.inherit(scene.exchange, NOW - SKEW - 1))
+    refused(scene, ExpiredError, lambda: scene.collective.answer_request(scene.exchange.request, late))
+    eternal = resigned(scene.exchange.answer.grant, COLLECTIVE, expires_at=2**40)
+    refused(scene, ExpiredError, lambda: scene.inherit(scene.exchange.with_answer(grant=eternal)))
+    scene.trust = TRUST.with_expiry(NOW - 1)
+    refused(scene, ExpiredError, lambda: scene.inherit(scene.exchange))
+    scene.trust = TRUST
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def test_attack_rollback(scene: Scene, tmp_path: Path) -> None:
+    """A collective that was restored from a backup, or wants to, grants an older release than was inherited."""
+    scene.collective.publish(learngene(2), NOW, content_key(2))
+    third = scene.collective.answer_request(scene.individual.request("condensed", NOW, b"3" * 16, fresh=True), NOW)
+    assert isinstance(third, Answer)
+    scene.individual.inherit(*third, NOW)
+    backup = Site(tmp_path / "backup").collective()
+    for number in range(2):
+        backup.publish(learngene(number), NOW, content_key(number))
+    request = scene.individual.request("condensed", NOW, b"4" * 16)
+    second = backup.answer_request(request, NOW)
+    assert isinstance(second, Answer)
+    assert second.release == scene.exchange.answer.release
+    refused(scene, RollbackError, lambda: scene.individual.inherit(*second, NOW))
+    scene.collective.publish(learngene(1), NOW, content_key(4))
+    fourth = scene.collective.answer_request(request, NOW)
+    assert isinstance(fourth, Answer)
+    scene.exchange = Exchange(request, fourth, scene.exchange.expectation)
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def test_attack_equivocation(scene: Scene) -> None:
+    """Two histories: another release under a number that was seen, or one that follows another one than was seen."""
+    release = scene.exchange.answer.release
+    for changes in (
+        {"seq": 1, "prev": messages.NO_RELEASE},
+        {"prev": "1" * 64},
+    ):
+        other = resigned(release, COLLECTIVE, **changes)
+        refused(scene, EquivocationError, lambda other=other: scene.inherit(scene.exchange.with_release(other)))
+    again = resigned(scene.exchange.request, INDIVIDUAL, form="paper")
+    refused(scene, EquivocationError, lambda: scene.collective.answer_request(again, NOW))
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def test_attack_digest_mismatch(scene: Scene) -> None:
+    """A blob that was altered, cut or exchanged, and the grant of another release."""
+    release, _, data = scene.exchange.answer
+    for other in (flipped(data, 9), data[:-1], data + b"\0", b"", blob.encode(learngene(1).tensors)):
+        refused(
+            scene,
+            DigestMismatchError,
+            lambda other=other: scene.inherit(scene.exchange.with_answer(blob=other)),
+            looked_at=True,
+        )
+    another = resigned(release, COLLECTIVE, issued_at=NOW + 1)
+    refused(scene, DigestMismatchError, lambda: scene.inherit(scene.exchange.with_answer(release=another)))
+    wrong_key = scene.exchange.granted(release, content_key=b"x" * 32)
+    refused(
+        scene,
+        DigestMismatchError,
+        lambda: scene.inherit(scene.exchange.with_answer(grant=wrong_key)),
+        looked_at=True,
+    )
+    then_the_honest_bundle_is_accepted(scene)
+
+
+def test_attack_policy_denied(scene: Scene) -> None:
+    """A Fisher diagonal that follows single images, and a classifier on board; in and out."""
+    few = learngene(samples=128)
+    release = resigned(scene.exchange.answer.release, COLLECTIVE, fisher=few.fisher)
+    refused(scene, PolicyDeniedError, lambda: scene.inherit(scene.exchange.with_release(release)))
+    described = messages.decode(messages.Release, envelope.parse(scene.exchange.answer.release).payload).tensors
+    extra = messages.TensorDescription(name="classifier.weight", role="weight", dtype="float32", shape=(5, 6))
+    release = resigned(scene.exchange.answer.release, COLLECTIVE, tensors=(*described, extra))
+    refused(scene, PolicyDeniedError, lambda: scene.inherit(scene.exchange.with_release(release)))
+    refused(scene, PolicyDeniedError, lambda: scene.collective.publish(few, NOW, content_key(9)))
+    request = resigned(scene.exchange.request, INDIVIDUAL, form="paper", nonce="f" * 32)
+    refused(scene, PolicyDeniedError, lambda: scene.collective.answer_request(request, NOW))
+    then_the_honest_bundle_is_accepted(scene)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("block.0.conv.weight", np.nan), ("block.1.norm.bias", np.inf), ("fisher.block.0.conv.weight", -1.0)],
+)
+def test_attack_non_finite(scene: Scene, name: str, value: float) -> None:
+    """A learngene that would poison every network it goes into, properly signed by the collective."""
+    prev = envelope.digest(scene.exchange.answer.release)
+    bad = scene.exchange.with_plaintext(poisoned(name, value), seq=3, prev=prev)
+    refused(scene, NonFiniteError, lambda: scene.inherit(bad), looked_at=True)
+    diverged = dataclasses.replace(learngene(2), tensors=blob.decode(poisoned(name, value)))
+    refused(scene, NonFiniteError, lambda: scene.collective.publish(diverged, NOW, content_key(2)))
+    then_what_follows_the_bad_release_is_accepted(scene, bad)
+
+
+def test_attack_storage_failed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full: what cannot be stored is neither inherited nor acknowledged, and nothing is sent."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        before = scene.ledger()
+        with pytest.raises(StorageFailedError, match="No space left") as caught:
+            scene.inherit(scene.exchange)
+        assert _ADVICE.search(str(caught.value)), str(caught.value)
+        refused(scene, StorageFailedError, lambda: scene.collective.publish(learngene(2), NOW, content_key(2)))
+    after = scene.ledger()
+    changed = {name for name in before if before[name] != after[name]}
+    # The bundle was good, and that is remembered: its delivery again ends the exchange.
+    assert changed == {f"{scene.there.folder.name} exchanges", f"{scene.there.folder.name} seen"}
+    then_the_honest_bundle_is_accepted(scene)
+
+
+# Every class, and its text.
+
+
+def test_there_is_an_attack_for_every_class_of_refusal() -> None:
+    attacks = {name.removeprefix("test_attack_") for name in globals() if name.startswith("test_attack_")}
+    assert attacks == {error.code for error in REFUSALS}
+
+
+def test_every_class_of_refusal_advises_in_its_own_words() -> None:
+    for error in (RefusedError, *REFUSALS):
+        text = str(error("the thing is wrong"))
+        assert text == f"the thing is wrong; {error.advice}"
+        assert _ADVICE.search(text), text
+        # What advises already is left as it is, so that an error wrapped in another one does not advise twice.
+        assert str(error(text)) == text
+        assert str(error(f"trust.json: {text}")).count(error.advice) == 1
+    assert len({error.advice for error in REFUSALS}) == len(REFUSALS)
+    for nothing in ("the blob is wrong", "the blob is wrong; very wrong", "the blob is wrong, fetch it again"):
+        assert not _ADVICE.search(nothing)
+
+
+def refusals_in_the_source() -> Iterator[tuple[str, str]]:
+    """Where each refusal is raised, and its text as it is written there."""
+    root = Path(errors_module.__file__).parents[1]
+    names = {error.__name__ for error in (RefusedError, *REFUSALS)}
+    for package in ("protocol", "collective_node", "individual_node"):
+        for path in sorted((root / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+                    words = (part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant))
+                    yield f"{path.name}:{node.lineno}", "".join(word for word in words if isinstance(word, str))
+
+
+def test_every_refusal_in_the_source_advises() -> None:
+    """What has a semicolon gets no advice from its class: then it must advise itself."""
+    found = dict(refusals_in_the_source())
+    assert any("; " in text for text in found.values())
+    assert [f"{where}: {text}" for where, text in found.items() if "; " in text and not _ADVICE.search(text)] == []
+
+
+def test_every_refusal_is_one_of_those_that_are_named() -> None:
+    defined = {value for value in vars(errors_module).values() if isinstance(value, type)}
+    assert {value for value in defined if issubclass(value, RefusedError)} == {RefusedError, *REFUSALS}
