@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from collective_node import exchange_commands
+from protocol import import_contract
 from protocol.node_commands import node_app
 from protocol.terminal import run_app
 
@@ -28,4 +29,5 @@ def annotate(
 
 def main() -> None:
     """Entry point of the console script."""
+    import_contract.install("collective_node")
     run_app(app)

@@ -138,7 +138,7 @@ def widen(
     """
     layers = network.layers
     _check_layer(network, index)
-    conv, norm = layers[index].conv, layers[index].norm
+    conv, norm = layers[index].conv, _batch_norm(layers[index])
     channels = conv.out_channels
     if not 1 <= extra <= channels:
         raise ValueError(
@@ -209,7 +209,7 @@ def deepen(network: ExpandableNetwork, index: int, way: Literal["duplicate", "id
     if way == "duplicate":
         made.load_state_dict(layer.state_dict())
     else:
-        _pass_on(made, layer.norm)
+        _pass_on(made, _batch_norm(layer))
     layer.pool = False
     blocks = list(network.blocks)
     network.blocks = nn.Sequential(*blocks[: index + 1], made, *blocks[index + 1 :])
@@ -229,13 +229,18 @@ def _pass_on(block: ConvolutionBlock, before: nn.BatchNorm2d) -> None:
     density, below = normal.log_prob(z).exp(), normal.cdf(z)
     mean = middle * below + spread * density
     variance = ((middle.square() + spread.square()) * below + middle * spread * density - mean.square()).clamp(min=1e-4)
-    norm = block.norm
+    norm = _batch_norm(block)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
     norm.weight.copy_((variance + norm.eps).sqrt())
     norm.bias.copy_(mean)
+
+
+def _batch_norm(block: ConvolutionBlock) -> nn.BatchNorm2d:
+    assert isinstance(block.norm, nn.BatchNorm2d)
+    return block.norm
 
 
 def _check_layer(network: ExpandableNetwork, index: int) -> None:

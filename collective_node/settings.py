@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from collective_node.growth_schedule import PAPER, parse
 from protocol.architecture import Form
-from protocol.learngene import Estimator
+from protocol.learngene import Estimator, PrivacyScope
 
 #: Against forgetting: its own past images again, elastic weight consolidation on its own past tasks, nothing (the
 #: paper's).
@@ -82,6 +82,24 @@ class CollectiveSettings(BaseModel):
     condense_learning_rate: float = Field(0.1, gt=0)
     fisher_estimator: Estimator = "sampled"
     fisher_samples: int = Field(1024, ge=1)
+    privacy_epsilon: float | None = Field(
+        None, gt=0, le=100, description="differential privacy: epsilon of all that is released; none: no guarantee"
+    )
+    privacy_delta_exponent: int = Field(5, ge=1, le=30, description="delta is 10 to the minus this")
+    privacy_scope: PrivacyScope = Field(
+        "weights-and-fisher",
+        description="what the guarantee is about; fisher-given-weights: the Fisher diagonal alone, weights as ever",
+    )
+    privacy_epochs: float = Field(10.0, gt=0, description="passes over the images in private training")
+    privacy_batch_size: int = Field(1024, ge=1, description="images to be expected in a step of private training")
+    privacy_learning_rate: float = Field(0.5, gt=0)
+    privacy_clip: float = Field(1.0, ge=1e-6, le=1e6, description="largest norm of an image's gradient")
+    privacy_fisher_clip: float = Field(
+        1.0, ge=1e-6, le=1e6, description="largest norm of an image's squared gradient, in a private Fisher diagonal"
+    )
+    privacy_fisher_share: float = Field(
+        0.1, gt=0, lt=1, description="of epsilon, for the Fisher diagonal; training has the rest"
+    )
 
     @field_validator("expansion")
     @classmethod
@@ -113,4 +131,23 @@ class CollectiveSettings(BaseModel):
     def _second_criterion_has_a_descendant(self) -> "CollectiveSettings":
         if self.criterion == "similarity" and self.descendant_epochs == 0:
             raise ValueError("the criterion similarity needs descendant_epochs above 0")
+        return self
+
+    @property
+    def private_weights(self) -> bool:
+        """Whether the weights themselves are to be differentially private."""
+        return self.privacy_epsilon is not None and self.privacy_scope == "weights-and-fisher"
+
+    @model_validator(mode="after")
+    def _private_weights_come_from_one_network(self) -> "CollectiveSettings":
+        # Each of these would look at the images besides, without noise.
+        wanted = {"forms": ("condensed",), "cycles": 0, "descendant_epochs": 0.0}
+        wrong = [name for name, value in wanted.items() if getattr(self, name) != value]
+        wrong += ["layers"] if self.layers is None else []
+        if self.private_weights and wrong:
+            raise ValueError(
+                "private weights are those of one network, trained for the condensed form alone: set forms=condensed, "
+                f"cycles=0, descendant_epochs=0 and a number of layers (here differ: {', '.join(wrong)}), "
+                "or privacy_scope=fisher-given-weights"
+            )
         return self

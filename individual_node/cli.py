@@ -1,6 +1,7 @@
 """The command ``individual-node``: the node itself, exchanges by files, and what a user does with a learngene."""
 
 from individual_node import exchange_commands, user_commands
+from protocol import import_contract
 from protocol.node_commands import node_app
 from protocol.terminal import run_app
 
@@ -11,4 +12,5 @@ user_commands.register(app)
 
 def main() -> None:
     """Entry point of the console script."""
+    import_contract.install("individual_node")
     run_app(app)

@@ -47,7 +47,8 @@ def own_widths(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, 
 def own_blocks(architecture: Architecture, own: OwnLayers = SUGGESTED) -> tuple[list[Block], list[Block]]:
     """The individual's own blocks in front of and behind the inherited ones.
 
-    A max-pool follows the first three of them, or as many as the image can still be halved.
+    A max-pool follows the first three of them, or as many as the image can still be halved. They normalise as the
+    inherited ones do.
 
     Raises:
         InputError: what was chosen does not fit the learngene; both shapes are named.
@@ -75,7 +76,7 @@ def own_blocks(architecture: Architecture, own: OwnLayers = SUGGESTED) -> tuple[
     pools = min(OWN_POOLS, halvings - sum(block.pool for block in architecture.blocks))
     chain = [*pairwise((channels, *front)), *pairwise((architecture.features, *back))]
     blocks = [
-        Block(role="stem", in_channels=before, out_channels=after, pool=number < pools)
+        Block(role="stem", in_channels=before, out_channels=after, pool=number < pools, norm=inherited.norm)
         for number, (before, after) in enumerate(chain)
     ]
     return blocks[: len(front)], blocks[len(front) :]

@@ -9,12 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Form = Literal["condensed", "paper", "paper-middle", "paper-front"]
 #: Where a block stood: in a light stem, or in the collective's own network.
 BlockRole = Literal["stem", "front", "middle", "top"]
+#: How a block normalises: by statistics of many images, or each image by itself (which alone differential privacy can
+#: be had with: arXiv 1803.08494).
+Norm = Literal["batch", "group"]
 TensorRole = Literal["weight", "statistic", "fisher", "input"]
 
 #: Parameters of one block that carry a Fisher diagonal.
 BLOCK_PARAMETERS = ("conv.weight", "norm.weight", "norm.bias")
-#: Running statistics of one block's BatchNorm.
+#: Running statistics of one block's BatchNorm; a GroupNorm has none.
 BLOCK_STATISTICS = ("norm.running_mean", "norm.running_var")
+
+#: Groups of a GroupNorm at most, and channels of a group at least.
+MOST_GROUPS, FEWEST_CHANNELS = 16, 4
 
 #: Blocks of a learngene at most.
 MOST_BLOCKS = 24
@@ -47,7 +53,7 @@ class InputContract(BaseModel):
 
 
 class Block(BaseModel):
-    """A 3x3 convolution (padding 1, no bias), BatchNorm and ReLU, followed by a 2x2 max-pool where ``pool`` is true."""
+    """A 3x3 convolution (padding 1, no bias), a normalisation and ReLU, then a 2x2 max-pool where ``pool`` is true."""
 
     model_config = _FROZEN
 
@@ -55,17 +61,22 @@ class Block(BaseModel):
     in_channels: int = Field(ge=1, le=4096)
     out_channels: int = Field(ge=1, le=4096)
     pool: bool
+    norm: Norm = "batch"
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name (inside the block) and shape of every parameter and statistic."""
         vector = (self.out_channels,)
-        return {
-            "conv.weight": (self.out_channels, self.in_channels, 3, 3),
-            "norm.weight": vector,
-            "norm.bias": vector,
-            "norm.running_mean": vector,
-            "norm.running_var": vector,
-        }
+        weight = {"conv.weight": (self.out_channels, self.in_channels, 3, 3)}
+        names = ("norm.weight", "norm.bias", *(BLOCK_STATISTICS if self.norm == "batch" else ()))
+        return weight | dict.fromkeys(names, vector)
+
+
+def groups_of(channels: int) -> int:
+    """Groups of a GroupNorm over so many channels: the most, up to 16, that are equally large and hold 4 channels at
+    least (one alone, on a map of one position, would always be normalised to zero); one where there is no such number.
+    """
+    fitting = (n for n in range(MOST_GROUPS, 1, -1) if channels % n == 0 and channels // n >= FEWEST_CHANNELS)
+    return next(fitting, 1)
 
 
 class Architecture(BaseModel):

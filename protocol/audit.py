@@ -1,7 +1,7 @@
 """The log of crossings: one line for everything that left or entered a site, on disk before it is sent, in one chain.
 
-Each line is canonical JSON and names the SHA-256 of the line before it, so that a line that is changed, taken out, put in or
-moved shows. That lines are missing at the end shows only to whoever kept the last digest: ``learngene audit show``.
+Each line is canonical JSON and names the SHA-256 of the line before it, so that a line that is changed, taken out, put
+in or moved shows. That lines are missing at the end shows only to whoever kept the last digest.
 """
 
 import fcntl
@@ -65,7 +65,8 @@ class Crossings:
         self._clock = clock
 
     def append(self, direction: Direction, peer: str, kind: str, data: bytes, decision: str = ALLOWED) -> None:
-        """Record that ``data`` goes ``out`` to, or came ``in`` from, ``peer``, or why it does not. Durable when it returns.
+        """Record that ``data`` goes ``out`` to, or came ``in`` from, ``peer``, and what was decided. Durable when it
+        returns.
 
         Raises:
             StorageFailedError: the line could not be stored, so nothing may be sent.
@@ -102,8 +103,8 @@ class Crossings:
 
 
 def verify_chain(data: bytes) -> Chain:
-    """Verify the bytes of a log: every line canonical, numbered on, and chained to the one before. Half a line at the end,
-    which a crash leaves, is not counted.
+    """Verify the bytes of a log: every line canonical, numbered on, and chained to the one before. Half a line at the
+    end, which a crash leaves, is not counted.
 
     Raises:
         MalformedError: it is broken; says at which line.

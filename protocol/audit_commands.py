@@ -72,7 +72,7 @@ def verify(
     if head:
         heads = {crossing.previous for crossing in chain.crossings} | {chain.head}
         if head.lower() not in heads:
-            raise MalformedError("the log does not hold the given line any more: lines were cut off, or all written anew")
+            raise MalformedError("the log does not hold the given line any more: its end was cut off, or it is another")
     if json_output:
         typer.echo(json.dumps({"lines": len(chain.crossings), "head": chain.head}))
         return

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from protocol.bench_bundle import BundleBenchmark, Observer, Range
 
 _MOST_MEGABYTES = 256
+# Times by which the same work may differ on a machine that does nothing else.
+_BUSY = 1.5
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -123,7 +125,7 @@ def bundle(
 
 
 def _show(result: "BundleBenchmark") -> None:
-    from protocol.bench_bundle import MEGABYTE, TARGET, TARGET_BYTES, VERIFY_AND_PARSE
+    from protocol.bench_bundle import MEGABYTE, SHA256, TARGET, TARGET_BYTES, VERIFY_AND_PARSE
 
     console = Console()
     if not console.is_terminal:
@@ -149,6 +151,12 @@ def _show(result: "BundleBenchmark") -> None:
         f" ({100 * share.smallest:.0f} to {100 * share.largest:.0f} %).\n"
         "Medians; ratios are taken within each repeat, smallest and largest in brackets.\n"
     )
+    sha256 = result.timing(SHA256).seconds
+    if sha256.largest > _BUSY * sha256.smallest:
+        typer.echo(
+            f"The machine was busy with other things: SHA-256 of the same bytes took {1000 * sha256.smallest:.0f} to"
+            f" {1000 * sha256.largest:.0f} ms. Measure again when it is quiet.\n"
+        )
     memory = _table("Peak memory beyond the received bytes")
     memory.add_column("MB", justify="right")
     memory.add_column("of the learngene", justify="right")

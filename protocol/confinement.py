@@ -16,10 +16,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from glob import glob
 from pathlib import Path
 
-from protocol import landlock, seccomp
+from protocol import landlock, privileges, seccomp
 from protocol.errors import InputError, RunFailedError
 from protocol.landlock import DEVICE, OWN, READ, READ_AND_RUN, Access
 from protocol.node_configuration import NodeTable
@@ -38,6 +39,23 @@ _MACHINE = (
 )
 _GPU_FACTS = ("/proc/driver/nvidia*", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/devices", "/sys/module")
 _GPU_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
+#: What finding a host by its name and checking a certificate read. Folders where files in them are replaced.
+_NETWORK = (
+    "/etc/resolv.conf",
+    "/run/systemd/resolve",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/protocols",
+    "/etc/ssl/openssl.cnf",
+    "/etc/ssl/certs",
+    "/etc/pki/tls/openssl.cnf",
+    "/etc/pki/tls/certs",
+    "/etc/pki/ca-trust",
+    "/etc/ca-certificates",
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class Confinement:
     Attributes:
         landlock_abi: version of Landlock's interface; 0 where the kernel has none.
         seccomp: whether the kernel filters system calls on request.
-        guards: what was tried in the process itself, in the order of ``GUARDS``.
+        guards: what was tried in the process itself: those of its profile, in their order.
     """
 
     landlock_abi: int
@@ -84,8 +102,32 @@ GUARDS = {
     "network": "no socket of any family but Unix, no connection, no io_uring",
     "memory": "no debugging and no reading of another process",
     "signals": "no signal to another process",
-    "privileges": "no privilege is gained by starting a program",
+    "privileges": "no capability, and none is gained by starting a program",
 }
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A kind of process that is confined.
+
+    Attributes:
+        name: for messages.
+        guards: those of ``GUARDS`` that are claimed.
+        accept: how its operator accepts that nothing holds.
+    """
+
+    name: str
+    guards: tuple[str, ...]
+    accept: str
+
+    @property
+    def network(self) -> bool:
+        """Whether sockets and TCP stay allowed."""
+        return "network" not in self.guards
+
+
+NODE = Profile("node", tuple(GUARDS), "set unconfined = true or pass --unconfined")
+COURIER = Profile("courier", ("files", "memory", "signals", "privileges"), "pass --unconfined")
 
 
 def node_rules(node: NodeTable, packages: Iterable[str]) -> dict[Path, Access]:
@@ -94,18 +136,31 @@ def node_rules(node: NodeTable, packages: Iterable[str]) -> dict[Path, Access]:
     rules = program_rules(packages)
     if node.device != "cpu":
         rules |= dict.fromkeys(_existing(_GPU_FACTS), READ) | dict.fromkeys(_existing(_GPU_DEVICES), DEVICE | READ)
+    if node.policy is not None:
+        rules |= {node.policy: Access.READ_FILE}
     return rules | {node.trust.parent: READ, node.data: READ, node.state: OWN}
+
+
+def courier_rules(home: Path, files: Iterable[Path]) -> dict[Path, Access]:
+    """What a courier may reach: its home, the interpreter, the network's tables and, to read, these files."""
+    rules = program_rules(["protocol", "flwr"]) | dict.fromkeys(_existing(_NETWORK), READ)
+    return rules | dict.fromkeys(files, Access.READ_FILE) | {home: OWN}
 
 
 def program_rules(packages: Iterable[str]) -> dict[Path, Access]:
     """What any Python program needs: the interpreter, its libraries, the named packages wherever they lie, and facts
     about the machine."""
-    # A virtual environment's interpreter lies outside it.
-    code = [sys.prefix, sys.base_prefix, *(folder for package in packages for folder in _folders(package))]
-    rules = dict.fromkeys(_existing((*_SYSTEM, *code)), READ_AND_RUN)
+    rules = dict.fromkeys([*_existing(_SYSTEM), *code_folders(packages)], READ_AND_RUN)
     rules |= dict.fromkeys(_existing((*_MACHINE, f"/proc/{os.getpid()}")), READ)
     rules |= {Path(name): Access.READ_FILE for name in ("/dev/urandom", "/dev/random", "/dev/zero")}
     return rules | {Path("/dev/null"): Access.READ_FILE | Access.WRITE_FILE}
+
+
+def code_folders(packages: Iterable[str]) -> list[Path]:
+    """Where the interpreter, the installed packages and the named ones lie."""
+    # A virtual environment's interpreter lies outside it.
+    code = [sys.prefix, sys.base_prefix, *(folder for package in packages for folder in _folders(package))]
+    return [Path(folder) for folder in dict.fromkeys(code)]
 
 
 def check_apart(node: NodeTable) -> None:
@@ -119,6 +174,20 @@ def check_apart(node: NodeTable) -> None:
         raise InputError(f"node.state {state} lies inside node.data: a node only reads its data; choose another folder")
     if data.is_relative_to(state):
         raise InputError(f"node.data {data} lies inside node.state: a node may write there; keep its images elsewhere")
+
+
+def check_out_of_reach(rules: Mapping[Path, Access], folders: Iterable[Path]) -> None:
+    """Refuse folders that lie beneath a path that a rule opens.
+
+    Raises:
+        InputError: one does.
+    """
+    for folder in folders:
+        for path in rules:
+            if folder.resolve().is_relative_to(path.resolve()):
+                raise InputError(
+                    f"the node's folder {folder} lies in {path}, all of which a courier reads; move the one or the other"
+                )
 
 
 def apply(node: NodeTable, packages: Iterable[str], *, unconfined: bool) -> Confinement:
@@ -136,25 +205,31 @@ def apply(node: NodeTable, packages: Iterable[str], *, unconfined: bool) -> Conf
     return not_confined() if unconfined else confine(node_rules(node, packages), node.state)
 
 
-def confine(rules: Mapping[Path, Access], own: Path) -> Confinement:
-    """Confine this process, which must still have one thread only; its children inherit it.
+def confine(
+    rules: Mapping[Path, Access], own: Path, profile: Profile = NODE, *, apart: Iterable[Path] = ()
+) -> Confinement:
+    """Confine this process; its children inherit it, and the program that it becomes. It must have one thread only, or
+    become another program next: other threads stay outside.
 
     Args:
         rules: what it may reach.
         own: the one folder that it may write to; its temporary and cache folders are made in it.
+        apart: folders that it is not to reach, which is tried where they exist.
 
     Raises:
         RunFailedError: the kernel cannot, or a guard does not hold; nothing of the process may go on then.
     """
     _own_temporary_folders(own)
     if not offered():
-        raise RunFailedError(_too_old(not_confined()))
+        raise RunFailedError(_too_old(not_confined(profile), profile))
+    privileges.drop_capabilities()
+    apart = [folder for folder in apart if os.path.lexists(folder)]
     with _bystander() as bystander:
-        landlock.restrict(rules, tcp=False)
-        seccomp.restrict()
-        found = Confinement(landlock.abi(), True, _try_guards(bystander))
+        landlock.restrict(rules, tcp=profile.network)
+        seccomp.restrict(network=profile.network)
+        found = Confinement(landlock.abi(), True, _try_guards(bystander, profile, apart))
     if not found.enforced:
-        raise RunFailedError(_too_old(found))
+        raise RunFailedError(_too_old(found, profile))
     return found
 
 
@@ -163,23 +238,23 @@ def offered() -> bool:
     return landlock.abi() >= landlock.ABI_SCOPES and seccomp.offered()
 
 
-def not_confined() -> Confinement:
+def not_confined(profile: Profile = NODE) -> Confinement:
     """The process stays as it is; what the kernel would offer is said all the same."""
-    guards = tuple(Guard(name, meaning, False) for name, meaning in GUARDS.items())
+    guards = tuple(Guard(name, GUARDS[name], False) for name in profile.guards)
     return Confinement(landlock.abi(), seccomp.offered(), guards)
 
 
-def look() -> Confinement:
+def look(profile: Profile = NODE) -> Confinement:
     """What holds for this process as it is, tried out; changes nothing."""
     with _bystander() as bystander:
-        return Confinement(landlock.abi(), seccomp.offered(), _try_guards(bystander))
+        return Confinement(landlock.abi(), seccomp.offered(), _try_guards(bystander, profile, ()))
 
 
-def _too_old(found: Confinement) -> str:
+def _too_old(found: Confinement, profile: Profile) -> str:
     missing = ", ".join(guard.name for guard in found.guards if not guard.enforced)
     return (
-        f"this kernel does not confine a node: not enforced are {missing} (Landlock ABI {found.landlock_abi}); it needs"
-        " Linux 6.12 with Landlock and seccomp; to start all the same, set unconfined = true or pass --unconfined"
+        f"this kernel does not confine a {profile.name}: not enforced are {missing} (Landlock ABI {found.landlock_abi});"
+        f" it needs Linux 6.12 with Landlock and seccomp; to start all the same, {profile.accept}"
     )
 
 
@@ -222,7 +297,7 @@ def _bystander() -> Iterator[int]:
         os.waitpid(child, 0)
 
 
-def _try_guards(bystander: int) -> tuple[Guard, ...]:
+def _try_guards(bystander: int, profile: Profile, apart: Iterable[Path]) -> tuple[Guard, ...]:
     """Try, harmlessly, what every guard is to forbid."""
     tries: dict[str, tuple[Callable[[], object], ...]] = {
         "files": (
@@ -230,6 +305,7 @@ def _try_guards(bystander: int) -> tuple[Guard, ...]:
             lambda: Path("/etc/passwd").read_bytes(),
             # A file without a name: where this is allowed, nothing stays behind.
             lambda: os.close(os.open("/tmp", os.O_TMPFILE | os.O_WRONLY, 0o600)),
+            *(partial(os.listdir, folder) for folder in apart),
         ),
         "network": (
             lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close(),
@@ -245,10 +321,10 @@ def _try_guards(bystander: int) -> tuple[Guard, ...]:
             lambda: Path(f"/proc/{bystander}/environ").read_bytes(),
         ),
         "signals": (lambda: os.kill(bystander, 0),),
-        "privileges": (_gain_privileges,),
+        "privileges": (_gain_privileges, _use_capabilities),
     }
     return tuple(
-        Guard(name, meaning, all(_refused(attempt) for attempt in tries[name])) for name, meaning in GUARDS.items()
+        Guard(name, GUARDS[name], all(_refused(attempt) for attempt in tries[name])) for name in profile.guards
     )
 
 
@@ -270,6 +346,11 @@ def _connect_to_nobody() -> None:
 def _gain_privileges() -> None:
     if landlock.has_no_new_privileges():
         raise PermissionError(errno.EPERM, "no_new_privs")
+
+
+def _use_capabilities() -> None:
+    if not privileges.has_capabilities():
+        raise PermissionError(errno.EPERM, "no capabilities")
 
 
 def _system_call(name: str, *arguments: object) -> None:

@@ -4,15 +4,16 @@ A desk is the last thing before the socket: what it returns has passed the polic
 is recorded in the log of crossings.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from protocol import blob as blobs
 from protocol import envelope, sealing
 from protocol.architecture import Form
-from protocol.audit import Crossings, Direction
+from protocol.audit import Crossings
 from protocol.bundle_file import BundleFile
+from protocol.egress import Gate, egress
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import (
     ExpiredError,
@@ -30,7 +31,7 @@ from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State
 from protocol.make_messages import make_abort, make_grant, make_receipt, make_release, make_request
 from protocol.messages import LIFE, MOST_WITHDRAWN, NO_RELEASE, Content, Request
 from protocol.node_keys import NodeKeys
-from protocol.policy import Policy, egress, egress_blob
+from protocol.policy import Policy
 from protocol.trust import Role, TrustedKey, TrustStore
 from protocol.trust_file import TrustFile
 from protocol.verification import (
@@ -78,7 +79,7 @@ class _Desk(Generic[LedgerT]):
     ``trust`` is asked once at the beginning of each piece of work, so that a revocation reaches a desk that is open.
     """
 
-    _role: ClassVar[Role]
+    role: ClassVar[Role]
 
     def __init__(
         self,
@@ -90,24 +91,20 @@ class _Desk(Generic[LedgerT]):
         run_id: str,
         crossings: Crossings,
     ) -> None:
-        if policy.role != self._role:
-            raise InputError(f"the {self._role} needs the policy of {_A_PARTY[self._role]}")
+        if policy.role != self.role:
+            raise InputError(f"the {self.role} needs the policy of {_A_PARTY[self.role]}")
         self._key = key
         self._trust = trust
         self._ledger: LedgerT = ledger
         self._policy = policy
         self._run_id = run_id
-        self._crossings = crossings
+        self.gate = Gate(policy, crossings)
         # Before anything is said in its name or to it.
         self._collective(trust())
 
     def _collective(self, trust: TrustStore) -> TrustedKey:
         """The collective's pinned key."""
         raise NotImplementedError
-
-    def _record(self, direction: Direction, peer: str, parts: Iterable[tuple[str, bytes]]) -> None:
-        for kind, data in parts:
-            self._crossings.append(direction, peer, kind, data)
 
 
 class CollectiveDesk(_Desk[CollectiveLedger]):
@@ -118,7 +115,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         run_id: 128 bits as 32 hexadecimal digits.
     """
 
-    _role = "collective"
+    role: ClassVar[Role] = "collective"
 
     @classmethod
     def open(
@@ -131,21 +128,23 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         root: str,
         run_id: str,
         clock: Callable[[], int],
+        policy: Policy | None = None,
     ) -> Self:
-        """The collective's desk under its default policy; ledger and log of crossings lie in its own folder.
+        """The collective's desk; ledger and log of crossings lie in its own folder.
 
         Args:
             state: the party's own folder, made where there is none.
             trust: the trust store's file.
             root: the public key, in hexadecimal, of the root that must have signed it.
             clock: unix seconds, for the log of crossings.
+            policy: of the site; None: the default.
         """
         ledger = CollectiveLedger(state)
         return cls(
             key=keys.signing,
             trust=TrustFile(trust, root, ledger).current,
             ledger=ledger,
-            policy=Policy.for_role(cls._role),
+            policy=policy or Policy.for_role(cls.role),
             run_id=run_id,
             crossings=Crossings(state / "crossings.jsonl", party, clock),
         )
@@ -240,7 +239,8 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
                 form is published; ``ExpiredError`` where the release is past its time.
         """
         verified = self._verify_request(request, now)
-        self._record("in", verified.key.party, [("request", request)])
+        peer = verified.key.party
+        self.gate.let_in(peer, "request", request)
         answered = self._ledger.grant(verified.digest)
         if answered is None or answered[1].withdrawn:
             release = self._release_for(verified, now)
@@ -248,12 +248,8 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
                 return self._withdrawal(verified, release, now)
             answered = self._grant(verified, release, now), release
         grant, release = answered
-        answer = Answer(
-            egress(self._policy, release.envelope),
-            egress(self._policy, grant),
-            egress_blob(self._policy, release.envelope, self._ledger.blob(release)),
-        )
-        self._record("out", verified.key.party, answer._asdict().items())
+        answer = Answer(release.envelope, grant, self._ledger.blob(release))
+        self.gate.let_out(peer, answer._asdict())
         return answer
 
     def accept_receipt(self, data: bytes, now: int) -> VerifiedReceipt:
@@ -265,10 +261,10 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         try:
             verified = verify_receipt(data, trust=self._trust(), run_id=self._run_id, audience=self._key.keyid, now=now)
             self._ledger.add_receipt(verified.key.keyid, verified.payload.release, data)
-        except RefusedError:
-            self._crossings.append("in", UNVERIFIED, "receipt", data)
+        except RefusedError as error:
+            self.gate.let_in(UNVERIFIED, "receipt", data, error)
             raise
-        self._crossings.append("in", verified.key.party, "receipt", data)
+        self.gate.let_in(verified.key.party, "receipt", data)
         return verified
 
     def _verify_request(self, request: bytes, now: int) -> VerifiedRequest:
@@ -281,8 +277,8 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
                 known=lambda keyid, nonce: self._ledger.request_with_nonce(self._run_id, keyid, nonce),
                 now=now,
             )
-        except RefusedError:
-            self._crossings.append("in", UNVERIFIED, "request", request)
+        except RefusedError as error:
+            self.gate.let_in(UNVERIFIED, "request", request, error)
             raise
 
     def _release_for(self, request: VerifiedRequest, now: int) -> StoredRelease:
@@ -324,18 +320,25 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             key=self._key,
             now=now,
         )
-        withdrawal = Withdrawal(egress(self._policy, abort))
-        self._record("out", request.key.party, withdrawal._asdict().items())
-        return withdrawal
+        self.gate.let_out(request.key.party, {"abort": abort})
+        return Withdrawal(abort)
 
     def _says_the_same(self, published: StoredRelease, learngene: Learngene, content: Content) -> bool:
         """Whether a learngene is what a release holds, under the same key and policy; its place in the chain apart."""
         payload = published.payload
-        return (payload.signer, payload.plaintext, payload.architecture, payload.fisher, payload.policy_sha256) == (
+        return (
+            payload.signer,
+            payload.plaintext,
+            payload.architecture,
+            payload.fisher,
+            payload.dp,
+            payload.policy_sha256,
+        ) == (
             self._key.keyid,
             content,
             learngene.architecture,
             learngene.fisher,
+            learngene.privacy,
             self._policy.sha256,
         )
 
@@ -362,7 +365,7 @@ class IndividualDesk(_Desk[IndividualLedger]):
         run_id: 128 bits as 32 hexadecimal digits.
     """
 
-    _role = "individual"
+    role: ClassVar[Role] = "individual"
 
     def __init__(
         self,
@@ -389,8 +392,9 @@ class IndividualDesk(_Desk[IndividualLedger]):
         root: str,
         run_id: str,
         clock: Callable[[], int],
+        policy: Policy | None = None,
     ) -> Self:
-        """The individual's desk under its default policy; arguments as of :meth:`CollectiveDesk.open`.
+        """The individual's desk; arguments as of :meth:`CollectiveDesk.open`.
 
         Raises:
             InputError: there is no encryption key.
@@ -403,7 +407,7 @@ class IndividualDesk(_Desk[IndividualLedger]):
             encryption=keys.encryption,
             trust=TrustFile(trust, root, ledger).current,
             ledger=ledger,
-            policy=Policy.for_role(cls._role),
+            policy=policy or Policy.for_role(cls.role),
             run_id=run_id,
             crossings=Crossings(state / "crossings.jsonl", party, clock),
         )
@@ -429,22 +433,21 @@ class IndividualDesk(_Desk[IndividualLedger]):
             and now <= open_request.expires_at
             and self._is_between(open_request.payload, collective)
         ):
-            data = egress(self._policy, open_request.envelope)
+            data = open_request.envelope
         else:
-            data = egress(
-                self._policy,
-                make_request(
-                    run_id=self._run_id,
-                    audience=collective.keyid,
-                    form=form,
-                    key=self._key,
-                    encryption=self._encryption,
-                    now=now,
-                    nonce=nonce,
-                ),
+            data = make_request(
+                run_id=self._run_id,
+                audience=collective.keyid,
+                form=form,
+                key=self._key,
+                encryption=self._encryption,
+                now=now,
+                nonce=nonce,
             )
+            # What may not leave is not waited for either.
+            egress(self._policy, data)
             self._ledger.requested(self._run_id, form, data, now + LIFE)
-        self._record("out", collective.party, [("request", data)])
+        self.gate.let_out(collective.party, {"request": data})
         return data
 
     def inherit(self, release: bytes, grant: bytes, blob: bytes, now: int) -> Inheritance:
@@ -462,20 +465,22 @@ class IndividualDesk(_Desk[IndividualLedger]):
         try:
             if committed is None or committed.grant != envelope.digest(grant):
                 self._verify_and_commit(release, grant, blob, trust, now)
-        except RefusedError:
-            self._record("in", UNVERIFIED, arrived)
+        except RefusedError as error:
+            for kind, data in arrived:
+                self.gate.let_in(UNVERIFIED, kind, data, error)
             if committed is None:
                 raise
         else:
-            self._record("in", collective.party, arrived)
+            for kind, data in arrived:
+                self.gate.let_in(collective.party, kind, data)
         committed = self._ledger.inherited(self._run_id, release_digest)
         assert committed is not None
         newest = self._ledger.latest(self._run_id, committed.form)
         assert newest is not None
         # Read back before the receipt says that it is there.
         learngene = self._open(newest)
-        receipt = egress(self._policy, self._receipt(committed, collective, now))
-        self._record("out", collective.party, [("receipt", receipt)])
+        receipt = self._receipt(committed, collective, now)
+        self.gate.let_out(collective.party, {"receipt": receipt})
         return Inheritance(receipt, learngene)
 
     def accept_abort(self, data: bytes, now: int) -> VerifiedAbort:
@@ -489,10 +494,10 @@ class IndividualDesk(_Desk[IndividualLedger]):
             verified = verify_abort(
                 data, trust=trust, role="collective", run_id=self._run_id, audience=self._key.keyid, now=now
             )
-        except RefusedError:
-            self._record("in", UNVERIFIED, [("abort", data)])
+        except RefusedError as error:
+            self.gate.let_in(UNVERIFIED, "abort", data, error)
             raise
-        self._record("in", verified.key.party, [("abort", data)])
+        self.gate.let_in(verified.key.party, "abort", data)
         if verified.payload.code == "withdrawn" and verified.payload.subject is not None:
             self._ledger.withdraw(self._run_id, verified.payload.subject)
         return verified

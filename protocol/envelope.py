@@ -1,8 +1,8 @@
 """The envelope: DSSE v1 with one Ed25519 signature (https://github.com/secure-systems-lab/dsse, protocol.md).
 
 Narrower than the specification: canonical JSON, standard base64 only (the specification has verifiers accept the
-URL-safe alphabet too), exactly one signature, and a key id that must be there. So one signed payload has one envelope, and
-its digest names it.
+URL-safe alphabet too), exactly one signature, and a key id that must be there. So one signed payload has one
+envelope, and its digest names it.
 """
 
 import base64

@@ -147,14 +147,17 @@ class _Convolution:
 
 
 class _Normalisation:
-    """A BatchNorm in evaluation mode: its output is ``weight * standardised + bias`` at every position."""
+    """A BatchNorm in evaluation mode, or a GroupNorm: ``weight * standardised + bias`` at every position."""
 
-    def __init__(self, layer: nn.BatchNorm2d, inputs: Tensor) -> None:
-        mean, variance = layer.running_mean, layer.running_var
-        assert mean is not None
-        assert variance is not None
-        scale = (variance + layer.eps).rsqrt()
-        self._standardised = (inputs - mean[:, None, None]) * scale[:, None, None]
+    def __init__(self, layer: nn.BatchNorm2d | nn.GroupNorm, inputs: Tensor) -> None:
+        if isinstance(layer, nn.GroupNorm):
+            self._standardised = nn.functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
+        else:
+            mean, variance = layer.running_mean, layer.running_var
+            assert mean is not None
+            assert variance is not None
+            scale = (variance + layer.eps).rsqrt()
+            self._standardised = (inputs - mean[:, None, None]) * scale[:, None, None]
         self._weight = self._bias = inputs.new_zeros(inputs.shape[1])
 
     def add(self, sensitivities: Tensor) -> None:
@@ -185,7 +188,7 @@ class _Linear:
 def _sum_of(layer: nn.Module, inputs: Tensor, labels: int) -> _Sum:
     if isinstance(layer, nn.Conv2d):
         return _Convolution(layer, inputs, labels)
-    if isinstance(layer, nn.BatchNorm2d):
+    if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
         return _Normalisation(layer, inputs)
     assert isinstance(layer, nn.Linear)
     return _Linear(layer, inputs)
@@ -233,7 +236,8 @@ def fisher_diagonal(
 def fisher_of_network(
     network: nn.Module, batches: Batches, estimator: Estimator, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], int]:
-    """:func:`fisher_diagonal` of every parameter of a network of 3x3 convolutions, BatchNorms and linear layers.
+    """:func:`fisher_diagonal` of every parameter of a network of 3x3 convolutions, BatchNorms or GroupNorms, and linear
+    layers.
 
     Args:
         network: images to logits ``[n, classes]``; in evaluation mode.
@@ -244,10 +248,11 @@ def fisher_of_network(
     Raises:
         ValueError: as above, or a parameter belongs to another kind of layer.
     """
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)}
+    kinds = nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm | nn.Linear
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
     strangers = [name for name, _ in network.named_parameters() if name.rpartition(".")[0] not in layers]
     if strangers:
-        raise ValueError(f"{strangers[0]} belongs to no convolution, BatchNorm or linear layer")
+        raise ValueError(f"{strangers[0]} belongs to no convolution, normalisation or linear layer")
     return _diagonal(network, layers, batches, estimator, generator)
 
 

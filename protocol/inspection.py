@@ -192,7 +192,7 @@ def _release_facts(release: Release) -> Facts:
             "privacy",
             "no guarantee"
             if dp is None
-            else f"epsilon {dp.epsilon_micro / 1e6:g}, delta 1e-{dp.delta_exponent}, {dp.relation}",
+            else f"epsilon {dp.epsilon_micro / 1e6:g}, delta 1e-{dp.delta_exponent}, {dp.relation}, {dp.scope}",
         ),
         ("tensors", _tensors(release)),
         ("content", f"{release.plaintext.size:,} bytes, {release.plaintext.sha256}"),

@@ -145,7 +145,7 @@ def check_public_key(public: bytes) -> None:
     y, sign = encoded & (2**255 - 1), encoded >> 255
     if y >= _P:
         raise InputError("the public key is not canonically encoded; ask its owner for the key that keygen printed")
-    # x^2 = above / below; a fraction is a square if the product of its parts is (Euler's criterion), and is never 1 / 0.
+    # x^2 = above / below, which is a square if the product is (Euler's criterion); below is never 0.
     above, below = y * y - 1, _D * y * y + 1
     residue = pow(above * below, (_P - 1) // 2, _P)
     if residue not in (0, 1) or (residue == 0 and sign):

@@ -10,17 +10,18 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from protocol import confinement
+from protocol import confinement, import_contract, privileges
 from protocol.confinement import Confinement
 from protocol.errors import InputError, RunFailedError
 from protocol.node import Program, serve
 from protocol.node_configuration import NodeConfiguration, check, node_table, read
 from protocol.node_keys import NodeKeys, load_keys
-from protocol.socket import listen, load_secret, private_folder
+from protocol.privileges import User
+from protocol.socket import listen, load_secret, open_to_group
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +40,33 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     Raises:
         InputError: a setting, folder or file is wrong. RunFailedError: the node cannot or must not start.
     """
+    own = model.partition(".")[0]
+    import_contract.install(own)
     content = read(path)
     node = node_table(path, content)
     if not node.data.is_dir():
         raise InputError(f"{path}: node.data: there is no folder {node.data}")
+    user = privileges.chosen_user(node.user)
+    group = None if node.socket_group is None else privileges.find_group(node.socket_group)
     os.umask(0o077)
-    private_folder(node.state)
-    lock = _lock(node.state)
-    _log_to(node.state / "node.log")
+    privileges.own_folder(node.state, user)
+    with privileges.acting_as(user):
+        lock = _lock(node.state)
+        _log_to(node.state / "node.log")
     secret = load_secret(node.secret)
     # Before the process is confined: a confined one need not be able to read a key file.
-    keys = load_keys(node)
-    listener = listen(node.socket)
+    keys = open_keys(node, user)
+    with privileges.acting_as(user):
+        listener = listen(node.socket, group=group)
+        if group is not None:
+            open_to_group(node.secret, group, 0o640)
     try:
-        packages = ("protocol", model.partition(".")[0])
-        confined = confinement.apply(node, packages, unconfined=node.unconfined or unconfined)
-        logger.info("%s starts as process %d: %s", node.party, os.getpid(), confined.line)
+        packages = ("protocol", own)
+        unconfined = unconfined or node.unconfined
+        privileges.give_up(user, capabilities=not unconfined)
+        check_readable(node, packages)
+        confined = confinement.apply(node, packages, unconfined=unconfined)
+        logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
         if node.threads:
             # Read by OpenMP and BLAS when they are loaded.
             os.environ["OMP_NUM_THREADS"] = str(node.threads)
@@ -69,6 +81,32 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
             node.socket.unlink(missing_ok=True)
         listener.close()
         os.close(lock)
+
+
+def open_keys(node: NodeTable, user: User | None) -> NodeKeys:
+    """A node's keys, where root starts it for ``user``: they belong to that user, or to root, so that the node itself
+    cannot read them again.
+
+    Raises:
+        InputError: as :func:`protocol.node_keys.load_keys`.
+    """
+    theirs = user is not None and os.path.exists(node.key) and node.key.stat().st_uid == user.uid
+    with privileges.acting_as(user if theirs else None):
+        return load_keys(node)
+
+
+def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
+    """Whether this process, as who it is by now, can read its data and the program.
+
+    Raises:
+        InputError: it cannot.
+    """
+    for path in (node.data, *confinement.code_folders(packages)):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise InputError(
+                f"this node works as the user {os.getuid()}, who cannot read {path}; give it to that user, or install "
+                "the program outside anybody's home"
+            )
 
 
 def _import(name: str) -> Any:  # noqa: ANN401 - the caller says what it expects

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from protocol.architecture import Architecture
 
 Estimator = Literal["sampled", "exact", "empirical"]
+PrivacyScope = Literal["weights-and-fisher", "fisher-given-weights"]
 
 
 class FisherDescription(BaseModel):
@@ -20,8 +21,25 @@ class FisherDescription(BaseModel):
 
     source: Literal["collective"]
     estimator: Estimator
-    samples: int = Field(ge=1)
+    samples: int = Field(ge=1, description="images; under differential privacy as many as were to be expected")
     clip_micro: int = Field(ge=0, description="largest per-sample norm in millionths; 0: not clipped")
+
+
+class DifferentialPrivacy(BaseModel):
+    """The guarantee under which a learngene was made: epsilon in millionths, delta = 10^-delta_exponent.
+
+    Attributes:
+        relation: which image sets count as neighbours: one image more or fewer, or one image replaced by another.
+        scope: ``weights-and-fisher``: all that the release holds. ``fisher-given-weights``: the Fisher diagonal alone,
+            given the published weights, which carry no guarantee.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    epsilon_micro: int = Field(ge=1, le=10**12)
+    delta_exponent: int = Field(ge=1, le=30)
+    relation: Literal["add-or-remove", "replace"]
+    scope: PrivacyScope
 
 
 @dataclass(frozen=True)
@@ -32,11 +50,13 @@ class Learngene:
         architecture: the ordered blocks and the input contract.
         tensors: float32 arrays, named and shaped as ``architecture.tensors(fisher=fisher is not None)`` says.
         fisher: how the diagonal was estimated, or None where the learngene carries none.
+        privacy: the guarantee under which all of it was made, or None where there is none.
     """
 
     architecture: Architecture
     tensors: Mapping[str, NDArray[np.float32]]
     fisher: FisherDescription | None
+    privacy: DifferentialPrivacy | None = None
 
     def __post_init__(self) -> None:
         expected = self.architecture.tensors(fisher=self.fisher is not None)

@@ -83,7 +83,7 @@ def make_release(
             for name, (role, shape) in allowed.items()
         ),
         fisher=learngene.fisher,
-        dp=None,
+        dp=learngene.privacy,
         withdraws=tuple(sorted(withdraws)),
     )
     return envelope.seal(payload, key), ciphertext

@@ -8,7 +8,7 @@ from protocol import blob, canonical_json
 from protocol.architecture import Architecture, Form, TensorRole
 from protocol.encryption_key import PUBLIC_BYTES, Kem
 from protocol.errors import MalformedError, fault_line
-from protocol.learngene import FisherDescription
+from protocol.learngene import DifferentialPrivacy, FisherDescription
 
 Kind = Literal["request", "release", "grant", "receipt", "abort"]
 Status = Literal["committed"]
@@ -146,16 +146,6 @@ class TensorDescription(BaseModel):
     role: TensorRole
     dtype: Literal["float32"]
     shape: tuple[Annotated[int, Field(ge=1, le=2**31)], ...] = Field(min_length=1, max_length=blob.MAX_RANK)
-
-
-class DifferentialPrivacy(BaseModel):
-    """The guarantee under which the learngene was trained: epsilon in millionths, delta = 10^-delta_exponent."""
-
-    model_config = _CONFIG
-
-    epsilon_micro: int = Field(ge=1, le=10**12)
-    delta_exponent: int = Field(ge=1, le=30)
-    relation: Literal["add-or-remove", "replace"]
 
 
 class Release(Payload):

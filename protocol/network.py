@@ -7,25 +7,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from protocol.architecture import BLOCK_PARAMETERS, BLOCK_STATISTICS, Architecture, Block, BlockRole
+from protocol.architecture import (
+    BLOCK_PARAMETERS,
+    BLOCK_STATISTICS,
+    Architecture,
+    Block,
+    BlockRole,
+    Norm,
+    groups_of,
+)
 
 
 class ConvolutionBlock(nn.Module):
-    """3x3 convolution without bias, BatchNorm, ReLU and, where asked, a 2x2 max-pool.
+    """3x3 convolution without bias, normalisation, ReLU and, where asked, a 2x2 max-pool.
 
     Args:
         in_channels, out_channels: channels of one network.
         pool: whether a 2x2 max-pool follows.
         networks: how many independent networks run side by side as one grouped convolution. Input and output are
-            then ``[N, networks * channels, H, W]``, and BatchNorm keeps each network's statistics apart.
+            then ``[N, networks * channels, H, W]``, and the normalisation keeps each network apart.
+        norm: BatchNorm, or GroupNorm in ``groups_of(out_channels)`` groups.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, pool: bool, networks: int = 1) -> None:
+    norm: nn.BatchNorm2d | nn.GroupNorm
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, pool: bool, networks: int = 1, norm: Norm = "batch"
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             networks * in_channels, networks * out_channels, 3, padding=1, bias=False, groups=networks
         )
-        self.norm = nn.BatchNorm2d(networks * out_channels)
+        if norm == "batch":
+            self.norm = nn.BatchNorm2d(networks * out_channels)
+        else:
+            self.norm = nn.GroupNorm(networks * groups_of(out_channels), networks * out_channels)
         self.pool = pool
         self.networks = networks
 
@@ -41,6 +57,7 @@ class ConvolutionBlock(nn.Module):
             in_channels=self.conv.in_channels // self.networks,
             out_channels=self.conv.out_channels // self.networks,
             pool=self.pool,
+            norm="batch" if isinstance(self.norm, nn.BatchNorm2d) else "group",
         )
 
 
@@ -52,12 +69,12 @@ def layers_of(blocks: nn.Sequential) -> list[ConvolutionBlock]:
 def build_blocks(blocks: Iterable[Block], *, networks: int = 1) -> nn.Sequential:
     """Blocks with torch's own random initialisation, in order."""
     return nn.Sequential(
-        *(ConvolutionBlock(b.in_channels, b.out_channels, pool=b.pool, networks=networks) for b in blocks)
+        *(ConvolutionBlock(b.in_channels, b.out_channels, pool=b.pool, networks=networks, norm=b.norm) for b in blocks)
     )
 
 
 def initialise(blocks: nn.Module, generator: torch.Generator) -> None:
-    """Draw every convolution afresh (He, fan-in, from ``generator`` on the CPU) and reset every BatchNorm.
+    """Draw every convolution afresh (He, fan-in, from ``generator`` on the CPU) and reset every normalisation.
 
     He et al. 2015, *Delving Deep into Rectifiers*, equation 10: variance ``2 / fan_in``.
     """
@@ -69,7 +86,7 @@ def initialise(blocks: nn.Module, generator: torch.Generator) -> None:
                 module.weight.copy_(values)
                 if module.bias is not None:
                     module.bias.zero_()
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             module.reset_parameters()
 
 
@@ -79,7 +96,7 @@ def block_tensors(blocks: Sequence[ConvolutionBlock]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for index, block in enumerate(blocks):
         state = block.state_dict(keep_vars=True)
-        found.update({f"block.{index}.{name}": state[name] for name in names})
+        found.update({f"block.{index}.{name}": state[name] for name in names if name in state})
     return found
 
 

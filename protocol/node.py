@@ -32,6 +32,14 @@ class Program(Protocol):
         """
         ...
 
+    def let_out(self, answer: Frame) -> Frame:
+        """The same answer, if it may leave: the last word before the socket.
+
+        Raises:
+            RefusedError: it may not.
+        """
+        ...
+
 
 class Job:
     """At most one piece of long work at a time, in a thread of its own; its state is polled."""
@@ -89,7 +97,7 @@ def refusal(code: str) -> Frame:
 def answer(program: Program, wish: Frame) -> Frame:
     """The program's answer; every error becomes a coarse code, its detail goes to the local log only."""
     try:
-        return program.handle(wish)
+        return program.let_out(program.handle(wish))
     except RefusedError as error:
         logger.warning("refused %s (%s): %s", wish.word, error.code, error)
         return refusal(error.code)

@@ -25,6 +25,9 @@ LocalPath = Annotated[Path, BeforeValidator(_local_path)]
 #: What a node may compute on; ``auto`` takes CUDA where there is any.
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
 
+#: Name or number of a user or a group.
+_ACCOUNT = r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$"
+
 #: For every table of a configuration file.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -37,16 +40,20 @@ class NodeTable(BaseModel):
         data: folder with the party's images; the node only reads it.
         state: folder of the node's own (0700): ledger, log, checkpoints, metrics.
         socket: where the node listens for its courier, at most 107 bytes, in a folder of this user's own (0700).
+        socket_group: group of a courier that runs as another user; it may enter the socket's folder, connect, and read
+            the secret. Socket and secret then lie in a folder of their own. None: the courier runs as the node's user.
         secret: file with the secret that the node and its courier share.
         key: file with the node's signing key (0600, encrypted).
         encryption_key: file with an individual's encryption key; None at a collective, which receives no learngene.
         key_file: what opens both; None: a passphrase is asked for when the node starts.
         trust: file with the public keys that this node believes, signed with the root key.
         root: the public key of that root, 64 hexadecimal digits.
+        policy: the site's own rules of what may leave; None: the default ones.
         run_id: the run that this node takes part in, 128 random bits in hexadecimal, the same for all its parties.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: processor threads for the mathematics; 0: as many as there are.
         seed: of everything random in the node's training.
+        user: whom the node becomes, for good, where root starts it; None: it stays who started it.
         unconfined: the operator accepts that the operating system does not confine this node.
     """
 
@@ -56,17 +63,36 @@ class NodeTable(BaseModel):
     data: LocalPath
     state: LocalPath
     socket: LocalPath
+    socket_group: str | None = Field(default=None, pattern=_ACCOUNT)
     secret: LocalPath
     key: LocalPath
     encryption_key: LocalPath | None = None
     key_file: LocalPath | None = None
     trust: LocalPath
     root: PublicKey
+    policy: LocalPath | None = None
     run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     device: str = Field(default="auto", pattern=DEVICE_PATTERN)
     threads: int = Field(default=0, ge=0, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    user: str | None = Field(default=None, pattern=_ACCOUNT)
     unconfined: bool = False
+
+    @model_validator(mode="after")
+    def _door_of_its_own(self) -> "NodeTable":
+        if self.socket_group is None:
+            return self
+        door = self.socket.parent
+        if self.secret.parent != door:
+            raise ValueError("node.secret must lie beside node.socket where node.socket_group is set")
+        names = ("data", "state", "key", "encryption_key", "key_file", "trust")
+        inside = [name for name in names if (path := getattr(self, name)) is not None and path.is_relative_to(door)]
+        if inside:
+            raise ValueError(
+                f"node.{inside[0]} lies in the folder of node.socket, which the group {self.socket_group} may enter; "
+                "give socket and secret a folder of their own, such as /run/learngene"
+            )
+        return self
 
 
 class NodeConfiguration(BaseModel):

@@ -13,6 +13,7 @@ from protocol.ledger import CollectiveLedger, IndividualLedger
 from protocol.node import Role
 from protocol.node_configuration import NodeTable, node_table, read
 from protocol.node_keys import NodeKeys, load_keys
+from protocol.policy_file import load_policy
 from protocol.socket import private_folder
 
 _LEDGER = "ledger.db"
@@ -63,6 +64,7 @@ def desk_of(node: NodeTable, keys: NodeKeys, kind: type[DeskT]) -> DeskT:
             root=node.root,
             run_id=node.run_id,
             clock=unix_seconds,
+            policy=load_policy(node.policy, kind.role),
         )
 
 

@@ -50,6 +50,10 @@ class PartyProgram(Generic[DeskT]):
             raise PolicyDeniedError(f"the {self.role} does not know the wish {wish.word!r}")
         return answer
 
+    def let_out(self, answer: Frame) -> Frame:
+        """The same answer, if the gate lets it leave; see :class:`protocol.egress.Gate`."""
+        return self._desk.gate.let_frame_out(answer, self.party)
+
     def _fulfil(self, wish: Frame) -> Frame | None:
         """The answer to a wish of the party's own; None where it knows no such wish."""
         raise NotImplementedError

@@ -1,12 +1,13 @@
-"""The site's own policy, and the one gate that everything passes last before the socket: default is to refuse."""
+"""The site's own policy: what may leave it, and what of a release it accepts."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protocol import blob, canonical_json, envelope, messages, sealing
+from protocol import blob, canonical_json, envelope, sealing
+from protocol.architecture import Form
 from protocol.encryption_key import Kem
-from protocol.errors import DigestMismatchError, MalformedError, PolicyDeniedError, TooLargeError
+from protocol.errors import MalformedError, PolicyDeniedError, TooLargeError
 from protocol.messages import Kind, Release
 from protocol.trust import Role
 
@@ -27,6 +28,10 @@ class Policy(BaseModel):
             follows single training images. It can be raised, not lowered.
         largest_blob: bytes of the largest blob that may leave or is accepted.
         kems: kinds of encryption key to which a collective seals; the hybrid alone withstands a quantum computer.
+        forms: forms of learngene that may leave or are accepted.
+        fisher: whether a Fisher diagonal may leave or is accepted.
+        largest_epsilon_micro: a release must state differential privacy of at most this epsilon, in millionths; None:
+            it need not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,6 +42,9 @@ class Policy(BaseModel):
     minimum_fisher_samples: int = Field(default=1024, ge=1024, le=2**31)
     largest_blob: int = Field(default=256 << 20, ge=1, le=1 << 30)
     kems: tuple[Kem, ...] = Field(default=("x25519", "mlkem768-x25519"), min_length=1)
+    forms: tuple[Form, ...] = Field(default=get_args(Form), min_length=1)
+    fisher: bool = True
+    largest_epsilon_micro: int | None = Field(default=None, ge=1, le=10**12)
 
     @model_validator(mode="after")
     def _only_narrows(self) -> "Policy":
@@ -56,42 +64,6 @@ class Policy(BaseModel):
         return envelope.digest(canonical_json.encode(self.model_dump(mode="json")))
 
 
-def egress(policy: Policy, data: bytes) -> bytes:
-    """The gate for messages: the same bytes, if they may leave.
-
-    Raises:
-        PolicyDeniedError: not an envelope of a kind and content that this policy allows.
-        TooLargeError, MalformedError: not a message at all.
-    """
-    opened = envelope.parse(data)
-    model = messages.MODELS.get(opened.payload_type)
-    if model is None or model.kind not in policy.kinds_out:
-        raise PolicyDeniedError(f"the policy of this {policy.role} lets no {opened.payload_type} leave")
-    # The schema is the list of fields that may leave; for padded kinds it fixes the size too.
-    payload = messages.decode(model, opened.payload)
-    if isinstance(payload, Release):
-        check_release(policy, payload)
-    return data
-
-
-def egress_blob(policy: Policy, release: bytes, data: bytes) -> bytes:
-    """The gate for blobs: the same bytes, if they are the content of a release that may leave.
-
-    Raises:
-        PolicyDeniedError: the release may not leave, or this policy lets none leave.
-        DigestMismatchError: the blob is not this release's.
-        TooLargeError, MalformedError: the release is not a message at all.
-    """
-    egress(policy, release)
-    opened = envelope.parse(release)
-    if opened.payload_type != messages.PAYLOAD_TYPES["release"]:
-        raise PolicyDeniedError("a blob leaves only with the release that describes it")
-    ciphertext = messages.decode(Release, opened.payload).ciphertext
-    if len(data) != ciphertext.size or envelope.digest(data) != ciphertext.sha256:
-        raise DigestMismatchError("the blob is not the one that the release describes; publish again")
-    return data
-
-
 def check_release(policy: Policy, release: Release) -> None:
     """What a release may hold, the same on the way out and on the way in: the tensors of its architecture, so never a
     classifier, and a Fisher diagonal only from many samples.
@@ -101,6 +73,18 @@ def check_release(policy: Policy, release: Release) -> None:
         MalformedError: the blob's size is not the architecture's.
         TooLargeError: the blob is larger than the policy allows.
     """
+    if release.form not in policy.forms:
+        raise PolicyDeniedError(f"this site's policy has the forms {', '.join(policy.forms)}, not {release.form}")
+    if release.fisher is not None and not policy.fisher:
+        raise PolicyDeniedError("this site's policy lets no Fisher diagonal pass")
+    if policy.largest_epsilon_micro is not None:
+        if release.dp is None:
+            raise PolicyDeniedError("this site's policy asks for differential privacy, the release states none")
+        if release.dp.epsilon_micro > policy.largest_epsilon_micro:
+            raise PolicyDeniedError(
+                f"the release states epsilon {release.dp.epsilon_micro / 1e6:g}, this site's policy has at most"
+                f" {policy.largest_epsilon_micro / 1e6:g}"
+            )
     if release.fisher is not None and release.fisher.samples < policy.minimum_fisher_samples:
         raise PolicyDeniedError(
             f"a Fisher diagonal from {release.fisher.samples} samples follows single images; take"

@@ -34,9 +34,9 @@ def load_policy(path: Path | None, role: Role) -> Policy:
     if len(data) > _MAX_BYTES:
         raise InputError(f"the policy {path} has more than {_MAX_BYTES} bytes")
     try:
-        # By way of JSON's rules: lists of TOML become the tuples of the policy.
         content = tomllib.loads(data.decode("utf-8"))
-        return Policy.model_validate({"role": role, "kinds_out": Policy.for_role(role).kinds_out} | content, strict=False)
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        return Policy.model_validate(Policy.for_role(role).model_dump() | given)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"the policy {path} is not a TOML file: {error}") from None
     except ValidationError as error:

@@ -26,12 +26,15 @@ _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 # Numbers with this bit belong to x86-64's x32, a second way to every call.
 _X32_BIT = 0x40000000
 
-#: System calls that fail with EPERM: name: (x86-64, arm64).
-FORBIDDEN = {
-    # Ways to other processes by a socket; the node's own listens already.
+#: System calls that fail with EPERM, unless the network stays allowed: name: (x86-64, arm64). They are ways to other
+#: processes by a socket; a node's own listens already.
+NETWORK = {
     "connect": (42, 203),
     "bind": (49, 200),
     "listen": (50, 201),
+}
+#: System calls that fail with EPERM.
+FORBIDDEN = {
     # A second entrance to system calls, past this filter.
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
@@ -96,8 +99,8 @@ def offered() -> bool:
     return platform.machine() in _MACHINES and Path("/proc/sys/kernel/seccomp/actions_avail").exists()
 
 
-def restrict() -> None:
-    """Install the filter. ``no_new_privs`` must hold already.
+def restrict(*, network: bool = False) -> None:
+    """Install the filter. ``no_new_privs`` must hold already. ``network``: sockets of every kind stay allowed.
 
     Raises:
         RunFailedError: the kernel refused, or this machine's system calls are not known here.
@@ -107,7 +110,7 @@ def restrict() -> None:
         raise RunFailedError(
             f"no system call filter is written for {machine}; there is one for: {', '.join(_MACHINES)}"
         )
-    program = filter_program(machine)
+    program = filter_program(machine, network=network)
     instructions = ctypes.create_string_buffer(program, len(program))
     head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(instructions))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -115,11 +118,12 @@ def restrict() -> None:
         raise RunFailedError(f"seccomp did not confine this process: {os.strerror(ctypes.get_errno())}")
 
 
-def filter_program(machine: str) -> bytes:
+def filter_program(machine: str, *, network: bool = False) -> bytes:
     """The filter: instructions of eight bytes for the kernel's BPF machine, default allow.
 
     Args:
         machine: ``x86_64`` or ``aarch64``.
+        network: whether sockets stay as they are.
     """
     architecture, column = _MACHINES[machine]
     refuse, missing = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
@@ -132,7 +136,7 @@ def filter_program(machine: str) -> bytes:
     if machine == "x86_64":
         program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, 0, 1), _instruction(_RETURN, missing)]
         program += _returning(_MKNOD_X86, refuse)
-    for numbers in FORBIDDEN.values():
+    for numbers in (FORBIDDEN if network else NETWORK | FORBIDDEN).values():
         program += _returning(numbers[column], refuse)
     # Its flags lie in memory, where a filter cannot look; the C library then takes clone.
     program += _returning(_CLONE3[column], missing)
@@ -146,7 +150,7 @@ def filter_program(machine: str) -> bytes:
         ],
     )
     # Unix sockets with a connection only: a datagram could be sent to a path without connect.
-    for call in (_SOCKET, _SOCKETPAIR):
+    for call in () if network else (_SOCKET, _SOCKETPAIR):
         program += _when(
             call[column],
             [

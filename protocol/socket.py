@@ -183,8 +183,11 @@ def ask(path: Path, secret: bytes, wish: Frame, *, patience: float = 600.0) -> F
         return receive_frame(connection, wait=patience)
 
 
-def listen(path: Path) -> socket.socket:
+def listen(path: Path, *, group: int | None = None) -> socket.socket:
     """Bind a socket (mode 0600) in a folder that only this user may enter, replacing a dead one.
+
+    Args:
+        group: number of a group that may enter the folder (0750) and connect (0660) too.
 
     Raises:
         InputError: the path is too long, the folder is open to others, or something else lies there.
@@ -193,13 +196,21 @@ def listen(path: Path) -> socket.socket:
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         size = len(os.fsencode(path))
         raise InputError(f"the socket's path has {size} bytes, the system allows {MAX_PATH_BYTES}; shorten it: {path}")
-    private_folder(path.parent)
+    if group is None:
+        private_folder(path.parent)
+    else:
+        _group_folder(path.parent, group)
     if path.is_symlink() or path.exists():
         _remove_dead_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
+        if group is not None:
+            open_to_group(path, group, 0o660)
+    except InputError:
+        listener.close()
+        raise
     except OSError as error:
         listener.close()
         raise InputError(f"cannot make the socket {path}: {error.strerror or error}") from error
@@ -220,11 +231,26 @@ def private_folder(folder: Path) -> Path:
         status = folder.lstat()
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise InputError(f"{folder} must be a folder of your own, not a link or somebody else's")
+    _check_own(folder, status)
     if status.st_mode & 0o077:
         raise InputError(f"{folder} is open to other users; close it with: chmod 700 {folder}")
     return folder
+
+
+def open_to_group(path: Path, group: int, mode: int) -> None:
+    """Give a file of this user's to a group, with this mode.
+
+    Raises:
+        InputError: the file is somebody else's, or this user is not in that group.
+    """
+    try:
+        os.chown(path, -1, group)
+        os.chmod(path, mode)
+    except OSError as error:
+        raise InputError(
+            f"cannot give {path} to the group {group}: {error.strerror}; it must belong to the node's user, and that user"
+            " to the group: usermod --append --groups GROUP USER"
+        ) from error
 
 
 def make_secret(path: Path) -> bytes:
@@ -324,6 +350,21 @@ def _limit(connection: socket.socket, deadline: float) -> None:
     if left <= 0:
         raise DisconnectedError("the other side of the socket is too slow")
     connection.settimeout(left)
+
+
+def _group_folder(folder: Path, group: int) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    _check_own(folder, status)
+    open_to_group(folder, group, 0o750)
+
+
+def _check_own(folder: Path, status: os.stat_result) -> None:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise InputError(f"{folder} must be a folder of your own, not a link or somebody else's")
 
 
 def _remove_dead_socket(path: Path) -> None:

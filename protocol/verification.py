@@ -518,7 +518,7 @@ def _read_learngene(release: Release, plaintext: bytes) -> Learngene:
     if {name: array.shape for name, array in tensors.items()} != {name: shape for name, (_, shape) in allowed.items()}:
         raise MalformedError("the blob's tensors are not those that the architecture allows")
     check_values(release.architecture, tensors)
-    return Learngene(release.architecture, MappingProxyType(tensors), release.fisher)
+    return Learngene(release.architecture, MappingProxyType(tensors), release.fisher, release.dp)
 
 
 def check_values(architecture: Architecture, tensors: Mapping[str, NDArray[np.float32]]) -> None:

@@ -559,6 +559,10 @@ def _dataset(run_folder: Path) -> Dataset:
     return dataset.model_copy(update={"notice": f"{notice} {NOT_COMPARABLE}" if notice else None})
 
 
+#: Fields of a crossing that belong to the log that holds it, not to what crossed.
+_OF_ONE_LOG = {"number", "previous", "decision"}
+
+
 def _crossings(collective: Path, individuals: list[Path]) -> Iterator[Crossing]:
     """Every crossing once: an individual's records in their own order, matched with the collective's by what crossed.
 
@@ -577,20 +581,20 @@ def _crossings(collective: Path, individuals: list[Path]) -> Iterator[Crossing]:
 
 def _same(one: audit.Crossing, other: audit.Crossing) -> bool:
     """Whether the two sides' records speak of the same thing that crossed."""
-    ignored = {"time", "direction"}
+    ignored = {"time", "direction", *_OF_ONE_LOG}
     return one.direction != other.direction and one.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
 
 
 def _crossing(record: audit.Crossing, *, both: bool) -> Crossing:
     side = "sender" if record.direction == "out" else "receiver"
-    fields = record.model_dump(by_alias=True, exclude={"time", "direction"})
+    fields = record.model_dump(by_alias=True, exclude={"time", "direction", *_OF_ONE_LOG})
     return Crossing.model_validate({**fields, "recorded_by": "both" if both else side})
 
 
 def _read_crossings(folder: Path) -> list[audit.Crossing]:
     try:
-        return audit.read_crossings(folder / "crossings.jsonl")
-    except InputError as error:
+        return list(audit.read_crossings(folder / "crossings.jsonl"))
+    except (InputError, MalformedError) as error:
         raise RunFailedError(str(error)) from None
 
 

@@ -242,10 +242,12 @@ class Watch:
                     self.in_files.setdefault(path, {other: set() for other in wanted})[name] |= names
 
     def _look_at(self, pid: int, place: str, wanted: Mapping[str, Pieces]) -> None:
-        found = self.in_memory.setdefault(place, {name: set() for name in wanted})
-        for chunk in memory_of(pid):
-            for name, pieces in wanted.items():
-                found[name] |= pieces.found_in(chunk)
+        # A process that is just ending may refuse; what is never read is missing in ``in_memory``.
+        with contextlib.suppress(PermissionError):
+            for chunk in memory_of(pid):
+                found = self.in_memory.setdefault(place, {name: set() for name in wanted})
+                for name, pieces in wanted.items():
+                    found[name] |= pieces.found_in(chunk)
 
     def _is_due(self, pid: int, program: str) -> bool:
         now = time.monotonic()

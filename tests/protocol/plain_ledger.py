@@ -239,6 +239,9 @@ class PlainCollective:
         follows = (0, NO_RELEASE) if last is None else (last.release.seq, last.release.digest)
         if (stored.release.seq - 1, stored.release.prev) != follows:
             raise EquivocationError("not the next link")
+        gone = {one.release.digest for one in self.releases(stored.release.run_id) if one.withdrawn}
+        if not gone <= set(stored.release.withdraws):
+            raise StorageFailedError("it does not say what is withdrawn")
         self.chain.append(stored)
 
     def withdraw(self, digest: str) -> None:

@@ -113,6 +113,13 @@ def read(data: bytes) -> dict[str, Any]:
     return payload
 
 
+class NoCrossings(Crossings):
+    """The log of crossings is nobody's matter here: it would only take time."""
+
+    def append(self, *_: object, **__: object) -> None:
+        """Nothing is written."""
+
+
 class Watch:
     """Stands between a desk and its ledger: the power fails once at ``cut``, and an individual's exchange may only move
     as its states allow."""
@@ -159,15 +166,20 @@ class _Party:
     watch: Watch | None = None
     observer: sqlite3.Connection | None = None
     _tables: tuple[str, ...] = ()
+    _rows: tuple[int, tuple[object, ...]] | None = None
 
     def dump(self) -> tuple[object, ...]:
-        """Every row of its database, and its files; the log of crossings apart."""
+        """Every row of its database, and its files."""
         if self.observer is None:
             self.observer = sqlite3.connect(f"file:{self.folder / 'ledger.db'}?mode=ro", uri=True)
             names = self.observer.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
             self._tables = tuple(name for (name,) in names)
-        rows = tuple(tuple(self.observer.execute(f"SELECT * FROM {name}")) for name in self._tables)
-        return *rows, self.files()
+        # It counts what other connections have committed.
+        (version,) = self.observer.execute("PRAGMA data_version").fetchone()
+        if self._rows is None or self._rows[0] != version:
+            rows = tuple(tuple(self.observer.execute(f"SELECT * FROM {name}")) for name in self._tables)
+            self._rows = version, rows
+        return *self._rows[1], self.files()
 
     def files(self) -> dict[str, int]:
         """Name and inode of what lies in the folder for files."""
@@ -200,7 +212,7 @@ class Individual(_Party):
             self.ledger.close()
         self.ledger = IndividualLedger(self.folder)
         self.watch = Watch(self.ledger)
-        crossings = Crossings(self.folder / "crossings.jsonl", "individual", lambda: NOW)
+        crossings = NoCrossings(self.folder / "crossings.jsonl", "individual", lambda: NOW)
         for run in RUNS:
             self.desks[run] = IndividualDesk(
                 key=self.key,
@@ -230,7 +242,7 @@ class Collective(_Party):
             self.ledger.close()
         self.ledger = CollectiveLedger(self.folder)
         self.watch = Watch(self.ledger)
-        crossings = Crossings(self.folder / "crossings.jsonl", "collective", lambda: NOW)
+        crossings = NoCrossings(self.folder / "crossings.jsonl", "collective", lambda: NOW)
         for run in RUNS:
             self.desks[run] = CollectiveDesk(
                 key=self.key,
@@ -746,12 +758,13 @@ class World:
         """Whoever was not concerned is as it was, byte for byte; whoever was is as the oracle says."""
         for number, one in enumerate(self.parties):
             dump = one.dump()
-            if (one is not party or unchanged) and dump != self._dumps[number]:
-                raise ViolationError("a database changed that must not have changed")
-            if one is party and isinstance(one, Individual):
+            if one is not party or unchanged:
+                self.expect(dump == self._dumps[number], "a database changed that must not have changed")
+                continue
+            if isinstance(one, Individual):
                 self._check_individual(one)
-            elif one is party:
-                self._check_collective(dump)
+            else:
+                self._check_collective()
             self._dumps[number] = dump
 
     def _check_individual(self, who: Individual) -> None:
@@ -773,7 +786,7 @@ class World:
             self.expect(folder is not None, "a committed learngene is gone")
             self.expect(who.applied.setdefault(digest, folder) == folder, "a bundle was applied twice")
 
-    def _check_collective(self, dump: tuple[object, ...]) -> None:
+    def _check_collective(self) -> None:
         model, ledger = self.collective.model, self.collective
         assert ledger.observer is not None
         query = ledger.observer.execute

@@ -11,10 +11,11 @@ import pytest
 from protocol import bench_bundle, bench_commands, blob, envelope, messages
 from protocol.bench_bundle import Bundle, BundleBenchmark, Work
 from protocol.bench_memory import growth, measure_memory
+from protocol.egress import egress, egress_blob
 from protocol.encryption_key import Kem
 from protocol.errors import RefusedError
 from protocol.messages import Grant, Release
-from protocol.policy import Policy, egress, egress_blob
+from protocol.policy import Policy
 from protocol.terminal import make_app, run_app
 from protocol.verification import SealedLearngene, VerifiedLearngene
 

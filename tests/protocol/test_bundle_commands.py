@@ -17,7 +17,8 @@ from protocol.bundle_file import BundleFile
 from protocol.cli import make
 from protocol.encryption_key import Kem
 from protocol.keys import fingerprint
-from protocol.messages import LIFE, PAYLOAD_TYPES, SKEW, DifferentialPrivacy, Release
+from protocol.learngene import DifferentialPrivacy
+from protocol.messages import LIFE, PAYLOAD_TYPES, SKEW, Release
 from protocol.trust import TrustStore
 from protocol.trust_file import read_trust, write_trust
 from tests.protocol.parties import COLLECTIVE, ROOT, STRANGER, architecture, learngene, opened, resigned, signed_raw
@@ -115,14 +116,23 @@ def test_inspect_tells_all_that_a_release_can_say(bundle: Path, tmp_path: Path, 
         prev="a" * 64,
         withdraws=("b" * 64, "c" * 64),
         fisher=None,
-        dp=DifferentialPrivacy(epsilon_micro=2_500_000, delta_exponent=6, relation="replace"),
+        dp=DifferentialPrivacy(
+            epsilon_micro=2_500_000, delta_exponent=6, relation="replace", scope="fisher-given-weights"
+        ),
         issued_at=2**40 - 1,
         expires_at=2**40,
     )
     file = tmp_path / "other.learngene"
     bundle_file.write(file, parts._replace(release=release, blob=b"short"))
     words = " ".join(succeeded(command("inspect", file)).split())
-    for expected in ("number 7", "a" * 64, "b" * 64, "c" * 64, "epsilon 2.5, delta 1e-6, replace", "Fisher none"):
+    for expected in (
+        "number 7",
+        "a" * 64,
+        "b" * 64,
+        "c" * 64,
+        "epsilon 2.5, delta 1e-6, replace, fisher-given-weights",
+        "Fisher none",
+    ):
         assert expected in words
     assert "NOT those of the architecture" in words  # the Fisher diagonal's tensors are still listed
     assert "5, the release says 4,320" in words

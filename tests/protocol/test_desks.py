@@ -440,7 +440,8 @@ def test_a_policy_without_grants_lets_none_leave(here: Site, there: Site) -> Non
     collective.publish(learngene(), NOW, content_key(0))
     with pytest.raises(PolicyDeniedError):
         collective.answer_request(there.individual().request("condensed", NOW, NONCE), NOW)
-    assert [kind for _, _, kind in kinds(here)] == ["request"]
+    crossed = [(crossing.kind, crossing.decision) for crossing in read_crossings(here.folder / "crossings.jsonl")]
+    assert crossed == [("request", "allowed"), ("grant", "policy_denied")]
 
 
 def test_nothing_leaves_that_cannot_be_recorded(here: Site, there: Site) -> None:

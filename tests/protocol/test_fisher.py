@@ -326,7 +326,7 @@ def test_the_empirical_one_needs_labels() -> None:
         (nn.Conv2d(3, 2, 1, bias=False), "3x3"),
         (nn.Conv2d(3, 2, 3, padding=1), "without a bias"),
         (nn.Conv2d(3, 3, 3, padding=1, bias=False, groups=3), "groups=3"),
-        (nn.GroupNorm(1, 3), "1.weight belongs to no"),
+        (nn.LayerNorm([3, 8, 8]), "1.weight belongs to no"),
     ],
 )
 def test_a_layer_whose_diagonal_is_not_known_is_refused(layer: nn.Module, match: str) -> None:

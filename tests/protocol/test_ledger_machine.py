@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,10 @@ class Link:
         return opened_release(self.data, self.content_key)
 
 
+@cache
 def link(run: str, form: Form, epoch: int, seq: int, prev: str, seed: int, withdraws: tuple[str, ...] = ()) -> Link:
     """A release with these numbers, whether they fit or not."""
-    content_key = bytes([seq, seed, epoch, RUNS.index(run)]) * 8
+    content_key = sha256(repr((run, form, epoch, seq, prev, seed, withdraws)).encode()).digest()
     data, ciphertext = make_release(
         learngene(seed, form, None),
         run_id=run,
@@ -190,6 +192,7 @@ class CollectiveMachine(Ledgers):
     def __init__(self) -> None:
         super().__init__()
         self.model = PlainCollective()
+        self.published: list[Link] = []
         self.blobs: set[str] = set()
 
     def open(self) -> CollectiveLedger:
@@ -197,26 +200,33 @@ class CollectiveMachine(Ledgers):
 
     @rule(number=st.integers(0, 17))
     def add_release(self, number: int) -> None:
-        one = links()[number]
+        self.add(links()[number])
+
+    def add(self, one: Link) -> None:
         plain = PlainStored(one.data, one.content_key, one.plain, one.ciphertext)
         answer = outcome(lambda: self.ledger.add_release(one.data, one.content_key, one.ciphertext))
         expected = outcome(lambda: self.model.add_release(plain))
         assert answer == (one.stored if expected is None else expected)
         if expected is None:
+            self.published.append(one)
             self.blobs.add(one.plain.digest)
 
-    @rule(data=st.data(), run=st.sampled_from(RUNS))
-    def add_the_next_release(self, data: st.DataObject, run: str) -> None:
-        last = self.model.latest(run)
-        digest = NO_RELEASE if last is None else last.release.digest
-        following = [n for n, one in enumerate(links()) if (one.plain.run_id, one.plain.prev) == (run, digest)]
-        if following:
-            self.add_release(data.draw(st.sampled_from(following)))
+    @rule(
+        run=st.sampled_from(RUNS),
+        form=st.sampled_from(FORMS),
+        seed=st.integers(4, 5),
+        named=st.sampled_from(["the withdrawn", "the withdrawn", "all", "none"]),
+    )
+    def add_the_next_release(self, run: str, form: Form, seed: int, named: str) -> None:
+        """It follows the last one; it may fail to say what is withdrawn."""
+        chain = self.model.releases(run)
+        seq, prev = (chain[-1].release.seq + 1, chain[-1].release.digest) if chain else (1, NO_RELEASE)
+        withdraws = [one.release.digest for one in chain if named == "all" or (one.withdrawn and named != "none")]
+        self.add(link(run, form, 1, seq, prev, seed, tuple(withdraws)))
 
     def any_release(self, data: st.DataObject) -> Link:
         """Mostly one that is published."""
-        published = [one for one in links() if self.model.release(one.plain.digest) is not None]
-        return data.draw(st.sampled_from(links()) if not published else st.sampled_from([*published * 9, *links()]))
+        return data.draw(st.sampled_from(links() if not self.published else [*self.published * 9, *links()]))
 
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:

@@ -17,7 +17,6 @@ import pytest
 
 from protocol import confinement
 from protocol.encryption_key import EncryptionKey
-from protocol.errors import RunFailedError
 from protocol.key_file import Unlock
 from protocol.keys import SigningKey
 from protocol.node import Job, serve

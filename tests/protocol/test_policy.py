@@ -5,10 +5,11 @@ import pytest
 from pydantic import ValidationError
 
 from protocol import blob, envelope, messages
+from protocol.egress import egress, egress_blob
 from protocol.errors import DigestMismatchError, LearngeneError, MalformedError, PolicyDeniedError, TooLargeError
 from protocol.make_messages import make_abort, make_receipt, make_request
 from protocol.messages import PAYLOAD_TYPES, Release, TensorDescription
-from protocol.policy import Policy, check_release, egress, egress_blob
+from protocol.policy import Policy, check_release
 from tests.protocol.parties import (
     COLLECTIVE,
     COLLECTIVE_POLICY,

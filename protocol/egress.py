@@ -1,0 +1,125 @@
+"""The egress gate: what leaves a site passes here last before the socket, and is recorded; the default is to refuse."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import get_args
+
+from protocol import envelope, messages
+from protocol.audit import Crossings
+from protocol.errors import DigestMismatchError, PolicyDeniedError, RefusedError
+from protocol.messages import AbortCode, Release
+from protocol.node import JobState, Role
+from protocol.policy import Policy, check_release
+from protocol.socket import Frame
+
+#: Parts of the answers with which a role's node lets bytes out. All other answers have none.
+_PARTS: dict[Role, dict[str, tuple[str, ...]]] = {
+    "collective": {"bundle": ("blob", "grant", "release"), "abort": ("abort",)},
+    "individual": {"request": ("request",), "receipt": ("receipt",)},
+}
+#: Long work that a status may name.
+_JOBS = ("", "adapt", "evolve")
+#: Codes of a refusal: those of the messages, and that of an error of our own.
+_CODES = (*get_args(AbortCode), "failed")
+_MOST_CLEARED = 64
+
+
+class Gate:
+    """One site's gate: messages are let out and recorded one by one, then frames that hold nothing else.
+
+    Args:
+        policy: of the site.
+        crossings: the log of what crosses; a refusal is recorded too.
+    """
+
+    def __init__(self, policy: Policy, crossings: Crossings) -> None:
+        self._policy, self._crossings = policy, crossings
+        self._cleared: deque[tuple[str, str]] = deque(maxlen=_MOST_CLEARED)
+
+    def let_in(self, peer: str, kind: str, data: bytes, refused: RefusedError | None = None) -> None:
+        """Record what came, and why it was refused if it was.
+
+        Raises:
+            StorageFailedError: it could not be recorded.
+        """
+        self._crossings.append("in", peer, kind, data, *(() if refused is None else (refused.code,)))
+
+    def let_out(self, peer: str, parts: Mapping[str, bytes]) -> None:
+        """Let parts of one answer leave, all or none: messages by their kind, and ``blob`` beside its ``release``. Each
+        is recorded before this returns; where one is refused, that is recorded and nothing is let out.
+
+        Raises:
+            PolicyDeniedError: one is not a message of its kind with a content that the policy allows.
+            DigestMismatchError: the blob is not the release's.
+            TooLargeError, MalformedError: one is not a message at all.
+            StorageFailedError: it could not be recorded, so nothing may be sent.
+        """
+        for kind, data in parts.items():
+            try:
+                if kind == "blob":
+                    egress_blob(self._policy, parts["release"], data)
+                else:
+                    egress(self._policy, data, kind)
+            except RefusedError as error:
+                self._crossings.append("out", peer, kind, data, error.code)
+                raise
+        for kind, data in parts.items():
+            self._crossings.append("out", peer, kind, data)
+            self._cleared.append((kind, envelope.digest(data)))
+
+    def let_frame_out(self, frame: Frame, party: str) -> Frame:
+        """The same answer of ``party``'s node, if it holds nothing but parts that were let out and words from lists.
+
+        Raises:
+            PolicyDeniedError: it holds something else.
+        """
+        role, word = self._policy.role, frame.word
+        parts = _PARTS[role].get(word, ())
+        names = {"status": ("role", "party", "state", "job"), "refused": ("code",)}.get(word, ())
+        allowed = {"role": (role,), "party": (party,), "state": get_args(JobState), "job": _JOBS, "code": _CODES}
+        if word not in (*_PARTS[role], "status", "refused", "accepted") or frame.numbers:
+            raise PolicyDeniedError(f"the {role}'s node gives no answer {word!r} with {len(frame.numbers)} numbers")
+        if set(frame.words) != set(names) or any(value not in allowed[name] for name, value in frame.words.items()):
+            raise PolicyDeniedError(f"the answer {word!r} holds words that are on no list")
+        if tuple(sorted(frame.parts)) != parts:
+            raise PolicyDeniedError(f"the answer {word!r} may hold the parts {parts}, not {sorted(frame.parts)}")
+        for name, data in frame.parts.items():
+            if (name, envelope.digest(data)) not in self._cleared:
+                raise PolicyDeniedError(f"the {name} in the answer {word!r} was not let out by this gate")
+        return frame
+
+
+def egress(policy: Policy, data: bytes, kind: str | None = None) -> bytes:
+    """The rule for messages: the same bytes, if they may leave (as this ``kind``, where one is given).
+
+    Raises:
+        PolicyDeniedError: not an envelope of a kind and content that this policy allows.
+        TooLargeError, MalformedError: not a message at all.
+    """
+    opened = envelope.parse(data)
+    model = messages.MODELS.get(opened.payload_type)
+    if model is None or model.kind not in policy.kinds_out or model.kind != (kind or model.kind):
+        raise PolicyDeniedError(f"the policy of this {policy.role} lets no {opened.payload_type} leave")
+    # The schema is the list of fields that may leave; for padded kinds it fixes the size too.
+    payload = messages.decode(model, opened.payload)
+    if isinstance(payload, Release):
+        check_release(policy, payload)
+    return data
+
+
+def egress_blob(policy: Policy, release: bytes, data: bytes) -> bytes:
+    """The rule for blobs: the same bytes, if they are the content of a release that may leave.
+
+    Raises:
+        PolicyDeniedError: the release may not leave, or this policy lets none leave.
+        DigestMismatchError: the blob is not this release's.
+        TooLargeError, MalformedError: the release is not a message at all.
+    """
+    egress(policy, release)
+    opened = envelope.parse(release)
+    if opened.payload_type != messages.PAYLOAD_TYPES["release"]:
+        raise PolicyDeniedError("a blob leaves only with the release that describes it")
+    ciphertext = messages.decode(Release, opened.payload).ciphertext
+    if len(data) != ciphertext.size or envelope.digest(data) != ciphertext.sha256:
+        raise DigestMismatchError("the blob is not the one that the release describes; publish again")
+    return data

@@ -1,0 +1,176 @@
+"""Privileges: a process that was started as root goes on as another user, or at least without root's capabilities.
+
+Interface: setresuid(2), capset(2), capabilities(7).
+"""
+
+import contextlib
+import ctypes
+import grp
+import os
+import pwd
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.errors import InputError, RunFailedError
+from protocol.socket import private_folder
+
+_BOUNDING_READ, _BOUNDING_DROP, _AMBIENT, _AMBIENT_CLEAR = 23, 24, 47, 4
+_VERSION_3 = 0x20080522
+_SETPCAP = 8
+_MOST_CAPABILITIES = 64
+
+
+@dataclass(frozen=True)
+class User:
+    """Whom a process can become."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def find_user(name: str) -> User:
+    """The user of this name or number; a number that nobody has stands for itself, with the group of the same number.
+
+    Raises:
+        InputError: there is no such user, or it is root.
+    """
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+        found = User(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(entry.pw_name, entry.pw_gid)))
+    except (KeyError, OverflowError):
+        if not name.isdecimal() or int(name) >= 2**31:
+            raise InputError(f"there is no user {name}; make one: useradd --system {name}") from None
+        found = User(name, int(name), int(name), (int(name),))
+    if found.uid == 0:
+        raise InputError("root cannot be the user that root's rights are given up for; name another")
+    return found
+
+
+def find_group(name: str) -> int:
+    """Number of the group of this name or number.
+
+    Raises:
+        InputError: there is no such group.
+    """
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise InputError(f"there is no group {name}; make one: groupadd --system {name}") from None
+
+
+def chosen_user(name: str | None) -> User | None:
+    """Whom this process is to become: None where it stays what it is, because nobody is named or it is that user.
+
+    Raises:
+        InputError: there is no such user, or only root could become it.
+    """
+    user = None if name is None else find_user(name)
+    if user is None or os.getresuid() == (user.uid,) * 3:
+        return None
+    if os.geteuid() != 0:
+        raise InputError(f"only root can go on as the user {user.name}; start it as root or as {user.name}")
+    return user
+
+
+def give_up(user: User | None, *, capabilities: bool) -> None:
+    """Go on as ``user``, or as who this process is, then without capabilities where ``capabilities`` are given up.
+
+    Raises:
+        RunFailedError: the system refused; this process is to end then.
+    """
+    if user is not None:
+        become(user)
+    elif capabilities:
+        drop_capabilities()
+
+
+def become(user: User) -> None:
+    """Go on as ``user``, with its groups and no capability, for good.
+
+    Raises:
+        RunFailedError: the system refused, or would let this process come back; it is to end then.
+    """
+    try:
+        os.setgroups(user.groups)
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+    except OSError as error:
+        raise RunFailedError(f"this process cannot become the user {user.name}: {error.strerror}") from error
+    drop_capabilities()
+    for back in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([])):
+        try:
+            back()
+        except PermissionError:
+            continue
+        raise RunFailedError(f"the system lets a process of the user {user.name} become root again; it must not")
+    if os.getresuid() != (user.uid,) * 3 or os.getresgid() != (user.gid,) * 3:
+        raise RunFailedError(f"this process did not wholly become the user {user.name}")
+
+
+@contextlib.contextmanager
+def acting_as(user: User | None) -> Iterator[None]:
+    """What is done inside is done with the rights of ``user``, and its files belong to that user; None: as it is."""
+    if user is None:
+        yield
+        return
+    gid, groups = os.getegid(), os.getgroups()
+    os.setgroups(user.groups)
+    os.setegid(user.gid)
+    os.seteuid(user.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)
+
+
+def own_folder(folder: Path, user: User | None) -> Path:
+    """A folder (0700) of that user's, or of this process's own; made where there is none.
+
+    Raises:
+        InputError: it belongs to somebody else or is open to others, or cannot be made.
+    """
+    with acting_as(user):
+        try:
+            return private_folder(folder)
+        except InputError as error:
+            if user is None:
+                raise
+            raise InputError(
+                f"{error}; as root: install -d -m 700 -o {user.name} {folder} && chown -R {user.name} {folder}"
+            ) from None
+
+
+def drop_capabilities() -> None:
+    """Give up every capability of this process, for good: with ``no_new_privs``, no program that it starts has any.
+
+    Raises:
+        RunFailedError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_AMBIENT, _AMBIENT_CLEAR, 0, 0, 0)
+    if _capabilities()[0] >> _SETPCAP & 1:
+        for number in range(_MOST_CAPABILITIES):
+            if libc.prctl(_BOUNDING_READ, number, 0, 0, 0) == 1:
+                libc.prctl(_BOUNDING_DROP, number, 0, 0, 0)
+    if libc.capset(struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *[0] * 6)) != 0 or has_capabilities():
+        raise RunFailedError(f"this process could not give up its capabilities: {os.strerror(ctypes.get_errno())}")
+
+
+def has_capabilities() -> bool:
+    """Whether this process has a capability, or may take one up."""
+    return any(_capabilities())
+
+
+def _capabilities() -> tuple[int, int, int]:
+    """Effective, permitted and inheritable ones, as sets of bits."""
+    data = ctypes.create_string_buffer(24)
+    if ctypes.CDLL(None, use_errno=True).capget(struct.pack("=Ii", _VERSION_3, 0), data) != 0:
+        raise RunFailedError(f"the kernel does not tell capabilities: {os.strerror(ctypes.get_errno())}")
+    low_e, low_p, low_i, high_e, high_p, high_i = struct.unpack("=6I", data.raw)
+    return low_e | high_e << 32, low_p | high_p << 32, low_i | high_i << 32
