@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from protocol import audit_commands, bench_commands, bundle_commands, key_commands, trust_commands
+from protocol import (
+    audit_commands,
+    bench_commands,
+    bundle_commands,
+    courier_commands,
+    key_commands,
+    trust_commands,
+)
 from protocol.errors import InputError
 from protocol.terminal import make_app, run_app
 
@@ -31,6 +38,7 @@ def make() -> typer.Typer:
     bundle_commands.register(app)
     audit_commands.register(app)
     bench_commands.register(app)
+    courier_commands.register(app)
     app.command("relay-app")(relay_app)
     _add_installed_commands(app)
     return app

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +40,8 @@ _MACHINE = (
 )
 _GPU_FACTS = ("/proc/driver/nvidia*", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/devices", "/sys/module")
 _GPU_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
+#: Those of them that every program on a GPU opens.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia[0-9]*", "/dev/dri/renderD*", "/dev/kfd")
 #: What finding a host by its name and checking a certificate read. Folders where files in them are replaced.
 _NETWORK = (
     "/etc/resolv.conf",
@@ -135,10 +138,15 @@ def node_rules(node: NodeTable, packages: Iterable[str]) -> dict[Path, Access]:
     named packages, and its devices."""
     rules = program_rules(packages)
     if node.device != "cpu":
-        rules |= dict.fromkeys(_existing(_GPU_FACTS), READ) | dict.fromkeys(_existing(_GPU_DEVICES), DEVICE | READ)
+        rules |= gpu_rules()
     if node.policy is not None:
         rules |= {node.policy: Access.READ_FILE}
     return rules | {node.trust.parent: READ, node.data: READ, node.state: OWN}
+
+
+def gpu_rules() -> dict[Path, Access]:
+    """What computing on a GPU needs."""
+    return dict.fromkeys(_existing(_GPU_FACTS), READ) | dict.fromkeys(_existing(_GPU_DEVICES), DEVICE | READ)
 
 
 def courier_rules(home: Path, files: Iterable[Path]) -> dict[Path, Access]:
@@ -219,18 +227,32 @@ def confine(
     Raises:
         RunFailedError: the kernel cannot, or a guard does not hold; nothing of the process may go on then.
     """
-    _own_temporary_folders(own)
     if not offered():
         raise RunFailedError(_too_old(not_confined(profile), profile))
-    privileges.drop_capabilities()
-    apart = [folder for folder in apart if os.path.lexists(folder)]
-    with _bystander() as bystander:
-        landlock.restrict(rules, tcp=profile.network)
-        seccomp.restrict(network=profile.network)
-        found = Confinement(landlock.abi(), True, _try_guards(bystander, profile, apart))
+    found = restrict(rules, own, profile, apart=apart)
     if not found.enforced:
         raise RunFailedError(_too_old(found, profile))
     return found
+
+
+def restrict(
+    rules: Mapping[Path, Access], own: Path, profile: Profile = NODE, *, apart: Iterable[Path] = ()
+) -> Confinement:
+    """As :func:`confine`, as far as this kernel goes; what holds then is for the caller to look at.
+
+    Raises:
+        RunFailedError: the kernel refused what it offers.
+    """
+    _own_temporary_folders(own)
+    privileges.drop_capabilities()
+    apart = [folder for folder in apart if os.path.lexists(folder)]
+    with _bystander() as bystander:
+        landlock.set_no_new_privileges()
+        if landlock.abi():
+            landlock.restrict(rules, tcp=profile.network)
+        if seccomp.offered():
+            seccomp.restrict(network=profile.network)
+        return Confinement(landlock.abi(), seccomp.offered(), _try_guards(bystander, profile, apart))
 
 
 def offered() -> bool:
@@ -261,6 +283,11 @@ def _too_old(found: Confinement, profile: Profile) -> str:
 def _folders(package: str) -> list[str]:
     specification = importlib.util.find_spec(package)
     return list((specification and specification.submodule_search_locations) or ())
+
+
+def gpu_devices() -> list[Path]:
+    """Files through which programs reach this machine's GPUs; empty where it has none."""
+    return [path for path in _existing(_GPU_FILES) if stat.S_ISCHR(path.stat().st_mode)]
 
 
 def _existing(patterns: Iterable[str]) -> list[Path]:

@@ -18,7 +18,7 @@ from protocol import confinement, import_contract, privileges
 from protocol.confinement import Confinement
 from protocol.errors import InputError, RunFailedError
 from protocol.node import Program, serve
-from protocol.node_configuration import NodeConfiguration, check, node_table, read
+from protocol.node_configuration import NodeConfiguration, NodeTable, check, node_table, read
 from protocol.node_keys import NodeKeys, load_keys
 from protocol.privileges import User
 from protocol.socket import listen, load_secret, open_to_group

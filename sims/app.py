@@ -13,6 +13,7 @@ import tomli_w
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from protocol import confinement
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import RunFailedError
 from protocol.events import Events
@@ -164,8 +165,8 @@ class _Site:
                 "device": settings.collective_device if collective else settings.individual_device,
                 "threads": settings.threads,
                 "seed": settings.seed,
-                # A simulation is no boundary: all of it runs as one user.
-                "unconfined": True,
+                # Where the kernel confines a process, a simulation's nodes are confined as a deployment's are.
+                "unconfined": not confinement.offered(),
             },
             self.role: {
                 # TOML has no null.

@@ -32,6 +32,14 @@ UNCONFINED = (
     "how the parties are separated; it is not a boundary against hostile code."
 )
 
+#: What `confined` means.
+CONFINED = (
+    "The operating system kept every node process to its own folders and its one socket: Landlock and seccomp, applied "
+    "before the node's first thread and tried out in the process itself. Flower's processes of a simulation are not "
+    "confined, and all of them run as one user: hostile app code is another matter, which `learngene boundary` tries "
+    "on a deployment."
+)
+
 #: The widest figure fills the page.
 _CSS_PIXELS_PER_INCH = 84
 _CAPTIONS = {
@@ -111,6 +119,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure]) ->
         task_counts={shots: results.task_count(shots) for shots in results.shots},
         command=kept.settings.command(),
         unconfined=UNCONFINED,
+        confined=CONFINED,
         seconds=[(f"{who}: {what}", value) for who, by in results.seconds.items() for what, value in by.items()],
         individual_bytes=sum(crossing.bytes for crossing in from_individuals),
         individual_kinds=sorted({crossing.kind for crossing in from_individuals}),

@@ -196,7 +196,7 @@ ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
 @pytest.mark.parametrize(("machine", "column", "architecture"), [("x86_64", 0, 0xC000003E), ("aarch64", 1, 0xC00000B7)])
 def test_the_filter_refuses_what_it_names_and_nothing_else(machine: str, column: int, architecture: int) -> None:
     filters = Machine(seccomp.filter_program(machine))
-    forbidden = {numbers[column] for numbers in seccomp.FORBIDDEN.values()}
+    forbidden = {numbers[column] for numbers in (seccomp.NETWORK | seccomp.FORBIDDEN).values()}
     special = {"x86_64": {41, 53, 56, 133, 435}, "aarch64": {198, 199, 220, 435}}[machine]
     for number in range(600):
         if number in special:
@@ -218,6 +218,22 @@ def test_the_filter_refuses_what_it_names_and_nothing_else(machine: str, column:
         assert filters.verdict(architecture, 42 | 0x40000000) == ENOSYS
 
 
+@pytest.mark.parametrize(("machine", "column", "architecture"), [("x86_64", 0, 0xC000003E), ("aarch64", 1, 0xC00000B7)])
+def test_a_couriers_filter_differs_in_the_network_alone(machine: str, column: int, architecture: int) -> None:
+    ours = Machine(seccomp.filter_program(machine))
+    couriers = Machine(seccomp.filter_program(machine, network=True))
+    opened = {numbers[column] for numbers in seccomp.NETWORK.values()}
+    opened |= {"x86_64": {41, 53}, "aarch64": {198, 199}}[machine]  # socket, socketpair
+    for number in range(600):
+        # Arguments that the node's filter refuses: a TCP socket, a new user's namespace.
+        given = (0x10000000,) if number == {"x86_64": 56, "aarch64": 220}[machine] else (2, 1)
+        verdict = couriers.verdict(architecture, number, *given)
+        if number in opened:
+            assert (verdict, ours.verdict(architecture, number, *given)) == (ALLOW, EPERM), number
+        else:
+            assert verdict == ours.verdict(architecture, number, *given), number
+
+
 def test_names_and_numbers_agree_with_the_kernels_headers() -> None:
     header = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
     if not header.exists():
@@ -227,6 +243,7 @@ def test_names_and_numbers_agree_with_the_kernels_headers() -> None:
         for words in map(str.split, header.read_text().splitlines())
         if len(words) == 3 and words[1].startswith("__NR_")
     }
-    known = {name: number for name, (number, _) in seccomp.FORBIDDEN.items() if name in numbers}
+    ours = seccomp.NETWORK | seccomp.FORBIDDEN
+    known = {name: number for name, (number, _) in ours.items() if name in numbers}
     assert len(known) > 30
     assert known == {name: numbers[name] for name in known}

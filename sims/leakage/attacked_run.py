@@ -1,0 +1,161 @@
+"""What a measured attack starts from: the learngene as the individual holds it, and the collective's images."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collective_node import private_images
+from collective_node.private_images import PrivateImages, Truth
+from collective_node.task_sequence import sequence
+from protocol.desks import IndividualDesk
+from protocol.errors import InputError
+from protocol.learngene import Learngene
+from protocol.node_desk import node_of, open_desk
+from sims.leakage.probe import LabelledImages
+from sims.run_folder import RunRecord, SettingsFile, read_record, read_settings
+from sims.worlds import World, load_world
+
+
+@dataclass(frozen=True)
+class AttackedRun:
+    """A run and its released learngene.
+
+    Attributes:
+        learngene: of the form ``condensed``, opened with the first individual's key: all that an individual receives.
+        images: the collective's folder, reduced to the base classes that its tasks taught; the stream to those and the
+            open-world classes.
+        truth: the labels of that stream.
+        absent: images to train on and further ones, by name, of classes that the collective never saw.
+    """
+
+    folder: Path
+    record: RunRecord
+    kept: SettingsFile
+    learngene: Learngene
+    images: PrivateImages
+    truth: Truth
+    absent: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]
+    notice: str
+
+
+def open_attacked(folder: Path) -> AttackedRun:
+    """Open a run folder for an attack.
+
+    Raises:
+        InputError: it is no run, its learngene cannot be opened or is of another form, or its world is gone.
+    """
+    record, kept = read_record(folder), read_settings(folder)
+    collective, individual = folder / "nodes" / "collective", folder / "nodes" / "individual-1"
+    if not collective.is_dir() or not (individual / "config.toml").is_file():
+        raise InputError(f"{folder} holds no nodes: it was never started; run it first")
+    world = load_world(folder / "world")
+    learngene = _released(individual / "config.toml")
+    settings = kept.settings.collective
+    home = world.folder_of("collective")
+    whole, truth = private_images.read(home), private_images.read_truth(home)
+    count = len(whole.classes)
+    rng = np.random.default_rng([kept.settings.seed, count])  # as the collective itself draws its tasks
+    tasks = sequence(count, settings.classes_per_task, settings.tasks, rng)
+    taught = sorted({number for task in tasks for number in task})
+    return AttackedRun(
+        folder=folder,
+        record=record,
+        kept=kept,
+        learngene=learngene,
+        images=_reduced(whole, truth, taught),
+        truth=_reduced_truth(whole, truth, taught),
+        absent=_untaught(whole, taught) | _novel(world),
+        notice=world.notice,
+    )
+
+
+def subset(images: PrivateImages, classes: Sequence[int]) -> PrivateImages:
+    """The base images of some classes, numbered anew in this order; the stream as it is.
+
+    Raises:
+        ValueError: there is no class.
+    """
+    if not classes:
+        raise ValueError("no class is left")
+    train, heldout = (
+        take(LabelledImages(pixels, labels), classes)
+        for pixels, labels in (
+            (images.train_images, images.train_labels),
+            (images.heldout_images, images.heldout_labels),
+        )
+    )
+    names = tuple(images.classes[number] for number in classes)
+    return PrivateImages(names, train.images, train.labels, heldout.images, heldout.labels, images.stream_images)
+
+
+def take(images: LabelledImages, classes: Sequence[int]) -> LabelledImages:
+    """The images of some classes, numbered anew in this order."""
+    renumbered = np.full(max(*images.labels.tolist(), *classes, 0) + 1, -1, dtype=np.int64)
+    renumbered[list(classes)] = np.arange(len(classes))
+    labels = renumbered[images.labels]
+    return LabelledImages(images.images[labels >= 0], labels[labels >= 0])
+
+
+def _released(config: Path) -> Learngene:
+    desk = open_desk(node_of(config, "individual"), IndividualDesk)
+    verified = desk.learngene("condensed")
+    if verified is None:
+        raise InputError("the individual of this run holds no learngene of the form condensed, the one that is attacked")
+    if verified.learngene.fisher is None:
+        raise InputError("the released learngene holds no Fisher diagonal; there is nothing to compare")
+    return verified.learngene
+
+
+def _seen(whole: PrivateImages, truth: Truth, taught: Sequence[int]) -> NDArray[np.bool_]:
+    """Which images of the stream show no untaught base class: those are in no collective's cycles."""
+    untaught = {name for number, name in enumerate(whole.classes) if number not in set(taught)}
+    return np.array([name not in untaught for name in truth.stream_names], dtype=np.bool_)
+
+
+def _reduced(whole: PrivateImages, truth: Truth, taught: Sequence[int]) -> PrivateImages:
+    found = subset(whole, taught)
+    stream = None if whole.stream_images is None else whole.stream_images[_seen(whole, truth, taught)]
+    return PrivateImages(
+        found.classes,
+        found.train_images,
+        found.train_labels,
+        found.heldout_images,
+        found.heldout_labels,
+        stream,
+    )
+
+
+def _reduced_truth(whole: PrivateImages, truth: Truth, taught: Sequence[int]) -> Truth:
+    names = tuple(name for name, kept in zip(truth.stream_names, _seen(whole, truth, taught), strict=True) if kept)
+    return Truth(names, truth.heldout_images, truth.heldout_names)
+
+
+def _untaught(
+    whole: PrivateImages, taught: Sequence[int]
+) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    return {
+        name: (whole.train_images[whole.train_labels == number], whole.heldout_images[whole.heldout_labels == number])
+        for number, name in enumerate(whole.classes)
+        if number not in set(taught)
+    }
+
+
+def _novel(world: World) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """The first individual's images of the classes of its tasks."""
+    folder = world.folder_of(world.individuals[0])
+    names = json.loads((folder / "manifest.json").read_text())["classes"]
+    arrays = {
+        name: np.load(folder / f"{name}.npy", allow_pickle=False)
+        for name in ("support_images", "support_labels", "test_images", "test_labels")
+    }
+    return {
+        name: (
+            arrays["support_images"][arrays["support_labels"] == number],
+            arrays["test_images"][arrays["test_labels"] == number],
+        )
+        for number, name in enumerate(names)
+    }
