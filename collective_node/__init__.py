@@ -5,6 +5,8 @@ Public, each by its own module (nothing is imported here, so that a node can be 
 - ``collective_node.learngenes.evolve``: from images to learngenes in one call. Its steps are
   ``collective_node.evolution.Evolution`` (tasks, open-world cycles, checkpoints, condensing) and
   ``collective_node.publishing.learngene_of`` (blocks and Fisher diagonal).
+- ``collective_node.private_evolution.evolve_privately``: the same with differentially private weights, where the
+  settings ask for them; ``docs/differential-privacy.md`` says how.
 - ``collective_node.settings.CollectiveSettings``: every number that decides what is learned.
 - ``collective_node.private_images``: the collective's folder.
 - ``collective_node.expandable_network``: the network, and how it widens, deepens and gets new outputs;

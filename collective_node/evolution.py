@@ -43,6 +43,7 @@ _AFTER_TASKS = {
     "condense_learning_rate",
     "fisher_samples",
     "person",
+    *(name for name in CollectiveSettings.model_fields if name.startswith("privacy_")),
 }
 #: Settings that cycles depend on and tasks do not.
 _OF_CYCLES = {
@@ -106,7 +107,10 @@ class Evolution:
             raise InputError(
                 f"a task of {settings.classes_per_task} classes does not fit {len(self.base_classes)} base classes"
             )
-        self.normalisation = Normalisation.of(images.train_images)
+        channels = images.train_images.shape[3]
+        self.normalisation = (
+            Normalisation.fixed(channels) if settings.private_weights else Normalisation.of(images.train_images)
+        )
         self.train = DeviceImages.load(images.train_images, images.train_labels, self.normalisation, device)
         self.heldout = DeviceImages.load(images.heldout_images, images.heldout_labels, self.normalisation, device)
         self.image_shape = images.train_images.shape[1:]
@@ -122,9 +126,7 @@ class Evolution:
             steps_for(settings.epochs, int(counts[self._rehearsed(number)].sum()), settings.batch_size)
             for number in range(settings.tasks)
         ]
-        trial = self._begin()
-        for number in range(settings.tasks):  # a step that does not fit is said now, not after hours
-            self._grow(trial, number)
+        self.planned()  # a step that does not fit is said now, not after hours
         digest = hashlib.sha256(settings.model_dump_json(exclude=_AFTER_TASKS | _OF_CYCLES).encode())
         digest.update(f"seed {seed}, {torch.get_num_threads()} threads, {device.type}".encode())
         for array in (images.train_images, images.train_labels, images.heldout_images, images.heldout_labels):
@@ -155,6 +157,17 @@ class Evolution:
             digest.update("\n".join((*truth.stream_names, *truth.heldout_names)).encode())
             digest.update(truth.heldout_images.tobytes())
         return Stream(images.stream_images, self.heldout, truth, untaught, settings), digest.hexdigest()
+
+    def planned(self) -> Collective:
+        """The collective as it will be after its last task, but as it begins: it has learned nothing.
+
+        Raises:
+            InputError: a growth step does not fit the network.
+        """
+        collective = self._begin()
+        for number in range(self.settings.tasks):
+            self._grow(collective, number)
+        return collective
 
     def run(self) -> tuple[Collective, list[Comparison]]:
         """Go through the tasks and cycles that are left, with a checkpoint after each.
@@ -213,7 +226,11 @@ class Evolution:
             collective.random,
             observe,
         )
-        return network, self._accuracy(network, collective, self.base_of(collective))
+        return network, self.accuracy_of(network, collective)
+
+    def accuracy_of(self, network: torch.nn.Module, collective: Collective) -> float:
+        """Of a network with the collective's outputs, on the held-out images of the known base classes, per cent."""
+        return self._accuracy(network, collective, self.base_of(collective))
 
     def _compare(self, collective: Collective, score: Score, strategy: Strategy) -> Comparison:
         """Try the cycles with another score or strategy; what ends them early ends the trial, not the run."""

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,7 +12,11 @@ from collective_node.condensing import CondensedNetwork
 from collective_node.criterion import choose_layers, found_layers, most_similar, settled_layers
 from collective_node.evolution import Evolution
 from collective_node.person import Person
+from collective_node.private_fisher import PrivateFisher
 from collective_node.private_images import PrivateImages
+from collective_node.private_mechanism import Mechanism
+from collective_node.private_randomness import PrivateRandomness
+from collective_node.private_release import Finished, setup_of
 from collective_node.publishing import learngene_of, most_layers
 from collective_node.records import Comparison
 from collective_node.settings import CollectiveSettings
@@ -52,6 +57,7 @@ class Evolved:
         condensed: the light stem in front of the collective's top layers.
         condensed_accuracy: of ``condensed``, on held-out images of the base classes, per cent.
         learngenes: one in each form that the settings ask for.
+        mechanism: how their Fisher diagonals were made private, where the settings ask for that.
         seconds: wall-clock times of ``train``, ``criterion``, ``condense`` and ``fisher``.
     """
 
@@ -61,6 +67,7 @@ class Evolved:
     condensed: CondensedNetwork
     condensed_accuracy: float
     learngenes: dict[Form, Learngene]
+    mechanism: Mechanism | None
     seconds: dict[str, float]
 
 
@@ -80,6 +87,7 @@ def evolve(
     Args:
         images: the collective's folder, as :func:`collective_node.private_images.read` reads it.
         seed: of everything random: the same seed, settings and thread count give the same learngenes on one machine.
+        settings: without private weights, which :func:`collective_node.private_evolution.evolve_privately` makes.
         checkpoints: folder of the checkpoints, made where there is none (its parent exists). An evolution that was
             killed goes on from its last task or cycle when it is called again with the same arguments.
         events: record of progress.
@@ -90,6 +98,9 @@ def evolve(
         InputError: the settings ask for more than the images have, or the checkpoint belongs to another evolution.
         RunFailedError: the loss is not a number any more.
     """
+    if settings.private_weights:
+        raise ValueError("private weights are made by evolve_privately")
+    check_privacy(settings)
     evolution = Evolution(images, settings, seed, device, checkpoints, events, person)
     # What the policy would refuse to send is said before the training, not after it.
     samples = min(settings.fisher_samples, evolution.taught_images)
@@ -105,23 +116,71 @@ def evolve(
     seconds["criterion"] = clock.lap()
     condensed, accuracy = evolution.condense(collective, len(chosen.layers))
     seconds["condense"] = clock.lap()
-    learngenes: dict[Form, Learngene] = {}
+    learngenes, mechanism = _learngenes(evolution, collective, condensed, accuracy, chosen.layers, fewest_fisher_images)
+    seconds["fisher"] = clock.lap()
+    return Evolved(collective, comparisons, chosen, condensed, accuracy, learngenes, mechanism, seconds)
+
+
+def check_privacy(settings: CollectiveSettings) -> None:
+    """Refuse privacy where what it needs is not installed.
+
+    Raises:
+        InputError: the extra ``privacy`` is missing.
+    """
+    for name in ("opacus", "dp_accounting"):
+        if settings.privacy_epsilon is not None and find_spec(name) is None:
+            raise InputError(f"privacy_epsilon needs the module {name}; pip install 'learngene[privacy]'")
+
+
+def _learngenes(
+    evolution: Evolution,
+    collective: Collective,
+    condensed: CondensedNetwork,
+    accuracy: float,
+    chosen: range,
+    fewest_fisher_images: int,
+) -> tuple[dict[Form, Learngene], Mechanism | None]:
+    """One in each form; with private Fisher diagonals where the settings ask for that."""
+    settings, events = evolution.settings, evolution.events
     target = collective.outputs
+    rows_by_class = collective.rows_of(collective.known)
+    mechanism, private = None, None
+    if settings.privacy_epsilon is not None:
+        # Only here: what it imports is in the extra `privacy`.
+        from collective_node.privacy_accounting import plan
+
+        setup = setup_of(f"{evolution.setup} {evolution.cycle_setup}", settings)
+        finished = Finished.kept(evolution.folder, setup)
+        if finished is not None:
+            return finished.learngenes, finished.mechanism
+        randomness = PrivateRandomness()
+        images = sum(len(rows) for rows in rows_by_class)
+        mechanism = plan(
+            settings,
+            images,
+            fishers=len(settings.forms),
+            randomness=randomness,
+            fewest_fisher_images=fewest_fisher_images,
+        )
+        private = PrivateFisher.of(mechanism, randomness)
+    learngenes: dict[Form, Learngene] = {}
     for number, form in enumerate(settings.forms):
         events.append("fisher", number, len(settings.forms), f"Fisher diagonal, form {form}")
         learngenes[form] = learngene_of(
             form,
             collective.network,
             condensed,
-            chosen.layers,
+            chosen,
             collective.images,
-            collective.rows_of(collective.known),
+            rows_by_class,
             lambda labels: target[labels],
             settings,
             collective.random["fisher"],
+            private,
         )
-    seconds["fisher"] = clock.lap()
-    return Evolved(collective, comparisons, chosen, condensed, accuracy, learngenes, seconds)
+    if mechanism is not None:
+        Finished(mechanism=mechanism, accuracy=accuracy, learngenes=learngenes).keep(evolution.folder, setup)
+    return learngenes, mechanism
 
 
 def _choose(evolution: Evolution, collective: Collective) -> Chosen:

@@ -1,94 +1,36 @@
 """What a private evolution costs: its noise for a wanted epsilon, and the epsilon of its noise (dp-accounting)."""
 
-import math
 from collections.abc import Sequence
 
 from dp_accounting import (
     ComposedDpEvent,
     DpEvent,
+    ExplicitBracketInterval,
     GaussianDpEvent,
-    LowerEndpointAndGuess,
     PoissonSampledDpEvent,
     SelfComposedDpEvent,
     calibrate_dp_mechanism,
 )
 from dp_accounting.pld import PLDAccountant
-from pydantic import BaseModel, ConfigDict, Field
 
+from collective_node.private_mechanism import Mechanism, Sampled
 from collective_node.private_randomness import PrivateRandomness
 from collective_node.settings import CollectiveSettings
 from collective_node.training import steps_for
 from protocol.errors import InputError
-from protocol.learngene import DifferentialPrivacy, PrivacyScope
 
 #: Share of epsilon for the number of images, which sampling rates and numbers of steps follow from.
 COUNT_SHARE = 0.01
-#: Where the search for a noise multiplier begins, and how exact it is.
-_FIRST_NOISE, _TOLERANCE = 1.0, 1e-4
+#: Width of the steps in which privacy losses are rounded up while a noise multiplier is sought, and how exact it is.
+_COARSE, _TOLERANCE = 1e-3, 1e-3
 
 
-class Sampled(BaseModel):
-    """Sums over randomly drawn images, each image's part clipped, with Gaussian noise.
-
-    Attributes:
-        times: how many such sums are taken.
-        rate: probability with which each image takes part in one, on its own.
-        clip: largest norm of an image's part.
-        noise: standard deviation of the noise, as a multiple of ``clip``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    times: int = Field(ge=1)
-    rate: float = Field(gt=0, le=1)
-    clip: float = Field(gt=0)
-    noise: float = Field(ge=0)
-
-    @property
-    def event(self) -> DpEvent:
-        """As the accountant takes it."""
-        once: DpEvent = GaussianDpEvent(self.noise)
-        if self.rate < 1:
-            once = PoissonSampledDpEvent(self.rate, once)
-        return SelfComposedDpEvent(once, self.times)
-
-
-class Mechanism(BaseModel):
-    """Everything of a private evolution that looks at images.
-
-    Attributes:
-        scope: what the guarantee is about.
-        images: the number of training images, with noise.
-        count_epsilon: epsilon that this number cost, by itself and with delta 0.
-        training: the steps of DP-SGD; none where the weights carry no guarantee.
-        fisher: one sum for each form's Fisher diagonal.
-        epsilon, delta: of all of it together, for one image more or fewer.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    scope: PrivacyScope
-    images: int = Field(ge=1)
-    count_epsilon: float = Field(ge=0)
-    training: Sampled | None
-    fisher: Sampled
-    epsilon: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=1)
-
-    @property
-    def fisher_images(self) -> int:
-        """Images behind a Fisher diagonal, as many as are to be expected."""
-        return round(self.fisher.rate * self.images)
-
-    @property
-    def guarantee(self) -> DifferentialPrivacy:
-        """As a release states it; epsilon is rounded up."""
-        return DifferentialPrivacy(
-            epsilon_micro=math.ceil(self.epsilon * 1e6),
-            delta_exponent=round(-math.log10(self.delta)),
-            relation="add-or-remove",
-            scope=self.scope,
-        )
+def event_of(sums: Sampled) -> DpEvent:
+    """As the accountant takes it."""
+    once: DpEvent = GaussianDpEvent(sums.noise)
+    if sums.rate < 1:
+        once = PoissonSampledDpEvent(sums.rate, once)
+    return SelfComposedDpEvent(once, sums.times)
 
 
 def epsilon_of(sums: Sequence[Sampled], delta: float) -> float:
@@ -98,11 +40,18 @@ def epsilon_of(sums: Sequence[Sampled], delta: float) -> float:
     that the epsilon is never too small.
     """
     accountant = PLDAccountant()
-    accountant.compose(ComposedDpEvent([one.event for one in sums]))
+    accountant.compose(ComposedDpEvent([event_of(one) for one in sums]))
     return float(accountant.get_epsilon(delta))
 
 
-def plan(settings: CollectiveSettings, images: int, *, fishers: int, randomness: PrivateRandomness) -> Mechanism:
+def plan(
+    settings: CollectiveSettings,
+    images: int,
+    *,
+    fishers: int,
+    randomness: PrivateRandomness,
+    fewest_fisher_images: int = 1,
+) -> Mechanism:
     """Noise such that the evolution that the settings ask for keeps their epsilon and delta.
 
     How many images there are is a secret between neighbours too, so everything follows from a noisy number. Whatever it
@@ -112,9 +61,10 @@ def plan(settings: CollectiveSettings, images: int, *, fishers: int, randomness:
         settings: with ``privacy_epsilon``.
         images: training images, the true number.
         fishers: Fisher diagonals that will be released.
+        fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
 
     Raises:
-        InputError: delta is not small beside the number of images.
+        InputError: delta is not small beside the number of images, or these are too few for a Fisher diagonal.
     """
     if settings.privacy_epsilon is None:
         raise ValueError("these settings ask for no privacy")
@@ -127,10 +77,14 @@ def plan(settings: CollectiveSettings, images: int, *, fishers: int, randomness:
             f"delta 1e-{settings.privacy_delta_exponent} would allow to publish one of about {count} images outright; "
             f"set privacy_delta_exponent to {len(str(count))} or more"
         )
+    fisher_images = min(settings.fisher_samples, count)
+    if fisher_images < fewest_fisher_images:
+        raise InputError(
+            f"a Fisher diagonal from {fisher_images} images may not leave this site, only from {fewest_fisher_images} "
+            "on; raise fisher_samples, or teach more classes"
+        )
     share = 1.0 if settings.privacy_scope == "fisher-given-weights" else settings.privacy_fisher_share
-    fisher = _calibrated(
-        fishers, min(1.0, settings.fisher_samples / count), settings.privacy_fisher_clip, (), share * wanted, delta
-    )
+    fisher = _calibrated(fishers, fisher_images / count, settings.privacy_fisher_clip, (), share * wanted, delta)
     training = None
     if settings.privacy_scope == "weights-and-fisher":
         steps = steps_for(settings.privacy_epochs, count, settings.privacy_batch_size)
@@ -143,7 +97,8 @@ def plan(settings: CollectiveSettings, images: int, *, fishers: int, randomness:
         count_epsilon=count_epsilon,
         training=training,
         fisher=fisher,
-        epsilon=count_epsilon + epsilon_of(sums, delta),
+        accounted=count_epsilon + epsilon_of(sums, delta),
+        epsilon=settings.privacy_epsilon,
         delta=delta,
     )
 
@@ -157,7 +112,17 @@ def _calibrated(
         return Sampled(times=times, rate=rate, clip=clip, noise=noise)
 
     def event(noise: float) -> DpEvent:
-        return ComposedDpEvent([one.event for one in (sums(noise), *others)])
+        return ComposedDpEvent([event_of(one) for one in (sums(noise), *others)])
 
-    start = LowerEndpointAndGuess(0.0, _FIRST_NOISE)
-    return sums(calibrate_dp_mechanism(PLDAccountant, event, epsilon, delta, start, tol=_TOLERANCE))
+    def accountant() -> PLDAccountant:
+        return PLDAccountant(value_discretization_interval=_COARSE * min(1.0, epsilon))
+
+    # Little noise is slow to account for, so the search does not begin at none.
+    low = 1.0
+    while accountant().compose(event(low)).get_epsilon(delta) < epsilon:
+        low /= 2
+    high = 2 * low
+    while accountant().compose(event(high)).get_epsilon(delta) > epsilon:
+        low, high = high, 2 * high
+    bracket = ExplicitBracketInterval(low, high)
+    return sums(calibrate_dp_mechanism(accountant, event, epsilon, delta, bracket, tol=_TOLERANCE * low))

@@ -4,13 +4,15 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from collective_node import private_images
-from collective_node.collective import Collective
 from collective_node.configuration import CollectiveConfiguration
-from collective_node.learngenes import Chosen, Evolved, evolve
+from collective_node.learngenes import Chosen, Evolved, check_privacy, evolve
 from collective_node.person import Annotator, Oracle, Person
-from protocol.architecture import Form
+from collective_node.private_images import PrivateImages
 from protocol.confinement import Confinement
 from protocol.desks import CollectiveDesk, Withdrawal
 from protocol.learngene import Learngene
@@ -23,6 +25,9 @@ from protocol.node_keys import NodeKeys
 from protocol.party_program import PartyProgram
 from protocol.sealing import CONTENT_KEY_BYTES
 from protocol.socket import Frame
+
+if TYPE_CHECKING:
+    from collective_node.private_evolution import PrivatelyEvolved
 
 logger = logging.getLogger(__name__)
 
@@ -54,23 +59,54 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
             logger.info("the learngene of this run is published already")
             return
         images = private_images.read(self._node.data)
-        evolved = evolve(
-            images,
-            self._settings,
-            seed=self._node.seed,
-            device=self._device,
-            checkpoints=self._node.state / "checkpoint",
-            events=self._events,
-            person=self._person(),
-            fewest_fisher_images=self._desk.fewest_samples,
-        )
+        evolved = self._evolved(images)
         now = unix_seconds()
         releases = {
             form: self._desk.publish(learngene, now, secrets.token_bytes(CONTENT_KEY_BYTES))
             for form, learngene in evolved.learngenes.items()
         }
         self._events.append("fisher", 1, 1, "published")
-        write_metrics(self._node.state, self._metrics(evolved, releases))
+        figures = _figures(evolved) if isinstance(evolved, Evolved) else _private_figures(evolved)
+        described = {form: _described(learngene, releases[form]) for form, learngene in evolved.learngenes.items()}
+        privacy = None if evolved.mechanism is None else evolved.mechanism.model_dump(mode="json")
+        write_metrics(
+            self._node.state,
+            {
+                **figures,
+                "learngenes": described,
+                "privacy": privacy,
+                **self._circumstances(),
+                "seconds": evolved.seconds,
+            },
+        )
+
+    def _evolved(self, images: PrivateImages) -> "Evolved | PrivatelyEvolved":
+        """By the settings, with private weights or as ever."""
+        folder, fewest = self._node.state / "checkpoint", self._desk.fewest_samples
+        if not self._settings.private_weights:
+            return evolve(
+                images,
+                self._settings,
+                seed=self._node.seed,
+                device=self._device,
+                checkpoints=folder,
+                events=self._events,
+                person=self._person(),
+                fewest_fisher_images=fewest,
+            )
+        check_privacy(self._settings)
+        # Only here: what it imports is in the extra `privacy`.
+        from collective_node.private_evolution import evolve_privately
+
+        return evolve_privately(
+            images,
+            self._settings,
+            seed=self._node.seed,
+            device=self._device,
+            checkpoints=folder,
+            events=self._events,
+            fewest_fisher_images=fewest,
+        )
 
     def _person(self) -> Person | None:
         """Who names what is unknown."""
@@ -80,36 +116,6 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
             return Annotator(self._node.state)
         return Oracle(private_images.read_truth(self._node.data), self._settings.examples)
 
-    def _metrics(self, evolved: Evolved, releases: Mapping[Form, StoredRelease]) -> dict[str, object]:
-        collective, trend = evolved.collective, evolved.collective.trend
-        parameters = {"collective": sum(p.numel() for p in collective.network.parameters())}
-        parameters |= {form: _weights(learngene) for form, learngene in evolved.learngenes.items()}
-        return {
-            "tasks": [task.model_dump() for task in collective.tasks],
-            "base_accuracy": (
-                collective.cycles[-1].base_accuracy_after if collective.cycles else collective.tasks[-1].accuracy
-            ),
-            "known_classes": len(collective.known),
-            "condensed_accuracy": evolved.condensed_accuracy,
-            "gradient_trend": {
-                "layers": [f"conv {number + 1}" for number in range(trend.layers)],
-                "rho": [list(row) for row in zip(*trend.rho, strict=True)],
-                "sigma": trend.sigma,
-            },
-            "criterion": _criterion(evolved.chosen),
-            "open_world": {
-                "cycles": [cycle.model_dump() for cycle in collective.cycles],
-                "comparisons": [comparison.model_dump() for comparison in evolved.comparisons],
-            },
-            "learngenes": {
-                form: _described(learngene, releases[form]) for form, learngene in evolved.learngenes.items()
-            },
-            "parameters": parameters,
-            "weights_sha256": _digest(collective),
-            **self._circumstances(),
-            "seconds": evolved.seconds,
-        }
-
 
 def make(configuration: CollectiveConfiguration, confinement: Confinement, keys: NodeKeys) -> Program:
     """The program of a collective's node.
@@ -118,6 +124,42 @@ def make(configuration: CollectiveConfiguration, confinement: Confinement, keys:
         InputError: a device, key or trust store is missing or wrong.
     """
     return CollectiveProgram(configuration, confinement, keys)
+
+
+def _figures(evolved: Evolved) -> dict[str, object]:
+    collective, trend = evolved.collective, evolved.collective.trend
+    parameters = {"collective": sum(p.numel() for p in collective.network.parameters())}
+    parameters |= {form: _weights(learngene) for form, learngene in evolved.learngenes.items()}
+    return {
+        "tasks": [task.model_dump() for task in collective.tasks],
+        "base_accuracy": (
+            collective.cycles[-1].base_accuracy_after if collective.cycles else collective.tasks[-1].accuracy
+        ),
+        "known_classes": len(collective.known),
+        "condensed_accuracy": evolved.condensed_accuracy,
+        "gradient_trend": {
+            "layers": [f"conv {number + 1}" for number in range(trend.layers)],
+            "rho": [list(row) for row in zip(*trend.rho, strict=True)],
+            "sigma": trend.sigma,
+        },
+        "criterion": _criterion(evolved.chosen),
+        "open_world": {
+            "cycles": [cycle.model_dump() for cycle in collective.cycles],
+            "comparisons": [comparison.model_dump() for comparison in evolved.comparisons],
+        },
+        "parameters": parameters,
+        "weights_sha256": _digest(collective.network.state_dict()),
+    }
+
+
+def _private_figures(evolved: "PrivatelyEvolved") -> dict[str, object]:
+    """There is no sequence of tasks, and so no trend of gradients."""
+    return {
+        "tasks": [],
+        "known_classes": evolved.known,
+        "condensed_accuracy": evolved.condensed_accuracy,
+        "parameters": {form: _weights(learngene) for form, learngene in evolved.learngenes.items()},
+    }
 
 
 def _weights(learngene: Learngene) -> int:
@@ -156,10 +198,10 @@ def _described(learngene: Learngene, release: StoredRelease) -> dict[str, object
     }
 
 
-def _digest(collective: Collective) -> str:
-    """SHA-256 over the network's tensors in order of their names: equal for equal weights."""
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a network's tensors in order of their names: equal for equal weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(collective.network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from collective_node.condensing import STEM_WIDTHS, CondensedNetwork
 from collective_node.criterion import check_tasks
 from collective_node.expandable_network import ExpandableNetwork
+from collective_node.private_fisher import PrivateFisher
 from collective_node.settings import CollectiveSettings
 from collective_node.training import class_balanced_batches
 from protocol.architecture import MOST_BLOCKS, Architecture, BlockRole, Form, InputContract
@@ -114,6 +115,7 @@ def learngene_of(
     target: Callable[[Tensor], Tensor],
     settings: CollectiveSettings,
     generator: torch.Generator,
+    private: PrivateFisher | None = None,
 ) -> Learngene:
     """The learngene in one form, with a Fisher diagonal from the collective's own training images.
 
@@ -128,6 +130,7 @@ def learngene_of(
         rows_by_class: row numbers of each known class's images.
         target: labels to output numbers of the network.
         generator: draws the images and the labels of the estimator ``sampled`` (CPU).
+        private: takes the Fisher diagonal instead, with clipping and noise.
 
     Raises:
         InputError: the form cannot hold as many layers as were chosen.
@@ -150,6 +153,13 @@ def learngene_of(
     architecture = Architecture(
         form=form, input=InputContract(height=height, width=width, channels=channels), blocks=tuple(blocks)
     )
+    estimator = settings.fisher_estimator
+    if private is not None:
+        diagonal = private.diagonal(
+            inherited, head, images, torch.cat(list(rows_by_class)), target, estimator, front=front
+        )
+        tensors = tensors_of(inherited, diagonal, images)
+        return Learngene(architecture, tensors, private.describe(estimator), private.guarantee)
     rows = distinct_rows(rows_by_class, settings.fisher_samples, generator)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -159,8 +169,8 @@ def learngene_of(
                 x = front(x)
             yield x, target(labels)
 
-    diagonal, samples = fisher_diagonal(inherited, head, batches(), settings.fisher_estimator, generator)
-    fisher = FisherDescription(source="collective", estimator=settings.fisher_estimator, samples=samples, clip_micro=0)
+    diagonal, samples = fisher_diagonal(inherited, head, batches(), estimator, generator)
+    fisher = FisherDescription(source="collective", estimator=estimator, samples=samples, clip_micro=0)
     return Learngene(architecture, tensors_of(inherited, diagonal, images), fisher)
 
 

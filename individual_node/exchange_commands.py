@@ -98,7 +98,7 @@ def _say_notice(notice: "Abort") -> None:
 
 def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualDesk") -> None:
     """``arrived``: digest of the release in the file, which may be older than the newest one here."""
-    from protocol.output import warn_withdrawn
+    from protocol.output import warn_doubt
 
     learngene = inheritance.learngene
     release, digest = learngene.release, learngene.release_digest
@@ -107,5 +107,6 @@ def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualDe
     typer.echo(f"inherited  {release.form}, release {release.seq} of run {release.run_id}, {digest}")
     for withdrawn in release.withdraws:
         typer.echo(f"withdrawn  release {withdrawn}")
-    if desk.withdrawn(digest):
-        warn_withdrawn("this learngene", form=release.form, release=digest)
+    doubt = desk.doubt(digest, release.signer)
+    if doubt is not None:
+        warn_doubt(doubt, "this learngene", form=release.form, release=digest)

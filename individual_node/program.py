@@ -53,9 +53,14 @@ class IndividualProgram(PartyProgram[IndividualDesk]):
         verified = {form: self._desk.learngene(form) for form in get_args(Form)}
         inherited = {form: found for form, found in verified.items() if found is not None}
         learngenes = {form: found.learngene for form, found in inherited.items()}
-        withdrawn = [form for form, found in inherited.items() if self._desk.withdrawn(found.release_digest)]
-        if withdrawn:
-            logger.warning("withdrawn by the collective, adapted all the same: %s", ", ".join(withdrawn))
+        doubts = {
+            form: self._desk.doubt(found.release_digest, found.release.signer) for form, found in inherited.items()
+        }
+        for form, doubt in doubts.items():
+            if doubt is not None:
+                logger.warning(
+                    "the learngene in the form %s is %s, adapted all the same; request a new one", form, doubt
+                )
         forms = {METHODS[name].form: name for name in self._settings.methods}
         for form, name in forms.items():
             if form is not None and form not in learngenes:
@@ -70,7 +75,7 @@ class IndividualProgram(PartyProgram[IndividualDesk]):
             {
                 **_figures(outcomes),
                 "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
-                "withdrawn": withdrawn,
+                "doubts": {form: doubt for form, doubt in doubts.items() if doubt is not None},
                 **self._circumstances(),
                 "seconds": seconds,
             },

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from protocol.errors import InputError, StorageFailedError, fault_line
+from protocol.errors import InputError, RefusedError, fault_line
 
 if TYPE_CHECKING:
     from individual_node.adapted import Description
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from individual_node.settings import IndividualSettings
     from protocol.architecture import Form
     from protocol.bundle_reading import Reading
+    from protocol.learngene import Doubt
 
 _MODEL_HELP = "Folder that `adapt` wrote."
 
@@ -49,12 +50,11 @@ def bundle(
     It was granted to this individual: its content opens with this node's encryption key only. For 7 days anybody who
     pins the same keys can verify its signatures; longer only this node, which has it in its ledger.
     """
-    from protocol import bundle_file
+    from protocol import bundle_file, envelope, messages
     from protocol.desks import IndividualDesk
-    from protocol.envelope import digest
     from protocol.files import check_free
     from protocol.node_desk import node_of, open_desk
-    from protocol.output import warn_withdrawn
+    from protocol.output import warn_doubt
 
     wanted = form_of(form)
     check_free(out)
@@ -64,9 +64,11 @@ def bundle(
         raise InputError(f"this node has inherited nothing of the form {form} in its run yet: request it first")
     bundle_file.write(out, packed)
     typer.echo(f"{out}  {len(bundle_file.encode(packed))} bytes")
-    release = digest(packed.release)
-    if desk.withdrawn(release):
-        warn_withdrawn("this learngene", form=form, release=release)
+    release = envelope.digest(packed.release)
+    signer = messages.decode(messages.Release, envelope.parse(packed.release).payload).signer
+    doubt = desk.doubt(release, signer)
+    if doubt is not None:
+        warn_doubt(doubt, "this learngene", form=form, release=release)
 
 
 def adapt(
@@ -125,7 +127,7 @@ def adapt(
     from individual_node import adapted, own_pictures, own_task
     from protocol.files import check_free
     from protocol.images import choose_device
-    from protocol.output import warn_withdrawn
+    from protocol.output import warn_doubt
 
     check_free(out)
     node = None if config is None else _configuration(config)
@@ -158,7 +160,7 @@ def adapt(
     _show_model(model.description, pictures)
     typer.echo(f"model  {out}")
     if reading.withdrawn:
-        warn_withdrawn("this learngene", form=architecture.form, release=verified.release_digest)
+        warn_doubt("withdrawn", "this learngene", form=architecture.form, release=verified.release_digest)
 
 
 def predict(
@@ -191,11 +193,11 @@ def predict(
         for done, file in enumerate(files, 1):
             found.append(loaded.classifier.probabilities(own_pictures.read_picture(file, contract)[None])[0])
             observe(done, len(files), "naming pictures")
-    withdrawn = _say_withdrawn(loaded.description)
+    doubt = _say_doubt(loaded.description)
     best = [np.argsort(-row, kind="stable")[:top] for row in found]
     named = [[(classes[i], float(row[i])) for i in order] for row, order in zip(found, best, strict=True)]
     if json_file is not None:
-        _write_json(json_file, loaded.description, files, named, withdrawn=withdrawn)
+        _write_json(json_file, loaded.description, files, named, doubt)
     if json_file != Path("-"):
         _show_predictions(files, named)
 
@@ -229,7 +231,7 @@ def export(
     else:
         pixels = onnx_export.random_pictures(loaded)
     difference = onnx_export.export(loaded, onnx, pixels)
-    _say_withdrawn(loaded.description)
+    _say_doubt(loaded.description)
     if difference is None:
         said = "not compared with the model: onnxruntime is not installed (pip install 'learngene[onnx]')"
     else:
@@ -283,22 +285,24 @@ def _configuration(path: Path) -> "IndividualConfiguration":
     return load(path, IndividualConfiguration)
 
 
-def _say_withdrawn(description: "Description") -> bool:
-    """Whether the node that verified a model's learngene has heard of its withdrawal; if so, say it."""
-    from protocol.node_desk import knows_withdrawn
-    from protocol.output import warn_withdrawn
+def _say_doubt(description: "Description") -> "Doubt | None":
+    """Say why the learngene that a model grew from should not be used any more, by the node that verified it."""
+    from protocol.node_desk import known_doubt
+    from protocol.output import warn_doubt
 
     if description.node is None:
-        return False
+        return None
     origin = description.learngene
     try:
-        withdrawn = knows_withdrawn(Path(description.node), run_id=origin.run_id, release=origin.release)
-    except (InputError, StorageFailedError) as error:
-        print(f"warning: the node cannot say whether the learngene was withdrawn: {error}", file=sys.stderr)
-        return False
-    if withdrawn:
-        warn_withdrawn("the learngene that this model grew from", form=origin.form, release=origin.release)
-    return withdrawn
+        doubt = known_doubt(
+            Path(description.node), run_id=origin.run_id, release=origin.release, signer=origin.collective
+        )
+    except (InputError, RefusedError) as error:
+        print(f"warning: the node cannot say whether the learngene may still be used: {error}", file=sys.stderr)
+        return None
+    if doubt is not None:
+        warn_doubt(doubt, "the learngene that this model grew from", form=origin.form, release=origin.release)
+    return doubt
 
 
 def _settings(node: "IndividualConfiguration | None", method: str, changes: Sequence[str]) -> "IndividualSettings":
@@ -406,8 +410,7 @@ def _write_json(
     description: "Description",
     files: Sequence[Path],
     named: Sequence[Sequence[tuple[str, float]]],
-    *,
-    withdrawn: bool,
+    doubt: "Doubt | None",
 ) -> None:
     from protocol.storage import write_atomically
 
@@ -415,7 +418,8 @@ def _write_json(
         "format": 1,
         "model": description.weights,
         "learngene": description.learngene.model_dump(mode="json"),
-        "withdrawn": withdrawn,
+        "withdrawn": doubt == "withdrawn",
+        "compromised": doubt == "compromised",
         "classes": description.classes,
         "pictures": [
             {"file": str(file), "top": [{"class": name, "probability": value} for name, value in best]}

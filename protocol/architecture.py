@@ -2,7 +2,14 @@
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 #: ``condensed``: a light stem and the top layers. ``paper``: layers of the collective alone, those that its criterion
 #: chose; ``paper-middle`` and ``paper-front``: as many from the middle and the front of its network (Figure 6 b).
@@ -62,6 +69,12 @@ class Block(BaseModel):
     out_channels: int = Field(ge=1, le=4096)
     pool: bool
     norm: Norm = "batch"
+
+    @model_serializer(mode="wrap")
+    def _encoded_as_ever(self, encode: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """``norm`` is left out where it is ``batch``: what was signed before there was another one still verifies."""
+        fields: dict[str, object] = encode(self)
+        return fields if self.norm != "batch" else {name: value for name, value in fields.items() if name != "norm"}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name (inside the block) and shape of every parameter and statistic."""

@@ -64,9 +64,21 @@ class Crossings:
         self._party = party
         self._clock = clock
 
-    def append(self, direction: Direction, peer: str, kind: str, data: bytes, decision: str = ALLOWED) -> None:
+    def append(
+        self,
+        direction: Direction,
+        peer: str,
+        kind: str,
+        data: bytes,
+        decision: str = ALLOWED,
+        *,
+        sha256: str | None = None,
+    ) -> None:
         """Record that ``data`` goes ``out`` to, or came ``in`` from, ``peer``, and what was decided. Durable when it
         returns.
+
+        Args:
+            sha256: of ``data``, where it is known.
 
         Raises:
             StorageFailedError: the line could not be stored, so nothing may be sent.
@@ -86,7 +98,7 @@ class Crossings:
                     receiver=receiver,
                     kind=kind,
                     bytes=len(data),
-                    digest=digest(data),
+                    digest=digest(data) if sha256 is None else sha256,
                     decision=decision,
                     previous=previous,
                 )

@@ -123,7 +123,7 @@ def _show_facts(title: str, facts: "Facts") -> None:
 def _report(path: Path, reading: "Reading") -> None:
     """What was proven, step by step, and what was not."""
     from protocol.files import shown as shown_name
-    from protocol.output import add_row, print_table, table, warn_withdrawn
+    from protocol.output import add_row, print_table, table, warn_doubt
 
     content = "and its content" if reading.opened is not None else "but not its content"
     typer.echo(f"{shown_name(path)}: signatures and ciphertext are verified, {content}")
@@ -134,7 +134,8 @@ def _report(path: Path, reading: "Reading") -> None:
         add_row(steps, *step)
     print_table(steps)
     if reading.withdrawn:
-        warn_withdrawn("this learngene", form=reading.sealed.release.form, release=reading.sealed.release_digest)
+        sealed = reading.sealed
+        warn_doubt("withdrawn", "this learngene", form=sealed.release.form, release=sealed.release_digest)
 
 
 def _steps(reading: "Reading") -> list[_Step]:

@@ -5,8 +5,8 @@ A subset of RFC 8785 in which nothing is left to choose: no floats, no escapes, 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import NoReturn, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 from protocol.errors import MalformedError, TooLargeError
 
@@ -17,7 +17,7 @@ MAX_BYTES = 64 * 1024
 #: Integers that every JSON reader keeps exactly (RFC 7493, section 2.2).
 MAX_INTEGER = 2**53 - 1
 # Printable ASCII without the quote and the backslash, so that no text ever needs an escape.
-_WORD = re.compile(r"[ !#-\[\]-~]*")
+_is_word = re.compile(r"[ !#-\[\]-~]*").fullmatch
 
 
 def encode(value: Value) -> bytes:
@@ -28,7 +28,7 @@ def encode(value: Value) -> bytes:
         ValueError: an integer beyond 2^53 - 1 or a text outside printable ASCII.
     """
     _check(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode("ascii")
+    return _encode(value)
 
 
 def decode(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> dict[str, Value]:
@@ -39,11 +39,8 @@ def decode(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> di
         MalformedError: not an object, a duplicate key, a float, deeper than ``max_depth``, or not canonical.
     """
     value = parse(data, max_depth=max_depth, max_bytes=max_bytes)
-    try:
-        canonical = encode(value)
-    except (TypeError, ValueError) as error:
-        raise MalformedError(f"the JSON holds what the protocol does not allow: {error}") from None
-    if canonical != data:
+    # What was parsed is within the subset: it need not be checked once more.
+    if _encode(value) != data:
         raise MalformedError("the JSON is not in its canonical encoding: it was altered, or made by other software")
     return value
 
@@ -53,8 +50,8 @@ def parse(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> dic
 
     Raises:
         TooLargeError: more than ``max_bytes``.
-        MalformedError: not an ASCII JSON object, an escape, a duplicate key, a float or an integer beyond 2^53 - 1,
-            or deeper than ``max_depth``.
+        MalformedError: not an ASCII JSON object, an escape, a control character, a duplicate key, a float or an integer
+            beyond 2^53 - 1, or deeper than ``max_depth``.
     """
     if len(data) > max_bytes:
         raise TooLargeError(f"{len(data)} bytes of JSON, at most {max_bytes} are read")
@@ -64,6 +61,9 @@ def parse(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> dic
         raise MalformedError("the JSON holds bytes outside ASCII") from None
     if "\\" in text:
         raise MalformedError("the JSON holds an escape, and the protocol has none")
+    # json.loads refuses the other control characters inside of texts.
+    if "\x7f" in text:
+        raise MalformedError("the JSON holds what the protocol does not allow: a control character")
     # Before json.loads: a text of opening brackets would otherwise run into Python's recursion limit.
     _check_depth(text, max_depth)
     try:
@@ -81,31 +81,70 @@ def parse(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> dic
     return value
 
 
+def _encode(value: Value) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode("ascii")
+
+
 def _plain(value: object) -> object:
     """What json.dumps does not know by itself: mappings and sequences other than dict, list and tuple."""
     return dict(value) if isinstance(value, Mapping) else list(value)  # type: ignore[call-overload]
 
 
-def _check(value: Value) -> None:
-    if value is None or isinstance(value, bool):
-        return
+def _check(value: object) -> None:
+    # By the exact type: what was parsed, and what pydantic gives, has no others.
+    _CHECKS.get(type(value), _check_another)(value)
+
+
+def _check_another(value: object) -> None:
+    """By what a value is a kind of: a named tuple, a read-only mapping, a member of an enumeration of words."""
     if isinstance(value, int):
-        if abs(value) > MAX_INTEGER:
-            raise ValueError("an integer beyond 2^53 - 1")
+        _check_integer(value)
     elif isinstance(value, str):
-        if not _WORD.fullmatch(value):
-            raise ValueError("a text outside printable ASCII, or with a quote or a backslash")
+        _check_word(value)
     elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError("a key that is no text")
-            _check(key)
-            _check(item)
+        _check_mapping(value)
     elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        for item in value:
-            _check(item)
+        _check_items(value)
     else:
         raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def _check_integer(value: int) -> None:
+    if not -MAX_INTEGER <= value <= MAX_INTEGER:
+        raise ValueError("an integer beyond 2^53 - 1")
+
+
+def _check_word(value: str) -> None:
+    if not _is_word(value):
+        raise ValueError("a text outside printable ASCII, or with a quote or a backslash")
+
+
+def _check_mapping(value: Mapping[object, object]) -> None:
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise TypeError("a key that is no text")
+        _check_word(key)
+        _check(item)
+
+
+def _check_items(value: Sequence[object]) -> None:
+    for item in value:
+        _check(item)
+
+
+def _check_nothing(_: object) -> None:
+    """True, false and null are what they are."""
+
+
+_CHECKS: dict[type, Callable[[Any], None]] = {
+    bool: _check_nothing,
+    type(None): _check_nothing,
+    int: _check_integer,
+    str: _check_word,
+    dict: _check_mapping,
+    list: _check_items,
+    tuple: _check_items,
+}
 
 
 def _check_depth(text: str, max_depth: int) -> None:

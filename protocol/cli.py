@@ -13,6 +13,7 @@ from protocol import (
     bench_commands,
     bundle_commands,
     courier_commands,
+    doctor_commands,
     key_commands,
     trust_commands,
 )
@@ -39,6 +40,7 @@ def make() -> typer.Typer:
     audit_commands.register(app)
     bench_commands.register(app)
     courier_commands.register(app)
+    doctor_commands.register(app)
     app.command("relay-app")(relay_app)
     _add_installed_commands(app)
     return app
@@ -77,7 +79,7 @@ def _explain_missing(app: typer.Typer, module: str) -> None:
     def explain() -> None:
         raise InputError(f"simulations need the module {module}; install it with: pip install 'learngene[sim]'")
 
-    for name in ("run", "results", "report", "world"):
+    for name in ("run", "results", "report", "world", "leakage"):
         app.command(name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
             explain
         )

@@ -194,7 +194,7 @@ def check_out_of_reach(rules: Mapping[Path, Access], folders: Iterable[Path]) ->
         for path in rules:
             if folder.resolve().is_relative_to(path.resolve()):
                 raise InputError(
-                    f"the node's folder {folder} lies in {path}, all of which a courier reads; move the one or the other"
+                    f"the node's folder {folder} lies in {path}, which a courier reads; move the one or the other"
                 )
 
 
@@ -275,8 +275,8 @@ def look(profile: Profile = NODE) -> Confinement:
 def _too_old(found: Confinement, profile: Profile) -> str:
     missing = ", ".join(guard.name for guard in found.guards if not guard.enforced)
     return (
-        f"this kernel does not confine a {profile.name}: not enforced are {missing} (Landlock ABI {found.landlock_abi});"
-        f" it needs Linux 6.12 with Landlock and seccomp; to start all the same, {profile.accept}"
+        f"this kernel does not confine a {profile.name}: not enforced are {missing} (Landlock ABI {found.landlock_abi})"
+        f"; it needs Linux 6.12 with Landlock and seccomp; to start all the same, {profile.accept}"
     )
 
 

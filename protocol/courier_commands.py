@@ -46,7 +46,9 @@ def register(app: typer.Typer) -> None:
 
 
 def courier(
-    command: Annotated[list[str], typer.Argument(help="Behind `--`: flower-supernode or flower-superexec, and its options.")],
+    command: Annotated[
+        list[str], typer.Argument(help="Behind `--`: flower-supernode or flower-superexec, and its options.")
+    ],
     home: Annotated[Path, typer.Option(help="Folder of the courier's own (0700); made where there is none.")],
     config: Annotated[
         Path | None, typer.Option(help="The node's configuration file, in place of --socket and --secret.")
@@ -72,22 +74,22 @@ def courier(
     door = _door(config, socket, secret, tuple(apart or ()))
     program, arguments = _program(command), with_door(command, door)
     owner = privileges.chosen_user(user)
-    os.umask(0o077)
-    home = privileges.own_folder(_absolute(home), owner)
+    load_secret(door.secret)
+    home = _absolute(home)
+    check_home(home, door)
+    privileges.own_folder(home, owner)
     # What this process can read once it is confined, the files of its command line among it.
     rules = confinement.courier_rules(home, [door.secret, *_files(command)])
-    check_home(home, door)
     confinement.check_out_of_reach(rules, door.apart)
     privileges.give_up(owner, capabilities=not unconfined)
-    load_secret(door.secret)
-    _check_readable([program, *_files(command)])
+    os.umask(0o077)
+    _check_readable([program, door.secret, *_files(command)])
     if unconfined:
         found = confinement.not_confined(COURIER)
     else:
         found = confinement.confine(rules, home, COURIER, apart=door.apart)
     typer.echo(f"courier of {door.socket}, process {os.getpid()} of user {os.getuid()}: {found.line}", err=True)
-    # A file that the shell left open would stay open, whatever its path.
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    privileges.close_inherited()
     os.execve(program, arguments, environment(home, os.environ))
 
 
@@ -100,7 +102,9 @@ def with_door(command: Sequence[str], door: Door) -> list[str]:
     if Path(command[0]).name != _SUPERNODE:
         return list(command)
     if any(word.partition("=")[0] == _NODE_CONFIG for word in command):
-        raise InputError(f"leave {_NODE_CONFIG} out: the courier writes it, from --config or from --socket and --secret")
+        raise InputError(
+            f"leave {_NODE_CONFIG} out: the courier writes it, from --config or from --socket and --secret"
+        )
     for path in (door.socket, door.secret):
         if not str(path).isprintable() or set(str(path)) & set("\"'\\"):
             raise InputError(f"Flower takes no path with quotes, backslashes or invisible characters: {str(path)!r}")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from protocol import blob as blobs
-from protocol import envelope, sealing
+from protocol import envelope, messages, sealing
 from protocol.architecture import Form
 from protocol.audit import Crossings
 from protocol.bundle_file import BundleFile
 from protocol.egress import Gate, egress
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import (
+    DigestMismatchError,
     ExpiredError,
     InputError,
     PolicyDeniedError,
@@ -26,10 +27,10 @@ from protocol.errors import (
     WrongAudienceError,
 )
 from protocol.keys import SigningKey
-from protocol.learngene import Learngene
+from protocol.learngene import Doubt, Learngene
 from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State, StoredRelease
 from protocol.make_messages import make_abort, make_grant, make_receipt, make_release, make_request
-from protocol.messages import LIFE, MOST_WITHDRAWN, NO_RELEASE, Content, Request
+from protocol.messages import MOST_WITHDRAWN, NO_RELEASE, SKEW, Content, Grant, Payload, Receipt, Request
 from protocol.node_keys import NodeKeys
 from protocol.policy import Policy
 from protocol.trust import Role, TrustedKey, TrustStore
@@ -173,13 +174,14 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         """
         check_values(learngene.architecture, learngene.tensors)
         content = _content(learngene)
-        for former in self._ledger.withdrawn(self._run_id):
+        withdrawn = self._ledger.withdrawn(self._run_id)
+        for former in withdrawn:
             if former.payload.plaintext == content:
                 raise PolicyDeniedError(f"this very learngene was withdrawn as release {former.seq}; evolve anew")
         published = self._ledger.latest(self._run_id, learngene.architecture.form)
         if (
             published is not None
-            and now < published.payload.expires_at
+            and _holds(published.payload, now)
             and self._says_the_same(published, learngene, content)
         ):
             sealed = sealing.encrypt(published.content_key, blobs.encode(learngene.tensors))
@@ -197,7 +199,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             policy=self._policy,
             now=now,
             content_key=content_key,
-            withdraws=tuple(withdrawn.digest for withdrawn in self._ledger.withdrawn(self._run_id)[-MOST_WITHDRAWN:]),
+            withdraws=tuple(former.digest for former in withdrawn[-MOST_WITHDRAWN:]),
         )
         # What may not leave is not written down as released either.
         egress(self._policy, release)
@@ -232,24 +234,29 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
 
     def answer_request(self, request: bytes, now: int) -> Answer | Withdrawal:
         """Grant the newest release of the form that a request asks for. The same request again has the same answer, as
-        long as its release is not withdrawn.
+        long as its release is not withdrawn and both it and the grant hold at this time.
 
         Raises:
             RefusedError: its subclass for what is wrong with the request; ``PolicyDeniedError`` where nothing of that
-                form is published; ``ExpiredError`` where the release is past its time.
+                form is published; ``ExpiredError`` where the newest release does not hold at this time.
         """
         verified = self._verify_request(request, now)
         peer = verified.key.party
         self.gate.let_in(peer, "request", request)
         answered = self._ledger.grant(verified.digest)
-        if answered is None or answered[1].withdrawn:
+        if answered is None or not _still_answers(*answered, now):
             release = self._release_for(verified, now)
             if release.withdrawn:
                 return self._withdrawal(verified, release, now)
-            answered = self._grant(verified, release, now), release
+            stale = None if answered is None else answered[0]
+            answered = self._grant(verified, release, now, instead_of=stale), release
         grant, release = answered
-        answer = Answer(release.envelope, grant, self._ledger.blob(release))
-        self.gate.let_out(peer, answer._asdict())
+        # The blob is compared with its release by the gate, once.
+        answer = Answer(release.envelope, grant, self._ledger.read_blob(release))
+        try:
+            self.gate.let_out(peer, answer._asdict())
+        except DigestMismatchError as error:
+            raise StorageFailedError(f"release {release.seq} was changed on disk: {error}") from None
         return answer
 
     def accept_receipt(self, data: bytes, now: int) -> VerifiedReceipt:
@@ -292,13 +299,14 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         release = self._ledger.latest(self._run_id, payload.form)
         if release is None:
             raise PolicyDeniedError(f"nothing of the form {payload.form} is published in this run; publish first")
-        if not release.withdrawn and now >= release.payload.expires_at:
-            raise ExpiredError(f"release {release.seq} is past its time; publish the learngene again")
+        if not release.withdrawn and not _holds(release.payload, now):
+            when = "past its time" if now >= release.payload.expires_at else "from the future"
+            raise ExpiredError(f"release {release.seq} is {when}; publish the learngene again")
         if not release.withdrawn and release.payload.signer != self._key.keyid:
             raise ExpiredError(f"release {release.seq} is signed with a former key; publish the learngene again")
         return release
 
-    def _grant(self, request: VerifiedRequest, release: StoredRelease, now: int) -> bytes:
+    def _grant(self, request: VerifiedRequest, release: StoredRelease, now: int, *, instead_of: bytes | None) -> bytes:
         grant = make_grant(
             request.payload,
             request.digest,
@@ -308,7 +316,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             now=now,
             content_key=release.content_key,
         )
-        self._ledger.add_grant(request, release, grant)
+        self._ledger.add_grant(request, release, grant, instead_of=instead_of)
         return grant
 
     def _withdrawal(self, request: VerifiedRequest, release: StoredRelease, now: int) -> Withdrawal:
@@ -341,6 +349,16 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             learngene.privacy,
             self._policy.sha256,
         )
+
+
+def _holds(payload: Payload, now: int) -> bool:
+    """Whether a message that was made here once may be sent at this time; others would refuse it otherwise."""
+    return payload.issued_at <= now + SKEW and now < payload.expires_at
+
+
+def _still_answers(grant: bytes, release: StoredRelease, now: int) -> bool:
+    payload = messages.decode(Grant, envelope.parse(grant).payload)
+    return not release.withdrawn and _holds(release.payload, now) and _holds(payload, now)
 
 
 def _content(learngene: Learngene) -> Content:
@@ -418,8 +436,9 @@ class IndividualDesk(_Desk[IndividualLedger]):
     def request(self, form: Form, now: int, nonce: bytes, *, fresh: bool = False) -> bytes:
         """The request for a form, to be sent.
 
-        An unanswered one that is still valid, under the keys that hold now, is sent again as it is, unless ``fresh``;
-        after an answer a new exchange begins. ``nonce``: 16 random bytes, used only if a new request is made.
+        An unanswered one that holds at this time, under the keys that hold now, is sent again as it is, unless
+        ``fresh``; after an answer a new exchange begins. ``nonce``: 16 random bytes, used only if a new request is
+        made.
 
         Raises:
             StorageFailedError: it could not be stored, so it must not be sent.
@@ -430,8 +449,9 @@ class IndividualDesk(_Desk[IndividualLedger]):
         if (
             open_request is not None
             and not fresh
-            and now <= open_request.expires_at
+            and _holds(open_request.payload, now)
             and self._is_between(open_request.payload, collective)
+            and open_request.payload.hpke_public == self._encryption.public.hex()
         ):
             data = open_request.envelope
         else:
@@ -446,16 +466,18 @@ class IndividualDesk(_Desk[IndividualLedger]):
             )
             # What may not leave is not waited for either.
             egress(self._policy, data)
-            self._ledger.requested(self._run_id, form, data, now + LIFE)
+            self._ledger.requested(self._run_id, form, data)
         self.gate.let_out(collective.party, {"request": data})
         return data
 
     def inherit(self, release: bytes, grant: bytes, blob: bytes, now: int) -> Inheritance:
         """Verify a bundle, commit it, and make the receipt. A release that is committed already has its stored receipt,
-        whatever comes with it.
+        whatever comes with it; a new one where that is past its time, or between other keys than hold now.
 
         Raises:
-            RefusedError: its subclass for the first step of the verification that fails; nothing has changed then.
+            RefusedError: its subclass for the first step of the verification that fails; nothing is inherited then, and
+                the request stays open. Where release and grant were authentic and only what came as their blob was
+                wrong, the release is remembered as seen, and so is what it withdraws.
         """
         release_digest = envelope.digest(release)
         trust = self._trust()
@@ -515,6 +537,13 @@ class IndividualDesk(_Desk[IndividualLedger]):
         """Whether the collective has withdrawn the release with this digest, as far as this individual has learned."""
         return release in self._ledger.withdrawn(self._run_id)
 
+    def doubt(self, release: str, signer: str) -> Doubt | None:
+        """Why the release with this digest, signed with the key of this id, should not be used any more; None: nothing
+        is known against it. To be asked at every use, since it may have been good when it was inherited."""
+        if self.withdrawn(release):
+            return "withdrawn"
+        return "compromised" if self._trust().is_compromised(signer) else None
+
     def bundle(self, form: Form) -> BundleFile | None:
         """The newest committed learngene of a form as a file holds it, as sealed as it came; None where none was
         inherited in this run.
@@ -549,13 +578,9 @@ class IndividualDesk(_Desk[IndividualLedger]):
             self._ledger.withdraw(self._run_id, digest)
         return open_sealed(sealed, self._encryption)
 
-    def _is_between(self, request: Request, collective: TrustedKey) -> bool:
-        """Whether a request of this individual is from the keys that it has now to the one that the collective has."""
-        return (request.audience, request.signer, request.hpke_public) == (
-            collective.keyid,
-            self._key.keyid,
-            self._encryption.public.hex(),
-        )
+    def _is_between(self, payload: Request | Receipt, collective: TrustedKey) -> bool:
+        """Whether a message of this individual is from the key that it has now to the one that the collective has."""
+        return (payload.audience, payload.signer) == (collective.keyid, self._key.keyid)
 
     def _verify_and_commit(self, release: bytes, grant: bytes, blob: bytes, trust: TrustStore, now: int) -> None:
         envelopes = verify_envelopes(
@@ -596,14 +621,22 @@ class IndividualDesk(_Desk[IndividualLedger]):
         return True
 
     def _receipt(self, committed: Inherited, collective: TrustedKey, now: int) -> bytes:
+        receipt = committed.receipt
+        if receipt is not None:
+            payload = messages.decode(Receipt, envelope.parse(receipt).payload)
+            # One that is refused for ever would leave the collective without any: it keeps the first that it accepts.
+            if not (_holds(payload, now) and self._is_between(payload, collective)):
+                receipt = None
         state = self._ledger.state(self._run_id, committed.form)
-        if committed.receipt is not None and state is not State.COMMITTED:
-            return committed.receipt
-        receipt = make_receipt(
-            run_id=self._run_id,
-            release=committed.release,
-            audience=collective.keyid,
-            key=self._key,
-            now=now,
-        )
-        return self._ledger.acknowledged(self._run_id, committed, receipt)
+        if receipt is not None and state is not State.COMMITTED:
+            return receipt
+        if receipt is None:
+            receipt = make_receipt(
+                run_id=self._run_id,
+                release=committed.release,
+                audience=collective.keyid,
+                key=self._key,
+                now=now,
+            )
+        self._ledger.acknowledged(self._run_id, committed, receipt)
+        return receipt

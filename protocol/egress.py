@@ -7,7 +7,7 @@ from typing import get_args
 from protocol import envelope, messages
 from protocol.audit import Crossings
 from protocol.errors import DigestMismatchError, PolicyDeniedError, RefusedError
-from protocol.messages import AbortCode, Release
+from protocol.messages import AbortCode, Payload, Release
 from protocol.node import JobState, Role
 from protocol.policy import Policy, check_release
 from protocol.socket import Frame
@@ -54,18 +54,23 @@ class Gate:
             TooLargeError, MalformedError: one is not a message at all.
             StorageFailedError: it could not be recorded, so nothing may be sent.
         """
-        for kind, data in parts.items():
+        # A blob may be large: each part is hashed once here, and once more before the socket, whatever was said here.
+        digests = {kind: envelope.digest(data) for kind, data in parts.items()}
+        opened: dict[str, Payload] = {}
+        # The release comes before the blob that it describes.
+        for kind in sorted(parts, key="blob".__eq__):
+            data = parts[kind]
             try:
                 if kind == "blob":
-                    egress_blob(self._policy, parts["release"], data)
+                    _check_blob(opened["release"], len(data), digests[kind])
                 else:
-                    egress(self._policy, data, kind)
+                    opened[kind] = _message(self._policy, data, kind)
             except RefusedError as error:
-                self._crossings.append("out", peer, kind, data, error.code)
+                self._crossings.append("out", peer, kind, data, error.code, sha256=digests[kind])
                 raise
         for kind, data in parts.items():
-            self._crossings.append("out", peer, kind, data)
-            self._cleared.append((kind, envelope.digest(data)))
+            self._crossings.append("out", peer, kind, data, sha256=digests[kind])
+            self._cleared.append((kind, digests[kind]))
 
     def let_frame_out(self, frame: Frame, party: str) -> Frame:
         """The same answer of ``party``'s node, if it holds nothing but parts that were let out and words from lists.
@@ -96,14 +101,7 @@ def egress(policy: Policy, data: bytes, kind: str | None = None) -> bytes:
         PolicyDeniedError: not an envelope of a kind and content that this policy allows.
         TooLargeError, MalformedError: not a message at all.
     """
-    opened = envelope.parse(data)
-    model = messages.MODELS.get(opened.payload_type)
-    if model is None or model.kind not in policy.kinds_out or model.kind != (kind or model.kind):
-        raise PolicyDeniedError(f"the policy of this {policy.role} lets no {opened.payload_type} leave")
-    # The schema is the list of fields that may leave; for padded kinds it fixes the size too.
-    payload = messages.decode(model, opened.payload)
-    if isinstance(payload, Release):
-        check_release(policy, payload)
+    _message(policy, data, kind)
     return data
 
 
@@ -115,11 +113,28 @@ def egress_blob(policy: Policy, release: bytes, data: bytes) -> bytes:
         DigestMismatchError: the blob is not this release's.
         TooLargeError, MalformedError: the release is not a message at all.
     """
-    egress(policy, release)
-    opened = envelope.parse(release)
-    if opened.payload_type != messages.PAYLOAD_TYPES["release"]:
-        raise PolicyDeniedError("a blob leaves only with the release that describes it")
-    ciphertext = messages.decode(Release, opened.payload).ciphertext
-    if len(data) != ciphertext.size or envelope.digest(data) != ciphertext.sha256:
-        raise DigestMismatchError("the blob is not the one that the release describes; publish again")
+    _check_blob(_message(policy, release, None), len(data), envelope.digest(data))
     return data
+
+
+def _message(policy: Policy, data: bytes, kind: str | None) -> Payload:
+    """What a message says that may leave."""
+    opened = envelope.parse(data)
+    model = messages.MODELS.get(opened.payload_type)
+    if model is None or model.kind not in policy.kinds_out or model.kind != (kind or model.kind):
+        raise PolicyDeniedError(f"the policy of this {policy.role} lets no {opened.payload_type} leave")
+    # The schema is the list of fields that may leave; for padded kinds it fixes the size too.
+    payload = messages.decode(model, opened.payload)
+    # The envelope's own key id is no field of the payload, and could be a text of any length.
+    if opened.keyid != payload.signer:
+        raise PolicyDeniedError("the envelope names another signer than its payload")
+    if isinstance(payload, Release):
+        check_release(policy, payload)
+    return payload
+
+
+def _check_blob(release: Payload, size: int, sha256: str) -> None:
+    if not isinstance(release, Release):
+        raise PolicyDeniedError("a blob leaves only with the release that describes it")
+    if (size, sha256) != (release.ciphertext.size, release.ciphertext.sha256):
+        raise DigestMismatchError("the blob is not the one that the release describes; publish again")

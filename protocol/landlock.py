@@ -133,6 +133,10 @@ def _add(ruleset: int, path: Path, access: Access) -> None:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         return
+    except PermissionError as error:
+        raise RunFailedError(
+            f"the user {os.getuid()} of this process may not reach {path}; give it to that user"
+        ) from error
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             access &= _OF_FILES

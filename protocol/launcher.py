@@ -46,8 +46,7 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     node = node_table(path, content)
     if not node.data.is_dir():
         raise InputError(f"{path}: node.data: there is no folder {node.data}")
-    user = privileges.chosen_user(node.user)
-    group = None if node.socket_group is None else privileges.find_group(node.socket_group)
+    user, group = node_identity(node)
     os.umask(0o077)
     privileges.own_folder(node.state, user)
     with privileges.acting_as(user):
@@ -63,6 +62,8 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     try:
         packages = ("protocol", own)
         unconfined = unconfined or node.unconfined
+        if not unconfined:
+            privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
         privileges.give_up(user, capabilities=not unconfined)
         check_readable(node, packages)
         confined = confinement.apply(node, packages, unconfined=unconfined)
@@ -70,8 +71,8 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
         if node.threads:
             # Read by OpenMP and BLAS when they are loaded.
             os.environ["OMP_NUM_THREADS"] = str(node.threads)
-        configuration: NodeConfiguration = check(path, content, _import(model))
-        make: Callable[[NodeConfiguration, Confinement, NodeKeys], Program] = _import(program)
+        configuration: NodeConfiguration = check(path, content, imported(model))
+        make: Callable[[NodeConfiguration, Confinement, NodeKeys], Program] = imported(program)
         made = make(configuration, confined, keys)
         logger.info("%s listens on %s", node.party, node.socket)
         serve(listener, secret, made, lifeline)
@@ -81,6 +82,16 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
             node.socket.unlink(missing_ok=True)
         listener.close()
         os.close(lock)
+
+
+def node_identity(node: NodeTable) -> tuple[User | None, int | None]:
+    """Whom the node becomes, None where it stays who it is; and the number of the group of its courier, if it has one.
+
+    Raises:
+        InputError: there is no such user or group, or only root could become that user.
+    """
+    group = None if node.socket_group is None else privileges.find_group(node.socket_group)
+    return privileges.chosen_user(node.user, *(() if group is None else (group,))), group
 
 
 def open_keys(node: NodeTable, user: User | None) -> NodeKeys:
@@ -109,7 +120,8 @@ def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
             )
 
 
-def _import(name: str) -> Any:  # noqa: ANN401 - the caller says what it expects
+def imported(name: str) -> Any:  # noqa: ANN401 - the caller says what it expects
+    """What ``module:attribute`` names."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 

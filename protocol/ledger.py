@@ -34,7 +34,7 @@ from protocol.verification import (
     verify_committed,
 )
 
-_FORMAT = 2
+_FORMAT = 3
 
 # What the offline root has said last, so that an older or another word of it is not believed.
 _TRUST_TABLE = """
@@ -51,9 +51,10 @@ CREATE TABLE releases (
     PRIMARY KEY (run_id, seq)
 ) STRICT;
 CREATE TABLE grants (
-    request TEXT PRIMARY KEY, run_id TEXT NOT NULL, keyid TEXT NOT NULL, nonce TEXT NOT NULL,
-    release TEXT NOT NULL REFERENCES releases (digest), envelope BLOB NOT NULL, UNIQUE (run_id, keyid, nonce)
+    request TEXT NOT NULL, run_id TEXT NOT NULL, keyid TEXT NOT NULL, nonce TEXT NOT NULL,
+    release TEXT NOT NULL REFERENCES releases (digest), envelope BLOB NOT NULL, PRIMARY KEY (request, release)
 ) STRICT;
+CREATE INDEX grants_by_nonce ON grants (run_id, keyid, nonce);
 CREATE TABLE receipts (
     keyid TEXT NOT NULL, release TEXT NOT NULL REFERENCES releases (digest), envelope BLOB NOT NULL,
     PRIMARY KEY (keyid, release)
@@ -63,7 +64,7 @@ CREATE TABLE receipts (
 _INDIVIDUAL_TABLES = """
 CREATE TABLE exchanges (
     run_id TEXT NOT NULL, form TEXT NOT NULL, state TEXT NOT NULL, request TEXT NOT NULL, envelope BLOB NOT NULL,
-    expires_at INTEGER NOT NULL, release TEXT, PRIMARY KEY (run_id, form)
+    release TEXT, PRIMARY KEY (run_id, form)
 ) STRICT;
 CREATE TABLE seen (
     run_id TEXT NOT NULL, key_epoch INTEGER NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL,
@@ -255,7 +256,10 @@ class CollectiveLedger(_Ledger):
 
     def withdrawn(self, run_id: str) -> list[StoredRelease]:
         """The withdrawn releases of a run, first to last."""
-        return [release for release in self.releases(run_id) if release.withdrawn]
+        rows = self._rows(
+            f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? AND withdrawn = 1 ORDER BY seq", run_id
+        )
+        return [_release_of(row) for row in rows]
 
     def add_release(self, data: bytes, content_key: bytes, blob: bytes) -> StoredRelease:
         """Store a release with its sealed blob and the key to it as the next link of its run's chain.
@@ -309,14 +313,22 @@ class CollectiveLedger(_Ledger):
         Raises:
             StorageFailedError: the file is gone or was changed.
         """
+        data = self.read_blob(stored)
+        if envelope.digest(data) != stored.payload.ciphertext.sha256:
+            raise StorageFailedError(f"the blob {self._blob_path(stored)} was changed on disk; publish again")
+        return data
+
+    def read_blob(self, stored: StoredRelease) -> bytes:
+        """What lies there as the blob of a release: for whoever compares it with the release next, as the gate does.
+
+        Raises:
+            StorageFailedError: the file is gone.
+        """
         path = self._blob_path(stored)
         try:
-            data = path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise StorageFailedError(f"cannot read the blob {path}: {error.strerror}; publish again") from error
-        if envelope.digest(data) != stored.payload.ciphertext.sha256:
-            raise StorageFailedError(f"the blob {path} was changed on disk; publish again")
-        return data
 
     def request_with_nonce(self, run_id: str, keyid: str, nonce: str) -> str | None:
         """The digest of the answered request with this nonce of this signer, if there is one."""
@@ -326,25 +338,39 @@ class CollectiveLedger(_Ledger):
         return str(rows[0][0]) if rows else None
 
     def grant(self, request: str) -> tuple[bytes, StoredRelease] | None:
-        """The grant that answered the request with this digest, and its release, if it was answered."""
-        rows = self._rows("SELECT envelope, release FROM grants WHERE request = ?", request)
+        """The grant that answers the request with this digest, and its release, if it was answered: the latest."""
+        rows = self._rows("SELECT envelope, release FROM grants WHERE request = ? ORDER BY rowid DESC LIMIT 1", request)
         return (_bytes(rows[0][0]), self.release(str(rows[0][1]))) if rows else None
 
-    def add_grant(self, request: VerifiedRequest, release: StoredRelease, grant: bytes) -> None:
-        """Store the one answer to a request. It takes the place of an earlier one only where that granted a release
-        which was withdrawn since.
+    def add_grant(
+        self, request: VerifiedRequest, release: StoredRelease, grant: bytes, *, instead_of: bytes | None = None
+    ) -> None:
+        """Store the answer to a request. An earlier answer is kept beside it, so that a receipt that is still on its
+        way finds it; only one that granted the same release is replaced.
+
+        Args:
+            instead_of: the grant that answered it until now, and that its maker found stale; None: there is none.
 
         Raises:
-            StorageFailedError: it could not be stored, or there is one already.
+            EquivocationError: another request with its nonce was answered.
+            StorageFailedError: it could not be stored, or the request has another answer than ``instead_of``.
         """
         payload = request.payload
         with self._transaction() as database:
+            namesake = database.execute(
+                "SELECT 1 FROM grants WHERE run_id = ? AND keyid = ? AND nonce = ? AND request != ?",
+                (payload.run_id, request.key.keyid, payload.nonce, request.digest),
+            ).fetchone()
+            if namesake is not None:
+                raise EquivocationError(f"{request.key.party} used the nonce of an earlier request for another one")
+            answered = database.execute(
+                "SELECT envelope FROM grants WHERE request = ? ORDER BY rowid DESC LIMIT 1", (request.digest,)
+            ).fetchone()
+            if (None if answered is None else answered[0]) != instead_of:
+                raise StorageFailedError("the request was answered by another process at this moment; send it again")
+            # A row that takes another's place gets a new rowid, so that it is the latest.
             database.execute(
-                "DELETE FROM grants WHERE request = ? AND release IN (SELECT digest FROM releases WHERE withdrawn = 1)",
-                (request.digest,),
-            )
-            database.execute(
-                "INSERT INTO grants VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO grants VALUES (?, ?, ?, ?, ?, ?)",
                 (request.digest, payload.run_id, request.key.keyid, payload.nonce, release.digest, grant),
             )
 
@@ -379,10 +405,9 @@ class CollectiveLedger(_Ledger):
 
 @dataclass(frozen=True)
 class StoredRequest:
-    """A request of this individual: its envelope and until when it is valid (unix s)."""
+    """A request of this individual."""
 
     envelope: bytes
-    expires_at: int
 
     @property
     def payload(self) -> Request:
@@ -420,34 +445,33 @@ class IndividualLedger(_Ledger):
 
     def open_request(self, run_id: str, form: Form) -> StoredRequest | None:
         """The request for this form that is not answered yet, if there is one."""
-        rows = self._rows(
-            "SELECT envelope, expires_at, state FROM exchanges WHERE run_id = ? AND form = ?", run_id, form
-        )
-        if not rows or State(str(rows[0][2])) not in _OPEN:
+        rows = self._rows("SELECT envelope, state FROM exchanges WHERE run_id = ? AND form = ?", run_id, form)
+        if not rows or State(str(rows[0][1])) not in _OPEN:
             return None
-        return StoredRequest(_bytes(rows[0][0]), _integer(rows[0][1]))
+        return StoredRequest(_bytes(rows[0][0]))
 
     def open_requests(self, run_id: str) -> dict[str, Form]:
         """Digest and form of every request that is not answered yet."""
         rows = self._rows("SELECT request, form, state FROM exchanges WHERE run_id = ?", run_id)
         return {str(request): _form(form) for request, form, state in rows if State(str(state)) in _OPEN}
 
-    def requested(self, run_id: str, form: Form, request: bytes, expires_at: int) -> None:
+    def requested(self, run_id: str, form: Form, request: bytes) -> None:
         """A new request is about to be sent: any state -> REQUESTED. An earlier request is no longer waited for."""
         with self._transaction() as database:
             database.execute(
-                "INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?, ?, NULL)",
-                (run_id, form, State.REQUESTED, envelope.digest(request), request, expires_at),
+                "INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?, NULL)",
+                (run_id, form, State.REQUESTED, envelope.digest(request), request),
             )
 
     def received(self, envelopes: VerifiedEnvelopes) -> None:
-        """An authentic answer has come: REQUESTED -> RECEIVED, and its release is remembered as seen."""
+        """An authentic answer has come: REQUESTED -> RECEIVED. Its release is remembered as seen, with what it
+        withdraws; the exchange is about this release from now on."""
         release, digest = envelopes.release, envelopes.release_digest
         with self._transaction() as database:
-            self._advance(database, release.run_id, release.form, State.RECEIVED)
             database.execute(
                 "UPDATE exchanges SET release = ? WHERE run_id = ? AND form = ?", (digest, release.run_id, release.form)
             )
+            self._advance(database, release, digest, State.RECEIVED)
             database.execute(
                 "INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?, ?)",
                 (release.run_id, release.key_epoch, release.seq, release.form, digest, release.prev),
@@ -455,14 +479,18 @@ class IndividualLedger(_Ledger):
             self._withdraw(database, release.run_id, release.withdraws)
 
     def refused(self, envelopes: VerifiedEnvelopes) -> None:
-        """The blob that came was not the right one: RECEIVED -> REQUESTED, so that the right one may still come."""
+        """The blob that came was not the right one: RECEIVED -> REQUESTED, so that the right one may still come.
+
+        Raises:
+            StorageFailedError: the exchange stands elsewhere, or is about another release.
+        """
         with self._transaction() as database:
-            self._advance(database, envelopes.release.run_id, envelopes.release.form, State.REQUESTED)
+            self._advance(database, envelopes.release, envelopes.release_digest, State.REQUESTED)
 
     def verified(self, learngene: VerifiedLearngene) -> None:
-        """Everything was verified: RECEIVED -> VERIFIED."""
+        """Everything was verified: RECEIVED -> VERIFIED. Raises as ``refused``."""
         with self._transaction() as database:
-            self._advance(database, learngene.release.run_id, learngene.release.form, State.VERIFIED)
+            self._advance(database, learngene.release, learngene.release_digest, State.VERIFIED)
 
     def commit(self, learngene: VerifiedLearngene, *, again: bool = False) -> None:
         """Store release, grant and blob together, all or nothing: VERIFIED -> COMMITTED.
@@ -475,24 +503,12 @@ class IndividualLedger(_Ledger):
         Raises:
             RollbackError: a later release of the form is committed already.
             EquivocationError: another release with its number is committed already.
-            StorageFailedError: it could not be stored; nothing has changed.
+            StorageFailedError: it could not be stored, or the exchange stands elsewhere or is about another release;
+                nothing has changed.
         """
         release, digest, sealed = learngene.release, learngene.release_digest, learngene.sealed
-        grant_digest = envelope.digest(sealed.grant_bytes)
-        stored = self.inherited(release.run_id, digest)
-        if stored is not None and not again and self._is_whole(stored):
-            grant_digest = stored.grant
-        else:
-            write_folder_atomically(
-                self._files / digest,
-                {
-                    "release.json": sealed.release_bytes,
-                    "grant.json": sealed.grant_bytes,
-                    "blob.sealed": sealed.ciphertext,
-                },
-            )
         with self._transaction() as database:
-            self._advance(database, release.run_id, release.form, State.COMMITTED)
+            self._advance(database, release, digest, State.COMMITTED)
             newest = database.execute(
                 "SELECT key_epoch, seq FROM inherited WHERE run_id = ? AND form = ?"
                 " ORDER BY key_epoch DESC, seq DESC LIMIT 1",
@@ -506,31 +522,46 @@ class IndividualLedger(_Ledger):
             ).fetchone()
             if namesake is not None:
                 raise EquivocationError(f"another release {release.seq} is committed already; ask the collective")
+            # Only now, when nothing speaks against it any more, and before the row is durable that names the files.
+            stored = self.inherited(release.run_id, digest)
+            if stored is not None and not again and self._is_whole(stored):
+                grant_digest = stored.grant
+            else:
+                grant_digest = envelope.digest(sealed.grant_bytes)
+                write_folder_atomically(
+                    self._files / digest,
+                    {
+                        "release.json": sealed.release_bytes,
+                        "grant.json": sealed.grant_bytes,
+                        "blob.sealed": sealed.ciphertext,
+                    },
+                )
             database.execute(
                 "INSERT INTO inherited VALUES (?, ?, ?, ?, ?, ?, NULL)"
                 " ON CONFLICT DO UPDATE SET grant_digest = excluded.grant_digest",
                 (release.run_id, release.key_epoch, release.seq, release.form, digest, grant_digest),
             )
 
-    def acknowledged(self, run_id: str, inherited: Inherited, receipt: bytes) -> bytes:
-        """The receipt is about to be sent: COMMITTED -> ACKED where the exchange ended with this release.
+    def acknowledged(self, run_id: str, inherited: Inherited, receipt: bytes) -> None:
+        """This receipt is about to be sent, and again whenever the release comes again: COMMITTED -> ACKED where the
+        exchange ended with this release.
 
-        Returns:
-            The receipt to send: the first one that was ever made for this release.
+        Raises:
+            StorageFailedError: it could not be stored, or this release was never inherited.
         """
         with self._transaction() as database:
             database.execute(
                 "UPDATE exchanges SET state = ? WHERE run_id = ? AND form = ? AND release = ? AND state = ?",
                 (State.ACKED, run_id, inherited.form, inherited.release, State.COMMITTED),
             )
-            database.execute(
-                "UPDATE inherited SET receipt = coalesce(receipt, ?) WHERE run_id = ? AND release = ?",
+            changed = database.execute(
+                "UPDATE inherited SET receipt = ? WHERE run_id = ? AND release = ?",
                 (receipt, run_id, inherited.release),
-            )
-            row = database.execute(
-                "SELECT receipt FROM inherited WHERE run_id = ? AND release = ?", (run_id, inherited.release)
-            ).fetchone()
-        return _bytes(row[0])
+            ).rowcount
+            if changed != 1:
+                raise StorageFailedError(
+                    f"the ledger holds no learngene of the release {inherited.release[:16]}; request it again"
+                )
 
     def seen(self, run_id: str) -> tuple[SeenRelease, ...]:
         """The authentic releases of a run that have come, in the order of the chain."""
@@ -617,15 +648,18 @@ class IndividualLedger(_Ledger):
         )
 
     @staticmethod
-    def _advance(database: sqlite3.Connection, run_id: str, form: Form, state: State) -> None:
+    def _advance(database: sqlite3.Connection, release: Release, digest: str, state: State) -> None:
         before = _BEFORE[state]
         marks = ", ".join("?" * len(before))
         changed = database.execute(
-            f"UPDATE exchanges SET state = ? WHERE run_id = ? AND form = ? AND state IN ({marks})",
-            (state, run_id, form, *before),
+            f"UPDATE exchanges SET state = ? WHERE run_id = ? AND form = ? AND release = ? AND state IN ({marks})",
+            (state, release.run_id, release.form, digest, *before),
         ).rowcount
         if changed != 1:
-            raise StorageFailedError(f"the exchange for the form {form} cannot become {state} from where it stands")
+            raise StorageFailedError(
+                f"the exchange for the form {release.form} cannot become {state} with release {release.seq} from where"
+                " it stands"
+            )
 
 
 # SQLite's rows are untyped; STRICT tables make these true.

@@ -1,7 +1,8 @@
-"""The commands that both kinds of node have: ``start`` and ``init``."""
+"""The commands that both kinds of node have: ``start``, ``doctor`` and ``init``."""
 
 import os
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import tomli_w
 import typer
 
+from protocol.doctor_commands import GpuOption, JsonOption, show
 from protocol.encryption_key import EncryptionKey, Kem
 from protocol.errors import InputError
 from protocol.key_commands import kem_named
@@ -28,16 +30,19 @@ _COMMENTS = {
     "data": "The party's images. The node only reads them, and no other process of the project does.",
     "state": "Ledger, log, checkpoints and metrics of this node.",
     "socket": f"Where the node listens for its courier; at most {MAX_PATH_BYTES} bytes as an absolute path.",
+    "socket_group": "Group of a courier that is another user; socket and secret then need a folder of their own.",
     "secret": "What a courier must know to be listened to.",
     "key": "The signing key, encrypted. It never leaves this machine.",
     "encryption_key": "The key that opens what is sealed to this node, encrypted; none: nothing is.",
     "key_file": "What opens the keys; it may lie on another device. none: a passphrase is asked for.",
     "trust": "The public keys that this node believes: a file from whoever keeps the root key.",
     "root": "The public root key, with which that file must be signed.",
+    "policy": "The site's own rules of what may leave, a file policy.toml; none: the default ones.",
     "run_id": "The run that this node takes part in; all its parties have the same.",
     "device": "auto, cpu, cuda or cuda:N.",
     "threads": "Processor threads; 0: as many as there are.",
     "seed": "Of everything random in the training.",
+    "user": "Whom the node becomes where root starts it; none: it stays who started it.",
     "unconfined": "True: the operating system does not confine this node to its own folders.",
 }
 
@@ -53,6 +58,7 @@ def node_app(role: Role, model: str, program: str) -> typer.Typer:
         f"The {role}'s node process: it holds the data, the model and the keys, and its one door is a socket.\n\n"
         "\b\nExamples:\n"
         f"  {name} init --out ~/{role} --data ~/images --party {_example(role)} --root HEX\n"
+        f"  {name} doctor --config ~/{role}/config.toml\n"
         f"  {name} start --config ~/{role}/config.toml"
     )
 
@@ -71,6 +77,17 @@ def node_app(role: Role, model: str, program: str) -> typer.Typer:
     ) -> None:
         """Run the node until it is told to end (Ctrl-C, SIGTERM)."""
         launch(config, model, program, lifeline=lifeline, unconfined=unconfined)
+
+    @app.command()
+    def doctor(
+        config: Annotated[Path, typer.Option(help="Configuration file of the node.")],
+        gpu: GpuOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Say what holds for this node on this kernel, and what is wrong with its files; 0: it would start."""
+        from protocol.doctor import examine_node
+
+        show(examine_node(config, role, model, gpu=gpu, now=int(time.time())), as_json=as_json)
 
     @app.command()
     def init(
@@ -141,16 +158,19 @@ def initialise(
         "data": os.path.abspath(data.expanduser()),
         "state": "state",
         "socket": "node.sock",
+        "socket_group": "none",
         "secret": "socket.secret",
         "key": "signing.key",
         "encryption_key": "encryption.key" if role == "individual" else "none",
         "key_file": "none" if passphrase else _KEY_FILE,
         "trust": "trust.json",
         "root": root.lower(),
+        "policy": "none",
         "run_id": run_id or secrets.token_hex(16),
         "device": "auto",
         "threads": 0,
         "seed": 0,
+        "user": "none",
         "unconfined": False,
     }
     out = Path(os.path.abspath(out.expanduser()))

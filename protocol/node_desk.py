@@ -9,12 +9,14 @@ from typing import TypeVar
 from protocol.desks import CollectiveDesk, IndividualDesk
 from protocol.errors import InputError
 from protocol.files import named_refusals
+from protocol.learngene import Doubt
 from protocol.ledger import CollectiveLedger, IndividualLedger
 from protocol.node import Role
 from protocol.node_configuration import NodeTable, node_table, read
 from protocol.node_keys import NodeKeys, load_keys
 from protocol.policy_file import load_policy
 from protocol.socket import private_folder
+from protocol.trust_file import read_trust
 
 _LEDGER = "ledger.db"
 
@@ -88,28 +90,33 @@ def check_ledger(node: NodeTable) -> None:
         raise InputError(f"{node.state} holds no ledger: this node has never run")
 
 
-def knows_withdrawn(config: Path, *, run_id: str, release: str) -> bool:
-    """Whether the ledger of the individual's node with this configuration knows that a release was withdrawn. Where the
-    node is gone, or is somebody else's, nothing is known.
+def known_doubt(config: Path, *, run_id: str, release: str, signer: str) -> Doubt | None:
+    """Why a learngene should not be used any more, as far as the individual's node with this configuration knows: by
+    its ledger and its trust store. Where the node is gone, or is somebody else's, nothing is known.
 
     Args:
         run_id: the run of the release.
         release: its digest.
+        signer: id of the key that signed it.
 
     Raises:
-        InputError: the configuration cannot be read any more. StorageFailedError: the ledger cannot be.
+        InputError: the configuration or the trust store cannot be read any more.
+        RefusedError: the trust store is refused. StorageFailedError: the ledger cannot be read.
     """
     # Not Path.is_file, which fails where a folder on the way is closed to us.
     if not os.path.isfile(config):
-        return False
+        return None
     node = node_of(config, "individual")
     if not (_is_ours(node.state) and os.path.isfile(node.state / _LEDGER)):
-        return False
+        return None
     ledger = IndividualLedger(node.state)
     try:
-        return release in ledger.withdrawn(run_id)
+        if release in ledger.withdrawn(run_id):
+            return "withdrawn"
     finally:
         ledger.close()
+    # Its memory of earlier versions is the node's own to write.
+    return "compromised" if read_trust(node.trust, root=node.root).is_compromised(signer) else None
 
 
 def _is_ours(folder: Path) -> bool:

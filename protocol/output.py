@@ -1,13 +1,17 @@
-"""What commands print: tables, points in time, and the warning where something withdrawn is used."""
+"""What commands print: tables, points in time, and the warning where something is used that should not be."""
 
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from protocol.learngene import Doubt
 
 
 def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
@@ -48,14 +52,16 @@ def moment(seconds: int) -> str:
         return f"{seconds} s after 1970"
 
 
-def warn_withdrawn(what: str, *, form: str, release: str) -> None:
-    """One line on standard error wherever somebody uses what the collective has withdrawn.
+def warn_doubt(doubt: "Doubt", what: str, *, form: str, release: str) -> None:
+    """One line on standard error wherever somebody uses what should not be used any more.
 
     Args:
-        what: was withdrawn: ``this learngene``.
-        form, release: of the withdrawn release: its form and digest.
+        doubt: why not.
+        what: should not be used: ``this learngene``.
+        form, release: of its release: form and digest.
     """
-    print(
-        f"warning: {what} was withdrawn by the collective ({form}, release {release[:16]}); request a new one",
-        file=sys.stderr,
-    )
+    why = {
+        "withdrawn": "was withdrawn by the collective",
+        "compromised": "was signed with a key that is revoked as compromised, so that a thief may have made it",
+    }[doubt]
+    print(f"warning: {what} {why} ({form}, release {release[:16]}); request a new one", file=sys.stderr)

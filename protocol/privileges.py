@@ -1,4 +1,4 @@
-"""Privileges: a process that was started as root goes on as another user, or at least without root's capabilities.
+"""Privileges that a process was given and gives up: root's user or capabilities, and descriptors that were left open.
 
 Interface: setresuid(2), capset(2), capabilities(7).
 """
@@ -10,7 +10,8 @@ import os
 import pwd
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from protocol.errors import InputError, RunFailedError
@@ -62,8 +63,9 @@ def find_group(name: str) -> int:
         raise InputError(f"there is no group {name}; make one: groupadd --system {name}") from None
 
 
-def chosen_user(name: str | None) -> User | None:
+def chosen_user(name: str | None, *groups: int) -> User | None:
     """Whom this process is to become: None where it stays what it is, because nobody is named or it is that user.
+    ``groups``: further ones, which only root can give.
 
     Raises:
         InputError: there is no such user, or only root could become it.
@@ -73,7 +75,7 @@ def chosen_user(name: str | None) -> User | None:
         return None
     if os.geteuid() != 0:
         raise InputError(f"only root can go on as the user {user.name}; start it as root or as {user.name}")
-    return user
+    return replace(user, groups=(*user.groups, *groups))
 
 
 def give_up(user: User | None, *, capabilities: bool) -> None:
@@ -101,7 +103,7 @@ def become(user: User) -> None:
     except OSError as error:
         raise RunFailedError(f"this process cannot become the user {user.name}: {error.strerror}") from error
     drop_capabilities()
-    for back in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([])):
+    for back in (partial(os.setuid, 0), partial(os.setgid, 0), partial(os.setgroups, [])):
         try:
             back()
         except PermissionError:
@@ -160,6 +162,16 @@ def drop_capabilities() -> None:
                 libc.prctl(_BOUNDING_DROP, number, 0, 0, 0)
     if libc.capset(struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *[0] * 6)) != 0 or has_capabilities():
         raise RunFailedError(f"this process could not give up its capabilities: {os.strerror(ctypes.get_errno())}")
+
+
+def close_inherited(*keep: int) -> None:
+    """Close what whoever started this process left open in it, but for the standard streams and ``keep``: an open
+    descriptor stays usable, whatever confinement says about its path."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        # What Python itself opens is not inheritable. The listing's own descriptor is gone by now.
+        with contextlib.suppress(OSError):
+            if number > 2 and number not in keep and os.get_inheritable(number):
+                os.close(number)
 
 
 def has_capabilities() -> bool:

@@ -33,6 +33,35 @@ NETWORK = {
     "bind": (49, 200),
     "listen": (50, 201),
 }
+#: Changes of what lies about a file beside its content, whoever's it is: Landlock leaves them to the file's owner, who
+#: is the same user where two parties share one. They fail with EPERM in a node, which needs none. With the network they
+#: are said to be done and are not: Flower gives its copies of files modes and times, and fails where it cannot.
+CHANGES_OF_METADATA = {
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "utimensat": (280, 88),
+    "file_setattr": (469, 469),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+}
+#: Attributes of files, which are content by another name: there are none, is the answer.
+ATTRIBUTES = {
+    "getxattr": (191, 8),
+    "lgetxattr": (192, 9),
+    "getxattrat": (464, 464),
+    "listxattr": (194, 11),
+    "llistxattr": (195, 12),
+    "listxattrat": (465, 465),
+}
 #: System calls that fail with EPERM.
 FORBIDDEN = {
     # A second entrance to system calls, past this filter.
@@ -46,6 +75,27 @@ FORBIDDEN = {
     "process_madvise": (440, 440),
     "kcmp": (312, 272),
     "pidfd_getfd": (438, 438),
+    "move_pages": (279, 239),
+    "migrate_pages": (256, 238),
+    # How another process is scheduled.
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    # Memory and queues that have a number or a name, and no path that Landlock would look at.
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    # Being told of changes in any folder.
+    "inotify_add_watch": (254, 27),
     # Files past their paths.
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
@@ -58,6 +108,7 @@ FORBIDDEN = {
     "unshare": (272, 97),
     "setns": (308, 268),
     "open_tree": (428, 428),
+    "open_tree_attr": (467, 467),
     "move_mount": (429, 429),
     "fsopen": (430, 430),
     "fsconfig": (431, 431),
@@ -86,7 +137,21 @@ FORBIDDEN = {
     "settimeofday": (164, 170),
     "fanotify_init": (300, 262),
 }
-_MKNOD_X86 = 133
+#: Older forms of the same, which x86-64 has beside them.
+X86_FORBIDDEN = {"mknod": 133}
+X86_CHANGES_OF_METADATA = {"chmod": 90, "chown": 92, "lchown": 94, "utime": 132, "utimes": 235, "futimesat": 261}
+#: System calls that a process may make for itself only: their first argument is 0 then.
+FOR_ITSELF = {
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+}
+_IOCTL = (16, 29)
+#: Requests of ioctl that are refused: typing into a terminal (TIOCSTI, TIOCLINUX), flags of a file that can be read
+#: (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR).
+IOCTLS = (0x5412, 0x541C, 0x40086602, 0x401C5820)
 _SOCKET, _SOCKETPAIR = (41, 198), (53, 199)
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 # CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
@@ -100,7 +165,7 @@ def offered() -> bool:
 
 
 def restrict(*, network: bool = False) -> None:
-    """Install the filter. ``no_new_privs`` must hold already. ``network``: sockets of every kind stay allowed.
+    """Install the filter. ``no_new_privs`` must hold already. ``network``: see :func:`filter_program`.
 
     Raises:
         RunFailedError: the kernel refused, or this machine's system calls are not known here.
@@ -123,10 +188,12 @@ def filter_program(machine: str, *, network: bool = False) -> bytes:
 
     Args:
         machine: ``x86_64`` or ``aarch64``.
-        network: whether sockets stay as they are.
+        network: the filter of a program that reaches the network: sockets of every kind stay as they are.
     """
     architecture, column = _MACHINES[machine]
     refuse, missing = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
+    # With the error 0, the kernel does nothing and says that it went well.
+    unchanged = _ERRNO if network else refuse
     program = [
         _instruction(_LOAD, _ARCHITECTURE),
         _instruction(_JUMP_EQUAL, architecture, 1, 0),
@@ -135,9 +202,38 @@ def filter_program(machine: str, *, network: bool = False) -> bytes:
     ]
     if machine == "x86_64":
         program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, 0, 1), _instruction(_RETURN, missing)]
-        program += _returning(_MKNOD_X86, refuse)
+        for number in X86_FORBIDDEN.values():
+            program += _returning(number, refuse)
+        for number in X86_CHANGES_OF_METADATA.values():
+            program += _returning(number, unchanged)
     for numbers in (FORBIDDEN if network else NETWORK | FORBIDDEN).values():
         program += _returning(numbers[column], refuse)
+    for numbers in CHANGES_OF_METADATA.values():
+        program += _returning(numbers[column], unchanged)
+    for numbers in ATTRIBUTES.values():
+        program += _returning(numbers[column], _ERRNO | errno.EOPNOTSUPP)
+    for numbers in FOR_ITSELF.values():
+        program += _when(
+            numbers[column],
+            [
+                _instruction(_LOAD, _argument(0)),
+                _instruction(_JUMP_EQUAL, 0, 1, 0),
+                _instruction(_RETURN, refuse),
+                _instruction(_RETURN, _ALLOW),
+            ],
+        )
+    program += _when(
+        _IOCTL[column],
+        [
+            _instruction(_LOAD, _argument(1)),
+            *(
+                instruction
+                for request in IOCTLS
+                for instruction in (_instruction(_JUMP_EQUAL, request, 0, 1), _instruction(_RETURN, refuse))
+            ),
+            _instruction(_RETURN, _ALLOW),
+        ],
+    )
     # Its flags lie in memory, where a filter cannot look; the C library then takes clone.
     program += _returning(_CLONE3[column], missing)
     program += _when(

@@ -248,8 +248,8 @@ def open_to_group(path: Path, group: int, mode: int) -> None:
         os.chmod(path, mode)
     except OSError as error:
         raise InputError(
-            f"cannot give {path} to the group {group}: {error.strerror}; it must belong to the node's user, and that user"
-            " to the group: usermod --append --groups GROUP USER"
+            f"cannot give {path} to the group {group}: {error.strerror}; it must belong to the node's user, and that"
+            " user to the group: usermod --append --groups GROUP USER"
         ) from error
 
 

@@ -265,6 +265,12 @@ class TrustStore(_Roots):
             raise UnknownKeyError(f"the key {keyid[:16]} is pinned as {key.role}, not as {role}")
         return key
 
+    def is_compromised(self, keyid: str) -> bool:
+        """Whether the key with this id was pinned once and revoked since because somebody else may have it: then so may
+        be whatever it signed, at any time."""
+        key = self._revoked_by_keyid.get(keyid)
+        return key is not None and key.reason == "compromised"
+
     def only(self, role: Role) -> TrustedKey:
         """The one key of this role.
 

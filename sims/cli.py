@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 
 from protocol.errors import InputError, LearngeneError, RunFailedError
-from sims import world_command
+from sims import privacy_command, world_command
+from sims.boundary import boundary_command
 from sims.datasets import DATASETS, check_data_named, dataset_name
+from sims.leakage import leakage_command
 from sims.settings import (
     DATA_VARIABLE,
     DEFAULT_OUT,
@@ -49,7 +51,10 @@ def register(app: typer.Typer) -> None:
     app.command("run")(run)
     app.command("results")(results)
     app.command("report")(report)
+    privacy_command.register(app)
+    boundary_command.register(app)
     world_command.register(app)
+    leakage_command.register(app)
 
 
 def run(

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,20 +80,43 @@ class NodeProcesses:
         self._reader, self._writer = os.pipe()
         self.nodes: list[NodeProcess] = []
 
-    def start(self, role: Role, party: str, configuration: Path, *, socket: Path, state: Path) -> NodeProcess:
-        """Start ``python -m <role>_node start``; what it prints goes to ``node.log`` in its state folder (0700)."""
+    def start(
+        self,
+        role: Role,
+        party: str,
+        configuration: Path,
+        *,
+        socket: Path,
+        state: Path,
+        module: str | None = None,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
+        inherited: Sequence[int] = (),
+    ) -> NodeProcess:
+        """Start ``python -m <role>_node start``; what it prints goes to ``node.log`` in its state folder (0700).
+
+        Args:
+            module: another program that takes the same options.
+            options: further ones.
+            environment: variables beside those of this process.
+            stdin: descriptor of its standard input.
+            inherited: descriptors that stay open in it.
+        """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = state / "node.log"
         log_start = log.stat().st_size if log.exists() else 0
-        command = [sys.executable, "-m", f"{role}_node", "start", "--config", str(configuration)]
+        program = [f"{role}_node", "start"] if module is None else [module]
+        command = [sys.executable, "-m", *program, "--config", str(configuration), *options]
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [*command, "--lifeline", str(self._reader)],
-                stdin=subprocess.DEVNULL,
+                env={**os.environ, **(environment or {})},
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=state,
-                pass_fds=(self._reader,),
+                pass_fds=(self._reader, *inherited),
                 start_new_session=True,  # Ctrl-C is for the command, which then ends its nodes in order
             )
         node = NodeProcess(party, log, socket, process, log_start)

@@ -11,11 +11,15 @@ from jinja2 import Environment, StrictUndefined
 
 from protocol.storage import write_atomically
 from sims.figures import DOTS_PER_INCH, FIGURES
+from sims.leakage import leakage_figures, leakage_results
+from sims.leakage.leakage_results import Leakage
+from sims.privacy_table import PRIVACY_FIGURE
 from sims.results import METHODS, METRICS, Results, describe_settings, load, metric_of, pair_key, pairs
 from sims.run_folder import read_record, read_settings
 from sims.wording import (
     METRIC_NAMES,
     change_text,
+    guarantee_sentences,
     interval_text,
     kind_label,
     layers_text,
@@ -49,8 +53,14 @@ _CAPTIONS = {
     "classes to confuse.",
     "open_world_scores.png": "How often an unknown image of the stream scores above a known one (AUROC), by score.",
     "open_world_accuracy.png": "Each row from before (hollow) to after (full) a cycle's training; this run in colour.",
+    PRIVACY_FIGURE: "Mean accuracy of the methods against epsilon, over runs of one experiment. Bars: 95 % intervals, "
+    "over runs where an epsilon has several, else over the target tasks of its one run.",
     "gradient_trend.png": "Share of each layer's parameters with a large gradient, layer by task (Eq. 4 and 5), and "
     "what the criteria made of it.",
+    "leakage_membership.png": "Membership inference on logarithmic axes: how many training images each attack finds at "
+    "how many false alarms, mean over the shadow collectives as targets; on the grey line it guesses.",
+    "leakage_reconstruction.png": "Left: how images behind a Fisher diagonal correlate with it, others, and what is "
+    "known without it. Right: how well they are told apart.",
 }
 
 
@@ -77,22 +87,36 @@ def write(run_folder: Path) -> Path:
         if image is None:  # the page says why
             continue
         write_atomically(run_folder / name, image)
-        uri = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
-        width = int.from_bytes(image[16:20])  # the first field of a PNG's header chunk
-        figures[name] = Figure(name, uri, _CAPTIONS[name], round(width / DOTS_PER_INCH * _CSS_PIXELS_PER_INCH))
+        figures[name] = _embedded(name, image)
+    over_runs = run_folder / PRIVACY_FIGURE  # `learngene privacy` has put it there
+    if over_runs.is_file():
+        figures[PRIVACY_FIGURE] = _embedded(PRIVACY_FIGURE, over_runs.read_bytes())
+    leakage = leakage_results.of_run(run_folder)
+    if leakage is not None:
+        for name, draw_leakage in leakage_figures.FIGURES.items():
+            image = draw_leakage(leakage)
+            if image is not None:  # the file stands with the measurement
+                figures[name] = _embedded(name, image)
     path = run_folder / "report.html"
-    write_atomically(path, render(run_folder, results, figures).encode())
+    write_atomically(path, render(run_folder, results, figures, leakage).encode())
     return path
 
 
-def render(run_folder: Path, results: Results, figures: Mapping[str, Figure]) -> str:
-    """The report's HTML; everything that comes from a file is escaped."""
+def _embedded(name: str, image: bytes) -> Figure:
+    uri = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
+    width = int.from_bytes(image[16:20])  # the first field of a PNG's header chunk
+    return Figure(name, uri, _CAPTIONS[name], round(width / DOTS_PER_INCH * _CSS_PIXELS_PER_INCH))
+
+
+def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], leakage: Leakage | None = None) -> str:
+    """The report's HTML; everything that comes from a file is escaped. ``leakage``: None where nothing was measured."""
     kept, record = read_settings(run_folder), read_record(run_folder)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["interval"] = interval_text
     environment.filters["number"] = number_text
     environment.filters["verdict"] = verdict
     environment.filters["layers"] = layers_text
+    environment.filters["measure"] = leakage_results.measure_text
     environment.filters["thousands"] = lambda number: f"{number:,}".replace(",", "\u202f")
     template = environment.from_string(resources.files("sims").joinpath("report.html").read_text(encoding="utf-8"))
     from_individuals = [crossing for crossing in results.crossings if crossing.source != "collective"]
@@ -111,6 +135,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure]) ->
             for title, group in groups.items()
         },
         comparisons=sum(len(group) for group in groups.values()) * len(results.shots),
+        guarantee=[] if results.collective.privacy is None else guarantee_sentences(results.collective.privacy),
         kind_label=kind_label,
         change=change_text,
         metric_of=metric_of,
@@ -128,6 +153,8 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure]) ->
             for shots, found in results.methods.get("condensed", {}).items()
             if found.tasks > 1
         },
+        leakage=leakage,
+        leakage_sentences=[] if leakage is None else leakage_results.sentences(leakage),
         one_sided=[crossing for crossing in results.crossings if crossing.recorded_by != "both"],
     )
 

@@ -11,13 +11,14 @@ from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from collective_node.private_mechanism import Mechanism
 from collective_node.records import CycleFigures, Percent, StreamMetrics, TaskFigures
 from collective_node.settings import Score, Strategy
 from individual_node import method_table
 from individual_node.method_table import FisherSource, Method
 from protocol import audit
 from protocol.architecture import Form
-from protocol.errors import InputError, RunFailedError, fault_line
+from protocol.errors import InputError, MalformedError, RunFailedError, fault_line
 from protocol.learngene import FisherDescription
 from protocol.storage import write_atomically
 from sims import images
@@ -260,7 +261,7 @@ class LearngeneFacts(BaseModel):
 
 class CollectiveResult(BaseModel):
     """What the collective reports of itself. ``parameters``: weights by network; ``weights_sha256``: equal for equal
-    weights."""
+    weights; ``privacy``: what the guarantee of its learngenes rests on, where there is one."""
 
     model_config = _FROZEN
 
@@ -274,6 +275,7 @@ class CollectiveResult(BaseModel):
     learngenes: dict[str, LearngeneFacts] = {}
     parameters: dict[str, int] = {}
     weights_sha256: str | None = None
+    privacy: Mechanism | None = None
 
 
 class IndividualMetrics(BaseModel):
@@ -302,7 +304,8 @@ class Crossing(BaseModel):
 
 class Results(BaseModel):
     """``results.json``. Accuracies in per cent, differences in points. All times stand in ``seconds``; apart from
-    them and the digests of ``crossings``, two runs of the same settings on one machine are equal."""
+    them and the digests of ``crossings``, two runs of the same settings on one machine are equal, if these ask for no
+    privacy: what hides images can never be repeated."""
 
     model_config = _FROZEN
 

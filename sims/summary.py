@@ -33,7 +33,7 @@ CycleFigure = Literal[
 CYCLE_FIGURES: tuple[CycleFigure, ...] = get_args(CycleFigure)
 
 #: Settings that may differ between runs of one experiment: where the images lay, and what computed.
-_CIRCUMSTANCES = frozenset({"seed", "data", "threads", "collective_device", "individual_device"})
+CIRCUMSTANCES = frozenset({"seed", "data", "threads", "collective_device", "individual_device"})
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _Name = TypeVar("_Name", bound=str)
@@ -118,11 +118,11 @@ def of_folders(folders: Sequence[Path]) -> Summary:
     settings = [read_settings(folder).settings for folder in folders]
     runs = [(folder, load(folder)) for folder in folders]
     experiments = [
-        {name: value for name, value in one.experiment().items() if name not in _CIRCUMSTANCES} for one in settings
+        {name: value for name, value in one.experiment().items() if name not in CIRCUMSTANCES} for one in settings
     ]
     for folder, experiment in zip(folders[1:], experiments[1:], strict=True):
         if experiment != experiments[0]:
-            names = ", ".join(_different(experiments[0], experiment))
+            names = ", ".join(different(experiments[0], experiment))
             raise InputError(f"{folder} and {folders[0]} are different experiments, see {names}: name runs of one")
     for number, (folder, found) in enumerate(runs):
         for other, before in runs[:number]:
@@ -241,7 +241,7 @@ def _there(figures: Mapping[_Name, OverRuns | None]) -> dict[_Name, OverRuns]:
     return {name: found for name, found in figures.items() if found is not None}
 
 
-def _different(one: dict[str, object], other: dict[str, object]) -> list[str]:
+def different(one: dict[str, object], other: dict[str, object]) -> list[str]:
     """Names of what two experiments differ in; of a party's settings each by itself."""
     names = []
     for name in sorted(one.keys() | other.keys()):
@@ -249,7 +249,7 @@ def _different(one: dict[str, object], other: dict[str, object]) -> list[str]:
         if left == right:
             continue
         if isinstance(left, dict) and isinstance(right, dict):
-            names += [f"{name}.{inner}" for inner in _different(left, right)]
+            names += [f"{name}.{inner}" for inner in different(left, right)]
         else:
             names.append(name)
     return names

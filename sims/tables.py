@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sims.privacy_table import PrivacyTable
 from sims.results import METRICS, Criterion, Results, metric_of, pair_key, pairs
 from sims.summary import ComparisonOverRuns, OverRuns, Summary
 from sims.wording import (
@@ -66,6 +67,28 @@ def summary_table(summary: Summary) -> RenderableType:
             parts.append(Text(f"seed {run.seed}: {criterion_line(run.criterion)}"))
     if summary.dataset.notice:
         parts.append(Text(summary.dataset.notice, style="bold yellow"))
+    return Group(*parts)
+
+
+def privacy_tables(table: PrivacyTable) -> RenderableType:
+    """Accuracy of every method at each epsilon."""
+    parts: list[RenderableType] = []
+    for shots in table.shots:
+        shown = _table(
+            f"{table.dataset.name}, profile {table.profile}, {shots} shots: accuracy, % (mean ± 95 % interval), "
+            f"delta {table.delta:.0e}, {table.scope}"
+        )
+        shown.add_column("method")
+        for point in table.points:
+            shown.add_column("no guarantee" if point.epsilon is None else f"ε = {point.epsilon:g}", justify="right")
+        for method in table.methods:
+            shown.add_row(method, *(interval_text(point.methods[method][shots]) for point in table.points))
+        shown.add_section()
+        counts = [(len(point.runs), next(iter(point.methods.values()))[shots]) for point in table.points]
+        shown.add_row("runs", *(f"{runs}, over {found.count} {found.over}" for runs, found in counts), style="dim")
+        parts.append(shown)
+    if table.dataset.notice:
+        parts.append(Text(table.dataset.notice, style="bold yellow"))
     return Group(*parts)
 
 

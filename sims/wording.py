@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from collective_node.private_mechanism import Mechanism
 from collective_node.settings import Score, Strategy
 from sims.results import Metric
 
@@ -72,6 +73,28 @@ def layers_text(numbers: tuple[int, ...]) -> str:
         else:
             rows.append([number])
     return ", ".join(str(row[0]) if len(row) == 1 else f"{row[0]}–{row[-1]}" for row in rows) or "none"
+
+
+def guarantee_sentences(found: Mechanism) -> list[str]:
+    """What a guarantee of differential privacy says, about what, and what it does not."""
+    one = f"ε = {found.epsilon:g}, δ = {found.delta:.0e}".replace("e-0", "e-")
+    if found.scope == "weights-and-fisher":
+        what = (
+            "Everything that was released - weights, Fisher diagonal, the constants of the input - is differentially "
+            f"private with {one}, where two sets of images are neighbours if one has one image more."
+        )
+    else:
+        what = (
+            f"The Fisher diagonals are differentially private with {one} given the published weights, where two sets "
+            "of images are neighbours if one has one image more. The weights themselves carry no guarantee, so "
+            "neither does the release as a whole."
+        )
+    return [
+        what,
+        "The guarantee is for what this one run released: further runs on the same images add their own to it. It "
+        "counts no choice of settings that somebody made after looking at results, and does not cover the figures of "
+        "this report.",
+    ]
 
 
 def kind_label(score: Score, strategy: Strategy) -> str:

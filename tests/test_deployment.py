@@ -5,6 +5,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -22,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from protocol import envelope, messages, sealing, verification
+from protocol import confinement, envelope, messages, sealing, verification
 from protocol.architecture import Form
 from protocol.encryption_key import EncryptionKey
 from protocol.key_file import Unlock
@@ -62,11 +63,13 @@ class Finished:
     """A round that is over, and what was found on the relay's side while it went on.
 
     Attributes:
+        relay: folder of everything on the relay's side and of the couriers.
         log: of the run, as `flwr log` showed it; ``status``: what `flwr list` said at the end.
         memory: whether other processes' memory could be read.
     """
 
     sites: Mapping[str, Path]
+    relay: Path
     log: str
     status: str
     carried: "Carried"
@@ -86,7 +89,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
             submitted = json.loads(flwr("run", str(root / "app"), "site", "--format", "json"))
             log = flwr("log", submitted["run-id"], "site", "--stream")
         listed = json.loads(flwr("list", "--run-id", submitted["run-id"], "site", "--format", "json"))
-    return Finished(sites, log, listed["runs"][0]["status"], carried, watch, memory)
+    return Finished(sites, root / "relay", log, listed["runs"][0]["status"], carried, watch, memory)
 
 
 def test_one_round_through_a_deployment(finished: Finished) -> None:
@@ -113,6 +116,14 @@ def test_one_round_through_a_deployment(finished: Finished) -> None:
         received = [(line["kind"], line["digest"]) for line in crossings[there] if line["direction"] == "in"]
         assert sent == received
         assert sent
+
+
+def test_nodes_and_couriers_were_confined(finished: Finished) -> None:
+    if not confinement.offered():
+        pytest.skip("this kernel does not confine a process")
+    for role, folder in finished.sites.items():
+        assert re.search(r"starts as process \d+ of user \d+: confined ", (folder / "state" / "node.log").read_text())
+        assert re.search(r"process \d+ of user \d+: confined ", (finished.relay / f"{role}-supernode.log").read_text())
 
 
 def test_what_is_searched_for_is_what_the_individual_opens(finished: Finished) -> None:
@@ -278,6 +289,8 @@ def deployment(root: Path, sites: Mapping[str, Path]) -> Iterator[tuple[Callable
     (root / "tmp").mkdir()
     connection = {"address": f"127.0.0.1:{link}", "root-certificates": str(authority)}
     (root / "flwr" / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "site", "site": connection}}))
+    # On an older kernel everything but the confinement is still tested.
+    accepted = () if confinement.offered() else ("--unconfined",)
     started: dict[str, subprocess.Popen[bytes]] = {}
     seen: set[Process] = set()
 
@@ -322,21 +335,20 @@ def deployment(root: Path, sites: Mapping[str, Path]) -> Iterator[tuple[Callable
             "--disable-runtime-dependency-installation",
         )
         for role, folder in sites.items():
-            command = (f"{role}-node", "start", "--config", str(folder / "config.toml"), "--unconfined")
+            command = (f"{role}-node", "start", "--config", str(folder / "config.toml"), *accepted)
             start(f"{role}-node", folder, common, *command)
         wait_for_port(link)
         for (role, folder), port in zip(sites.items(), ports, strict=True):
             key = node_key(root, role)
             flwr("supernode", "register", str(key.with_suffix(".pub")), "site", "--format", "json")
-            door = f'socket="{folder / "node.sock"}" secret="{folder / "socket.secret"}"'
             start(
                 f"{role}-supernode",
                 root,
                 environment,
-                "flower-supernode",
+                *("learngene", "courier", "--home", str(root / f"{role}-courier")),
+                *("--config", str(folder / "config.toml"), *accepted, "--", "flower-supernode"),
                 *("--superlink", f"127.0.0.1:{link}", "--root-certificates", str(authority)),
                 *("--auth-supernode-private-key", str(key), "--host", "127.0.0.1", "--port", str(port)),
-                *("--node-config", door),
             )
         yield flwr, {name: process.pid for name, process in started.items() if not name.endswith("-node")}
     finally:

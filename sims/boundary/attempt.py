@@ -13,6 +13,14 @@ Confined = Literal["blocked", "escaped", "not enforced"]
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What came of an attack; ``detail`` says how it was stopped, or what came out."""
+
+    confined: Confined
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class Attack:
     """An attack that can be made.
 
@@ -22,13 +30,17 @@ class Attack:
         tries: what is tried, in a sentence for a reader of the table.
         control: makes it where nothing protects; whether it succeeded.
         confined: makes it on the real thing.
+        unstoppable: why nothing stops it, where that is known; going through then counts as not enforced.
+        lacks: what this machine lacks for its control; the attack is then left out, and said to be.
     """
 
     name: str
     area: Area
     tries: str
     control: Callable[[], bool]
-    confined: Callable[[], Confined]
+    confined: Callable[[], Confined | Finding]
+    unstoppable: str = ""
+    lacks: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,19 @@ class Attempt:
 
 def make(attack: Attack) -> Attempt:
     """Make an attack, its control first. What goes wrong in the attack itself counts as an escape, never as stopped."""
-    control: Control = "succeeded" if attack.control() else "failed"
+    control: Control = "failed"
     try:
-        confined, detail = attack.confined(), ""
+        control = "succeeded" if attack.control() else "failed"
+        reason = "" if control == "succeeded" else "the control reached nothing"
     except Exception as error:
-        confined, detail = "escaped", f"{type(error).__name__}: {error}"
-    return Attempt(attack.name, attack.area, attack.tries, control, confined, detail)
+        reason = f"the control: {type(error).__name__}: {error}"
+    try:
+        made = attack.confined()
+        found = Finding(made) if isinstance(made, str) else made
+    except Exception as error:
+        found = Finding("escaped", f"the attack itself went wrong: {type(error).__name__}: {error}")
+    else:
+        if found.confined == "escaped" and attack.unstoppable:
+            found = Finding("not enforced", attack.unstoppable)
+    detail = "; ".join(text for text in (found.detail, reason) if text)
+    return Attempt(attack.name, attack.area, attack.tries, control, found.confined, detail)

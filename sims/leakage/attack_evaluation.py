@@ -16,12 +16,14 @@ from sims.leakage.attack_metrics import (
     auroc,
     best_threshold,
     bootstrap,
-    mean_bounds,
     over_targets,
     rates,
     tpr_at_fpr,
 )
 from sims.leakage.likelihood_ratio import offline, online, others
+
+#: Units of each kind behind a release's own rates, at least.
+FEWEST = 10
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Evaluation:
     """How well an attack does.
 
     Attributes:
-        release: each rate with its bootstrap interval over units; None where no release was attacked.
+        release: each rate with its bootstrap interval over units; None where no release was attacked, or where so few
+            units of a kind stand behind it that the interval would mean nothing.
         shadows: each rate as a mean over the shadows as targets, with Student's interval over them.
         curve: mean true positive rate over the shadows at each rate of ``grid``.
     """
@@ -96,7 +99,7 @@ def evaluate(
         threshold = best_threshold(np.concatenate(scores[rest]), np.concatenate(found.inside[rest]))
         each.append(rates(own, found.inside[number], threshold))
     release = None
-    if found.release is not None and found.truth is not None:
+    if found.release is not None and found.truth is not None and _enough(found.truth):
         threshold = best_threshold(scores.ravel(), found.inside.ravel())
         own = attack.score(found.release, found.shadows, found.inside)
         release = bootstrap(own, found.truth, threshold, resamples, rng)
@@ -104,15 +107,28 @@ def evaluate(
     return Evaluation(release, over_targets(each), tuple(float(value) for value in np.mean(curve, axis=0)))
 
 
-def with_random_membership(attack: Attack, found: Statistics, halves: Mask) -> Bounds:
-    """AUROC over the shadows where membership is made up: nothing can be told apart, so it must be about one half.
+def by_chance(attack: Attack, found: Statistics, made_up: Sequence[Mask]) -> Bounds:
+    """Mean AUROC over the shadows where it is made up who is in which: nothing can be told apart.
+
+    Student's interval over targets takes them for independent, and they are not: each serves as a reference for all
+    others, and the same units stand in all. What is found by chance in these very shadows holds all of that.
 
     Args:
-        halves: who is said to be in which shadow, bool ``[K, N]``, in complementary pairs.
+        made_up: who is said to be in which shadow, each bool ``[K, N]`` in complementary pairs.
+
+    Returns:
+        The mean over ``made_up``, and between which values 95 % of them lie.
     """
-    made_up = Statistics(None, None, found.shadows, halves)
-    scores = _shadow_scores(attack, made_up)
-    return mean_bounds([auroc(own, inside) for own, inside in zip(scores, halves, strict=True)])
+    means = []
+    for halves in made_up:
+        scores = _shadow_scores(attack, Statistics(None, None, found.shadows, halves))
+        means.append(np.mean([auroc(own, inside) for own, inside in zip(scores, halves, strict=True)]))
+    low, high = np.percentile(means, (2.5, 97.5))
+    return Bounds(float(np.mean(means)), float(low), float(high))
+
+
+def _enough(truth: Mask) -> bool:
+    return min(int(truth.sum()), int((~truth).sum())) >= FEWEST
 
 
 def _shadow_scores(attack: Attack, found: Statistics) -> NDArray[np.float64]:

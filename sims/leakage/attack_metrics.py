@@ -144,5 +144,5 @@ def _check(scores: Scores, positive: Mask) -> int:
         raise ValueError("a score is not finite")
     count = int(positive.sum())
     if count in (0, len(positive)):
-        raise ValueError("both kinds are needed: some that were used in training, some that were not")
+        raise ValueError("scores of both kinds are needed: used in training, and not")
     return count

@@ -1,8 +1,8 @@
 """What a measured attack starts from: the learngene as the individual holds it, and the collective's images."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,18 +42,35 @@ class AttackedRun:
     notice: str
 
 
-def open_attacked(folder: Path) -> AttackedRun:
-    """Open a run folder for an attack.
+def released(folder: Path) -> Learngene:
+    """The learngene of the form ``condensed`` that the first individual of a run has inherited, opened with its key.
 
     Raises:
-        InputError: it is no run, its learngene cannot be opened or is of another form, or its world is gone.
+        InputError: it is no run, nothing was inherited in it, or without a Fisher diagonal.
+        StorageFailedError: what was inherited was changed on disk, or is of another version.
+    """
+    read_record(folder)
+    config = folder / "nodes" / "individual-1" / "config.toml"
+    if not config.is_file():
+        raise InputError(f"{folder} holds no nodes: it was never started; run it first")
+    verified = open_desk(node_of(config, "individual"), IndividualDesk).learngene("condensed")
+    if verified is None:
+        raise InputError(
+            "the individual of this run holds no learngene of the form condensed, the one that is attacked"
+        )
+    if verified.learngene.fisher is None:
+        raise InputError("the released learngene holds no Fisher diagonal; there is nothing to compare")
+    return verified.learngene
+
+
+def open_attacked(folder: Path, learngene: Learngene) -> AttackedRun:
+    """Open a run folder for an attack on a release of it.
+
+    Raises:
+        InputError: it is no run, or its world is gone.
     """
     record, kept = read_record(folder), read_settings(folder)
-    collective, individual = folder / "nodes" / "collective", folder / "nodes" / "individual-1"
-    if not collective.is_dir() or not (individual / "config.toml").is_file():
-        raise InputError(f"{folder} holds no nodes: it was never started; run it first")
     world = load_world(folder / "world")
-    learngene = _released(individual / "config.toml")
     settings = kept.settings.collective
     home = world.folder_of("collective")
     whole, truth = private_images.read(home), private_images.read_truth(home)
@@ -61,13 +78,15 @@ def open_attacked(folder: Path) -> AttackedRun:
     rng = np.random.default_rng([kept.settings.seed, count])  # as the collective itself draws its tasks
     tasks = sequence(count, settings.classes_per_task, settings.tasks, rng)
     taught = sorted({number for task in tasks for number in task})
+    untaught = set(whole.classes) - {whole.classes[number] for number in taught}
+    images, truth = without_in_stream(subset(whole, taught), truth, untaught)
     return AttackedRun(
         folder=folder,
         record=record,
         kept=kept,
         learngene=learngene,
-        images=_reduced(whole, truth, taught),
-        truth=_reduced_truth(whole, truth, taught),
+        images=images,
+        truth=truth,
         absent=_untaught(whole, taught) | _novel(world),
         notice=world.notice,
     )
@@ -100,43 +119,15 @@ def take(images: LabelledImages, classes: Sequence[int]) -> LabelledImages:
     return LabelledImages(images.images[labels >= 0], labels[labels >= 0])
 
 
-def _released(config: Path) -> Learngene:
-    desk = open_desk(node_of(config, "individual"), IndividualDesk)
-    verified = desk.learngene("condensed")
-    if verified is None:
-        raise InputError("the individual of this run holds no learngene of the form condensed, the one that is attacked")
-    if verified.learngene.fisher is None:
-        raise InputError("the released learngene holds no Fisher diagonal; there is nothing to compare")
-    return verified.learngene
+def without_in_stream(images: PrivateImages, truth: Truth, names: Collection[str]) -> tuple[PrivateImages, Truth]:
+    """The same folder with a stream that shows no class of these names, and the labels of that stream."""
+    kept = np.array([name not in names for name in truth.stream_names], dtype=np.bool_)
+    stream = None if images.stream_images is None else images.stream_images[kept]
+    left = tuple(name for name, stays in zip(truth.stream_names, kept, strict=True) if stays)
+    return replace(images, stream_images=stream), replace(truth, stream_names=left)
 
 
-def _seen(whole: PrivateImages, truth: Truth, taught: Sequence[int]) -> NDArray[np.bool_]:
-    """Which images of the stream show no untaught base class: those are in no collective's cycles."""
-    untaught = {name for number, name in enumerate(whole.classes) if number not in set(taught)}
-    return np.array([name not in untaught for name in truth.stream_names], dtype=np.bool_)
-
-
-def _reduced(whole: PrivateImages, truth: Truth, taught: Sequence[int]) -> PrivateImages:
-    found = subset(whole, taught)
-    stream = None if whole.stream_images is None else whole.stream_images[_seen(whole, truth, taught)]
-    return PrivateImages(
-        found.classes,
-        found.train_images,
-        found.train_labels,
-        found.heldout_images,
-        found.heldout_labels,
-        stream,
-    )
-
-
-def _reduced_truth(whole: PrivateImages, truth: Truth, taught: Sequence[int]) -> Truth:
-    names = tuple(name for name, kept in zip(truth.stream_names, _seen(whole, truth, taught), strict=True) if kept)
-    return Truth(names, truth.heldout_images, truth.heldout_names)
-
-
-def _untaught(
-    whole: PrivateImages, taught: Sequence[int]
-) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+def _untaught(whole: PrivateImages, taught: Sequence[int]) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     return {
         name: (whole.train_images[whole.train_labels == number], whole.heldout_images[whole.heldout_labels == number])
         for number, name in enumerate(whole.classes)

@@ -66,7 +66,7 @@ def choose_classes(
         InputError: there are too few classes of either kind.
     """
     count = len(images.classes)
-    each = min(most // 2, (count - 2) // 2, len(absent))
+    each = min(most // 2, count - 2, len(absent))
     each -= each % 2  # the candidates fall into two halves
     if each < 2:
         raise InputError(f"{count} classes present and {len(absent)} absent are too few to ask which are present")

@@ -50,7 +50,7 @@ class Candidates:
     @property
     def groups(self) -> list[int]:
         """Candidates of each class."""
-        return np.bincount(self.images.labels, minlength=self.classes).tolist()
+        return [int(count) for count in np.bincount(self.images.labels, minlength=self.classes)]
 
     def halves(self, shadows: int, rng: np.random.Generator) -> Mask:
         """Who is in which shadow: half of the candidates of every class."""

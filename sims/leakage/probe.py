@@ -1,6 +1,6 @@
 """What an attacker computes from a release and images: features, a head of its own, squared gradients, statistics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,11 +137,11 @@ class Probe:
         for x, _ in self._batches(images, 256):
             distance = x.new_zeros(len(x))
             for layer in self.layers:
-                norm = layer.norm
-                assert norm.running_mean is not None
-                assert norm.running_var is not None
+                mean, variance = layer.norm.running_mean, layer.norm.running_var
+                assert isinstance(mean, Tensor)
+                assert isinstance(variance, Tensor)
                 means = layer.conv(x).mean((2, 3))
-                squared = (means - norm.running_mean).square() / (norm.running_var + _LEAST_VARIANCE)
+                squared = (means - mean).square() / (variance + _LEAST_VARIANCE)
                 distance += squared.mean(1)
                 x = layer(x)
             found.append(-distance / len(self.layers))
@@ -182,7 +182,3 @@ class Probe:
             std.to(self._device),
         )
         return own.in_order(size)
-
-
-#: Statistics of all units on one release.
-Measure = Callable[[Learngene], NDArray[np.float64]]

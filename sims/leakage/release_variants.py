@@ -1,4 +1,4 @@
-"""What an attacker may have received: a learngene without its Fisher diagonal, with it, or with noise on every tensor."""
+"""What an attacker may have received: a learngene without its Fisher diagonal, with it, or with noise on it all."""
 
 from dataclasses import dataclass
 

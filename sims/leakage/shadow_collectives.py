@@ -130,9 +130,7 @@ def train_shadows(
         if not place.is_dir():
             with tempfile.TemporaryDirectory(prefix=".working-", dir=folder) as working:
                 learngene = recipe.evolve(images, own_seed, Path(working)).learngenes["condensed"]
-            description = _Description(
-                made_of=made_of, architecture=learngene.architecture, fisher=learngene.fisher
-            )
+            description = _Description(made_of=made_of, architecture=learngene.architecture, fisher=learngene.fisher)
             files = {
                 _TENSORS: blob.encode(learngene.tensors),
                 _DESCRIPTION: (description.model_dump_json(indent=1) + "\n").encode(),

@@ -32,9 +32,9 @@ from protocol.learngene import Learngene
 from protocol.messages import LIFE, SKEW
 from protocol.node_commands import initialise
 from protocol.trust import TrustStore
-from protocol.trust_file import write_trust
+from protocol.trust_file import read_trust, write_trust
 from protocol.verification import VerifiedLearngene
-from tests.protocol.parties import ROOT, STRANGER, learngene
+from tests.protocol.parties import NEW_COLLECTIVE, ROOT, STRANGER, learngene
 from tests.two_folders import Done, Folders, make_folders, refused, succeeded, warned
 from tests.two_folders import run as run_command
 
@@ -287,7 +287,7 @@ def test_predictions_for_people_and_for_programs_are_the_same(
     loaded = adapted.load(model)
     (expected,) = loaded.classifier.probabilities(own_pictures.read_picture(one, loaded.description.input)[None])
     assert named["pictures"][0]["top"][0]["probability"] == pytest.approx(expected.max(), abs=1e-6)
-    assert named["withdrawn"] is False
+    assert (named["withdrawn"], named["compromised"]) == (False, False)
     printed = succeeded(run("predict", model, one, "--json", "-"))
     assert json.loads(printed)["pictures"][0]["top"][0]["class"] == "red things"
 
@@ -434,6 +434,42 @@ def test_every_use_of_what_was_withdrawn_says_so(pictures: Path, tmp_path: Path,
     warned(run("predict", by_node, picture), "cannot say whether", "ledger")
     node.config.unlink()
     succeeded(run("predict", by_node, picture))
+
+
+def test_every_use_of_what_a_compromised_key_signed_says_so(pictures: Path, tmp_path: Path, run: Run) -> None:
+    """The theft became known after the learngene was inherited and the model was made."""
+    node = inherited(tmp_path / "site", int(time.time()))
+    folders, picture, model = node.folders, pictures / "blue" / "0.png", tmp_path / "model"
+    common = ("--bundle", node.bundles["condensed"], "--data", pictures, "--folds", 0, "--config", node.config)
+    assert run("adapt", *common, "--out", model).code == 0
+    origin = adapted.load(model).description.learngene
+    believed = read_trust(folders.trust, root=folders.root)
+    for number, reason in enumerate(("retired", "superseded", "compromised")):
+        store = believed.without_key(origin.collective, reason).with_key(  # type: ignore[arg-type]
+            NEW_COLLECTIVE.public_hex, "collective", "collective"
+        )
+        # Each later than the one before: a node that remembers a version takes no other one with its number.
+        for _ in range(number):
+            store = store.with_expiry(store.expires_at)
+        write_trust(folders.trust, store, ROOT)
+        packed = tmp_path / f"{reason}.learngene"
+        uses = (("predict", model, picture), ("bundle", "--config", node.config, "--out", packed))
+        for use in uses:
+            if reason == "compromised":
+                warned(run(*use), "revoked as compromised", "a thief may have made it", origin.release[:16])
+            else:
+                succeeded(run(*use))
+        # What such a key signed is not verified at all any more, so that nothing new grows from it.
+        refused(run("adapt", *common, "--out", tmp_path / "again"), "(revoked_key)", code=1)
+    named = json.loads(warned(run("predict", model, picture, "--json", "-"), "compromised"))
+    assert (named["withdrawn"], named["compromised"]) == (False, True)
+    if onnx_export.installed("onnxruntime"):
+        warned(run("export", model, "--onnx", tmp_path / "m.onnx"), "revoked as compromised")
+    # Where the trust store cannot be believed, nothing is known, and that is said.
+    write_trust(folders.trust, TrustStore(root=STRANGER.public_hex, expires_at=2**40), STRANGER)
+    warned(run("predict", model, picture), "cannot say whether", "trust store")
+    folders.trust.unlink()
+    warned(run("predict", model, picture), "cannot say whether", "no trust store")
 
 
 def test_a_model_that_was_saved_without_a_node_is_read(model: Path, tmp_path: Path) -> None:

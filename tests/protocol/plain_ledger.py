@@ -55,7 +55,6 @@ class PlainExchange:
 
     state: State
     request: bytes
-    expires_at: int
     release: str | None = None
 
 
@@ -88,11 +87,11 @@ class PlainIndividual:
         numbers = [(epoch, seq) for (run, epoch, seq), one in self.seen.items() if (run, one.form) == (run_id, form)]
         return max(numbers, default=(0, 0))
 
-    def requested(self, run_id: str, form: Form, request: bytes, expires_at: int) -> None:
-        self.exchanges[run_id, form] = PlainExchange(State.REQUESTED, request, expires_at)
+    def requested(self, run_id: str, form: Form, request: bytes) -> None:
+        self.exchanges[run_id, form] = PlainExchange(State.REQUESTED, request)
 
     def received(self, release: PlainRelease) -> None:
-        self._step("received", release).release = release.digest
+        self._step("received", release)
         seen = SeenRelease(release.key_epoch, release.seq, release.form, release.digest, release.prev)
         self.seen.setdefault((release.run_id, release.key_epoch, release.seq), seen)
         self.withdrawn |= {(release.run_id, digest) for digest in release.withdraws}
@@ -106,11 +105,6 @@ class PlainIndividual:
     def commit(self, release: PlainRelease, parts: Parts, *, again: bool = False) -> None:
         known = self.inherited.get((release.run_id, release.digest))
         grant = name_of(parts[1])
-        # Files come before the row; what lies there whole is left alone.
-        if known is not None and not again and self.is_whole(known):
-            grant = known.grant
-        else:
-            self.files[release.digest] = parts
         exchange = self._exchange("commit", release)
         newest = self.latest(release.run_id, release.form)
         number = (release.key_epoch, release.seq)
@@ -121,6 +115,11 @@ class PlainIndividual:
             for (run, _), one in self.inherited.items()
         ):
             raise EquivocationError("another one with this number is committed")
+        # What lies there whole is left alone.
+        if known is not None and not again and self.is_whole(known):
+            grant = known.grant
+        else:
+            self.files[release.digest] = parts
         exchange.state = State.COMMITTED
         self.inherited[release.run_id, release.digest] = (
             Inherited(*number, release.form, release.digest, grant, None)
@@ -128,14 +127,14 @@ class PlainIndividual:
             else replace(known, grant=grant)
         )
 
-    def acknowledged(self, run_id: str, release: str, receipt: bytes) -> bytes:
-        inherited = self.inherited[run_id, release]
+    def acknowledged(self, run_id: str, release: str, receipt: bytes) -> None:
+        inherited = self.inherited.get((run_id, release))
+        if inherited is None:
+            raise StorageFailedError("never inherited")
         exchange = self.exchanges[run_id, inherited.form]
         if (exchange.state, exchange.release) == (State.COMMITTED, release):
             exchange.state = State.ACKED
-        if inherited.receipt is None:
-            self.inherited[run_id, release] = replace(inherited, receipt=receipt)
-        return self.inherited[run_id, release].receipt or b""
+        self.inherited[run_id, release] = replace(inherited, receipt=receipt)
 
     def withdraw(self, run_id: str, release: str) -> None:
         self.withdrawn.add((run_id, release))
@@ -154,7 +153,7 @@ class PlainIndividual:
             for form in forms:
                 exchange = self.exchanges.get((run, form))
                 asked = None if exchange is None or exchange.state not in OPEN else exchange
-                seen[f"{run} {form} request"] = None if asked is None else (asked.request, asked.expires_at)
+                seen[f"{run} {form} request"] = None if asked is None else asked.request
                 seen[f"{run} {form} state"] = self.state(run, form)
                 seen[f"{run} {form} latest"] = self.latest(run, form)
             for digest in digests:
@@ -165,6 +164,11 @@ class PlainIndividual:
         exchange = self.exchanges.get((release.run_id, release.form))
         if exchange is None or exchange.state not in STEPS[step][0]:
             raise StorageFailedError(f"no {step} from here")
+        # An exchange is about the release that was received last.
+        if step == "received":
+            exchange.release = release.digest
+        elif exchange.release != release.digest:
+            raise StorageFailedError(f"no {step} with another release")
         return exchange
 
     def _step(self, step: str, release: PlainRelease) -> PlainExchange:
@@ -184,7 +188,7 @@ def observe_individual(
         seen[f"{run} open"] = ledger.open_requests(run)
         for form in forms:
             request = ledger.open_request(run, form)
-            seen[f"{run} {form} request"] = None if request is None else (request.envelope, request.expires_at)
+            seen[f"{run} {form} request"] = None if request is None else request.envelope
             seen[f"{run} {form} state"] = ledger.state(run, form)
             seen[f"{run} {form} latest"] = ledger.latest(run, form)
         for digest in digests:
@@ -207,6 +211,7 @@ class PlainStored:
 class PlainGrant:
     """A grant as the collective keeps it."""
 
+    request: str
     run_id: str
     keyid: str
     nonce: str
@@ -219,7 +224,8 @@ class PlainCollective:
     """The collective's ledger."""
 
     chain: list[PlainStored] = field(default_factory=list)
-    grants: dict[str, PlainGrant] = field(default_factory=dict)
+    #: One for each request and release; the last one of a request answers it.
+    grants: list[PlainGrant] = field(default_factory=list)
     receipts: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     def releases(self, run_id: str) -> list[PlainStored]:
@@ -249,23 +255,24 @@ class PlainCollective:
         if stored is not None:
             stored.withdrawn = True
 
-    def add_grant(self, request: str, grant: PlainGrant) -> None:
-        release = self.release(grant.release)
-        answered = self.grants.get(request)
-        if release is None:
-            raise StorageFailedError("no such release")
-        if answered is not None:
-            earlier = self.release(answered.release)
-            if earlier is None or not earlier.withdrawn:
-                raise StorageFailedError("answered already")
-        for digest, other in self.grants.items():
+    def grant(self, request: str) -> PlainGrant | None:
+        return next((grant for grant in reversed(self.grants) if grant.request == request), None)
+
+    def add_grant(self, grant: PlainGrant, instead_of: bytes | None) -> None:
+        for other in self.grants:
             same_nonce = (other.run_id, other.keyid, other.nonce) == (grant.run_id, grant.keyid, grant.nonce)
-            if digest != request and same_nonce:
-                raise StorageFailedError("the nonce was used")
-        self.grants[request] = grant
+            if other.request != grant.request and same_nonce:
+                raise EquivocationError("the nonce was used")
+        answered = self.grant(grant.request)
+        if (None if answered is None else answered.data) != instead_of:
+            raise StorageFailedError("answered meanwhile")
+        if self.release(grant.release) is None:
+            raise StorageFailedError("no such release")
+        place = (grant.request, grant.release)
+        self.grants = [other for other in self.grants if (other.request, other.release) != place] + [grant]
 
     def is_granted(self, keyid: str, release: str) -> bool:
-        return any((grant.keyid, grant.release) == (keyid, release) for grant in self.grants.values())
+        return any((grant.keyid, grant.release) == (keyid, release) for grant in self.grants)
 
     def add_receipt(self, keyid: str, release: str, data: bytes) -> None:
         if not self.is_granted(keyid, release):
@@ -284,12 +291,10 @@ class PlainCollective:
         for stored in self.chain:
             digest = stored.release.digest
             seen[f"{digest} release"] = (stored.data, stored.withdrawn)
-            seen[f"{digest} granted"] = tuple(
-                sorted({grant.keyid for grant in self.grants.values() if grant.release == digest})
-            )
+            seen[f"{digest} granted"] = tuple(sorted({grant.keyid for grant in self.grants if grant.release == digest}))
             seen[f"{digest} receipts"] = {key: data for (key, name), data in self.receipts.items() if name == digest}
         for request in requests:
-            grant = self.grants.get(request)
+            grant = self.grant(request)
             seen[f"{request} grant"] = None if grant is None else (grant.data, grant.release)
             if grant is not None:
                 seen[f"{request} nonce"] = request

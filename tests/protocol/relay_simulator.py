@@ -258,10 +258,9 @@ class Collective(_Party):
 class _Published:
     """What the oracle knows of a release."""
 
+    data: bytes
     plain: PlainRelease
     signer: str
-    issued_at: int
-    expires_at: int
     blob: bytes
     learngene: Learngene
 
@@ -350,7 +349,12 @@ class World:
             one.learngene is learngene and one.plain.run_id == run and self._is_withdrawn(one)
             for one in self.releases.values()
         )
-        again = last is not None and last.learngene is learngene and last.signer == key.keyid and now < last.expires_at
+        again = (
+            last is not None
+            and last.learngene is learngene
+            and last.signer == key.keyid
+            and self._may_be_sent(read(last.data), now)
+        )
         with self._cut(self.collective, cut) as fate:
             try:
                 self.collective.desks[run].publish(learngene, now, self.rng.randbytes(32))
@@ -397,7 +401,7 @@ class World:
             exchange is not None
             and not fresh
             and exchange.state in OPEN
-            and now <= exchange.expires_at
+            and self._may_be_sent(read(exchange.request), now)
             and read(exchange.request)["audience"] == individual.collective
         )
         with self._cut(individual, cut) as fate:
@@ -418,7 +422,7 @@ class World:
                 == (run, form, individual.key.keyid, individual.collective, now),
                 "a request says something else than it was made for",
             )
-            individual.model.requested(run, form, data, now + LIFE)
+            individual.model.requested(run, form, data)
         self.requests.add(data)
         self._check(individual)
         return None if fate.cut is not None else self._send(Parcel("request", who, run, (data,)))
@@ -430,7 +434,7 @@ class World:
             last is not None
             and not self._is_withdrawn(last)
             and last.signer == self.collective.key.keyid
-            and last.issued_at <= now < last.expires_at
+            and self._may_be_sent(read(last.data), now)
         )
         if not usable:
             self.publish(run, form, CONTENTS + len(self.releases))
@@ -467,7 +471,7 @@ class World:
         self._apply(plan, fate)
         if isinstance(answer, Answer):
             release, grant, blob = answer
-            given = collective.model.grants.get(name_of(data))
+            given = collective.model.grant(name_of(data))
             self.expect(
                 given is not None and (name_of(release), grant) == (given.release, given.data),
                 "another answer than the one that is stored",
@@ -490,15 +494,18 @@ class World:
         if data not in self.requests or not self._is_for_collective(run, data, now):
             return _Plan("refused")
         model, fields, name = self.collective.model, read(data), name_of(data)
-        answered = model.grants.get(name)
-        if answered is not None and not self._is_withdrawn(self._published(answered.release)):
-            return _Plan("known")
+        answered = model.grant(name)
+        if answered is not None:
+            granted = self._published(answered.release)
+            timely = all(self._may_be_sent(read(one), now) for one in (granted.data, answered.data))
+            if timely and not self._is_withdrawn(granted):
+                return _Plan("known")
         last = self.latest(run, fields["form"])
         if last is None:
             return _Plan("refused")
         if self._is_withdrawn(last):
             return _Plan("accepted")
-        if now >= last.expires_at or last.signer != self.collective.key.keyid:
+        if not self._may_be_sent(read(last.data), now) or last.signer != self.collective.key.keyid:
             return _Plan("refused")
         return _Plan("accepted", [("add_grant", lambda: self._learn_grant(name, fields))])
 
@@ -629,6 +636,11 @@ class World:
     def _is_timely(fields: dict[str, Any], now: int) -> bool:
         return bool(fields["issued_at"] - SKEW <= now <= fields["expires_at"] + SKEW)
 
+    @staticmethod
+    def _may_be_sent(fields: dict[str, Any], now: int) -> bool:
+        """Whether who made it once would send it again: not what others must refuse."""
+        return bool(fields["issued_at"] - SKEW <= now < fields["expires_at"])
+
     def _time(self, party: Individual | Collective) -> int:
         return self.now + party.offset
 
@@ -663,9 +675,7 @@ class World:
         )
         blob = self.collective.ledger.blob(stored)
         model.add_release(PlainStored(stored.envelope, stored.content_key, plain, blob))
-        self.releases[stored.envelope] = _Published(
-            plain, fields["signer"], fields["issued_at"], fields["expires_at"], blob, learngene
-        )
+        self.releases[stored.envelope] = _Published(stored.envelope, plain, fields["signer"], blob, learngene)
 
     def _learn_grant(self, request: str, fields: dict[str, Any]) -> None:
         """The collective made a grant: it stands in the ledger, and is for what was asked."""
@@ -680,20 +690,30 @@ class World:
             == (last.plain.digest, request, fields["signer"], fields["run_id"]),
             "a grant for something else than was asked",
         )
-        grant = PlainGrant(fields["run_id"], fields["signer"], fields["nonce"], last.plain.digest, granted[0])
-        self.collective.model.add_grant(request, grant)
+        model = self.collective.model
+        former = model.grant(request)
+        grant = PlainGrant(request, fields["run_id"], fields["signer"], fields["nonce"], last.plain.digest, granted[0])
+        model.add_grant(grant, None if former is None else former.data)
         self.grants.add(granted[0])
 
     def _learn_receipt(self, who: Individual, run: str, release: str, said: bytes | None) -> None:
-        """A receipt was made: it is for this release, and it is the first one for ever."""
+        """A receipt was made: it is for this release, and it stays the one as long as it is of any use."""
         inherited = who.ledger.inherited(run, release)
         self.expect(inherited is not None and inherited.receipt is not None, "a receipt without a learngene")
         assert inherited is not None
         assert inherited.receipt is not None
-        kept = who.model.acknowledged(run, release, inherited.receipt)
-        self.expect(said in (None, kept) and inherited.receipt == kept, "another receipt than the first one")
-        fields = read(kept)
-        self.expect((fields["release"], fields["run_id"]) == (release, run), "a receipt for another release")
+        kept, former, now = inherited.receipt, who.model.inherited[run, release].receipt, self._time(who)
+        self.expect(said in (None, kept), "another receipt was sent than is stored")
+        if former is not None and self._may_be_sent(read(former), now) and read(former)["audience"] == who.collective:
+            self.expect(kept == former, "another receipt than the first one")
+        else:
+            fields = read(kept)
+            self.expect(
+                (fields["release"], fields["run_id"], fields["audience"], fields["issued_at"])
+                == (release, run, who.collective, now),
+                "a receipt says something else than it was made for",
+            )
+        who.model.acknowledged(run, release, kept)
         if said is not None:
             self.receipts.add(kept)
 
@@ -794,9 +814,9 @@ class World:
         self.expect(
             list(query("SELECT digest, withdrawn FROM releases ORDER BY run_id, seq")) == releases, "another chain"
         )
-        grants = {name: (grant.keyid, grant.release, grant.data) for name, grant in model.grants.items()}
-        rows = query("SELECT request, keyid, release, envelope FROM grants")
-        self.expect({row[0]: row[1:] for row in rows} == grants, "other grants than were asked for")
+        grants = [(grant.request, grant.keyid, grant.release, grant.data) for grant in model.grants]
+        rows = query("SELECT request, keyid, release, envelope FROM grants ORDER BY rowid")
+        self.expect(list(rows) == grants, "other grants than were asked for")
         receipts = {(row[0], row[1]): row[2] for row in query("SELECT keyid, release, envelope FROM receipts")}
         self.expect(receipts == model.receipts, "other receipts than were sent")
         self.expect(set(receipts.values()) <= self.receipts, "a receipt that nobody sent")
@@ -848,29 +868,29 @@ class Relay:
             acknowledged = individual.model.state(run, form) is State.ACKED
             return acknowledged and inherited is not None and inherited.release == last.plain.digest
 
-        outcome = self._exchange(who, run, form, fresh=False)
+        outcome, release = self._exchange(who, run, form, fresh=False)
         if not has_come():
-            # The open request was answered before: with an earlier release, or with what is not valid at this time.
+            # The open request was answered before, with an earlier release that is still good.
+            world.expect(release != last.data, "the newest release was sent, and did not come")
             self.tally["the last delivery", "asked anew"] += 1
-            outcome = self._exchange(who, run, form, fresh=True)
+            outcome, _ = self._exchange(who, run, form, fresh=True)
         world.expect(outcome in ("accepted", "known"), "an honest exchange fails in the end")
         world.expect(has_come(), "the newest release has not come in the end")
         self.tally["the last delivery", outcome] += 1
 
-    def _exchange(self, who: int, run: str, form: Form, *, fresh: bool) -> Outcome:
-        """Request, answer and receipt, each delivered at once."""
+    def _exchange(self, who: int, run: str, form: Form, *, fresh: bool) -> tuple[Outcome, bytes]:
+        """Request, answer and receipt, each delivered at once: what came of the answer, and the release in it."""
         world = self.world
         world.waiting.clear()
         request = world.request(who, run, form, fresh=fresh)
         assert request is not None
-        if world.deliver(request) == "refused":
-            return "refused"
+        world.expect(world.deliver(request) != "refused", "an honest request is refused in the end")
         (bundle,) = world.waiting
         outcome = world.deliver(bundle)
         if outcome == "accepted":
             (receipt,) = world.waiting
             world.expect(world.deliver(receipt) == "accepted", "an honest receipt is refused in the end")
-        return outcome
+        return outcome, bundle.parts[0]
 
     # What honest parties do, when the relay lets them.
 

@@ -31,6 +31,17 @@ def test_without_a_fisher_diagonal_none_is_allowed() -> None:
     assert not any(name.startswith("fisher") for name in allowed)
 
 
+def test_a_block_with_group_norm_has_no_statistics() -> None:
+    blocks = tuple(block.model_copy(update={"norm": "group"}) for block in (STEM, TOP))
+    allowed = Architecture(form="condensed", input=INPUT, blocks=blocks).tensors(fisher=True)
+    assert not any(role == "statistic" or "running" in name for name, (role, _) in allowed.items())
+    assert len(allowed) == 2 * (3 + 3) + 2
+    mixed = Architecture(form="condensed", input=INPUT, blocks=(blocks[0], TOP)).tensors(fisher=False)
+    assert {name for name, (role, _) in mixed.items() if role == "statistic"} == {
+        "block.1.norm.running_mean", "block.1.norm.running_var"
+    }  # fmt: skip
+
+
 def test_blocks_that_do_not_fit_are_refused_and_both_widths_are_named() -> None:
     with pytest.raises(ValidationError, match="4 channels meet a block that expects 5"):
         Architecture(form="condensed", input=INPUT, blocks=(STEM, TOP.model_copy(update={"in_channels": 5})))

@@ -1,7 +1,9 @@
 """Canonical JSON: one value, one encoding; everything else is refused."""
 
+import enum
 import json
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -48,6 +50,49 @@ def test_what_is_decoded_encodes_to_the_same_bytes_and_all_else_is_refused(data:
     except MalformedError:
         return
     assert canonical_json.encode(value) == data
+
+
+@pytest.mark.parametrize("character", [bytes([number]) for number in range(256)])
+def test_what_is_read_can_be_written_whatever_character_it_holds(character: bytes) -> None:
+    """``decode`` checks no value again that ``parse`` has let through."""
+    for data in (b'{"' + character + b'":1}', b'{"a":"' + character + b'"}', b'{"a":' + character + b"}"):
+        try:
+            value = canonical_json.parse(data)
+        except MalformedError:
+            with pytest.raises(MalformedError):
+                canonical_json.decode(data)
+        else:
+            assert canonical_json.encode(value) == canonical_json._encode(value)
+
+
+class Word(enum.StrEnum):
+    """A kind of text."""
+
+    GOOD = "good"
+    BAD = "b\u00e4d"
+
+
+class Pair(NamedTuple):
+    """A kind of sequence."""
+
+    first: canonical_json.Value
+    second: canonical_json.Value
+
+
+def test_kinds_of_the_types_are_checked_as_strictly() -> None:
+    value = MappingProxyType({Word.GOOD: Pair(1, MappingProxyType({"a": (True, None)}))})
+    assert canonical_json.encode(value) == b'{"good":[1,{"a":[true,null]}]}'
+    for bad in (
+        MappingProxyType({Word.BAD: 1}),
+        Pair(1, Word.BAD),
+        {"a": Pair(2**53, 0)},
+        MappingProxyType({"a": "ä"}),
+    ):
+        with pytest.raises(ValueError, match=r"integer|printable"):
+            canonical_json.encode(bad)
+    for wrong in (MappingProxyType({1: 2}), Pair(1, 1.5), Pair(1, bytearray(b"x")), MappingProxyType({"a": {1}})):
+        with pytest.raises(TypeError):
+            canonical_json.encode(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -190,18 +190,31 @@ class Machine:
                 at += if_true if holds else if_false
 
 
-ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
+ALLOW, EPERM, ENOSYS, EOPNOTSUPP, DONE_NOTHING = 0x7FFF0000, 0x00050001, 0x00050026, 0x0005005F, 0x00050000
 
 
 @pytest.mark.parametrize(("machine", "column", "architecture"), [("x86_64", 0, 0xC000003E), ("aarch64", 1, 0xC00000B7)])
 def test_the_filter_refuses_what_it_names_and_nothing_else(machine: str, column: int, architecture: int) -> None:
     filters = Machine(seccomp.filter_program(machine))
-    forbidden = {numbers[column] for numbers in (seccomp.NETWORK | seccomp.FORBIDDEN).values()}
-    special = {"x86_64": {41, 53, 56, 133, 435}, "aarch64": {198, 199, 220, 435}}[machine]
+    refused = seccomp.NETWORK | seccomp.CHANGES_OF_METADATA | seccomp.FORBIDDEN
+    verdicts = {numbers[column]: EPERM for numbers in refused.values()}
+    verdicts |= {numbers[column]: EOPNOTSUPP for numbers in seccomp.ATTRIBUTES.values()}
+    if machine == "x86_64":
+        older = seccomp.X86_FORBIDDEN | seccomp.X86_CHANGES_OF_METADATA
+        verdicts |= dict.fromkeys(older.values(), EPERM)
+    special = {"x86_64": {41, 53, 56, 435}, "aarch64": {198, 199, 220, 435}}[machine]
     for number in range(600):
         if number in special:
             continue
-        assert filters.verdict(architecture, number) == (EPERM if number in forbidden else ALLOW), number
+        assert filters.verdict(architecture, number) == verdicts.get(number, ALLOW), number
+    # For itself (0) and for another process.
+    for numbers in seccomp.FOR_ITSELF.values():
+        assert [filters.verdict(architecture, numbers[column], pid) for pid in (0, 1)] == [ALLOW, EPERM]
+    ioctl = {"x86_64": 16, "aarch64": 29}[machine]
+    assert {filters.verdict(architecture, ioctl, 0, request) for request in seccomp.IOCTLS} == {EPERM}
+    # The kernel takes the low 32 bits of a request too; a terminal's size may be asked for.
+    assert filters.verdict(architecture, ioctl, 0, 0x5412 | 1 << 32) == EPERM
+    assert filters.verdict(architecture, ioctl, 0, 0x5413) == ALLOW
     make, pair, clone, clone3 = {"x86_64": (41, 53, 56, 435), "aarch64": (198, 199, 220, 435)}[machine]
     assert filters.verdict(architecture, clone3) == ENOSYS
     assert filters.verdict(architecture, clone, 0x11) == ALLOW
@@ -219,10 +232,14 @@ def test_the_filter_refuses_what_it_names_and_nothing_else(machine: str, column:
 
 
 @pytest.mark.parametrize(("machine", "column", "architecture"), [("x86_64", 0, 0xC000003E), ("aarch64", 1, 0xC00000B7)])
-def test_a_couriers_filter_differs_in_the_network_alone(machine: str, column: int, architecture: int) -> None:
+def test_a_couriers_filter_differs_in_the_network_and_in_changes_of_metadata_alone(
+    machine: str, column: int, architecture: int
+) -> None:
     ours = Machine(seccomp.filter_program(machine))
     couriers = Machine(seccomp.filter_program(machine, network=True))
     opened = {numbers[column] for numbers in seccomp.NETWORK.values()}
+    unchanged = {numbers[column] for numbers in seccomp.CHANGES_OF_METADATA.values()}
+    unchanged |= set(seccomp.X86_CHANGES_OF_METADATA.values()) if machine == "x86_64" else set()
     opened |= {"x86_64": {41, 53}, "aarch64": {198, 199}}[machine]  # socket, socketpair
     for number in range(600):
         # Arguments that the node's filter refuses: a TCP socket, a new user's namespace.
@@ -230,6 +247,8 @@ def test_a_couriers_filter_differs_in_the_network_alone(machine: str, column: in
         verdict = couriers.verdict(architecture, number, *given)
         if number in opened:
             assert (verdict, ours.verdict(architecture, number, *given)) == (ALLOW, EPERM), number
+        elif number in unchanged:
+            assert verdict == DONE_NOTHING, number
         else:
             assert verdict == ours.verdict(architecture, number, *given), number
 
@@ -243,7 +262,9 @@ def test_names_and_numbers_agree_with_the_kernels_headers() -> None:
         for words in map(str.split, header.read_text().splitlines())
         if len(words) == 3 and words[1].startswith("__NR_")
     }
-    ours = seccomp.NETWORK | seccomp.FORBIDDEN
-    known = {name: number for name, (number, _) in ours.items() if name in numbers}
+    tables = (seccomp.NETWORK, seccomp.CHANGES_OF_METADATA, seccomp.ATTRIBUTES, seccomp.FORBIDDEN, seccomp.FOR_ITSELF)
+    ours = {name: numbers[0] for table in tables for name, numbers in table.items()}
+    ours |= seccomp.X86_FORBIDDEN | seccomp.X86_CHANGES_OF_METADATA
+    known = {name: number for name, number in ours.items() if name in numbers}
     assert len(known) > 30
     assert known == {name: numbers[name] for name in known}

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from protocol import audit, envelope, messages
 from protocol import blob as blobs
-from protocol import envelope, messages
 from protocol.audit import read_crossings
 from protocol.bundle_file import BundleFile
 from protocol.desks import Answer, CollectiveDesk, IndividualDesk, Withdrawal
@@ -34,8 +34,9 @@ from protocol.errors import (
 from protocol.keys import SigningKey
 from protocol.ledger import IndividualLedger, State
 from protocol.make_messages import make_abort, make_receipt, make_request
-from protocol.messages import LIFE, Grant, Receipt
+from protocol.messages import LIFE, SKEW, Grant, Receipt
 from protocol.policy import Policy
+from protocol.socket import Frame
 from protocol.trust import TrustStore
 from protocol.verification import Expectation, VerifiedLearngene
 from tests.protocol.parties import (
@@ -62,6 +63,7 @@ from tests.protocol.parties import (
 
 NONCE = b"n" * 16
 OTHER_NONCE = b"o" * 16
+DIGEST, PARSE = envelope.digest, envelope.parse
 
 
 def kinds(site: Site) -> list[tuple[str, str, str]]:
@@ -181,8 +183,157 @@ def test_the_same_request_again_has_the_very_same_answer(here: Site, there: Site
 
 def test_a_restarted_individual_sends_its_open_request_again(there: Site) -> None:
     request = there.individual().request("condensed", NOW, NONCE)
-    assert there.individual().request("condensed", NOW + LIFE, OTHER_NONCE) == request
-    assert there.individual().request("condensed", NOW + LIFE + 1, OTHER_NONCE) != request
+    assert there.individual().request("condensed", NOW + LIFE - 1, OTHER_NONCE) == request
+    assert there.individual().request("condensed", NOW + LIFE, OTHER_NONCE) != request
+
+
+# What is stored and does not hold any more, or not yet: sent again, it would be refused for ever.
+
+
+def test_a_request_whose_answer_is_past_its_time_is_answered_with_the_newest_release(here: Site, there: Site) -> None:
+    """The request is younger than the release that it was granted, so that it still counts when that does not."""
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    end = first.payload.expires_at
+    request = individual.request("condensed", end - 60, NONCE)
+    old = collective.answer_request(request, end - 60)
+    second = collective.publish(learngene(seed=1), end - 30, content_key(1))
+    assert collective.answer_request(request, end - 1) == old
+    answer = collective.answer_request(request, end)
+    assert isinstance(answer, Answer)
+    assert envelope.digest(answer.release) == second.digest
+    assert here.collective().answer_request(request, end + 1) == answer
+    receipt, inherited = individual.inherit(*answer, end + 1)
+    assert inherited.release_digest == second.digest
+    collective.accept_receipt(receipt, end + 1)
+
+
+def test_a_request_whose_grant_alone_is_past_its_time_is_granted_the_same_release_anew(here: Site, there: Site) -> None:
+    """The grant was made while the clock was behind, so that it ends before its release does."""
+    collective = here.collective()
+    published = collective.publish(learngene(), NOW, content_key(0))
+    behind = NOW - SKEW
+    request = there.individual().request("condensed", NOW, NONCE)
+    old = collective.answer_request(request, behind)
+    assert isinstance(old, Answer)
+    now = opened(Grant, old.grant).expires_at
+    assert now < published.payload.expires_at
+    assert collective.answer_request(request, now - 1) == old
+    answer = collective.answer_request(request, now)
+    assert isinstance(answer, Answer)
+    assert (answer.release, opened(Grant, answer.grant).issued_at) == (old.release, now)
+    assert collective.answer_request(request, now + 1) == answer
+
+
+def test_an_open_request_of_a_clock_that_was_ahead_is_made_anew(here: Site, there: Site) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    early = there.individual().request("condensed", NOW + SKEW + 1, NONCE)
+    with pytest.raises(ExpiredError, match="from the future"):
+        collective.answer_request(early, NOW)
+    request = there.individual().request("condensed", NOW, OTHER_NONCE)
+    assert request != early
+    there.individual().inherit(*collective.answer_request(request, NOW), NOW)
+    # A little ahead is no matter: everybody allows for it.
+    ahead = there.individual().request("condensed", NOW + SKEW, b"p" * 16)
+    assert there.individual().request("condensed", NOW, OTHER_NONCE) == ahead
+    assert isinstance(collective.answer_request(ahead, NOW), Answer)
+
+
+def test_what_was_published_by_a_clock_that_was_ahead_is_published_anew(here: Site, there: Site) -> None:
+    collective = here.collective()
+    first = collective.publish(learngene(), NOW + SKEW + 1, content_key(0))
+    request = there.individual().request("condensed", NOW, NONCE)
+    with pytest.raises(ExpiredError, match="from the future; publish the learngene again"):
+        collective.answer_request(request, NOW)
+    second = collective.publish(learngene(), NOW, content_key(1))
+    assert (second.seq, second.payload.prev, second.payload.issued_at) == (2, first.digest, NOW)
+    there.individual().inherit(*collective.answer_request(request, NOW), NOW)
+    ahead = collective.publish(learngene(seed=1), NOW + SKEW, content_key(2))
+    assert collective.publish(learngene(seed=1), NOW, content_key(3)) == ahead
+
+
+def test_an_answer_by_a_clock_that_was_ahead_is_granted_anew(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    published = collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    early = collective.answer_request(request, NOW + SKEW + 1)
+    with pytest.raises(ExpiredError, match="grant is from the future"):
+        individual.inherit(*early, NOW)
+    answer = collective.answer_request(request, NOW)
+    assert isinstance(answer, Answer)
+    assert envelope.digest(answer.release) == published.digest
+    assert opened(Grant, answer.grant).issued_at == NOW
+    receipt, _ = individual.inherit(*answer, NOW)
+    collective.accept_receipt(receipt, NOW)
+
+
+def test_a_receipt_that_is_past_its_time_is_made_anew_and_the_first_to_arrive_counts(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    published = collective.publish(learngene(), NOW, content_key(0))
+    answer = collective.answer_request(individual.request("condensed", NOW, NONCE), NOW)
+    lost = individual.inherit(*answer, NOW).receipt
+    assert there.individual().inherit(*answer, NOW + LIFE - 1).receipt == lost
+    late = NOW + LIFE + SKEW + 1
+    with pytest.raises(ExpiredError):
+        collective.accept_receipt(lost, late)
+    receipt = there.individual().inherit(*answer, late).receipt
+    assert receipt != lost
+    assert there.individual().inherit(*answer, late + 1).receipt == receipt
+    collective.accept_receipt(receipt, late)
+    assert here.opened[0].receipts(published.digest) == {INDIVIDUAL.keyid: receipt}  # type: ignore[union-attr]
+    # The first that arrived is kept, whatever is made later.
+    again = there.individual().inherit(*answer, late + LIFE).receipt
+    assert again != receipt
+    collective.accept_receipt(again, late + LIFE)
+    assert here.opened[0].receipts(published.digest) == {INDIVIDUAL.keyid: receipt}  # type: ignore[union-attr]
+
+
+def test_a_receipt_of_a_clock_that_was_ahead_is_made_anew(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW + 9 * SKEW, content_key(0))
+    ahead = NOW + 9 * SKEW
+    answer = collective.answer_request(individual.request("condensed", ahead, NONCE), ahead)
+    early = individual.inherit(*answer, ahead).receipt
+    with pytest.raises(ExpiredError):
+        collective.accept_receipt(early, NOW)
+    collective.accept_receipt(individual.inherit(*answer, NOW).receipt, NOW)
+
+
+def test_a_receipt_for_a_former_key_of_the_collective_is_made_anew(here: Site, there: Site) -> None:
+    trust = Changing(TRUST)
+    individual = there.individual(trust=trust)
+    collective = here.collective()
+    published = collective.publish(learngene(), NOW, content_key(0))
+    answer = collective.answer_request(individual.request("condensed", NOW, NONCE), NOW)
+    lost = individual.inherit(*answer, NOW).receipt
+    trust.store = ROTATED_TRUST
+    new = here.collective(NEW_COLLECTIVE, trust=trust)
+    with pytest.raises(WrongAudienceError):
+        new.accept_receipt(lost, NOW)
+    receipt = individual.inherit(*answer, NOW).receipt
+    assert new.accept_receipt(receipt, NOW).payload.release == published.digest
+    assert opened(Receipt, receipt).audience == NEW_COLLECTIVE.keyid
+    assert individual.inherit(*answer, NOW).receipt == receipt
+
+
+def test_a_late_receipt_for_a_release_whose_grant_was_replaced_is_accepted(here: Site, there: Site) -> None:
+    """The individual inherited the first release; its receipt was on its way when that was withdrawn."""
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    receipt, _ = individual.inherit(*collective.answer_request(request, NOW), NOW)
+    collective.withdraw(first.digest)
+    second = collective.publish(learngene(seed=1), NOW, content_key(1))
+    answer = collective.answer_request(request, NOW)
+    assert isinstance(answer, Answer)
+    assert envelope.digest(answer.release) == second.digest
+    assert collective.accept_receipt(receipt, NOW).payload.release == first.digest
+    assert here.opened[0].receipts(first.digest) == {INDIVIDUAL.keyid: receipt}  # type: ignore[union-attr]
+    assert here.opened[0].granted(first.digest) == (INDIVIDUAL.keyid,)  # type: ignore[union-attr]
+    # The nonce is still that of the one request.
+    with pytest.raises(EquivocationError):
+        collective.answer_request(resigned(request, INDIVIDUAL, issued_at=NOW + 1, expires_at=NOW + LIFE), NOW)
 
 
 @pytest.mark.parametrize("point", ["received", "verified", "commit", "acknowledged"])
@@ -410,6 +561,47 @@ def test_a_relay_that_drops_repeats_and_alters_never_brings_a_wrong_state(here: 
 # The collective's own gate.
 
 
+def test_a_blob_is_hashed_once_for_its_answer_and_once_more_before_the_socket(
+    here: Site, there: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    request = there.individual().request("condensed", NOW, NONCE)
+    hashed: list[bytes] = []
+
+    def digest(data: bytes) -> str:
+        hashed.append(data)
+        return DIGEST(data)
+
+    for place in (envelope, audit):
+        monkeypatch.setattr(place, "digest", digest)
+    answer = collective.answer_request(request, NOW)
+    assert isinstance(answer, Answer)
+    assert hashed.count(answer.blob) == 1
+    collective.gate.let_frame_out(Frame("bundle", parts=answer._asdict()), "collective")
+    assert hashed.count(answer.blob) == 2
+    assert [line.digest for line in read_crossings(here.folder / "crossings.jsonl")][-3:] == [
+        DIGEST(part) for part in answer
+    ]
+
+
+def test_a_release_is_read_once_by_the_gate(here: Site, there: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    collective = here.collective()
+    published = collective.publish(learngene(), NOW, content_key(0))
+    answer = collective.answer_request(there.individual().request("condensed", NOW, NONCE), NOW)
+    read: list[bytes] = []
+
+    def parse(data: bytes) -> envelope.Envelope:
+        read.append(data)
+        return PARSE(data)
+
+    monkeypatch.setattr(envelope, "parse", parse)
+    collective.gate.let_out("individual-1", answer._asdict())
+    assert read.count(published.envelope) == 1
+    with pytest.raises(DigestMismatchError):
+        collective.gate.let_out("individual-1", {**answer._asdict(), "blob": flipped(answer.blob, 3)})
+
+
 def test_a_fisher_diagonal_from_few_samples_is_never_published(here: Site) -> None:
     collective = here.collective()
     with pytest.raises(PolicyDeniedError, match="128 samples"):
@@ -523,6 +715,7 @@ def test_a_withdrawn_release_is_granted_no_more_and_whoever_asks_learns_it(here:
     # It is still there, to be looked at; that it was withdrawn is said at every use.
     kept = individual.learngene("condensed")
     assert kept is not None
+    assert individual.doubt(kept.release_digest, kept.release.signer) == "withdrawn"
     assert kept.release_digest == first.digest
     assert kinds(here)[-1] == kinds(there)[-1] == ("collective", "individual-1", "abort")
 
@@ -625,6 +818,48 @@ def test_only_what_was_released_can_be_withdrawn(here: Site) -> None:
     assert collective.releases() == [first]
     for _ in range(2):
         assert collective.withdraw(first.digest).withdrawn
+
+
+def test_a_wrong_blob_does_not_hide_what_an_authentic_release_withdraws(here: Site, there: Site) -> None:
+    """Whoever carries an answer cannot keep its word of a withdrawal back by spoiling the blob beside it."""
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    inherits(collective, individual, NONCE)
+    collective.withdraw(first.digest)
+    second = collective.publish(learngene(seed=1), NOW, content_key(1))
+    answer = collective.answer_request(individual.request("condensed", NOW, OTHER_NONCE), NOW)
+    assert isinstance(answer, Answer)
+    with pytest.raises(DigestMismatchError):
+        individual.inherit(answer.release, answer.grant, flipped(answer.blob, 5), NOW)
+    ledger = there.opened[0]
+    assert individual.withdrawn(first.digest)
+    assert [one.seq for one in ledger.seen(RUN)] == [1, 2]  # type: ignore[union-attr]
+    assert ledger.state(RUN, "condensed") is State.REQUESTED  # type: ignore[union-attr]
+    assert ledger.latest(RUN, "condensed").release == first.digest  # type: ignore[union-attr]
+    assert individual.inherit(*answer, NOW).learngene.release_digest == second.digest
+
+
+def test_what_a_compromised_key_signed_is_doubted_at_every_use(here: Site, there: Site) -> None:
+    """It was inherited before anybody knew of the theft. A key that was only replaced or has retired signed in good
+    faith."""
+    trust = Changing(TRUST)
+    individual = there.individual(trust=trust)
+    here.collective().publish(learngene(), NOW, content_key(0))
+    inherited = inherits(here.collective(), individual, NONCE)
+    name = (inherited.release_digest, inherited.release.signer)
+    assert individual.doubt(*name) is None
+    for reason, doubt in (("retired", None), ("superseded", None), ("compromised", "compromised")):
+        trust.store = TRUST.without_key(COLLECTIVE.keyid, reason).with_key(  # type: ignore[arg-type]
+            NEW_COLLECTIVE.public_hex, "collective", "collective"
+        )
+        assert individual.doubt(*name) == doubt
+    assert individual.doubt(inherited.release_digest, NEW_COLLECTIVE.keyid) is None
+    # It is there to be looked at, and what the new key signs is not doubted.
+    assert individual.learngene("condensed") is not None
+    new = here.collective(NEW_COLLECTIVE, trust=trust)
+    new.publish(learngene(), NOW, content_key(1))
+    replaced = inherits(new, individual, OTHER_NONCE)
+    assert individual.doubt(replaced.release_digest, replaced.release.signer) is None
 
 
 def test_a_bundle_out_of_a_file_tells_what_it_withdraws(here: Site, there: Site) -> None:

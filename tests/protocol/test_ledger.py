@@ -1,5 +1,6 @@
 """The ledgers: durable before the next send, one chain, and only the transitions that the states allow."""
 
+import dataclasses
 import sqlite3
 import stat
 from pathlib import Path
@@ -12,7 +13,14 @@ from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State
 from protocol.make_messages import make_release
 from protocol.messages import NO_RELEASE, Request
 from protocol.trust import TrustSeen
-from protocol.verification import VerifiedEnvelopes, open_sealed, verify_content, verify_envelopes, verify_request
+from protocol.verification import (
+    VerifiedEnvelopes,
+    VerifiedRequest,
+    open_sealed,
+    verify_content,
+    verify_envelopes,
+    verify_request,
+)
 from tests.protocol.parties import (
     COLLECTIVE,
     COLLECTIVE_POLICY,
@@ -141,28 +149,58 @@ def test_a_withdrawal_lasts(tmp_path: Path) -> None:
     assert again.withdrawn("f" * 32) == []
     assert [stored.withdrawn for stored in again.releases(RUN)] == [True, False]
     assert again.release(second.digest) == second
+    # Only those are read, however long the chain is.
+    again._database.execute("UPDATE releases SET envelope = x'00' WHERE withdrawn = 0")
+    assert [stored.digest for stored in again.withdrawn(RUN)] == [first.digest]
 
 
-def test_an_answer_is_replaced_only_if_what_it_granted_was_withdrawn(tmp_path: Path, exchange: Exchange) -> None:
-    ledger = CollectiveLedger(tmp_path)
-    request = verify_request(
-        exchange.request,
+def verified_request(ledger: CollectiveLedger, request: bytes) -> VerifiedRequest:
+    return verify_request(
+        request,
         trust=TRUST,
         run_id=RUN,
         audience=COLLECTIVE.keyid,
         known=lambda keyid, nonce: ledger.request_with_nonce(RUN, keyid, nonce),
         now=NOW,
     )
+
+
+def test_an_answer_is_replaced_only_by_who_knows_it_and_is_kept(tmp_path: Path, exchange: Exchange) -> None:
+    ledger = CollectiveLedger(tmp_path)
+    request = verified_request(ledger, exchange.request)
     first = ledger.add_release(*release(1, NO_RELEASE))
     second = ledger.add_release(*release(2, first.digest, seed=1))
+    with pytest.raises(StorageFailedError, match="another process"):
+        ledger.add_grant(request, first, b"first", instead_of=b"one that there never was")
     ledger.add_grant(request, first, b"first")
-    with pytest.raises(StorageFailedError):
-        ledger.add_grant(request, second, b"second")
+    for instead_of in (None, b"other"):
+        with pytest.raises(StorageFailedError, match="another process"):
+            ledger.add_grant(request, second, b"second", instead_of=instead_of)
     assert ledger.grant(request.digest) == (b"first", first)
-    ledger.withdraw(first.digest)
-    ledger.add_grant(request, second, b"second")
+    ledger.add_grant(request, second, b"second", instead_of=b"first")
     assert ledger.grant(request.digest) == (b"second", second)
+    # The same release once more is the latest again; what was granted stays granted.
+    ledger.add_grant(request, first, b"third", instead_of=b"second")
+    assert CollectiveLedger(tmp_path).grant(request.digest) == (b"third", first)
+    assert ledger.granted(first.digest) == ledger.granted(second.digest) == (INDIVIDUAL.keyid,)
     assert ledger.request_with_nonce(RUN, INDIVIDUAL.keyid, request.payload.nonce) == request.digest
+
+
+def test_a_nonce_answers_one_request_whoever_verified_the_other_one_meanwhile(
+    tmp_path: Path, exchange: Exchange
+) -> None:
+    """Both requests were verified before either was answered, as by two processes."""
+    ledger = CollectiveLedger(tmp_path)
+    first = ledger.add_release(*release(1, NO_RELEASE))
+    asked, again = (
+        verified_request(ledger, data)
+        for data in (exchange.request, resigned(exchange.request, INDIVIDUAL, form="paper"))
+    )
+    ledger.add_grant(asked, first, b"first")
+    with pytest.raises(EquivocationError, match="nonce of an earlier request"):
+        ledger.add_grant(again, first, b"second")
+    assert ledger.grant(again.digest) is None
+    assert ledger.grant(asked.digest) == (b"first", first)
 
 
 def test_the_trust_store_that_was_believed_is_remembered(tmp_path: Path) -> None:
@@ -200,7 +238,7 @@ def test_what_is_no_database_is_one_clear_error(tmp_path: Path) -> None:
 def test_the_states_of_an_exchange(tmp_path: Path, exchange: Exchange) -> None:
     ledger = IndividualLedger(tmp_path)
     assert ledger.state(RUN, "condensed") is State.IDLE
-    ledger.requested(RUN, "condensed", exchange.request, NOW + 9)
+    ledger.requested(RUN, "condensed", exchange.request)
     assert ledger.state(RUN, "condensed") is State.REQUESTED
     assert ledger.open_requests(RUN) == {envelope.digest(exchange.request): "condensed"}
 
@@ -221,9 +259,12 @@ def test_the_states_of_an_exchange(tmp_path: Path, exchange: Exchange) -> None:
 
     inherited = ledger.latest(RUN, "condensed")
     assert inherited is not None
-    assert ledger.acknowledged(RUN, inherited, b"first") == b"first"
-    assert ledger.state(RUN, "condensed") is State.ACKED
-    assert ledger.acknowledged(RUN, inherited, b"second") == b"first"
+    for receipt in (b"first", b"second"):
+        ledger.acknowledged(RUN, inherited, receipt)
+        assert ledger.state(RUN, "condensed") is State.ACKED
+        kept = ledger.latest(RUN, "condensed")
+        assert kept is not None
+        assert kept.receipt == receipt
     assert ledger.state(RUN, "paper") is State.IDLE
     assert ledger.state("f" * 32, "condensed") is State.IDLE
 
@@ -234,7 +275,7 @@ def test_no_step_can_be_skipped(tmp_path: Path, exchange: Exchange) -> None:
     learngene = verify_content(envelopes, exchange.answer.blob, ENCRYPTION)
     with pytest.raises(StorageFailedError):
         ledger.received(envelopes)
-    ledger.requested(RUN, "condensed", exchange.request, NOW + 9)
+    ledger.requested(RUN, "condensed", exchange.request)
     with pytest.raises(StorageFailedError):
         ledger.verified(learngene)
     ledger.received(envelopes)
@@ -244,9 +285,70 @@ def test_no_step_can_be_skipped(tmp_path: Path, exchange: Exchange) -> None:
     assert ledger.latest(RUN, "condensed") is None
 
 
+def another_release(exchange: Exchange) -> Exchange:
+    """The release that follows, granted to the same request, with the same content."""
+    first = exchange.answer.release
+    return exchange.with_release(resigned(first, COLLECTIVE, seq=2, prev=envelope.digest(first)))
+
+
+def test_every_step_is_about_the_release_that_was_received_last(tmp_path: Path, exchange: Exchange) -> None:
+    """Two answers at once, as when a command works beside the node: neither takes the other's steps."""
+    ledger, other = IndividualLedger(tmp_path), another_release(exchange)
+    first, second = (verify_content(envelopes_of(one), exchange.answer.blob, ENCRYPTION) for one in (exchange, other))
+    ledger.requested(RUN, "condensed", exchange.request)
+    ledger.received(envelopes_of(exchange))
+    ledger.received(envelopes_of(other))
+    for step in (
+        lambda: ledger.verified(first),
+        lambda: ledger.refused(envelopes_of(exchange)),
+    ):
+        with pytest.raises(StorageFailedError, match="cannot become"):
+            step()
+        assert ledger.state(RUN, "condensed") is State.RECEIVED
+    ledger.verified(second)
+    with pytest.raises(StorageFailedError, match="cannot become COMMITTED with release 1"):
+        ledger.commit(first)
+    assert ledger.latest(RUN, "condensed") is None
+    ledger.commit(second)
+    latest = ledger.latest(RUN, "condensed")
+    assert latest is not None
+    assert latest.release == second.release_digest
+
+
+def test_what_may_not_be_committed_touches_no_files(tmp_path: Path, exchange: Exchange) -> None:
+    ledger = IndividualLedger(tmp_path)
+    learngene = verify_content(envelopes_of(exchange), exchange.answer.blob, ENCRYPTION)
+    files = tmp_path / "learngenes"
+    with pytest.raises(StorageFailedError, match="cannot become COMMITTED"):
+        ledger.commit(learngene)
+    assert list(files.iterdir()) == []
+    # Nor where the state allows it and another release is in the way.
+    ledger.requested(RUN, "condensed", exchange.request)
+    ledger.received(envelopes_of(exchange))
+    ledger.verified(learngene)
+    ledger._database.execute(
+        "INSERT INTO inherited VALUES (?, 1, 9, 'condensed', ?, ?, NULL)", (RUN, "1" * 64, "2" * 64)
+    )
+    with pytest.raises(RollbackError):
+        ledger.commit(learngene)
+    assert list(files.iterdir()) == []
+    ledger._database.execute("DELETE FROM inherited")
+    ledger.commit(learngene)
+    assert [path.name for path in files.iterdir()] == [learngene.release_digest]
+
+
+def test_a_receipt_for_what_was_never_inherited_is_an_error(tmp_path: Path, exchange: Exchange) -> None:
+    ledger, inherited = committed(tmp_path, exchange)
+    for run_id, never in (("f" * 32, inherited), (RUN, dataclasses.replace(inherited, release="1" * 64))):
+        with pytest.raises(StorageFailedError, match="holds no learngene of the release"):
+            ledger.acknowledged(run_id, never, b"receipt")
+    assert ledger.state(RUN, "condensed") is State.COMMITTED
+    assert ledger.inherited(RUN, inherited.release) == inherited
+
+
 def committed(tmp_path: Path, exchange: Exchange) -> tuple[IndividualLedger, Inherited]:
     ledger = IndividualLedger(tmp_path)
-    ledger.requested(RUN, "condensed", exchange.request, NOW + 9)
+    ledger.requested(RUN, "condensed", exchange.request)
     envelopes = envelopes_of(exchange)
     ledger.received(envelopes)
     learngene = verify_content(envelopes, exchange.answer.blob, ENCRYPTION)
@@ -276,7 +378,7 @@ def test_a_learngene_that_cannot_be_stored_is_not_committed(
     tmp_path: Path, exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = IndividualLedger(tmp_path)
-    ledger.requested(RUN, "condensed", exchange.request, NOW + 9)
+    ledger.requested(RUN, "condensed", exchange.request)
     envelopes = envelopes_of(exchange)
     ledger.received(envelopes)
     learngene = verify_content(envelopes, exchange.answer.blob, ENCRYPTION)
@@ -314,7 +416,7 @@ def test_what_an_individual_learns_of_withdrawals_lasts(tmp_path: Path, exchange
     data = resigned(answer.release, COLLECTIVE, seq=2, prev="2" * 64, withdraws=withdraws)
     grant = resigned(answer.grant, COLLECTIVE, release=envelope.digest(data))
     ledger = IndividualLedger(tmp_path)
-    ledger.requested(RUN, "condensed", exchange.request, NOW + 9)
+    ledger.requested(RUN, "condensed", exchange.request)
     assert ledger.withdrawn(RUN) == frozenset()
     ledger.received(envelopes_of(exchange.with_answer(release=data, grant=grant)))
     for _ in range(2):
@@ -345,7 +447,7 @@ def test_the_newest_learngene_is_that_of_the_newest_key(tmp_path: Path, exchange
 def test_an_open_request_says_between_whom_it_is(tmp_path: Path, exchange: Exchange) -> None:
     ledger = IndividualLedger(tmp_path)
     assert ledger.open_request(RUN, "condensed") is None
-    ledger.requested(RUN, "condensed", exchange.request, NOW + 9)
+    ledger.requested(RUN, "condensed", exchange.request)
     stored = ledger.open_request(RUN, "condensed")
     assert stored is not None
     assert stored.payload == opened(Request, exchange.request)
@@ -355,7 +457,7 @@ def test_an_open_request_says_between_whom_it_is(tmp_path: Path, exchange: Excha
 def test_an_older_release_is_never_committed_over_a_newer_one(tmp_path: Path, exchange: Exchange) -> None:
     """The last line of defence, below the verification's own check."""
     ledger = IndividualLedger(tmp_path)
-    ledger.requested(RUN, "condensed", exchange.request, NOW + 9)
+    ledger.requested(RUN, "condensed", exchange.request)
     envelopes = envelopes_of(exchange)
     ledger.received(envelopes)
     learngene = verify_content(envelopes, exchange.answer.blob, ENCRYPTION)

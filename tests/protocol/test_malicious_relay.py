@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import envelope, messages, verification
+from protocol import desks, envelope, messages, verification
+from protocol.desks import IndividualDesk
 from protocol.errors import RevokedKeyError
 from protocol.ledger import CollectiveLedger, IndividualLedger
 from protocol.trust import Role, TrustedKey, TrustStore
@@ -141,6 +142,9 @@ WEAKENED: dict[str, tuple[object, str, Callable[..., object]]] = {
     "the individual forgets what is withdrawn": (IndividualLedger, "_withdraw", staticmethod(nothing)),
     "the collective does not write down its grants": (CollectiveLedger, "add_grant", nothing),
     "the collective forgets what it withdrew": (CollectiveLedger, "withdraw", nothing),
+    "what does not hold any more is sent again": (desks, "_holds", lambda *_: True),
+    "stale answers are repeated": (desks, "_still_answers", lambda *_: True),
+    "a former key of the collective is written to": (IndividualDesk, "_is_between", lambda *_: True),
 }
 
 

@@ -156,8 +156,9 @@ def test_a_node_without_its_configuration_is_one_line_and_code_2(role: str, tmp_
 def test_a_node_with_a_wrong_configuration_is_one_line_and_code_2(
     role: Literal["collective", "individual"], before: str, after: str, said: str, tmp_path: Path
 ) -> None:
-    node = tmp_path / "node"
-    initialise(node, role=role, data=tmp_path, party=f"{role}-1", root=ROOT)
+    node, data = tmp_path / "node", tmp_path / "data"
+    data.mkdir()
+    initialise(node, role=role, data=data, party=f"{role}-1", root=ROOT)
     text = (node / "config.toml").read_text(encoding="utf-8").replace("unconfined = false", "unconfined = true")
     before = before.replace("unconfined = false", "unconfined = true")
     assert text.count(before) == 1

@@ -482,6 +482,16 @@ def test_nothing_but_a_refusal_comes_of_any_bytes(data: bytes) -> None:
             read(data)
 
 
+def test_only_a_key_that_was_revoked_as_compromised_is_compromised() -> None:
+    assert not TRUST.is_compromised(COLLECTIVE.keyid)
+    assert not TRUST.is_compromised(STRANGER.keyid)
+    assert not TRUST.without_key(COLLECTIVE.keyid, "retired").is_compromised(COLLECTIVE.keyid)
+    assert not TRUST.with_rotated_key("collective", "collective", STRANGER.public_hex).is_compromised(COLLECTIVE.keyid)
+    stolen = TRUST.without_key(COLLECTIVE.keyid, "compromised")
+    assert stolen.is_compromised(COLLECTIVE.keyid)
+    assert not stolen.is_compromised(INDIVIDUAL.keyid)
+
+
 def test_other_individuals_stay_when_one_is_revoked() -> None:
     store = TRUST.without_key(INDIVIDUAL.keyid, "retired")
     assert store.key_for(OTHER_INDIVIDUAL.keyid, "individual") == TRUST.key_for(OTHER_INDIVIDUAL.keyid, "individual")

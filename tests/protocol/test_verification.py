@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protocol import blob, canonical_json, envelope, messages, sealing
+from protocol import blob, canonical_json, envelope, messages, sealing, verification
 from protocol.desks import Answer
 from protocol.errors import (
     BadSignatureError,
@@ -384,10 +384,64 @@ def test_attack_with_a_truncated_extended_or_swapped_blob(exchange: Exchange) ->
             exchange.with_answer(blob=other).verify()
 
 
+def test_a_block_is_said_in_one_way_only(exchange: Exchange) -> None:
+    """With a normalisation over many images as it was said before there was another; with any other one by its word."""
+    release = opened(Release, exchange.answer.release)
+    assert b'"norm":' not in messages.encode(release)
+    blocks = tuple(block.model_copy(update={"norm": "group"}) for block in release.architecture.blocks)
+    grouped = release.model_copy(update={"architecture": release.architecture.model_copy(update={"blocks": blocks})})
+    said = messages.encode(grouped)
+    assert said.count(b'"norm":"group"') == len(blocks)
+    assert messages.decode(Release, said) == grouped
+    with pytest.raises(MalformedError, match="does not fit its schema"):
+        messages.decode(Release, said.replace(b'"norm":"group"', b'"norm":"batch"'))
+
+
 def test_attack_with_a_plaintext_that_was_not_signed(exchange: Exchange) -> None:
     content = opened(Release, exchange.answer.release).plaintext.model_copy(update={"sha256": OTHER_DIGEST})
     with pytest.raises(DigestMismatchError):
         exchange.with_release(resigned(exchange.answer.release, COLLECTIVE, plaintext=content)).verify()
+
+
+@pytest.mark.parametrize(
+    ("missing", "stops_the_insider", "stops_the_outsider"),
+    [
+        ((), "the blob is not the one", "the blob is not the one"),
+        (("the blob",), "the opened blob is not the one", "does not open"),
+        (("the opened blob",), "the blob is not the one", "the blob is not the one"),
+        (("the blob", "the opened blob"), None, "does not open"),
+    ],
+)
+def test_attack_by_an_insider_who_has_the_content_key(
+    exchange: Exchange,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: tuple[str, ...],
+    stops_the_insider: str | None,
+    stops_the_outsider: str,
+) -> None:
+    """Every audience of a release has its content key, so that one of them and the relay can seal other weights for
+    another. GCM accepts them, and HPKE binds only what the release says of the ciphertext: the two signed digests alone
+    stop that, either of them without the other. Whoever has no content key is stopped by GCM as well."""
+    check = verification._check_content
+
+    def but_for_those_missing(data: bytes, content: messages.Content, what: str) -> None:
+        if what not in missing:
+            check(data, content, what)
+
+    theirs = sealing.encrypt(CONTENT_KEY, blob.encode(learngene(seed=1).tensors))
+    assert len(theirs) == len(exchange.answer.blob)
+    monkeypatch.setattr(verification, "_check_content", but_for_those_missing)
+    with pytest.raises(DigestMismatchError, match=stops_the_outsider):
+        exchange.with_answer(blob=flipped(exchange.answer.blob, 999)).verify()
+    by_insider = exchange.with_answer(blob=theirs)
+    if stops_the_insider is None:
+        arrived = by_insider.verify().learngene.tensors
+        for name, array in learngene(seed=1).tensors.items():
+            np.testing.assert_array_equal(arrived[name], array)
+    else:
+        with pytest.raises(DigestMismatchError, match=stops_the_insider):
+            by_insider.verify()
+    exchange.verify()
 
 
 def test_attack_with_a_header_that_is_not_canonical(exchange: Exchange) -> None:

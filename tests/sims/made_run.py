@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from protocol import canonical_json
+from protocol.audit import ALLOWED, NO_LINE
 from sims.run_folder import OpenRun, open_run
 from sims.settings import from_run_config
 
@@ -225,7 +227,7 @@ def record(direction: str, source: str, target: str, kind: str, time: int, size:
 
 
 def _crossings(folder: Path, individuals: int) -> None:
-    lines: dict[str, list[str]] = {"collective": []}
+    records: dict[str, list[dict[str, object]]] = {"collective": []}
     for number in range(1, individuals + 1):
         name = f"individual-{number}"
         for step, (source, target, kind) in enumerate(
@@ -240,10 +242,20 @@ def _crossings(folder: Path, individuals: int) -> None:
             # Two individuals take turns, so that the order of time mixes them.
             time = 1000 + 10 * step + number
             size = 760_000 if kind == "blob" else 900
-            lines.setdefault(source, []).append(json.dumps(record("out", source, target, kind, time, size)))
-            lines.setdefault(target, []).append(json.dumps(record("in", source, target, kind, time + 1, size)))
-    for name, own in lines.items():
-        (folder / "nodes" / name / "crossings.jsonl").write_text("\n".join(own) + "\n", encoding="utf-8")
+            records.setdefault(source, []).append(record("out", source, target, kind, time, size))
+            records.setdefault(target, []).append(record("in", source, target, kind, time + 1, size))
+    for name, own in records.items():
+        (folder / "nodes" / name / "crossings.jsonl").write_bytes(chained(own))
+
+
+def chained(records: Sequence[dict[str, object]]) -> bytes:
+    """A whole log of crossings: each line numbered, and chained to the one before."""
+    lines, previous = [], NO_LINE
+    for number, one in enumerate(records, start=1):
+        line = canonical_json.encode({**one, "number": number, "decision": ALLOWED, "previous": previous})
+        lines.append(line + b"\n")
+        previous = hashlib.sha256(line).hexdigest()
+    return b"".join(lines)
 
 
 def _json(path: Path, document: object) -> None:

@@ -16,7 +16,7 @@ from collective_node.settings import Score, Strategy
 from protocol.errors import InputError, RunFailedError
 from sims import results as results_module
 from sims.results import PAPER_FIGURES, CollectiveResult, Results, collect, load, pairs, schema
-from tests.sims.made_run import ALL_METHODS, LEVELS, METHODS, collective_metrics, make_run, record
+from tests.sims.made_run import ALL_METHODS, LEVELS, METHODS, chained, collective_metrics, make_run, record
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:
@@ -213,8 +213,9 @@ def test_curves_are_weighted_by_the_tasks_behind_them(tmp_path: Path) -> None:
 def test_every_crossing_stands_once_whoever_recorded_it(tmp_path: Path) -> None:
     folder = make_run(tmp_path, individuals=2)
     lost = record("out", "collective", "individual-1", "abort", 5000)
-    with (folder / "nodes" / "collective" / "crossings.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(lost) + "\n" + '{"half a line')
+    path = folder / "nodes" / "collective" / "crossings.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_bytes(chained([*lines, lost]) + b'{"half a line')
     found = collect(folder).crossings
     kinds = [crossing.kind for crossing in found]
     assert kinds == 2 * ["request", "release", "grant", "blob", "receipt"] + ["abort"]
@@ -228,7 +229,7 @@ def test_a_message_that_changed_on_its_way_shows_as_two_one_sided_records(tmp_pa
     for line in lines:
         if line["kind"] == "blob":
             line["digest"] = "f" * 64
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path.write_bytes(chained(lines))
     blobs = [crossing.recorded_by for crossing in collect(folder).crossings if crossing.kind == "blob"]
     assert sorted(blobs) == ["receiver", "sender"]
 

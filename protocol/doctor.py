@@ -1,0 +1,410 @@
+"""What holds on this machine and at this node, tried out as the node itself would find it; nothing is changed.
+
+What confinement forbids is tried in a child that confines itself as the node does, because nothing undoes that.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import platform
+import select
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ValidationError
+
+from protocol import confinement, landlock, launcher, privileges, seccomp
+from protocol.confinement import COURIER, GUARDS, NODE, Profile
+from protocol.errors import LearngeneError, RunFailedError
+from protocol.key_file import read_private
+from protocol.keys import key_identifier
+from protocol.landlock import Access
+from protocol.node import Role
+from protocol.node_configuration import STRICT, NodeTable, check, node_table, read
+from protocol.output import moment
+from protocol.policy_file import load_policy
+from protocol.privileges import User
+from protocol.socket import MAX_PATH_BYTES, load_secret
+from protocol.trust_file import read_trust
+
+Verdict = Literal["ok", "not enforced", "wrong"]
+
+_KERNEL_ADVICE = "use Linux 6.12 or newer with lsm=landlock, or accept it with unconfined = true"
+_MOST_KEY_BYTES = 16 * 1024
+_DAY = 86_400
+#: For a child; loading torch and waking a GPU takes long the first time.
+_PATIENCE = 300.0
+_CLOCK_NOT_SET = 5  # TIME_ERROR of adjtimex(2)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of what was found.
+
+    Attributes:
+        subject: what was looked at.
+        verdict: ``wrong`` is to be put right; ``not enforced`` is what the operating system does not see to here.
+        found: in words.
+        advice: what to do; empty where all is well.
+        stops: whether a node does not start with it.
+    """
+
+    subject: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+    stops: bool = False
+
+
+def starts(findings: Iterable[Finding]) -> bool:
+    """Whether a node would start."""
+    return not any(finding.stops for finding in findings)
+
+
+def examine_machine(*, gpu: bool) -> list[Finding]:
+    """What this machine offers to nodes and couriers that this user starts. ``gpu``: compute on it, too."""
+    found = [_kernel(stops=True)]
+    with tempfile.TemporaryDirectory(prefix="learngene-doctor-") as name:
+        folder = Path(name)
+        rules = confinement.program_rules(["protocol"]) | confinement.gpu_rules() | {folder: landlock.OWN}
+        child = _confined(rules, folder, NODE, gpu=gpu)
+        found += _guards(child, "node: ", stops=True)
+        found += _guards(_confined(confinement.courier_rules(folder, ()), folder, COURIER), "courier: ", stops=False)
+    root = os.geteuid() == 0
+    found.append(Finding("user", "ok", f"{os.geteuid()}" + (", root: [node] user lets a node go on as another" * root)))
+    return [*found, *_gpu(child, "auto", gpu), clock()]
+
+
+def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> list[Finding]:
+    """What holds for the node with this configuration file.
+
+    Args:
+        path: its configuration file.
+        role: whose it must be.
+        model: ``module:class`` of the party's own configuration.
+        gpu: compute on the GPU, too.
+        now: unix seconds.
+    """
+    try:
+        content = read(path)
+        node = node_table(path, content)
+        check(path, content, launcher.imported(model))
+        user, _ = launcher.node_identity(node)
+    except LearngeneError as error:
+        return [_failure("configuration", error)]
+    package = model.partition(".")[0]
+    found = [Finding("configuration", "ok", str(path)), _kernel(stops=not node.unconfined)]
+    with _scratch(node, user) as (state, own):
+        rules = confinement.node_rules(node.model_copy(update={"state": state}), ("protocol", package))
+
+        def prepare() -> None:
+            privileges.give_up(user, capabilities=not node.unconfined)
+            launcher.check_readable(node, ("protocol", package))
+
+        reads = [path for path in (node.data, node.trust) if path.exists()]
+        child = _confined(None if node.unconfined else rules, own, NODE, gpu=gpu, before=prepare, reads=reads)
+    found += _guards(child, "", stops=not node.unconfined)
+    found += [_users(node, user)]
+    found += _files(node, user, role, now)
+    return [*found, *_gpu(child, node.device, gpu), clock()]
+
+
+def clock() -> Finding:
+    """Whether the kernel knows that something keeps its clock right; messages allow 300 s."""
+    # A struct timex that asks and sets nothing.
+    state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
+    said = moment(int(time.time()))
+    if state in (-1, _CLOCK_NOT_SET):
+        advice = "have it set by a time service (timedatectl set-ntp true); messages more than 300 s off are refused"
+        return Finding("clock", "not enforced", f"{said}, and nothing is known to keep it right", advice)
+    return Finding("clock", "ok", said)
+
+
+class _Child(BaseModel):
+    """What a confined child reports.
+
+    Attributes:
+        guards: each guard, and whether it holds.
+        unread: what it needs and cannot read, with the reason.
+        devices: each of the GPUs' files, and why it cannot be opened; empty where it can.
+        computed: name of the GPU that it computed on.
+        error: why it came to nothing.
+    """
+
+    model_config = STRICT
+
+    guards: dict[str, bool] = {}
+    unread: dict[str, str] = {}
+    devices: dict[str, str] = {}
+    computed: str = ""
+    error: str = ""
+
+
+def _confined(
+    rules: dict[Path, Access] | None,
+    own: Path,
+    profile: Profile,
+    *,
+    gpu: bool = False,
+    before: Callable[[], None] = lambda: None,
+    reads: Sequence[Path] = (),
+) -> _Child:
+    """Try everything in a child that confines itself; ``rules`` None: one that does not."""
+
+    def look() -> _Child:
+        before()
+        found = confinement.look(profile) if rules is None else confinement.restrict(rules, own, profile)
+        return _Child(
+            guards={guard.name: guard.enforced for guard in found.guards},
+            unread={str(path): reason for path in reads if (reason := _reason(partial(_read, path)))},
+            devices={str(path): _reason(partial(_open, path)) for path in confinement.gpu_devices()},
+            computed=_compute() if gpu else "",
+        )
+
+    reported = _in_child(look)
+    return reported.model_copy(update={"guards": dict.fromkeys(profile.guards, False) | reported.guards})
+
+
+def _in_child(work: Callable[[], _Child]) -> _Child:
+    """What ``work`` reports in a child of this process, which changes nothing in this one."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            try:
+                reported = work()
+            except LearngeneError as error:
+                reported = _Child(error=str(error))
+            except BaseException as error:  # whatever it is, it is what the parent wants to know
+                reported = _Child(error=f"{type(error).__name__}: {error}")
+            os.write(writing, reported.model_dump_json().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    data, deadline = b"", time.monotonic() + _PATIENCE
+    try:
+        while select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            piece = os.read(reading, 65_536)
+            data += piece
+            if not piece:
+                break
+        else:
+            os.kill(child, signal.SIGKILL)
+    finally:
+        os.close(reading)
+        os.waitpid(child, 0)
+    try:
+        return _Child.model_validate_json(data)
+    except ValidationError:
+        return _Child(error="the process that tried it ended without a word, or did not end")
+
+
+def _read(path: Path) -> None:
+    if path.is_dir():
+        os.listdir(path)
+    else:
+        path.read_bytes()
+
+
+def _open(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+
+def _reason(attempt: Callable[[], None]) -> str:
+    """Why it fails; empty where it does not."""
+    try:
+        attempt()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _compute() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RunFailedError("torch finds no GPU that it can use")
+    total = torch.ones(256, 256, device="cuda").matmul(torch.ones(256, 256, device="cuda")).sum().item()
+    if total != 256**3:
+        raise RunFailedError(f"the GPU computes wrongly: {total}")
+    return str(torch.cuda.get_device_name())
+
+
+def _kernel(*, stops: bool) -> Finding:
+    version = landlock.abi()
+    filters = "seccomp" if seccomp.offered() else "no seccomp filter for this machine"
+    found = f"Linux {platform.release()}, {platform.machine()}, Landlock ABI {version or 'none'}, {filters}"
+    if confinement.offered():
+        return Finding("kernel", "ok", found)
+    return Finding("kernel", "not enforced", found, _KERNEL_ADVICE, stops)
+
+
+def _guards(child: _Child, prefix: str, *, stops: bool) -> list[Finding]:
+    found = [
+        Finding(f"{prefix}{name}", "ok", GUARDS[name])
+        if enforced
+        else Finding(f"{prefix}{name}", "not enforced", f"nothing sees to it: {GUARDS[name]}", _KERNEL_ADVICE, stops)
+        for name, enforced in child.guards.items()
+    ]
+    if child.error:
+        found.append(_failure(f"{prefix}confinement", RunFailedError(child.error)))
+    found += [
+        Finding(
+            "folders", "wrong", f"the confined node cannot read {path}: {reason}", "give it to the node's user", True
+        )
+        for path, reason in child.unread.items()
+    ]
+    return found
+
+
+def _gpu(child: _Child, device: str, computed: bool) -> Iterator[Finding]:
+    if device == "cpu":
+        yield Finding("GPU", "ok", "not used: device is cpu")
+        return
+    closed = [f"{path}: {reason}" for path, reason in child.devices.items() if reason]
+    needed = device.startswith("cuda")
+    if closed:
+        advice = "put the node's user into the group of these files (ls -l), or set device to cpu"
+        yield Finding("GPU", "wrong", f"the confined node cannot open {', '.join(closed)}", advice, needed)
+    elif not child.devices:
+        verdict: Verdict = "wrong" if needed else "ok"
+        yield Finding("GPU", verdict, "this machine has none", "set device to cpu or auto" if needed else "", needed)
+    else:
+        how = (
+            f"{child.computed} computes under confinement" if computed and child.computed else "open under confinement"
+        )
+        yield Finding("GPU", "ok", f"{', '.join(child.devices)}: {how}")
+
+
+def _users(node: NodeTable, user: User | None) -> Finding:
+    who = f"user {os.geteuid()}" if user is None else f"user {user.name}"
+    if node.socket_group is not None:
+        return Finding("users", "ok", f"the node works as {who}; its courier is another user, of {node.socket_group}")
+    kind = "root, without capabilities, and so may" if user is None and os.geteuid() == 0 else f"{who}, and so may"
+    advice = "give each its own user: node.user, node.socket_group and courier --user (docs/confinement.md)"
+    return Finding("users", "not enforced", f"the node works as {kind} its courier: only Landlock parts them", advice)
+
+
+def _files(node: NodeTable, user: User | None, role: Role, now: int) -> Iterator[Finding]:
+    """Folders, keys, policy and trust store, read with the node's own rights. No key appears in a finding."""
+    with privileges.acting_as(user):
+        yield _tried("folders", lambda: _folders(node))
+        if node.data.is_dir() and stat.S_IMODE(node.data.stat().st_mode) & 0o007:
+            advice = f"close it with: chmod 700 {node.data}"
+            yield Finding("data", "not enforced", f"no file mode keeps other users from {node.data}", advice)
+        yield _tried("socket", lambda: _socket(node))
+        yield _tried("policy", lambda: _policy(node, role))
+    yield _tried("keys", lambda: _keys(node, user))
+    yield _tried("trust", lambda: _trust(node, user, role, now))
+
+
+def _folders(node: NodeTable) -> str:
+    confinement.check_apart(node)
+    if not os.access(node.data, os.R_OK | os.X_OK, effective_ids=True):
+        raise RunFailedError(f"there is no folder {node.data} that the node can read; set node.data, or its owner")
+    if not node.state.exists():
+        return f"{node.data} is read; {node.state} is made at the first start"
+    _check_private(node.state)
+    return f"{node.data} is read, {node.state} is the node's own" + ("; it works there now" if _locked(node) else "")
+
+
+def _check_private(folder: Path) -> None:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        put_right = f"chown -R {os.geteuid()} {folder} && chmod 700 {folder}"
+        raise RunFailedError(f"{folder} is not the node's own and closed to others; {put_right}")
+
+
+def _locked(node: NodeTable) -> bool:
+    try:
+        descriptor = os.open(node.state / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _socket(node: NodeTable) -> str:
+    size = len(os.fsencode(node.socket))
+    if size > MAX_PATH_BYTES:
+        raise RunFailedError(f"its path has {size} bytes, the system allows {MAX_PATH_BYTES}; shorten {node.socket}")
+    if node.socket_group is None and node.socket.parent.exists():
+        _check_private(node.socket.parent)
+    load_secret(node.secret)
+    return str(node.socket)
+
+
+def _policy(node: NodeTable, role: Role) -> str:
+    policy = load_policy(node.policy, role)
+    return f"{node.policy or 'the default'}, digest {policy.sha256[:16]}"
+
+
+def _keys(node: NodeTable, user: User | None) -> str:
+    if node.key_file is not None:
+        keys = launcher.open_keys(node, user)
+        return f"{keys.signing.fingerprint}: they open with {node.key_file}"
+    for path in (node.key, node.encryption_key):
+        if path is not None:
+            _read_key(path, user)
+    return "a passphrase is asked for at the start; their files are closed to others"
+
+
+def _read_key(path: Path, user: User | None) -> bytes:
+    theirs = user is not None and os.path.exists(path) and path.stat().st_uid == user.uid
+    with privileges.acting_as(user if theirs else None):
+        return read_private(path, "the key", max_bytes=_MOST_KEY_BYTES)
+
+
+def _trust(node: NodeTable, user: User | None, role: Role, now: int) -> str:
+    with privileges.acting_as(user):
+        store = read_trust(node.trust, root=node.root)
+    store.check_current(now)
+    keyid = key_identifier(bytes.fromhex(json.loads(_read_key(node.key, user))["public"]))
+    store.key_for(keyid, role)
+    days = (store.expires_at - now) // _DAY
+    return (
+        f"version {store.version}, {len(store.keys)} keys, this node's among them, {len(store.revoked)} revoked;"
+        f" {days} days left"
+    )
+
+
+def _tried(subject: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, "ok", look())
+    except LearngeneError as error:
+        return _failure(subject, error)
+    except OSError as error:
+        return _failure(subject, RunFailedError(f"{error.filename}: {error.strerror}"))
+
+
+def _failure(subject: str, error: LearngeneError) -> Finding:
+    found, _, advice = str(error).partition("; ")
+    return Finding(subject, "wrong", found, advice or "put that right, and look again", True)
+
+
+@contextmanager
+def _scratch(node: NodeTable, user: User | None) -> Iterator[tuple[Path, Path]]:
+    """A state folder as the node has it, and in it one for temporary files; the node's own may be in use."""
+    inside = node.state.is_dir() and node.state.stat().st_uid == (os.geteuid() if user is None else user.uid)
+    with privileges.acting_as(user):
+        own = Path(tempfile.mkdtemp(prefix="doctor-", dir=node.state if inside else None))
+    try:
+        yield (node.state if inside else own), own
+    finally:
+        with privileges.acting_as(user):
+            shutil.rmtree(own, ignore_errors=True)

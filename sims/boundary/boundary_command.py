@@ -1,0 +1,142 @@
+"""The command ``learngene boundary``: it sets up both parties on this machine, attacks them, and says what came."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+from rich.console import Console
+
+from protocol import confinement
+from protocol.errors import InputError, RunFailedError
+from protocol.output import print_table, table
+from protocol.storage import write_atomically
+from sims.boundary.attempt import Area, Attack, Attempt, make
+from sims.boundary.outcome import TITLES, LeftOut, Outcome, tables
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command ``boundary`` to ``app``."""
+    app.command("boundary")(boundary)
+
+
+def boundary(
+    json: Annotated[Path | None, typer.Option("--json", help="Write everything to this file too.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help=f"One area; may be repeated: {', '.join(get_args(Area))}.", show_default="all"),
+    ] = None,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="Set everything up and list the attacks, and make none.")
+    ] = False,
+) -> None:
+    """Attack both parties on this machine, and show what an unprotected control did and what happened here.
+
+    Exit code 0: nothing escaped. What the operating system does not enforce is listed apart, and is not counted as
+    stopped. 1: something escaped, or a control failed, so that its attempt shows nothing.
+
+    Example:
+
+      learngene boundary --json boundary.json
+    """
+    areas = _areas(only or [])
+    if json is not None and not json.expanduser().absolute().parent.is_dir():
+        raise InputError(f"there is no folder {json.expanduser().absolute().parent} to write {json.name} to")
+    if os.uname().sysname != "Linux":
+        raise InputError("the boundary is Linux's (Landlock, seccomp), and so are the attacks; run this on Linux")
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not confinement.offered():
+        progress.print("This kernel confines no process: what only the operating system could stop is not enforced.")
+    if list_only:
+        _list(areas, progress)
+        return
+    outcome = attack(areas, lambda line: progress.print(line, markup=False))
+    for shown in tables(outcome):
+        print_table(shown)
+    print(outcome.line)
+    if json is not None:
+        write_atomically(json.expanduser().absolute(), outcome.json())
+    if not outcome.held:
+        raise RunFailedError("the boundary did not hold" if outcome.count("escaped") else "a control failed")
+
+
+def attack(areas: Sequence[Area], say: Callable[[str], None]) -> Outcome:
+    """Make every attack of these areas, each with its control.
+
+    Args:
+        say: is told what goes on, line by line.
+
+    Raises:
+        RunFailedError: an area could not be set up.
+    """
+    attempts: list[Attempt] = []
+    left_out: list[LeftOut] = []
+    for area in areas:
+        say(f"{TITLES[area]}: setting up")
+        with attacks(area) as found:
+            for number, one in enumerate(found, start=1):
+                if one.lacks:
+                    left_out.append(LeftOut(one.name, one.area, one.lacks))
+                    say(f"{area} {number}/{len(found)}  {one.name}: left out, {one.lacks}")
+                    continue
+                made = make(one)
+                attempts.append(made)
+                say(f"{area} {number}/{len(found)}  {made.name}: unprotected {made.control}, here {made.confined}")
+    return Outcome(tuple(attempts), tuple(left_out))
+
+
+@contextlib.contextmanager
+def attacks(area: Area) -> Iterator[list[Attack]]:
+    """The attacks of an area, with everything that they need, in a folder of their own, until the ``with`` ends."""
+    with (
+        # Short, as sockets lie in it.
+        tempfile.TemporaryDirectory(prefix="boundary-", ignore_cleanup_errors=True) as folder,
+        _source(area, Path(folder).resolve()) as found,
+    ):
+        yield found
+
+
+def _source(area: Area, folder: Path) -> contextlib.AbstractContextManager[list[Attack]]:
+    # Each imported where it is needed: torch and Flower take seconds to load.
+    match area:
+        case "node":
+            from sims.boundary.node_attacks import node_attacks
+
+            return node_attacks(folder)
+        case "courier":
+            from sims.boundary.courier_attacks import courier_attacks
+
+            return courier_attacks(folder)
+        case "messages":
+            from sims.boundary.message_attacks import message_attacks
+
+            return message_attacks(folder, unconfined=not confinement.offered())
+        case "deployment":
+            from sims.boundary.deployment_attacks import deployment_attacks
+
+            return deployment_attacks(folder)
+        case "canaries":
+            from sims.boundary.canaries import canary_attacks
+
+            return canary_attacks(folder)
+
+
+def _areas(words: Sequence[str]) -> list[Area]:
+    known: tuple[Area, ...] = get_args(Area)
+    for word in words:
+        if word not in known:
+            raise InputError(f"--only {word}: there is no such area; there are: {', '.join(known)}")
+    return [area for area in known if not words or area in words]
+
+
+def _list(areas: Sequence[Area], progress: Console) -> None:
+    for area in areas:
+        progress.print(f"{TITLES[area]}: setting up", markup=False)
+        with attacks(area) as found:
+            shown = table("attack", "how", "lacks", title=TITLES[area])
+            for one in found:
+                shown.add_row(one.name, one.tries, one.lacks)
+        print_table(shown)

@@ -1,0 +1,117 @@
+"""The program of a node that was taken over: it answers with its party's data, in any of the ways of
+:mod:`sims.boundary.leaks`; ``python -m sims.boundary.leaking_program`` runs it in a node process.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+
+from protocol.audit import Crossings
+from protocol.confinement import Confinement
+from protocol.egress import Gate
+from protocol.encryption_key import EncryptionKey
+from protocol.errors import RefusedError
+from protocol.launcher import launch
+from protocol.node import Program, Role
+from protocol.node_configuration import NodeConfiguration
+from protocol.node_desk import unix_seconds
+from protocol.node_keys import NodeKeys
+from protocol.policy_file import load_policy
+from protocol.socket import Frame, send_frame
+from sims.boundary.leaks import DATA_BYTES, LEAKS, honest_messages
+
+#: What the wish says where the gate is to be left out: that is the control.
+WITHOUT_GATE = "without-gate"
+#: The wish on which the program writes to its courier itself.
+PAST_THE_GATE = "past-the-gate"
+#: The wish that is answered late where the bit of the data that its word ``bit`` names is set, and by how many seconds.
+DELAY, DELAY_SECONDS = "delay", 0.2
+
+
+class LeakingProgram:
+    """Answers the wish ``leak`` in the way that its word ``name`` says, with the first bytes of ``private.bin``.
+
+    The gate is the real one, asked as a party's own program asks it: for the messages first, then for the answer. A
+    wish with the word ``gate`` = ``WITHOUT_GATE`` is answered without it.
+    """
+
+    role: Role
+
+    def __init__(self, configuration: NodeConfiguration, keys: NodeKeys) -> None:
+        node = configuration.node
+        self.role, self.party = "collective" if keys.encryption is None else "individual", node.party
+        encryption = keys.encryption or EncryptionKey.generate()
+        self._honest = honest_messages(self.role, keys.signing, encryption, run_id=node.run_id, now=unix_seconds())
+        self._data = (node.data / "private.bin").read_bytes().ljust(DATA_BYTES, b"\0")
+        self._gate = Gate(
+            load_policy(node.policy, self.role), Crossings(node.state / "crossings.jsonl", node.party, unix_seconds)
+        )
+        self._guarded = True
+
+    def handle(self, wish: Frame) -> Frame:
+        """The leak that is wished for."""
+        self._guarded = wish.words.get("gate") != WITHOUT_GATE
+        if wish.word == DELAY:
+            place = int(wish.words["bit"])
+            time.sleep(DELAY_SECONDS * (self._data[place // 8] >> (7 - place % 8) & 1))
+        if wish.word in ("status", DELAY):
+            return Frame("status", words={"role": self.role, "party": self.party, "state": "idle", "job": ""})
+        if wish.word == PAST_THE_GATE:
+            _write_past(Frame("metrics", parts={"metrics": self._data[:DATA_BYTES]}))
+            return Frame("accepted")
+        leak = next(leak for leak in LEAKS if (leak.role, leak.name) == (self.role, wish.words["name"]))
+        answer = leak.hide(self._honest, self._data[:DATA_BYTES])
+        if self._guarded:
+            self._clear(answer)
+        return answer
+
+    def let_out(self, answer: Frame) -> Frame:
+        """The gate's word, unless it is left out."""
+        return self._gate.let_frame_out(answer, self.party) if self._guarded else answer
+
+    def _clear(self, answer: Frame) -> None:
+        """Have the gate let out whatever it will."""
+        parts = answer.parts
+        try:
+            self._gate.let_out("the-other", parts)
+        except (RefusedError, KeyError):
+            for name, data in parts.items():
+                with contextlib.suppress(RefusedError, KeyError):
+                    self._gate.let_out("the-other", {name: data})
+
+
+def make(configuration: NodeConfiguration, confinement: Confinement, keys: NodeKeys) -> Program:
+    """What the launcher calls."""
+    return LeakingProgram(configuration, keys)
+
+
+def _write_past(answer: Frame) -> None:
+    """Write to whoever is connected, without asking anybody: what runs in a process has its descriptors."""
+    for number in range(3, 256):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as found:
+            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0 and found.getsockname():
+                send_frame(found, answer)
+
+
+def main() -> None:
+    """Take the options of a node's ``start``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--lifeline", type=int)
+    parser.add_argument("--unconfined", action="store_true")
+    given = parser.parse_args()
+    own = "sims.boundary.leaking_program"
+    launch(
+        given.config,
+        f"{own}:NodeConfiguration",
+        f"{own}:make",
+        lifeline=given.lifeline,
+        unconfined=given.unconfined,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The command ``learngene leakage``: attack the released learngene of a run, and say what it gives away."""
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from protocol.errors import InputError, fault_line
+from protocol.storage import write_atomically
+from sims.leakage.leakage_settings import LeakageSettings
+from sims.progress import Event, ProgressView
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command ``leakage`` to ``app``."""
+    app.command("leakage")(leakage)
+
+
+def leakage(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    shadows: Annotated[
+        int, typer.Option(help="Shadow collectives for each question; an even number, 4 or more.")
+    ] = LeakageSettings().shadows,
+    candidates: Annotated[
+        int, typer.Option(help="Images whose membership is asked for, at most; half of them members.")
+    ] = LeakageSettings().candidates,
+    seed: Annotated[int, typer.Option(help="Seed of everything random in the attacks.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results there too.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for shadows, results and figures.", show_default="RUN/leakage"),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Use the shadows that an earlier call with the same arguments left in --out."),
+    ] = False,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change any other number: noise=0.1,1 or samples=8,1024 or repetitions=20; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Attack a run's released learngene: membership, class presence, and what its Fisher diagonal shows.
+
+    Trains shadow collectives by the run's own recipe, twice --shadows of them and a twin: minutes for a run of the
+    profile smoke, and about so many times the collective's own training for a larger one. Every attack is tried where
+    the answer is known, too.
+
+    Examples:
+
+      learngene leakage ~/.learngene/runs/20260102-030405-cifar100
+
+      learngene leakage RUN --shadows 32 --candidates 2000 --json leakage.json
+
+      learngene leakage RUN --resume
+    """
+    settings = _settings(change or [], shadows=shadows, candidates=candidates, seed=seed)
+    # Only here: torch takes seconds to load, and --help should not wait for it.
+    from sims.leakage import leakage_figures, leakage_results
+    from sims.leakage.attacked_run import open_attacked, released
+    from sims.leakage.leakage_table import leakage_tables
+    from sims.leakage.measurement import measure
+
+    run = run.expanduser()
+    attacked = open_attacked(run, released(run))
+    folder = (out or run / leakage_results.FOLDER).expanduser()
+    _open_folder(folder, resume=resume)
+    with _progress() as say:
+        found = measure(attacked, settings, folder, _command(run, settings, change or []), say)
+    for place in (folder / leakage_results.FILE, *([] if json_file is None else [json_file.expanduser()])):
+        leakage_results.write(place, found)
+    for name, draw in leakage_figures.FIGURES.items():
+        image = draw(found)
+        if image is not None:
+            write_atomically(folder / name, image)
+    console = Console()
+    console.print(leakage_tables(found))
+    console.print(f"results        {folder / leakage_results.FILE}", soft_wrap=True, highlight=False)
+    if out is None and (run / "results.json").is_file():
+        from sims import report
+
+        console.print(f"report         {report.write(run)}", soft_wrap=True, highlight=False)
+
+
+def _settings(changes: list[str], **given: int) -> LeakageSettings:
+    values: dict[str, object] = dict(given)
+    for word in changes:
+        name, equals, value = word.partition("=")
+        if not equals or name in given or name not in LeakageSettings.model_fields:
+            names = ", ".join(other for other in LeakageSettings.model_fields if other not in given)
+            raise InputError(f"--set {word!r}: it must be NAME=VALUE, with a name of: {names}")
+        many = name in ("noise", "samples")
+        values[name] = [part for part in value.split(",") if part.strip()] if many else value
+    try:
+        return LeakageSettings.model_validate(values)
+    except ValidationError as error:
+        raise InputError(fault_line(error)) from None
+
+
+def _command(run: Path, settings: LeakageSettings, changes: list[str]) -> str:
+    words = ["learngene", "leakage", str(run), "--shadows", str(settings.shadows)]
+    words += ["--candidates", str(settings.candidates), "--seed", str(settings.seed)]
+    return shlex.join([*words, *(part for change in changes for part in ("--set", change))])
+
+
+def _open_folder(folder: Path, *, resume: bool) -> None:
+    """Make the folder of a measurement, or with ``resume`` take what is there.
+
+    Raises:
+        InputError: it holds something and is not to be resumed, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
+    if taken and not resume:
+        raise InputError(f"{folder} holds a measurement already; go on with --resume, or name another --out")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows on standard error what is being done, how much of it is through, and the time left."""
+    with ProgressView(Console(stderr=True)) as view:
+
+        def say(text: str, done: int, total: int) -> None:
+            view.show([Event("leakage", text, time.time(), done, total, text)])
+
+        yield say

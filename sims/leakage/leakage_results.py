@@ -1,0 +1,252 @@
+"""``leakage.json``: everything that was measured about one release, and in words exactly what that was."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from protocol.errors import InputError, fault_line
+from protocol.storage import write_atomically
+from sims.leakage.attack_metrics import Bounds
+from sims.leakage.leakage_settings import LeakageSettings
+
+if TYPE_CHECKING:
+    from sims.leakage.fisher_reconstruction import Reconstruction  # torch takes seconds to load
+
+#: Where the results of ``learngene leakage`` stand in a run's folder.
+FOLDER, FILE = "leakage", "leakage.json"
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+Share = float
+Question = Literal["membership", "class presence"]
+
+
+class Measure(BaseModel):
+    """A value and its 95 % interval."""
+
+    model_config = _FROZEN
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, bounds: Bounds) -> "Measure":
+        """The same."""
+        return cls(value=bounds.value, low=bounds.low, high=bounds.high)
+
+
+class RatesOf(BaseModel):
+    """Rates of one attack, shares of 1. ``advantage`` is at the best threshold in hindsight."""
+
+    model_config = _FROZEN
+
+    auroc: Measure
+    tpr_at_1_percent: Measure
+    tpr_at_01_percent: Measure
+    advantage: Measure
+    balanced_accuracy: Measure
+
+    @classmethod
+    def of(cls, rates: Mapping[str, Bounds]) -> "RatesOf":
+        """From bounds by name."""
+        return cls.model_validate({name: Measure.of(bounds) for name, bounds in rates.items()})
+
+
+class AttackResult(BaseModel):
+    """One attack on one variant of the release.
+
+    Attributes:
+        release: on the released learngene itself, intervals over units (bootstrap).
+        shadows: on every shadow in its turn, intervals over those targets (Student's t).
+        by_chance: AUROC over the same shadows with made-up membership, and where 95 % of such lie.
+        curve: mean true positive rate over the shadows at each false positive rate of the result's grid.
+    """
+
+    model_config = _FROZEN
+
+    question: Question
+    variant: str
+    attack: str
+    release: RatesOf | None
+    shadows: RatesOf
+    by_chance: Measure
+    curve: tuple[Share, ...]
+
+
+class ReconstructionResult(BaseModel):
+    """What diagonals from ``samples`` images show; fields as of ``fisher_reconstruction.Reconstruction``."""
+
+    model_config = _FROZEN
+
+    samples: int
+    noise: float
+    template: Literal["activations", "gradients"]
+    layer: str
+    inside: Measure
+    outside: Measure
+    guess: Measure
+    auroc: Measure
+    match: Measure
+    made_up: Measure
+    crowd: int
+
+    @classmethod
+    def of(cls, found: "Reconstruction") -> "ReconstructionResult":
+        """The same."""
+        values = {
+            field.name: Measure.of(value) if isinstance(value := getattr(found, field.name), Bounds) else value
+            for field in fields(found)
+        }
+        return cls.model_validate(values)
+
+
+class Control(BaseModel):
+    """Whether an attack does what it must where the answer is known.
+
+    Attributes:
+        kind: ``positive``: it must succeed; ``negative``: there is nothing to find.
+        auroc: what it reached.
+        holds: a positive one: the whole interval is above one half; a negative one: one half is inside the interval.
+    """
+
+    model_config = _FROZEN
+
+    kind: Literal["positive", "negative"]
+    text: str
+    auroc: Measure
+    holds: bool
+
+    @classmethod
+    def positive(cls, text: str, bounds: Bounds) -> "Control":
+        """A leaky release."""
+        return cls(kind="positive", text=text, auroc=Measure.of(bounds), holds=bounds.low > 0.5)
+
+    @classmethod
+    def negative(cls, text: str, bounds: Bounds) -> "Control":
+        """Membership that is made up."""
+        holds = bounds.low <= 0.5 <= bounds.high
+        return cls(kind="negative", text=text, auroc=Measure.of(bounds), holds=holds)
+
+
+class Leakage(BaseModel):
+    """``leakage.json``.
+
+    Attributes:
+        members, outsiders: candidates of the release of either kind.
+        present, absent: classes asked for, of either kind.
+        grid: false positive rates of the curves.
+        seconds: wall-clock times by part, of the last call.
+    """
+
+    model_config = _FROZEN
+
+    format: Literal[1] = 1
+    run_id: str
+    dataset: str
+    source: str
+    notice: str
+    profile: str
+    run_seed: int
+    command: str
+    settings: LeakageSettings
+    classes: int
+    training_images: int
+    fisher_samples: int
+    members: int
+    outsiders: int
+    present: int
+    absent: int
+    grid: tuple[Share, ...]
+    attacks: tuple[AttackResult, ...]
+    reconstruction: tuple[ReconstructionResult, ...]
+    controls: tuple[Control, ...]
+    machine: dict[str, str]
+    seconds: dict[str, float]
+
+    def of(self, question: Question) -> tuple[AttackResult, ...]:
+        """The attacks on one question."""
+        return tuple(found for found in self.attacks if found.question == question)
+
+
+def sentences(found: Leakage) -> list[str]:
+    """Exactly what was measured, and what came of it."""
+    said = []
+    for question, units in (("membership", "image"), ("class presence", "class")):
+        rows = [row for row in found.attacks if row.question == question]
+        if not rows:
+            continue
+        best = max(rows, key=lambda row: row.shadows.auroc.value)
+        text = (
+            f"The best of {len(rows)} attacks on {question} ({best.attack}; {best.variant}) told a training {units} "
+            f"from another with an AUROC of {measure_text(best.shadows.auroc)} over {found.settings.shadows} shadow "
+            f"collectives as targets"
+        )
+        text += f" (95 % of what chance gives there: {best.by_chance.low:.3f} to {best.by_chance.high:.3f})"
+        if best.release is not None:
+            text += f", and {measure_text(best.release.auroc)} on the release itself"
+        if question == "membership":
+            text += f"; at 1 % false positives it found {measure_text(best.shadows.tpr_at_1_percent, per_cent=True)}"
+        said.append(text + ".")
+    released = [
+        row
+        for row in found.reconstruction
+        if row.noise == 0
+        and row.layer == "mean"
+        and row.template == "gradients"
+        and row.samples <= found.fisher_samples
+    ]
+    if released:
+        row = max(released, key=lambda one: one.samples)
+        said.append(
+            f"From a Fisher diagonal of {row.samples} images an image behind it was told from another with an AUROC of "
+            f"{measure_text(row.auroc)}, and picked out of {row.crowd + 1} in "
+            f"{measure_text(row.match, per_cent=True)} of the cases (by chance {100 / (row.crowd + 1):.1f} %)."
+        )
+    failed = [control.text for control in found.controls if not control.holds]
+    said.append(
+        f"All {len(found.controls)} controls hold."
+        if not failed
+        else f"These controls do not hold, and what rests on them says nothing: {'; '.join(failed)}."
+    )
+    return said
+
+
+def measure_text(found: Measure, *, per_cent: bool = False) -> str:
+    """``0.52 (0.50 to 0.54)``, or in per cent ``1.3 % (0.9 to 1.8)``."""
+    if per_cent:
+        return f"{100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def write(path: Path, found: Leakage) -> None:
+    """Store results, readable."""
+    text = json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def load(path: Path) -> Leakage:
+    """Read results.
+
+    Raises:
+        InputError: there are none, or another version wrote them.
+    """
+    try:
+        return Leakage.model_validate_json(path.read_bytes())
+    except OSError:
+        raise InputError(f"{path} cannot be read: measure with `learngene leakage RUN` first") from None
+    except ValidationError as error:
+        raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
+
+
+def of_run(folder: Path) -> Leakage | None:
+    """What was measured about a run; None where nothing was.
+
+    Raises:
+        InputError: another version wrote it.
+    """
+    path = folder / FOLDER / FILE
+    return load(path) if path.is_file() else None

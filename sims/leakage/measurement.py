@@ -1,0 +1,384 @@
+"""The whole measurement of one release: shadows, attacks on every variant, reconstruction, and every control."""
+
+import hashlib
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from collective_node.private_images import PrivateImages
+from protocol.images import choose_device
+from protocol.learngene import Learngene
+from protocol.storage import write_atomically
+from sims.leakage import class_presence, membership
+from sims.leakage.attack_evaluation import Attack, Statistics, by_chance, evaluate
+from sims.leakage.attack_metrics import Mask, Scores
+from sims.leakage.attacked_run import AttackedRun, subset, without_in_stream
+from sims.leakage.fisher_reconstruction import (
+    class_behind_fisher,
+    measure_reconstruction,
+    with_few_images_behind,
+)
+from sims.leakage.leakage_results import (
+    AttackResult,
+    Control,
+    Leakage,
+    Measure,
+    Question,
+    RatesOf,
+    ReconstructionResult,
+)
+from sims.leakage.leakage_settings import LeakageSettings
+from sims.leakage.likelihood_ratio import paired_halves
+from sims.leakage.probe import LabelledImages, Probe, first_of_each
+from sims.leakage.release_variants import Variant, variants, with_noise
+from sims.leakage.shadow_collectives import Recipe, as_the_run, overfitted, remove_leftovers, train_shadows
+
+#: False positive rates of the curves.
+GRID = tuple(float(value) for value in np.logspace(-3, 0, 31))
+#: Classes of the positive control for membership, at most.
+_CONTROL_CLASSES = 5
+#: Images of one class behind the diagonal of the positive control for class presence.
+_CONTROL_SAMPLES = 8
+# Streams of the random generator: one for each thing that is drawn.
+_CANDIDATES, _HALVES, _CLASSES, _CLASS_HALVES, _CONTROL, _CONTROL_HALVES, _TWIN, _NOISE, _BOOTSTRAP, _MADE_UP = range(
+    10
+)
+
+#: Folders of the shadows of each question, and the streams of their seeds.
+_SHADOWS = {"membership": 10, "control": 11, "classes": 12}
+
+#: Gets (what, done, of how many).
+Say = Callable[[str, int, int], None]
+
+
+class _Twin(BaseModel):
+    """What was measured on a collective like the run's own, whose classifier is at hand; ``made_of`` is a digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    made_of: str
+    reconstruction: tuple[ReconstructionResult, ...]
+    class_control: Measure
+    few_images: dict[str, Measure]
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.monotonic)
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name], self.last = round(now - self.last, 1), now
+
+
+class _Measurement:
+    """One measurement: what every part of it needs."""
+
+    def __init__(self, run: AttackedRun, settings: LeakageSettings, folder: Path, say: Say) -> None:
+        self.run, self.settings, self.folder, self.say = run, settings, folder, say
+        self.device = choose_device(run.kept.settings.collective_device)
+        self.recipe = Recipe(as_the_run(run.kept.settings.collective), run.truth, self.device)
+        self.controls: list[Control] = []
+
+    def rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, *stream])
+
+    def shadows(
+        self, name: str, recipe: Recipe, images_of: Callable[[Mask], PrivateImages], halves: Mask
+    ) -> list[Learngene]:
+        """The trained shadows of one question."""
+        return train_shadows(
+            self.folder / name,
+            recipe,
+            lambda number: images_of(halves[number]),
+            len(halves),
+            int(self.rng(_HALVES, _SHADOWS[name]).integers(2**31)),
+            lambda done, count: self.say(f"shadow collectives, {name}", done, count),
+        )
+
+    def attacks(
+        self,
+        question: Question,
+        attacks: Sequence[Attack],
+        of: Callable[[Learngene], NDArray[np.float64]],
+        shadows: list[Learngene],
+        inside: Mask,
+        truth: Mask,
+        made_up: list[Mask],
+    ) -> list[AttackResult]:
+        """Every attack on every variant it can read, and the negative control of each without noise."""
+        rows: list[AttackResult] = []
+        noises = (0.0, *self.settings.noise)
+        for number, noise in enumerate(noises):
+            found = self._statistics(question, of, shadows, inside, truth, noise, (number, len(noises)))
+            for variant in variants(self.settings.noise):
+                if variant.noise != noise:
+                    continue
+                for attack in attacks:
+                    if not _reads(attack, variant):
+                        continue
+                    result = evaluate(attack, found, GRID, self.settings.resamples, self.rng(_BOOTSTRAP))
+                    chance = by_chance(attack, found, made_up)
+                    if noise == 0:
+                        text = f"{question}, {attack.name}: made-up membership"
+                        self.controls.append(Control.negative(text, chance))
+                    rows.append(
+                        AttackResult(
+                            question=question,
+                            variant=variant.name,
+                            attack=attack.name,
+                            release=None if result.release is None else RatesOf.of(result.release),
+                            shadows=RatesOf.of(result.shadows),
+                            by_chance=Measure.of(chance),
+                            curve=result.curve,
+                        )
+                    )
+        return rows
+
+    def _statistics(
+        self,
+        question: str,
+        of: Callable[[Learngene], NDArray[np.float64]],
+        shadows: list[Learngene],
+        inside: Mask,
+        truth: Mask,
+        noise: float,
+        place: tuple[int, int],
+    ) -> Statistics:
+        releases = [self.run.learngene, *shadows]
+        tables: list[Scores] = []
+        for number, learngene in enumerate(releases):
+            tables.append(of(with_noise(learngene, noise, self.rng(_NOISE, number, round(noise * 1e6)))))
+            total = place[1] * len(releases)
+            self.say(f"statistics, {question}", place[0] * len(releases) + number + 1, total)
+        return Statistics(tables[0], truth, np.array(tables[1:]), inside)
+
+    def attack_images(self) -> tuple[list[AttackResult], membership.Candidates]:
+        """Images of the release, of every shadow, and of the overfitted control."""
+        settings = self.settings
+        candidates = membership.choose_candidates(self.run.images, settings.candidates, self.rng(_CANDIDATES))
+        halves = candidates.halves(settings.shadows, self.rng(_HALVES))
+        shadows = self.shadows("membership", self.recipe, candidates.training, halves)
+        of = membership.measure(candidates, settings.head_images, self.device, fisher=True)
+        made_up = [candidates.halves(settings.shadows, self.rng(_MADE_UP, 0, n)) for n in range(settings.made_up)]
+        rows = self.attacks("membership", membership.ATTACKS, of, shadows, halves, candidates.members, made_up)
+        return rows, candidates
+
+    def overfitted_control(self) -> None:
+        """Collectives that learn a few images by heart: every attack on membership by weights must succeed."""
+        settings = self.settings
+        few = subset(self.run.images, range(min(_CONTROL_CLASSES, len(self.run.images.classes))))
+        count = settings.control_candidates * len(few.classes)
+        candidates = membership.choose_candidates(few, count, self.rng(_CONTROL))
+        halves = candidates.halves(settings.control_shadows, self.rng(_CONTROL_HALVES))
+        recipe = Recipe(overfitted(self.recipe.settings, len(few.classes), settings.control_epochs), None, self.device)
+        shadows = self.shadows("control", recipe, lambda inside: candidates.training(inside, alone=True), halves)
+        of = membership.measure(candidates, settings.head_images, self.device, fisher=False)
+        found = Statistics(None, None, np.array([of(learngene) for learngene in shadows]), halves)
+        for attack in membership.ATTACKS:
+            if attack.fisher:  # what was learned by heart has no gradient; their control is in `twin`
+                continue
+            result = evaluate(attack, found, GRID, settings.resamples, self.rng(_BOOTSTRAP))
+            text = f"membership, {attack.name}: a collective that learned {len(halves[0]) // 2} images by heart"
+            self.controls.append(Control.positive(text, result.shadows["auroc"]))
+
+    def attack_classes(self) -> tuple[list[AttackResult], class_presence.CandidateClasses]:
+        """Classes of the release and of every shadow."""
+        settings, run = self.settings, self.run
+        classes = class_presence.choose_classes(run.images, run.absent, settings.classes, self.rng(_CLASSES))
+        # Or the person of an open world would name what the shadow must not know.
+        asked = set(classes.images.classes[: len(classes.members)])
+        streamed, truth = without_in_stream(classes.images, run.truth, asked)
+        classes = class_presence.CandidateClasses(streamed, classes.members)
+        halves = classes.halves(settings.shadows, self.rng(_CLASS_HALVES))
+        recipe = Recipe(self.recipe.settings, truth, self.device)
+        shadows = self.shadows("classes", recipe, classes.training, halves)
+        of = class_presence.measure(classes, settings.class_images, self.device, fisher=True)
+        made_up = [classes.halves(settings.shadows, self.rng(_MADE_UP, 1, n)) for n in range(settings.made_up)]
+        rows = self.attacks("class presence", class_presence.ATTACKS, of, shadows, halves, classes.members, made_up)
+        return rows, classes
+
+    def twin(self, candidates: membership.Candidates) -> _Twin:
+        """Reconstruction, on a collective trained as the run's own was: the run keeps no condensed classifier."""
+        settings, images = self.settings, self.run.images
+        made_of = hashlib.sha256(
+            (settings.model_dump_json() + self.recipe.settings.model_dump_json()).encode()
+            + images.train_images.tobytes()
+        ).hexdigest()
+        path = self.folder / "twin.json"
+        kept = _kept(path)
+        if kept is not None and kept.made_of == made_of:
+            return kept
+        self.say("a twin of the collective", 0, 1)
+        rng = self.rng(_TWIN)
+        with tempfile.TemporaryDirectory(prefix=".working-", dir=self.folder) as working:
+            evolved = self.recipe.evolve(images, int(rng.integers(2**31)), Path(working))
+        collective, outputs = evolved.collective, evolved.collective.outputs
+        base = torch.nonzero(collective.images.labels.cpu() < len(images.classes))[:, 0].numpy()
+        asked = np.sort(rng.permutation(base)[: settings.compared])
+        heldout = LabelledImages(images.heldout_images, images.heldout_labels)
+        rest = LabelledImages(candidates.rest.train_images, candidates.rest.train_labels)
+        own = rest.select(first_of_each(rest.labels, settings.head_images))
+        probe = Probe(evolved.learngenes["condensed"], own, len(images.classes), self.device)
+        estimator = self.recipe.settings.fisher_estimator
+        found = measure_reconstruction(
+            evolved.condensed,
+            probe,
+            collective.images,
+            asked,
+            outputs,
+            samples=settings.samples,
+            noise=settings.noise,
+            repetitions=settings.repetitions,
+            estimator=estimator,
+            rng=rng,
+        )
+        control = class_behind_fisher(
+            evolved.condensed,
+            probe,
+            collective.images,
+            heldout.select(first_of_each(heldout.labels, settings.class_images)),
+            outputs,
+            samples=_CONTROL_SAMPLES,
+            estimator=estimator,
+            rng=rng,
+        )
+        few = np.sort(rng.permutation(base)[: 2 * _CONTROL_SAMPLES])
+        halves = paired_halves([len(few)], 2 * settings.control_shadows, rng)
+        releases = with_few_images_behind(
+            evolved.condensed,
+            evolved.learngenes["condensed"],
+            collective.images,
+            few,
+            halves,
+            outputs,
+            estimator=estimator,
+            rng=rng,
+        )
+        pixels, labels = (
+            part[torch.from_numpy(few)].cpu().numpy() for part in (collective.images.pixels, collective.images.labels)
+        )
+        few_images = LabelledImages(pixels, labels)
+        table = [
+            Probe(learngene, own, len(images.classes), self.device).statistics(few_images, fisher=True)
+            for learngene in releases
+        ]
+        leaky = Statistics(None, None, np.array(table), halves)
+        reached = {
+            attack.name: evaluate(attack, leaky, GRID, settings.resamples, rng).shadows["auroc"]
+            for attack in membership.ATTACKS
+            if attack.fisher
+        }
+        twin = _Twin(
+            made_of=made_of,
+            reconstruction=tuple(ReconstructionResult.of(one) for one in found),
+            class_control=Measure.of(control),
+            few_images={name: Measure.of(bounds) for name, bounds in reached.items()},
+        )
+        write_atomically(path, (twin.model_dump_json(indent=1) + "\n").encode())
+        self.say("a twin of the collective", 1, 1)
+        return twin
+
+    def twin_controls(self, twin: _Twin) -> None:
+        """One image behind a diagonal must be found, one class behind it too; what is made up must not."""
+        for row in twin.reconstruction:
+            if row.noise or row.layer != "mean":
+                continue
+            if row.samples == 1:
+                text = f"reconstruction, {row.template}: a diagonal of one image"
+                self.controls.append(Control(kind="positive", text=text, auroc=row.auroc, holds=row.auroc.low > 0.5))
+            if row.samples == max(one.samples for one in twin.reconstruction):
+                # Twice the interval of some repetitions: one in twenty would leave a single one by chance.
+                half, text = row.made_up.value - row.made_up.low, f"reconstruction, {row.template}: made-up images"
+                holds = abs(row.made_up.value - 0.5) <= 2 * half
+                self.controls.append(Control(kind="negative", text=text, auroc=row.made_up, holds=holds))
+        for name, reached in twin.few_images.items():
+            text = f"membership, {name}: a diagonal of {_CONTROL_SAMPLES} images"
+            self.controls.append(Control(kind="positive", text=text, auroc=reached, holds=reached.low > 0.5))
+        text = f"class presence, Fisher match: a diagonal of {_CONTROL_SAMPLES} images of one class"
+        control = twin.class_control
+        self.controls.append(Control(kind="positive", text=text, auroc=control, holds=control.low > 0.5))
+
+
+def measure(run: AttackedRun, settings: LeakageSettings, folder: Path, command: str, say: Say) -> Leakage:
+    """Attack a run's release; shadows and intermediate results lie in ``folder``, which exists.
+
+    What is there already from an earlier call with the same arguments is used.
+
+    Raises:
+        InputError: too few images, candidates or classes; or the folder holds something else.
+        RunFailedError: a collective's loss is not a number any more.
+    """
+    threads = run.kept.settings.threads
+    if threads:
+        torch.set_num_threads(threads)
+    clock, work = _Clock(), _Measurement(run, settings, folder, say)
+    remove_leftovers(folder)
+    rows, candidates = work.attack_images()
+    clock.lap("membership")
+    work.overfitted_control()
+    clock.lap("membership control")
+    class_rows, classes = work.attack_classes()
+    clock.lap("class presence")
+    twin = work.twin(candidates)
+    work.twin_controls(twin)
+    clock.lap("reconstruction")
+    kept, fisher = run.kept, run.learngene.fisher
+    assert fisher is not None
+    return Leakage(
+        run_id=run.record.run_id,
+        dataset=kept.dataset.get("name", kept.settings.dataset),
+        source=kept.dataset.get("source", "unknown"),
+        notice=run.notice,
+        profile=kept.settings.profile,
+        run_seed=kept.settings.seed,
+        command=command,
+        settings=settings,
+        classes=len(run.images.classes),
+        training_images=len(run.images.train_labels),
+        fisher_samples=fisher.samples,
+        members=int(candidates.members.sum()),
+        outsiders=int((~candidates.members).sum()),
+        present=int(classes.members.sum()),
+        absent=int((~classes.members).sum()),
+        grid=GRID,
+        attacks=(*rows, *class_rows),
+        reconstruction=twin.reconstruction,
+        controls=tuple(work.controls),
+        machine=_machine(),
+        seconds=clock.seconds,
+    )
+
+
+def _reads(attack: Attack, variant: Variant) -> bool:
+    """Whether an attack is tried on a variant: without noise, one that reads no diagonal is tried without it only."""
+    if variant.noise:
+        return True
+    return attack.fisher == variant.fisher
+
+
+def _kept(path: Path) -> _Twin | None:
+    try:
+        return _Twin.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _machine() -> dict[str, str]:
+    return {
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "torch": torch.__version__,
+    }

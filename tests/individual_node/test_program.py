@@ -1,0 +1,65 @@
+"""The individual's node: what its adapt job says of the learngenes that it adapts."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from individual_node import program
+from individual_node.configuration import IndividualConfiguration
+from individual_node.program import IndividualProgram
+from protocol.confinement import Confinement
+from protocol.metrics import METRICS_FILE
+from protocol.node_configuration import load
+from protocol.node_desk import load_keys
+from protocol.trust_file import read_trust, write_trust
+from tests.protocol.parties import NEW_COLLECTIVE, ROOT, learngene
+from tests.two_folders import make_folders
+
+
+class NothingToRun:
+    """In the place of the evaluation, which needs target tasks and minutes."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def run_all(self) -> tuple[dict[str, object], dict[str, float]]:
+        """No method, no figures."""
+        return {}, {}
+
+
+def test_the_adapt_job_says_what_should_not_be_used_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = make_folders(tmp_path / "site")
+    for form in ("condensed", "paper"):
+        folders.publish(learngene(form=form))
+        folders.exchange(tmp_path / f"{form}.learngene", form)
+    configuration = load(folders.individual, IndividualConfiguration)
+    node = IndividualProgram(configuration, Confinement(0, False, ()), load_keys(configuration.node))
+    monkeypatch.setattr(program, "Evaluation", NothingToRun)
+    monkeypatch.setattr(program.target_tasks, "read", lambda _: None)
+
+    def doubts() -> tuple[object, list[str]]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            node._adapt()
+        figures = json.loads((configuration.node.state / METRICS_FILE).read_text())
+        return figures["doubts"], [record.getMessage() for record in caplog.records]
+
+    assert doubts() == ({}, [])
+    paper = folders.individual_desk().learngene("paper")
+    assert paper is not None
+    folders.individual_desk()._ledger.withdraw(configuration.node.run_id, paper.release_digest)
+    said, log = doubts()
+    assert said == {"paper": "withdrawn"}
+    assert len(log) == 1
+    assert "form paper is withdrawn" in log[0]
+    # The running node reads the changed trust store by itself.
+    store = read_trust(folders.trust, root=folders.root)
+    store = store.without_key(paper.release.signer, "compromised")
+    write_trust(folders.trust, store.with_key(NEW_COLLECTIVE.public_hex, "collective", "collective"), ROOT)
+    said, log = doubts()
+    assert said == {"condensed": "compromised", "paper": "withdrawn"}
+    assert len(log) == 2

@@ -1,0 +1,1 @@
+"""Attacks on the boundary between the parties, each beside a control in which it succeeds."""

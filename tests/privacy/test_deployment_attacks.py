@@ -1,0 +1,57 @@
+"""Attacks through a whole Flower deployment: a hostile app reaches what it should not only where nothing confines it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol import confinement
+from sims.boundary.attempt import Attempt, make
+from sims.boundary.deployment_attacks import deployment_attacks
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds what is left behind in /proc"),
+]
+
+#: What is known not to be stopped by anything.
+UNSTOPPABLE = {"an app archive stands in the way of our packages", "an app sends elsewhere what it has"}
+#: What needs no confinement, as the node itself refuses it.
+THROUGH_THE_RELAY = {
+    "a replayed bundle through Flower",
+    "another's bundle through Flower",
+    "another run's bundle through Flower",
+}
+
+
+@pytest.fixture(scope="module")
+def attempts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Attempt]]:
+    with deployment_attacks(tmp_path_factory.mktemp("d")) as attacks:
+        yield {attack.name: make(attack) for attack in attacks if not attack.lacks}
+
+
+def test_every_control_succeeds(attempts: dict[str, Attempt]) -> None:
+    assert {name: made.detail for name, made in attempts.items() if made.control != "succeeded"} == {}
+
+
+def test_under_the_courier_nothing_of_the_site_is_reached(attempts: dict[str, Attempt]) -> None:
+    thefts = {name: made for name, made in attempts.items() if name not in UNSTOPPABLE | THROUGH_THE_RELAY}
+    assert len(thefts) >= 6
+    expected = ("blocked", "PermissionError")
+    if not confinement.offered():
+        expected = ("not enforced", "this kernel does not confine a courier")
+    assert {name: (made.confined, made.detail) for name, made in thefts.items()} == dict.fromkeys(thefts, expected)
+
+
+def test_a_relay_that_repeats_swaps_and_crosses_achieves_nothing(attempts: dict[str, Attempt]) -> None:
+    found = {name: (made.confined, made.detail) for name, made in attempts.items() if name in THROUGH_THE_RELAY}
+    assert found == {
+        "a replayed bundle through Flower": ("blocked", "receipt"),
+        "another's bundle through Flower": ("blocked", "wrong_audience"),
+        "another run's bundle through Flower": ("blocked", "wrong_run"),
+    }
+
+
+def test_what_nothing_stops_is_said_to_be_so(attempts: dict[str, Attempt]) -> None:
+    found = {name for name, made in attempts.items() if made.confined == "not enforced" and made.detail}
+    assert found >= UNSTOPPABLE

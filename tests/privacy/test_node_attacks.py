@@ -1,0 +1,46 @@
+"""A hostile program in a node process: what it reaches, each attack by name, and the same program unconfined."""
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from protocol import confinement
+from sims.boundary.attempt import Attack, make
+from sims.boundary.boundary_command import attacks
+from sims.boundary.node_attacks import TRIALS
+from sims.boundary.stage import Trial
+from tests.privacy.judging import check
+
+#: What nothing on a kernel stops, and no other attack is to be counted so.
+UNSTOPPABLE = {
+    "ask_presence",
+    "ask_process",
+    "ask_size",
+    "ask_space",
+    "lock_shared_file",
+    "probe_page_cache",
+    "read_link",
+    "read_load",
+    "time_presence",
+}
+
+
+@pytest.fixture(scope="module")
+def found() -> Iterator[Mapping[str, Attack]]:
+    with attacks("node") as all_of_them:
+        yield {attack.name: attack for attack in all_of_them}
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.act)
+def test_a_node_that_was_taken_over(trial: Trial, found: Mapping[str, Attack]) -> None:
+    check(found[trial.name], stoppable=trial.act not in UNSTOPPABLE)
+
+
+def test_what_is_excused_is_what_cannot_be_stopped() -> None:
+    assert {trial.act for trial in TRIALS if trial.unstoppable} == UNSTOPPABLE
+    assert len({trial.name for trial in TRIALS}) == len(TRIALS)
+
+
+@pytest.mark.skipif(confinement.offered(), reason="this kernel confines a process")
+def test_where_nothing_is_confined_nothing_counts_as_blocked(found: Mapping[str, Attack]) -> None:
+    assert {make(attack).confined for attack in found.values() if not attack.lacks} == {"not enforced"}
