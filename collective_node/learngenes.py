@@ -95,11 +95,16 @@ def evolve(
         fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
 
     Raises:
-        InputError: the settings ask for more than the images have, or the checkpoint belongs to another evolution.
+        InputError: the settings ask for private weights or for more than the images have, or the checkpoint belongs to
+            another evolution.
         RunFailedError: the loss is not a number any more.
     """
     if settings.private_weights:
-        raise ValueError("private weights are made by evolve_privately")
+        raise InputError(
+            "private weights are not made here, but by collective_node.private_evolution.evolve_privately; "
+            "what needs a collective with tasks works without privacy_epsilon, or with "
+            "privacy_scope=fisher-given-weights"
+        )
     check_privacy(settings)
     evolution = Evolution(images, settings, seed, device, checkpoints, events, person)
     # What the policy would refuse to send is said before the training, not after it.

@@ -1,6 +1,7 @@
 """DP-SGD (Abadi et al., arXiv 1607.00133) over every weight of one network, with Opacus."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -80,9 +81,12 @@ def train_privately(
             x, labels = images.batch(index)
             # Opacus reads a convolution's input by its strides, and gets gradients wrong where channels come last.
             logits = hooked(x.contiguous())
-            nn.functional.cross_entropy(
+            loss = nn.functional.cross_entropy(
                 logits, target(labels), reduction="sum", label_smoothing=settings.label_smoothing
-            ).backward()
+            )
+            with warnings.catch_warnings():  # torch: nobody asked for the images' own gradients
+                warnings.filterwarnings("ignore", "Full backward hook is firing")
+                loss.backward()
             optimiser.signal_skip_step(number + 1 < len(chunks))
             optimiser.step()
         if observe is not None:

@@ -92,7 +92,7 @@ class CollectiveSettings(BaseModel):
     )
     privacy_epochs: float = Field(10.0, gt=0, description="passes over the images in private training")
     privacy_batch_size: int = Field(1024, ge=1, description="images to be expected in a step of private training")
-    privacy_learning_rate: float = Field(0.5, gt=0)
+    privacy_learning_rate: float = Field(1.0, gt=0)
     privacy_clip: float = Field(1.0, ge=1e-6, le=1e6, description="largest norm of an image's gradient")
     privacy_fisher_clip: float = Field(
         1.0, ge=1e-6, le=1e6, description="largest norm of an image's squared gradient, in a private Fisher diagonal"

@@ -95,7 +95,7 @@ class Confinement:
         kernel = f"Landlock ABI {self.landlock_abi}" if self.landlock_abi else "no Landlock"
         filters = "seccomp" if self.seccomp else "no seccomp"
         missing = ", ".join(guard.name for guard in self.guards if not guard.enforced)
-        holds = "confined" if self.enforced else f"unconfined, nothing holds: {missing}"
+        holds = "confined" if self.enforced else f"unconfined: not enforced are {missing}"
         return f"{holds} (this kernel offers {kernel}, {filters})"
 
 

@@ -203,7 +203,13 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         )
         # What may not leave is not written down as released either.
         egress(self._policy, release)
-        return self._ledger.add_release(release, content_key, data)
+        try:
+            return self._ledger.add_release(release, content_key, data)
+        except StorageFailedError:
+            if self._ledger.withdrawn(self._run_id) == withdrawn:
+                raise
+        # One was withdrawn while this release was made, by a command beside the node: it must say so too.
+        return self.publish(learngene, now, content_key)
 
     @property
     def fewest_samples(self) -> int:

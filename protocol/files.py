@@ -5,32 +5,43 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+from protocol import storage
 from protocol.errors import InputError, RefusedError, StorageFailedError, TooLargeError
-from protocol.storage import write_atomically
 
 
-def read_limited(path: Path, what: str, *, max_bytes: int) -> bytes:
-    """The content of a file, of which no more than ``max_bytes`` are read, whatever its size says.
+@contextmanager
+def opened(path: Path, what: str) -> Iterator[BinaryIO]:
+    """A file to be read, and nothing that only looks like one.
 
     Args:
         what: the kind of file, for messages: ``the bundle file``.
 
     Raises:
-        InputError: there is no such file, or it is a pipe, a folder or a device.
-        TooLargeError: it holds more.
+        InputError: there is no such file, it is a pipe, a folder or a device, or the disk does not give it.
     """
     try:
         # Without O_NONBLOCK, a pipe with that name would hold the program up.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError(f"{shown(path)} is not a file")
-            data = file.read(min(status.st_size, max_bytes) + 1)
+            yield file
     except OSError as error:
         raise InputError(f"cannot read {what} {shown(path)}: {error.strerror}") from None
+
+
+def read_limited(path: Path, what: str, *, max_bytes: int) -> bytes:
+    """The content of a file, of which no more than ``max_bytes`` are read, whatever its size says.
+
+    Raises:
+        InputError: as ``opened``.
+        TooLargeError: it holds more.
+    """
+    with opened(path, what) as file:
+        data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     if len(data) > max_bytes:
-        raise TooLargeError(f"{shown(path)} has more than {max_bytes} bytes, the limit of {what}; give the right file")
+        raise TooLargeError(f"it has more than {max_bytes} bytes, the limit of {what}; give the right file")
     return data
 
 
@@ -41,21 +52,29 @@ def check_free(path: Path) -> None:
         InputError: there is something already, or no folder for it.
     """
     if os.path.lexists(path):
-        raise InputError(f"{path} exists already and is not overwritten; choose another name")
+        raise _taken(path)
     folder = path.absolute().parent
     if not os.path.isdir(folder):
         raise InputError(f"there is no folder {folder}")
 
 
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that only its owner reads (0600), all of it or nothing.
+def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write a file that, by default, only its owner reads; all of it or nothing.
 
     Raises:
         InputError: there is something already, or no folder for it.
         StorageFailedError: it could not be stored durably.
     """
     check_free(path)
-    write_atomically(path, data, mode=0o600)
+    try:
+        storage.write_new(path, data, mode=mode)
+    except FileExistsError:
+        # Another process was quicker.
+        raise _taken(path) from None
+
+
+def _taken(path: Path) -> InputError:
+    return InputError(f"{path} exists already and is not overwritten; choose another name")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import typer
 from protocol import key_file as key_files
 from protocol.encryption_key import EncryptionKey, Kem
 from protocol.errors import InputError
+from protocol.files import check_free
 from protocol.key_file import Unlock
 from protocol.keys import SigningKey, fingerprint
 from protocol.passphrase import ask_new
@@ -36,7 +37,7 @@ def keygen(
     if kind == "signing" and encapsulation != "x25519":
         raise InputError("--kem is a choice for an encryption key; add --kind encryption")
     # Before anybody thinks of a passphrase.
-    key_files.check_free(out)
+    check_free(out)
     unlock = _unlock(key_file, out)
     if kind == "signing":
         signing = SigningKey.generate()

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from protocol import canonical_json
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
-from protocol.storage import write_atomically
+from protocol.files import write_new
 
 Kind = Literal["ed25519", "x25519", "mlkem768-x25519"]
 
@@ -206,20 +206,7 @@ def write(path: Path, key: PrivateKey, unlock: Unlock) -> None:
         InputError: there is a file already (a key is never overwritten), or no folder.
         StorageFailedError: the key could not be stored durably.
     """
-    check_free(path)
-    write_atomically(path, lock(key, unlock), mode=0o600)
-
-
-def check_free(path: Path) -> None:
-    """Refuse to write a key over anything.
-
-    Raises:
-        InputError: there is a file already, or no folder.
-    """
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent}")
-    if path.exists() or path.is_symlink():
-        raise InputError(f"{path} exists already; a key is never overwritten, choose another name")
+    write_new(path, lock(key, unlock))
 
 
 def read(path: Path, kinds: Sequence[Kind], unlock: Unlock) -> PrivateKey:
@@ -240,8 +227,7 @@ def make_key_file(path: Path) -> None:
     Raises:
         InputError: there is a file already, or no folder. StorageFailedError: it could not be stored durably.
     """
-    check_free(path)
-    write_atomically(path, os.urandom(KEY_FILE_BYTES[0]), mode=0o600)
+    write_new(path, os.urandom(KEY_FILE_BYTES[0]))
 
 
 def read_private(path: Path, what: str, *, max_bytes: int) -> bytes:

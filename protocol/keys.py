@@ -113,6 +113,25 @@ def read_fingerprint(text: str) -> str:
     return proquint.encode(data)
 
 
+def read_public(text: str, option: str) -> str:
+    """A public key as :attr:`SigningKey.public_hex` writes it, from what somebody typed.
+
+    Args:
+        option: where it was typed, for messages: ``--root``.
+
+    Raises:
+        InputError: not 64 hexadecimal digits, or a key that must not be pinned.
+    """
+    digits = text.strip().lower()
+    if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
+        raise InputError(f"{option} has 64 hexadecimal digits; copy the public key that keygen or init printed")
+    try:
+        check_public_key(bytes.fromhex(digits))
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from None
+    return digits
+
+
 def check_signature(public: bytes, signature: bytes, message: bytes) -> None:
     """Check a signature against a raw public key that passed ``check_public_key``.
 

@@ -162,9 +162,15 @@ class _Ledger:
         """Remember the trust store that is believed from now on.
 
         Raises:
+            RollbackError, EquivocationError: another process on this ledger has accepted one meanwhile that goes before.
             StorageFailedError: it could not be stored, so it must not be believed.
         """
         with self._transaction() as database:
+            row = database.execute("SELECT version, digest, root, pinned FROM trust").fetchone()
+            before = None if row is None else TrustSeen(*row)
+            # Under one pin or one root, versions count on.
+            if before is not None and (before.pinned == seen.pinned or before.root == seen.root):
+                seen.check_after(before)
             database.execute(
                 "INSERT OR REPLACE INTO trust VALUES (1, ?, ?, ?, ?)",
                 (seen.version, seen.digest, seen.root, seen.pinned),

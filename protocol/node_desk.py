@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from protocol.desks import CollectiveDesk, IndividualDesk
 from protocol.errors import InputError
-from protocol.files import named_refusals
 from protocol.learngene import Doubt
 from protocol.ledger import CollectiveLedger, IndividualLedger
 from protocol.node import Role
@@ -16,7 +15,7 @@ from protocol.node_configuration import NodeTable, node_table, read
 from protocol.node_keys import NodeKeys, load_keys
 from protocol.policy_file import load_policy
 from protocol.socket import private_folder
-from protocol.trust_file import read_trust
+from protocol.trust_file import TrustFile
 
 _LEDGER = "ledger.db"
 
@@ -57,17 +56,16 @@ def open_desk(node: NodeTable, kind: type[DeskT], *, new: bool = False) -> DeskT
 
 def desk_of(node: NodeTable, keys: NodeKeys, kind: type[DeskT]) -> DeskT:
     """A node's desk, its keys opened already. Raises as ``open_desk``, but for what is about keys."""
-    with named_refusals("the trust store"):
-        return kind.open(
-            node.state,
-            party=node.party,
-            keys=keys,
-            trust=node.trust,
-            root=node.root,
-            run_id=node.run_id,
-            clock=unix_seconds,
-            policy=load_policy(node.policy, kind.role),
-        )
+    return kind.open(
+        node.state,
+        party=node.party,
+        keys=keys,
+        trust=node.trust,
+        root=node.root,
+        run_id=node.run_id,
+        clock=unix_seconds,
+        policy=load_policy(node.policy, kind.role),
+    )
 
 
 def collective_ledger(node: NodeTable) -> CollectiveLedger:
@@ -113,10 +111,11 @@ def known_doubt(config: Path, *, run_id: str, release: str, signer: str) -> Doub
     try:
         if release in ledger.withdrawn(run_id):
             return "withdrawn"
+        # Under the node's own memory: an older trust store than it has accepted may lack the revocation.
+        store = TrustFile(node.trust, node.root, ledger).current()
     finally:
         ledger.close()
-    # Its memory of earlier versions is the node's own to write.
-    return "compromised" if read_trust(node.trust, root=node.root).is_compromised(signer) else None
+    return "compromised" if store.is_compromised(signer) else None
 
 
 def _is_ours(folder: Path) -> bool:

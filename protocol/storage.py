@@ -1,9 +1,11 @@
 """Saving to disk so that a crash leaves either the old content or the new, never half of it."""
 
+import contextlib
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from protocol.errors import StorageFailedError
@@ -15,6 +17,41 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     Raises:
         StorageFailedError: the bytes could not be stored durably; what was at ``path`` before is still there.
     """
+    with _written_beside(path, data, mode) as temporary:
+        os.replace(temporary, path)
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """As ``write_atomically``, but nothing may be at ``path``, also not what another process puts there meanwhile.
+
+    Raises:
+        FileExistsError: something is there; it is as it was.
+        StorageFailedError: the bytes could not be stored durably.
+    """
+    with _written_beside(path, data, mode) as temporary:
+        try:
+            # A rename would replace what came there since anybody looked.
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            # A memory stick's file system: an empty file takes the name, and then gives it up for the content.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+            os.replace(temporary, path)
+
+
+#: What Linux says on a file system without hard links (link(2)).
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, data: bytes, mode: int) -> Iterator[str]:
+    """The name of a synced file with this content in the folder of ``path``; the folder is synced once it has its place,
+    and the name is gone.
+
+    Raises:
+        FileExistsError: from within. StorageFailedError: anything else that the disk refuses.
+    """
     temporary: str | None = None
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -25,9 +62,12 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             if mode != 0o600:
                 os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
+        Path(temporary).unlink(missing_ok=True)
         temporary = None
         synchronise_folder(path.parent)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise StorageFailedError(
             f"cannot write {path}: {error.strerror or error}; check the folder and the disk"

@@ -40,9 +40,11 @@ _MOST_HANDOVERS = 64
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-PartyName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+PARTY_PATTERN = r"^[a-z0-9][a-z0-9-]{0,63}$"
+PartyName = Annotated[str, StringConstraints(pattern=PARTY_PATTERN)]
 _Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
-_Version = Annotated[int, Field(ge=1, le=2**31)]
+_LAST_VERSION = 2**31
+_Version = Annotated[int, Field(ge=1, le=_LAST_VERSION)]
 
 
 class TrustedKey(BaseModel):
@@ -70,7 +72,7 @@ class TrustedKey(BaseModel):
 
 
 class RevokedKey(TrustedKey):
-    """A key that was pinned once: why it is believed no more, and the ``version`` of the store that first said so."""
+    """A key that was pinned once: why it is believed no more, and the ``version`` of the store that first said why."""
 
     reason: Reason
     version: _Version
@@ -166,9 +168,11 @@ class TrustStore(_Roots):
 
     @model_validator(mode="after")
     def _keys_differ(self) -> "TrustStore":
-        publics = [*self.roots, *(key.public for key in self.revoked), *(key.public for key in self.keys)]
+        publics = [*(key.public for key in self.revoked), *(key.public for key in self.keys)]
+        if set(publics) & set(self.roots):
+            raise ValueError("a root key is a party's key too; a root key signs the trust store and nothing else")
         if len(set(publics)) != len(publics):
-            raise ValueError("a key is pinned twice; every key has one party and one role, and is no root key")
+            raise ValueError("a key is pinned twice; every key has one party and one role")
         former = _last_epochs(self.revoked)
         if len({(key.role, key.party) for key in self.keys}) != len(self.keys):
             raise ValueError("a party has two keys for one role; trust rotate replaces a key")
@@ -196,18 +200,26 @@ class TrustStore(_Roots):
             raise InputError(f"the key of {party} cannot be pinned: {fault_line(error)}") from None
 
     def without_key(self, keyid: str, reason: Reason) -> "TrustStore":
-        """The next version, in which this key is revoked.
+        """The next version, in which this key is revoked. A key that has left or was replaced in good faith may turn out
+        to be compromised later; never the other way.
 
         Raises:
-            InputError: it is not pinned.
+            InputError: it is not pinned, or revoked already with no lesser reason.
         """
         key = self._by_keyid.get(keyid)
-        if key is None:
+        if key is not None:
+            return self._next(keys=self._others(key), revoked=(*self.revoked, self._revocation(key, reason)))
+        gone = self._revoked_by_keyid.get(keyid)
+        if gone is None:
             raise InputError(f"the key {keyid[:16]} is not pinned, so there is nothing to revoke: trust show")
-        return self._next(keys=self._others(key), revoked=(*self.revoked, self._revocation(key, reason)))
+        if reason != "compromised" or gone.reason == "compromised":
+            raise InputError(f"the key {keyid[:16]} is revoked already, as {gone.reason}: trust show")
+        worse = gone.model_copy(update={"reason": reason, "version": self.version + 1})
+        return self._next(revoked=tuple(worse if key is gone else key for key in self.revoked))
 
-    def with_rotated_key(self, party: str, role: Role, public: str) -> "TrustStore":
-        """The next version, with this key (64 hexadecimal digits) in the place of the party's own, one epoch later.
+    def with_rotated_key(self, party: str, role: Role, public: str, *, epoch: int | None = None) -> "TrustStore":
+        """The next version, with this key (64 hexadecimal digits) in the place of the party's own, one epoch later, or
+        in a later ``epoch``.
 
         Raises:
             InputError: the party has no key for this role, or the new key must not be pinned.
@@ -217,7 +229,7 @@ class TrustStore(_Roots):
             raise InputError(f"{party} has no key as {role}, so there is nothing to rotate: trust add")
         _check_hexadecimal(public, party)
         try:
-            new = TrustedKey(public=public, role=role, party=party, epoch=key.epoch + 1)
+            new = TrustedKey(public=public, role=role, party=party, epoch=key.epoch + 1 if epoch is None else epoch)
             return self._next(
                 keys=(*self._others(key), new), revoked=(*self.revoked, self._revocation(key, "superseded"))
             )
@@ -238,6 +250,20 @@ class TrustStore(_Roots):
             return self._next(root=handover.new, handovers=(*self.handovers, handover))
         except ValidationError as error:
             raise InputError(f"the root cannot be rotated: {fault_line(error)}") from None
+
+    def taken_over(self, root: str, expires_at: int) -> "TrustStore":
+        """The next version, under another root (public key, 64 hexadecimal digits) that this store's does not lead to:
+        for when its key is lost. Keys, epochs and revocations stay, so that releases go on counting as they did.
+
+        Raises:
+            InputError: the new root must not be one.
+        """
+        if root in self.roots:
+            raise InputError("the new root key is a root of the old trust store; make another with: learngene keygen")
+        try:
+            return self._next(root=root, handovers=(), expires_at=expires_at)
+        except ValidationError as error:
+            raise InputError(f"the root cannot take over: {fault_line(error)}") from None
 
     def with_expiry(self, expires_at: int) -> "TrustStore":
         """The next version, which holds until ``expires_at`` (unix seconds)."""
@@ -306,6 +332,11 @@ class TrustStore(_Roots):
         return RevokedKey(**key.model_dump(), reason=reason, version=self.version + 1)
 
     def _next(self, **changes: object) -> "TrustStore":
+        if self.version == _LAST_VERSION:
+            raise InputError(
+                "the trust store has the last version that there can be, so somebody else may have signed it; begin"
+                " from an earlier copy with a new root: trust init --from"
+            )
         # Not model_copy: the whole store is validated again.
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return TrustStore.model_validate({**fields, "version": self.version + 1, **changes})
@@ -319,14 +350,30 @@ class TrustSeen:
         version: of the store.
         digest: SHA-256 of its file's bytes, 64 hexadecimal digits.
         root: the store's own root (public key, 64 hexadecimal digits).
-        pinned: the root that was pinned then. Where its operator has pinned another one since, versions count anew:
-            the way out after a root key was stolen, and a store with it signed whose version nothing can surpass.
+        pinned: the root that was pinned then.
     """
 
     version: int
     digest: str
     root: str
     pinned: str
+
+    def check_after(self, before: "TrustSeen") -> None:
+        """Refuse the way back.
+
+        Raises:
+            RollbackError: ``before`` is a later version.
+            EquivocationError: ``before`` is another store with this version.
+        """
+        if self.version < before.version:
+            raise RollbackError(
+                f"version {self.version} of the trust store is older than version {before.version}, which was accepted"
+                " before; get the newest from whoever keeps the root key"
+            )
+        if self.version == before.version and self.digest != before.digest:
+            raise EquivocationError(
+                f"there are two trust stores of version {self.version}; keep both and ask whoever keeps the root key"
+            )
 
 
 def sign_trust(store: TrustStore, root: SigningKey) -> bytes:
@@ -411,18 +458,13 @@ def _check_signature(opened: Envelope, pinned: str) -> None:
 
 def _check_progress(store: TrustStore, now_seen: TrustSeen, seen: TrustSeen) -> None:
     """Against what was accepted before: no way back, and no second history."""
-    if seen.pinned != now_seen.pinned:
+    vouched = store.roots[store.roots.index(now_seen.pinned) :]
+    if seen.pinned != now_seen.pinned and seen.root not in vouched:
+        # The operator has pinned a root since that does not stand for what was accepted: the way out after a root key
+        # was stolen, and a store signed with it whose version nothing can surpass.
         return
-    if store.version < seen.version:
-        raise RollbackError(
-            f"version {store.version} of the trust store is older than version {seen.version}, which was accepted"
-            " before; get the newest from whoever keeps the root key"
-        )
-    if store.version == seen.version and now_seen.digest != seen.digest:
-        raise EquivocationError(
-            f"there are two trust stores of version {store.version}; keep both and ask whoever keeps the root key"
-        )
-    if seen.root not in store.roots:
+    now_seen.check_after(seen)
+    if seen.root not in vouched:
         raise EquivocationError(
             "the trust store comes from another root than the one accepted before: an earlier root key signed two"
             " successors; keep the file and ask whoever keeps the root key"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -15,9 +16,10 @@ from rich.table import Table
 
 from protocol import keys
 from protocol.errors import InputError
-from protocol.keys import SigningKey, read_fingerprint
+from protocol.files import check_free
+from protocol.keys import SigningKey, read_fingerprint, read_public
 from protocol.passphrase import unlock_with
-from protocol.trust import Handover, Role, TrustedKey, TrustStore
+from protocol.trust import PARTY_PATTERN, Handover, RevokedKey, Role, TrustedKey, TrustStore
 from protocol.trust_file import read_trust, write_trust
 
 #: Why an operator revokes a key; `superseded` is what `rotate` says.
@@ -31,7 +33,7 @@ _SHORTEST_KEYID = 8
 #: Days before its end from which every command asks for a renewal.
 _SOON = 30
 
-_Root = Annotated[Path, typer.Option(help="File with the root's private key; it stays offline.")]
+_RootKey = Annotated[Path, typer.Option(help="File with the root's private key; it stays offline.")]
 _Trust = Annotated[Path, typer.Option(help="The trust store.")]
 _KeyFile = Annotated[
     Path | None,
@@ -44,6 +46,15 @@ _Fingerprint = Annotated[
 _Role = Annotated[str, typer.Option(help="collective or individual.")]
 _Party = Annotated[str, typer.Option(help="The party's name.")]
 _Public = Annotated[str, typer.Option(help="The party's public key: 64 hexadecimal digits, as its `init` printed it.")]
+_Epoch = Annotated[
+    int | None,
+    typer.Option(
+        help="How many keys the party has had with this one, where another trust store has counted them; `show` says it.",
+        min=1,
+        max=2**31,
+        show_default="as this trust store counts",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -66,83 +77,109 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    root: _Root,
+    root_key: _RootKey,
     out: Annotated[Path, typer.Option(help="File to write; nodes know it as trust.json.")],
+    old: Annotated[
+        Path | None,
+        typer.Option("--from", help="Trust store whose root key is lost or stolen: take it over.", show_default=False),
+    ] = None,
+    root: Annotated[
+        str, typer.Option(help="With --from: public key of the root that it has, 64 hexadecimal digits.", show_default=False)
+    ] = "",
     days: _Days = 365,
     key_file: _KeyFile = None,
 ) -> None:
-    """Make a trust store, with no key in it yet.
+    """Make a trust store with no key in it, or one in which a new root takes over from a root whose key is gone.
+
+    What is taken over: the keys with their epochs, those that are revoked with the reason, and the version, which
+    counts on. Every node must be told the new root: `root` in its config.toml. Where the old root key is still there,
+    `rotate` is better: nodes follow it by themselves.
 
     \b
-    Example:
-      learngene keygen --out root.key
-      learngene trust init --root root.key --out trust.json
+    Examples:
+      learngene trust init --root-key root.key --out trust.json
+      learngene trust init --root-key root-2.key --from trust.json --root HEX --out trust-2.json
     """
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out} exists already and is not overwritten; choose another name")
-    key = _root_key(root, key_file)
-    store = TrustStore(root=key.public_hex, expires_at=_now() + days * _DAY)
-    write_trust(out, store, key)
+    check_free(out)
+    if (old is None) != (not root):
+        raise InputError("--from needs --root, the public key of the root that the old trust store has, and goes with it")
+    before = None if old is None else read_trust(old, root=read_public(root, "--root"))
+    key, expires_at = _root_key(root_key, key_file), _now() + days * _DAY
+    if before is None:
+        store = TrustStore(root=key.public_hex, expires_at=expires_at)
+    else:
+        store = before.taken_over(key.public_hex, expires_at)
+    write_trust(out, store, key, new=True)
     typer.echo(f"root           {key.public_hex}")
     typer.echo(f"fingerprint    {key.fingerprint}")
+    if before is not None:
+        typer.echo(f"taken over     {len(store.keys)} keys and {len(store.revoked)} revoked ones; look: trust show")
     _say_version(out, store)
     typer.echo(f"Every node pins this root: collective-node init --root {key.public_hex} ...")
 
 
 def add(
-    root: _Root,
+    root_key: _RootKey,
     trust: _Trust,
     role: _Role,
     party: _Party,
     public: _Public,
     fingerprint: _Fingerprint = "",
+    epoch: _Epoch = None,
     key_file: _KeyFile = None,
 ) -> None:
     """Pin a party's public key, after comparing its fingerprint with its owner over another channel.
 
     \b
     Example:
-      learngene trust add --root root.key --trust trust.json --role individual --party individual-1 --public HEX
+      learngene trust add --root-key root.key --trust trust.json --role individual --party individual-1 --public HEX
     """
     wanted = _role(role)
+    _check_party(party)
     public = _public(public, fingerprint)
-    key, store = _open(root, key_file, trust)
-    store = store.with_key(public, wanted, party)
+    key, store = _open(root_key, key_file, trust)
+    store = store.with_key(public, wanted, party, epoch=epoch)
     write_trust(trust, store, key)
     _say_pinned(store.keys[-1], compared=bool(fingerprint))
     _say_version(trust, store)
 
 
 def revoke(
-    root: _Root,
+    root_key: _RootKey,
     trust: _Trust,
     key: Annotated[str, typer.Argument(help="Which key: its party's name, its fingerprint, or 8 digits of its id.")],
     reason: Annotated[str, typer.Option(help="compromised: others may have it; retired: its owner has left.")],
     key_file: _KeyFile = None,
 ) -> None:
-    """Believe a key no more. It never comes back; for a new key of the same party there is `rotate`.
+    """Believe a key no more. It never comes back; the next key of its party is pinned with `add`. A key that is in good
+    hands is replaced with `rotate`, in one step.
+
+    A former key, retired or replaced, can be marked as compromised later: name it by its fingerprint or its id.
 
     \b
     Example:
-      learngene trust revoke --root root.key --trust trust.json individual-1 --reason compromised
+      learngene trust revoke --root-key root.key --trust trust.json individual-1 --reason compromised
     """
     why = _why(reason)
-    root_key, store = _open(root, key_file, trust)
+    signing, store = _open(root_key, key_file, trust)
     found = _find(store, key)
+    if isinstance(found, RevokedKey) and (why != "compromised" or found.reason == "compromised"):
+        raise InputError(f"{key!r} is revoked already, as {found.reason}: trust show")
     store = store.without_key(found.keyid, why)
-    write_trust(trust, store, root_key)
+    write_trust(trust, store, signing)
     typer.echo(f"revoked        {found.role} {found.party}, {_fingerprint(found.public)} ({why})")
     _say_version(trust, store)
 
 
 def rotate(
-    root: _Root,
+    root_key: _RootKey,
     trust: _Trust,
     party: Annotated[str, typer.Option(help="The party that has a new key.", show_default=False)] = "",
     role: Annotated[str, typer.Option(help="Its role: collective or individual.", show_default=False)] = "",
     public: Annotated[str, typer.Option(help="Its new public key: 64 hexadecimal digits.", show_default=False)] = "",
     fingerprint: _Fingerprint = "",
-    new_root: Annotated[
+    epoch: _Epoch = None,
+    new_root_key: Annotated[
         Path | None, typer.Option(help="Instead: file with a new root key, which takes over.", show_default=False)
     ] = None,
     key_file: _KeyFile = None,
@@ -157,38 +194,38 @@ def rotate(
 
     \b
     Examples:
-      learngene trust rotate --root root.key --trust trust.json --party collective --role collective --public HEX
-      learngene trust rotate --root root.key --trust trust.json --new-root root-2.key
+      learngene trust rotate --root-key root.key --trust trust.json --party collective --role collective --public HEX
+      learngene trust rotate --root-key root.key --trust trust.json --new-root-key root-2.key
     """
-    if new_root is not None:
-        if party or role or public or fingerprint:
-            raise InputError("--new-root replaces the root key alone; --party, --role and --public are for a party's")
-        old_key, store = _open(root, key_file, trust)
-        new_key = SigningKey.load(new_root, unlock_with(new_key_file, purpose=f"the new root key {new_root}"))
+    if new_root_key is not None:
+        if party or role or public or fingerprint or epoch is not None:
+            raise InputError("--new-root-key replaces the root key alone; --party, --role and --public are for a party's")
+        old_key, store = _open(root_key, key_file, trust)
+        new_key = SigningKey.load(new_root_key, unlock_with(new_key_file, purpose=f"the new root key {new_root_key}"))
         store = store.with_root(Handover.make(old_key, new_key))
         write_trust(trust, store, new_key)
         typer.echo(f"root           {new_key.public_hex}")
         typer.echo(f"fingerprint    {new_key.fingerprint}")
     else:
         if not (party and role and public):
-            raise InputError("give --party, --role and --public, or --new-root")
+            raise InputError("give --party, --role and --public, or --new-root-key")
         wanted = _role(role)
         public = _public(public, fingerprint)
-        old_key, store = _open(root, key_file, trust)
-        store = store.with_rotated_key(party, wanted, public)
+        old_key, store = _open(root_key, key_file, trust)
+        store = store.with_rotated_key(party, wanted, public, epoch=epoch)
         write_trust(trust, store, old_key)
         _say_pinned(store.keys[-1], compared=bool(fingerprint))
     _say_version(trust, store)
 
 
-def renew(root: _Root, trust: _Trust, days: _Days = 365, key_file: _KeyFile = None) -> None:
+def renew(root_key: _RootKey, trust: _Trust, days: _Days = 365, key_file: _KeyFile = None) -> None:
     """Let the trust store hold for longer.
 
     \b
     Example:
-      learngene trust renew --root root.key --trust trust.json --days 365
+      learngene trust renew --root-key root.key --trust trust.json --days 365
     """
-    key, store = _open(root, key_file, trust)
+    key, store = _open(root_key, key_file, trust)
     store = store.with_expiry(_now() + days * _DAY)
     write_trust(trust, store, key)
     _say_version(trust, store)
@@ -196,36 +233,36 @@ def renew(root: _Root, trust: _Trust, days: _Days = 365, key_file: _KeyFile = No
 
 def show(
     trust: _Trust,
-    root_public: Annotated[
+    root: Annotated[
         str, typer.Option(help="The pinned root's public key: 64 hexadecimal digits.", show_default=False)
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Show who is believed, with fingerprints to read aloud.
 
-    Without --root-public the file is only compared with itself: that proves nothing about who made it.
+    Without --root the file is only compared with itself: that proves nothing about who made it.
 
     \b
     Example:
-      learngene trust show --trust trust.json --root-public HEX
+      learngene trust show --trust trust.json --root HEX
     """
-    store = read_trust(trust, root=_hexadecimal(root_public, "--root-public") if root_public else None)
+    store = read_trust(trust, root=read_public(root, "--root") if root else None)
     if as_json:
-        typer.echo(json.dumps(_description(store, pinned=bool(root_public)), indent=2))
+        typer.echo(json.dumps(_description(store, pinned=bool(root)), indent=2))
     else:
-        _show_tables(trust, store, pinned=bool(root_public))
+        _show_tables(trust, store, pinned=bool(root))
 
 
-def _open(root: Path, key_file: Path | None, trust: Path) -> tuple[SigningKey, TrustStore]:
+def _open(root_key: Path, key_file: Path | None, trust: Path) -> tuple[SigningKey, TrustStore]:
     """The root key, and the trust store that it signed.
 
     Raises:
         InputError: the key does not open, or the store has a newer root. RefusedError: the store is not the root's.
     """
-    key = _root_key(root, key_file)
+    key = _root_key(root_key, key_file)
     store = read_trust(trust, root=key.public_hex)
     if store.root != key.public_hex:
-        raise InputError(f"{root} was the root of {trust} once; the one of now is {_fingerprint(store.root)}")
+        raise InputError(f"{root_key} was the root of {trust} once; the one of now is {_fingerprint(store.root)}")
     return key, store
 
 
@@ -237,31 +274,26 @@ def _root_key(path: Path, key_file: Path | None) -> SigningKey:
 
 
 def _find(store: TrustStore, text: str) -> TrustedKey:
-    """The one pinned key that ``text`` names.
+    """The one key, pinned now or once, that ``text`` names. A party's name is its present key's, as long as it has one.
 
     Raises:
         InputError: none, or several.
     """
-    wanted = _names(text)
-    found = [key for key in store.keys if wanted & _own_names(key) or _is_keyid(key, text)]
+    every = (*store.keys, *store.revoked)
+    present = [key for key in store.keys if key.party == text]
+    found = [key for key in every if key in present or _is_fingerprint(key, text) or _is_keyid(key, text)]
+    found = found or [key for key in store.revoked if key.party == text]
     if len(found) > 1:
         raise InputError(f"{text!r} names {len(found)} keys; give a fingerprint: trust show")
     if not found:
-        gone = [key for key in store.revoked if wanted & _own_names(key) or _is_keyid(key, text)]
-        if gone:
-            raise InputError(f"{text!r} is revoked already, as {gone[-1].reason}: trust show")
-        raise InputError(f"no pinned key is of {text!r}: trust show")
+        raise InputError(f"no key in the trust store is of {text!r}: trust show")
     return found[0]
 
 
-def _names(text: str) -> set[str]:
+def _is_fingerprint(key: TrustedKey, text: str) -> bool:
     with contextlib.suppress(InputError):
-        return {text, read_fingerprint(text)}
-    return {text}
-
-
-def _own_names(key: TrustedKey) -> set[str]:
-    return {key.party, _fingerprint(key.public)}
+        return read_fingerprint(text) == _fingerprint(key.public)
+    return False
 
 
 def _is_keyid(key: TrustedKey, text: str) -> bool:
@@ -270,7 +302,7 @@ def _is_keyid(key: TrustedKey, text: str) -> bool:
 
 def _public(text: str, read_aloud: str) -> str:
     """A public key as it is stored; compared with the fingerprint that its owner read aloud, if one is given."""
-    public = _hexadecimal(text, "--public")
+    public = read_public(text, "--public")
     if read_aloud and read_fingerprint(read_aloud) != _fingerprint(public):
         raise InputError(
             f"the fingerprint is not this key's: its owner said {read_fingerprint(read_aloud)}, the key has"
@@ -279,11 +311,11 @@ def _public(text: str, read_aloud: str) -> str:
     return public
 
 
-def _hexadecimal(text: str, option: str) -> str:
-    digits = text.strip().lower()
-    if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
-        raise InputError(f"{option} has 64 hexadecimal digits; copy the public key that keygen or init printed")
-    return digits
+def _check_party(text: str) -> None:
+    if not re.fullmatch(PARTY_PATTERN, text):
+        raise InputError(
+            f"--party {text!r} is no party's name: letters a-z, digits and hyphens, at most 64, such as individual-1"
+        )
 
 
 def _role(text: str) -> Role:
@@ -305,7 +337,7 @@ def _fingerprint(public: str) -> str:
 
 
 def _say_pinned(key: TrustedKey, *, compared: bool) -> None:
-    typer.echo(f"pinned         {key.role} {key.party}, key {key.epoch}")
+    typer.echo(f"pinned         {key.role} {key.party}, epoch {key.epoch}")
     typer.echo(f"fingerprint    {_fingerprint(key.public)}")
     if not compared:
         typer.echo(f"Compare it with {key.party} over another channel; if it differs, revoke the key.")
@@ -369,7 +401,7 @@ def _show_tables(path: Path, store: TrustStore, *, pinned: bool) -> None:
     else:
         typer.echo(
             "NOT VERIFIED: no root was pinned, so anybody may have made this file; compare the root's fingerprint with"
-            " whoever keeps it, or give --root-public."
+            " whoever keeps it, or give --root."
         )
     _warn(store)
 
@@ -378,7 +410,7 @@ def _table(title: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("role")
     table.add_column("party", overflow="fold")
-    table.add_column("key", justify="right")
+    table.add_column("epoch", justify="right")
     table.add_column("fingerprint", overflow="fold")
     table.add_column("key id", overflow="fold")
     return table

@@ -6,7 +6,8 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
-from protocol.errors import InputError, RefusedError
+from protocol.errors import InputError
+from protocol.files import named_refusals, shown, write_new
 from protocol.keys import SigningKey
 from protocol.storage import write_atomically
 from protocol.trust import MAX_BYTES, TrustSeen, TrustStore, claimed_root, sign_trust, verify_trust
@@ -48,9 +49,10 @@ class TrustFile:
             if self._read is None or self._read[0] != _stamp_of(self._path):
                 stamp, data = _read(self._path)
                 known = self._memory.trust_seen()
-                store, seen = _verify(self._path, data, self._root, known)
-                if seen != known:
-                    self._memory.remember_trust(seen)
+                with named_refusals(_named(self._path)):
+                    store, seen = verify_trust(data, root=self._root, seen=known)
+                    if seen != known:
+                        self._memory.remember_trust(seen)
                 self._read = stamp, store
             return self._read[1]
 
@@ -67,19 +69,28 @@ def read_trust(path: Path, *, root: str | None) -> TrustStore:
         InputError: the file cannot be read.
         RefusedError: it is refused; see :func:`protocol.trust.verify_trust`.
     """
-    return _verify(path, _read(path)[1], root, None)[0]
+    data = _read(path)[1]
+    with named_refusals(_named(path)):
+        return verify_trust(data, root=claimed_root(data) if root is None else root, seen=None)[0]
 
 
-def write_trust(path: Path, store: TrustStore, root: SigningKey) -> None:
+def write_trust(path: Path, store: TrustStore, root: SigningKey, *, new: bool = False) -> None:
     """Sign a trust store with its root key and write it, replacing the file as a whole.
 
+    Args:
+        new: nothing may be there yet.
+
     Raises:
-        InputError: there is no such folder, or ``root`` is not the store's root key.
+        InputError: there is no such folder, ``root`` is not the store's root key, or a file is there already.
         StorageFailedError: it could not be stored durably; what was there is still there.
     """
+    data = sign_trust(store, root)
+    if new:
+        write_new(path, data, mode=0o644)
+        return
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}")
-    write_atomically(path, sign_trust(store, root))
+    write_atomically(path, data)
 
 
 #: Device, inode, size, and the times of the last change of content and of anything, in ns.
@@ -114,8 +125,5 @@ def _read(path: Path) -> tuple[_Stamp, bytes]:
         raise InputError(f"cannot read the trust store {path}: {error.strerror}") from None
 
 
-def _verify(path: Path, data: bytes, root: str | None, seen: TrustSeen | None) -> tuple[TrustStore, TrustSeen]:
-    try:
-        return verify_trust(data, root=claimed_root(data) if root is None else root, seen=seen)
-    except RefusedError as error:
-        raise type(error)(f"{path}: {error}") from None
+def _named(path: Path) -> str:
+    return f"the trust store {shown(path)}"

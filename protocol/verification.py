@@ -406,9 +406,15 @@ def _authenticate(data: bytes, model: type[PayloadT], role: Role, trust: TrustSt
 def _authenticate_answer(release: bytes, grant: bytes, trust: TrustStore) -> _Envelopes:
     opened_release, key = _authenticate(release, Release, "collective", trust)
     opened_grant, grant_key = _authenticate(grant, Grant, "collective", trust)
-    if grant_key.keyid != key.keyid or opened_release.key_epoch != key.epoch:
+    if grant_key.keyid != key.keyid:
         raise UnknownKeyError(
             "release and grant are not both signed by the collective's current key; ask it for a new answer"
+        )
+    if opened_release.key_epoch != key.epoch:
+        raise UnknownKeyError(
+            f"the release counts the collective's current key as epoch {opened_release.key_epoch}, the trust store as"
+            f" epoch {key.epoch}; if an answer to a new request says the same, whoever keeps the root key must pin it"
+            f" with the collective's own epoch: trust add --epoch {opened_release.key_epoch}"
         )
     return _Envelopes(
         release=opened_release,

@@ -80,8 +80,8 @@ def of_folders(folders: Sequence[Path]) -> PrivacyTable:
     if not private:
         raise InputError("none of these runs has a guarantee: make some with --set collective.privacy_epsilon=8")
     first_folder, first = private[0]
-    for folder, found in private:
-        if (found.scope, found.delta) != (first.scope, first.delta):
+    for folder, stated in private:
+        if (stated.scope, stated.delta) != (first.scope, first.delta):
             raise InputError(f"{folder} and {first_folder} have different scopes or deltas: name runs of one kind")
     experiments = {folder: _experiment(folder) for folder in folders}
     for folder in folders:

@@ -121,7 +121,7 @@ def _source(area: Area, folder: Path) -> contextlib.AbstractContextManager[list[
         case "canaries":
             from sims.boundary.canaries import canary_attacks
 
-            return canary_attacks(folder)
+            return canary_attacks(folder, unconfined=not confinement.offered())
 
 
 def _areas(words: Sequence[str]) -> list[Area]:

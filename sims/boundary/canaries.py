@@ -206,6 +206,7 @@ def played(folder: Path, *, unconfined: bool = False) -> Iterator[Round]:
 
     Args:
         folder: new or empty, and short: sockets lie in it.
+        unconfined: start the node processes unconfined, on a kernel that cannot confine them.
 
     Raises:
         RunFailedError: it did not come to its end.
@@ -381,7 +382,8 @@ def places(over: Round) -> list[Place]:
 
 @contextlib.contextmanager
 def canary_attacks(folder: Path, *, unconfined: bool = False) -> Iterator[list[Attack]]:
-    """The searches, when a round is over; the control of each is that it finds what is planted, in every encoding."""
+    """The searches, when a round is over; the control of each is that it finds what is planted, in every encoding.
+    Arguments as of :func:`played`."""
     with played(folder, unconfined=unconfined) as over:
         yield [attack_on(place) for place in places(over)]
 

@@ -100,6 +100,7 @@ _ACTS = (
     "ring_of_calls",
     "leave_key",
     "type_into_terminal",
+    "read_terminal",
     "shared_segment",
     "existing_segment",
     "message_queue",

@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import platform
+import select
 import socket
 import struct
 import subprocess
@@ -937,6 +938,14 @@ def type_into_terminal(aims: Aims) -> bytes:
 
 
 @_act
+def read_terminal(aims: Aims) -> bytes:
+    """What the operator types, where the node was started on its terminal."""
+    if not select.select([0], [], [], _SECONDS)[0]:
+        return b""
+    return os.read(0, 4096)
+
+
+@_act
 def read_inherited(aims: Aims) -> bytes:
     """A descriptor of another's file that whoever started this process left open."""
     try:
@@ -1032,6 +1041,7 @@ def shared_segment(aims: Aims) -> bytes:
     text = aims["token"].encode()
     ctypes.memmove(address, text, len(text))
     _libc.shmdt(ctypes.c_void_p(address))
+    _libc.shmctl(segment, 0, None)
     return str(segment).encode()
 
 

@@ -28,7 +28,7 @@ WITHOUT_GATE = "without-gate"
 #: The wish on which the program writes to its courier itself.
 PAST_THE_GATE = "past-the-gate"
 #: The wish that is answered late where the bit of the data that its word ``bit`` names is set, and by how many seconds.
-DELAY, DELAY_SECONDS = "delay", 0.2
+DELAY, DELAY_SECONDS = "delay", 0.15
 
 
 class LeakingProgram:

@@ -61,7 +61,7 @@ SUCCEEDED = "succeeded"
 _LEAKING = "sims.boundary.leaking_program"
 _TRUST_SECONDS = 7 * 24 * 3600
 # Seconds after which a control's answer is one that does not come; and for which a real node's is waited for.
-_SOON, _PATIENCE = 1.5, 20.0
+_SOON, _PATIENCE = 1.0, 20.0
 
 
 @contextlib.contextmanager
@@ -862,7 +862,7 @@ def _handshake_attacks(site: Site, folder: Path) -> list[Attack]:
 
 def _slow_attack() -> Attack:
     """Over a pair of sockets, with a short deadline in place of the node's 60 s."""
-    seconds = 0.5
+    seconds = 0.3
 
     def held(read: Callable[[socket.socket], object]) -> bool:
         """Whether a reader is still reading after four times its deadline, while a byte comes now and then."""

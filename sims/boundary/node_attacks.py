@@ -45,6 +45,12 @@ _SHARED_MACHINE = (
     "whatever two processes both see can carry bits between them; it takes two that were taken over, and only "
     "machines of their own end it"
 )
+_TERMINAL = (
+    "a terminal is one file for what is printed and what is typed, and is open when the process starts; start it as a "
+    "service, or with < /dev/null > log 2>&1"
+)
+# A token and the end of its line.
+_TYPED_BYTES = 33
 _PROCESS_THERE = (
     "that a process with a number exists, and whose it is, shows in /proc by a name alone; mount /proc with hidepid=2 "
     "and run the parties as two users"
@@ -121,7 +127,12 @@ TRIALS = [
     Trial("read from a new thread", "read_from_thread", "a thread that began after the confinement", PRIVATE),
     Trial("read from a child process", "read_from_child", "fork", PRIVATE),
     Trial("read by another program", "read_by_program", "starts cat", PRIVATE),
-    Trial("read by a shell", "read_by_shell", "starts /bin/sh, which reads by itself", PRIVATE),
+    Trial(
+        "read by a shell",
+        "read_by_shell",
+        "starts /bin/sh, which reads by itself",
+        gets(lambda stage: stage.victim.marker.hex().encode()),
+    ),
     Trial("read by a program that lies in memory", "read_by_program_in_memory", "memfd_create and fexecve", PRIVATE),
     Trial("run a program that it wrote", "run_dropped_program", "an executable file in its state", GRANTED),
     Trial("follow a link that it made", "follow_new_link", "a symbolic link in its state", PRIVATE),
@@ -269,7 +280,7 @@ TRIALS = [
         "ask for the size of another's file",
         "ask_size",
         "stat",
-        gets(lambda stage: str(len(stage.victim.marker) + 1).encode()),
+        gets(lambda stage: str((stage.victim.data / "listed").stat().st_size).encode()),
         unstoppable=_SAME_METADATA,
     ),
     Trial(
@@ -384,6 +395,14 @@ TRIALS = [
         "TIOCSTI on the standard input that it was started with",
         changes(lambda stage, token: stage.typed(token)),
         lacks=setting("dev.tty.legacy_tiocsti", ("1",)),
+    ),
+    Trial(
+        "read the operator's terminal",
+        "read_terminal",
+        "the standard input that it was started with",
+        Reached(evidence=lambda stage, evidence: len(evidence) == _TYPED_BYTES),
+        unstoppable=_TERMINAL,
+        prepare=lambda stage, token: stage.type(token),
     ),
     # Ways between processes without a file or a socket.
     Trial(

@@ -16,6 +16,7 @@ import signal
 import socket
 import sysconfig
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -44,8 +45,8 @@ REFUSALS = frozenset(
 )
 _MARK, _SCRATCH = "LEARNGENE_BOUNDARY_MARK", "LEARNGENE_BOUNDARY_SCRATCH"
 _NOBODY = 65534
-# Seconds until what was done shows; and how long is waited where it should not have been done.
-_SHOWS, _STAYS_AWAY = 2.0, 0.05
+# Seconds: until what was done shows; how long is waited for it here; and where it was refused already.
+_SHOWS, _SHOWS_HERE, _STAYS_AWAY = 2.0, 1.0, 0.05
 
 #: Makes an act: its name and its aims.
 Attacker = Callable[[str, Mapping[str, str]], Outcome]
@@ -70,6 +71,7 @@ class Trial:
 
     Attributes:
         lacks: what this machine lacks for the control, asked when the stage is set; empty where nothing.
+        prepare: is done before each run, with its token.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Trial:
     reached: Reached
     unstoppable: str = ""
     lacks: Callable[["Stage"], str] = lambda stage: ""
+    prepare: Callable[["Stage", str], None] = lambda stage, token: None
 
 
 class Stage:
@@ -85,11 +88,16 @@ class Stage:
 
     Attributes:
         pid: of the other party's node process.
+        mark: text in that process's memory, and nowhere else.
+        terminal: descriptor of the operator's terminal.
     """
 
-    def __init__(self, sites: Sites, pid: int, mark: str, listeners: "Listeners", outside: Path, terminal: int) -> None:
+    def __init__(
+        self, sites: Sites, pid: int, mark: str, listeners: "Listeners", outside: Path, terminal: int, keyboard: int
+    ) -> None:
         self.sites, self.pid, self.mark = sites, pid, mark
-        self.listeners, self._outside, self.terminal = listeners, outside, terminal
+        self.listeners, self._outside = listeners, outside
+        self.terminal, self._keyboard = terminal, keyboard
         self.segment = _shared_segment(mark)
 
     @property
@@ -162,11 +170,14 @@ class Stage:
                 path.unlink(missing_ok=True)
                 path.write_bytes(self.victim.marker + b"\n")
                 path.chmod(0o600)
+        # Text, for a shell that cannot read anything else.
+        self._files["listed"].write_text(self.victim.marker.hex() + "\n")
         with contextlib.suppress(OSError):
             os.setxattr(self._files["attributed"], "user.note", self.mark.encode())
         self._files["link"].unlink(missing_ok=True)
         self._files["link"].symlink_to(self.mark)
         (self.victim.data / "dropped").unlink(missing_ok=True)
+        termios.tcflush(self.terminal, termios.TCIFLUSH)
         shutil.rmtree(own, ignore_errors=True)
         (own / "race").mkdir(parents=True)
         (own / "planted-link").symlink_to(self.victim.private)
@@ -198,6 +209,10 @@ class Stage:
         """What stands now in the other node's environment."""
         return Path(f"/proc/{self.pid}/environ").read_bytes()
 
+    def type(self, token: str) -> None:
+        """What the operator does at the terminal."""
+        os.write(self._keyboard, token.encode() + b"\n")
+
     def typed(self, token: str) -> bool:
         """Whether somebody typed the token into the terminal."""
         os.set_blocking(self.terminal, False)
@@ -225,7 +240,7 @@ def set_stage(folder: Path) -> Iterator[Stage]:
             Listeners(outside) as listeners,
             started(sites.individual, unconfined=not confinement.offered(), environment=environment) as process,
         ):
-            made = Stage(sites, process.process.pid, mark, listeners, outside, terminal)
+            made = Stage(sites, process.process.pid, mark, listeners, outside, terminal, master)
             try:
                 yield made
             finally:
@@ -261,6 +276,7 @@ def _attack(
     def made(attacker: Attacker, site: Site, own: Path, patience: float) -> tuple[bool, Outcome]:
         token = secrets.token_hex(16)
         stage.set_up(own)
+        trial.prepare(stage, token)
         aims = stage.aims(own, site, token)
         config, trust = site.config.read_bytes(), (site.folder / "trust.json").read_bytes()
         try:
@@ -290,7 +306,7 @@ def _attack(
     def protected() -> Confined | Finding:
         if isinstance(confined, RunFailedError):
             return Finding("not enforced", str(confined))
-        reached, (word, evidence, number) = made(*confined, 0.3)
+        reached, (word, evidence, number) = made(*confined, _SHOWS_HERE)
         if reached:
             return Finding("escaped", "it went through")
         text = evidence.decode(errors="replace") if word != "done" else "it brought nothing home"

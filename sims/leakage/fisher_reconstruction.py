@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from collective_node.condensing import CondensedNetwork
 from protocol.fisher import fisher_diagonal
@@ -42,15 +42,18 @@ def activations_from_fisher(diagonal: Tensor) -> Tensor:
 
 def correlations(template: Tensor, observed: Tensor) -> Tensor:
     """Pearson's correlation of each row of ``template [N, P]`` with ``observed [P]``: ``[N]``; 0 for a constant."""
-    rows, one = template.double(), observed.double()
-    rows, one = rows - rows.mean(1, keepdim=True), one - one.mean()
-    scale = rows.norm(dim=1) * one.norm()
-    return torch.where(scale > 0, (rows @ one) / scale.clamp(min=1e-300), torch.zeros_like(scale))
+    return standardised(template.double()) @ standardised(observed.double()[None])[0]
+
+
+def standardised(rows: Tensor) -> Tensor:
+    """Each row less its mean, of length 1 (0 where it is constant): the product of two is their correlation."""
+    centred = rows - rows.mean(1, keepdim=True)
+    return nn.functional.normalize(centred, dim=1, eps=1e-30)
 
 
 @dataclass(frozen=True)
 class Templates:
-    """What an attacker computes of each image to compare it with a diagonal, by layer: ``[N, P]``.
+    """What an attacker computes of each image to compare it with a diagonal, by layer: ``[N, P]``, standardised.
 
     Attributes:
         activations: root-mean-square of what each kernel weight sees.
@@ -148,17 +151,19 @@ def measure_reconstruction(
             rows = np.concatenate([asked[inner], rng.permutation(others)[: count - len(inner)]])
             diagonals = diagonal_of(network, images, rows, outputs, estimator, rng)
             behind = np.isin(np.arange(len(shown)), inner)
+            guesses = {
+                template: _guesses(parts, behind)
+                for template, parts in (("activations", templates.activations), ("gradients", templates.gradients))
+            }
             for scale in (0.0, *noise):
                 noisy = [_noisy(value, scale, rng) for value in diagonals] if scale else diagonals
                 for template, found in templates.correlations(noisy).items():
                     layers = {_EVERY: found.mean(1)}
                     if not scale:
                         layers |= {str(number): one for number, one in enumerate(found.T, start=1)}
-                    parts = getattr(templates, template)
                     for layer, values in layers.items():
-                        guess = _guesses(parts if layer == _EVERY else [parts[int(layer) - 1]], behind)
-                        key = (count, scale, template, layer)
-                        drawn.setdefault(key, []).append(_Draw.of(values, behind, guess, rng))
+                        draw = _Draw.of(values, behind, guesses[template][layer], rng)
+                        drawn.setdefault((count, scale, template, layer), []).append(draw)
     crowd = len(shown) - len(asked) // 2
     return [
         Reconstruction(
@@ -278,18 +283,22 @@ class _Draw:
         )
 
 
-def _guesses(parts: Sequence[Tensor], behind: NDArray[np.bool_]) -> float:
+def _guesses(parts: Sequence[Tensor], behind: NDArray[np.bool_]) -> dict[str, float]:
+    """By layer, and the mean over all: correlation of images behind a diagonal with the mean template of the others."""
     mask = torch.from_numpy(behind).to(parts[0].device)
-    values = [correlations(part[mask], part[~mask].mean(0)).mean() for part in parts]
-    return float(torch.stack(values).mean())
+    by_layer = [float(correlations(part[mask], part[~mask].mean(0)).mean()) for part in parts]
+    return {_EVERY: float(np.mean(by_layer))} | {str(number): one for number, one in enumerate(by_layer, start=1)}
 
 
 def _by_layer(templates: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
-    return torch.stack([correlations(rows, one) for rows, one in zip(templates, observed, strict=True)], 1)
+    """Correlations ``[N, layers]`` of standardised templates."""
+    ones = [standardised(one.double()[None])[0].to(rows) for rows, one in zip(templates, observed, strict=True)]
+    return torch.stack([rows @ one for rows, one in zip(templates, ones, strict=True)], 1)
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat([part[name] for part in parts]).flatten(1) for name in parts[0])
+    """Of all images, standardised, by layer."""
+    return tuple(standardised(torch.cat([part[name] for part in parts]).flatten(1)) for name in parts[0])
 
 
 def _noisy(value: Tensor, scale: float, rng: np.random.Generator) -> Tensor:

@@ -152,7 +152,7 @@ def test_a_delta_that_protects_nobody_is_refused() -> None:
 
 
 def test_too_few_images_for_what_the_policy_lets_leave_are_refused() -> None:
-    with pytest.raises(InputError, match="from 300 images .* only from 1024"):
+    with pytest.raises(InputError, match=r"from 300 images .* only from 1024"):
         plan(
             PRIVATE.model_copy(update={"fisher_samples": 300}),
             20_000,

@@ -1,8 +1,8 @@
-"""A private evolution: where every released tensor comes from, that images reach it by sampling alone, and only once."""
+"""A private evolution: where each released tensor comes from, that images reach it by sampling alone, and once."""
 
-import dataclasses
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -11,18 +11,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from collective_node import privacy_accounting
 from collective_node.learngenes import Evolved, check_privacy, evolve
 from collective_node.private_evolution import PrivatelyEvolved, evolve_privately
 from collective_node.private_images import PrivateImages
 from collective_node.private_randomness import PrivateRandomness
 from collective_node.private_release import assembled, provenance
 from collective_node.settings import CollectiveSettings
-from protocol import architecture as architectures
-from protocol.architecture import Architecture, Block
+from protocol.architecture import Block
 from protocol.errors import InputError
 from protocol.events import Events
 from tests.collective_node.test_private_randomness import source
-from tests.protocol.parties import COLLECTIVE, CONTENT_KEY, INDIVIDUAL, Exchange, Site
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 SETTINGS = CollectiveSettings(
@@ -37,6 +36,14 @@ SETTINGS = CollectiveSettings(
     fisher_samples=60,
 )
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def planned_once() -> Iterator[None]:
+    """A noise multiplier that was found is not sought again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(privacy_accounting, "_calibrated", functools.cache(privacy_accounting._calibrated))
+        yield
 
 
 def made_images(seed: int = 0, per_class: int = 24) -> PrivateImages:
@@ -248,7 +255,7 @@ def test_the_fisher_diagonal_alone_can_be_private_given_the_weights(tmp_path: Pa
 
 
 def test_evolve_leaves_private_weights_to_the_other(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="evolve_privately"):
+    with pytest.raises(InputError, match="evolve_privately"):
         plainly(tmp_path, SETTINGS)
 
 

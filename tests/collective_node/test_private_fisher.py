@@ -1,7 +1,5 @@
 """Private Fisher diagonals: each image's part against autograd, what clipping bounds, how large the noise is."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -106,10 +104,9 @@ def test_a_network_in_training_mode_is_refused() -> None:
 
 
 @pytest.fixture
-def noiseless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def noiseless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums without their noise, and with negative entries where there are some: what clipping has to bound."""
     monkeypatch.setattr(PrivateRandomness, "normal", lambda self, shape, deviation: torch.zeros(tuple(shape)).double())
-    yield
 
 
 def summed(rows: Tensor, clip: float) -> Tensor:

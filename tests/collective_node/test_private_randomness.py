@@ -84,6 +84,6 @@ def test_nothing_comes_from_a_seed() -> None:
     drawn = []
     for _ in range(2):
         torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)
         drawn.append(PrivateRandomness().normal((8,), 1.0))
     assert not torch.equal(*drawn)

@@ -25,6 +25,7 @@ from sims.boundary.canaries import (
     png_of,
 )
 from sims.boundary.recording_relay import DATABASE
+from sims.boundary.search import memory_can_be_read, memory_of
 
 NORMALISATION = Normalisation(np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.25, 0.3], np.float32))
 RNG = np.random.default_rng(5)
@@ -42,12 +43,14 @@ def searched(over: Round) -> list[Place]:
     return [place for place in places(over) if not place.lacks]
 
 
+@pytest.mark.slow
 def test_no_canary_leaves_a_process(searched: list[Place]) -> None:
     made = [make(attack_on(place)) for place in searched]
     assert len(made) >= 8
     assert [attempt for attempt in made if not attempt.holds] == []
 
 
+@pytest.mark.slow
 def test_a_round_took_place_with_the_canaries_in_it(over: Round) -> None:
     """A search in a round in which nothing crossed, or in which no canary was, would show nothing."""
     with closing(sqlite3.connect(over.folder / DATABASE)) as database:
@@ -66,10 +69,25 @@ def test_a_round_took_place_with_the_canaries_in_it(over: Round) -> None:
     assert len(set(every)) == 2 * CANARIES
 
 
+@pytest.mark.slow
 def test_the_learngene_that_crossed_is_what_was_opened(over: Round) -> None:
     (opened,) = over.opened()
     assert max(map(len, over.carried("collective"))) == len(opened) + 16
     assert opened not in b"".join(over.carried("collective"))
+
+
+@pytest.mark.slow
+def test_a_nodes_own_canaries_are_found_in_its_memory(over: Round) -> None:
+    """So the search of a real node's memory finds what is there; what a node has freed may be gone."""
+    if not memory_can_be_read():
+        pytest.skip("the memory of other processes cannot be read here")
+    searches = {party: Search(canaries, over.normalisation) for party, canaries in over.canaries.items()}
+    assert any(
+        name.endswith("(raw by pixels)")
+        for party, search in searches.items()
+        for chunk in memory_of(over.processes[party])
+        for name in search.found_in([chunk])
+    )
 
 
 def test_every_part_of_every_encoding_is_found_by_itself() -> None:

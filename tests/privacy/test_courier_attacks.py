@@ -10,7 +10,7 @@ from sims.boundary.courier_attacks import TRIALS
 from sims.boundary.stage import Trial
 from tests.privacy.judging import check
 
-UNSTOPPABLE = {"ask_size", "connect_unix_path"}
+UNSTOPPABLE = {"ask_size", "connect_unix_path", "read_terminal"}
 
 
 @pytest.fixture(scope="module")

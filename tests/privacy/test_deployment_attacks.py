@@ -1,4 +1,4 @@
-"""Attacks through a whole Flower deployment: a hostile app reaches what it should not only where nothing confines it."""
+"""Attacks through a whole Flower deployment: a hostile app reaches the site only where nothing confines it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ UNSTOPPABLE = {"an app archive stands in the way of our packages", "an app sends
 #: What needs no confinement, as the node itself refuses it.
 THROUGH_THE_RELAY = {
     "a replayed bundle through Flower",
-    "another's bundle through Flower",
+    "another individual's bundle through Flower",
     "another run's bundle through Flower",
 }
 
@@ -47,7 +47,7 @@ def test_a_relay_that_repeats_swaps_and_crosses_achieves_nothing(attempts: dict[
     found = {name: (made.confined, made.detail) for name, made in attempts.items() if name in THROUGH_THE_RELAY}
     assert found == {
         "a replayed bundle through Flower": ("blocked", "receipt"),
-        "another's bundle through Flower": ("blocked", "wrong_audience"),
+        "another individual's bundle through Flower": ("blocked", "wrong_audience"),
         "another run's bundle through Flower": ("blocked", "wrong_run"),
     }
 

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from protocol import audit, envelope, messages
+from protocol import audit, desks, envelope, messages
 from protocol import blob as blobs
 from protocol.audit import read_crossings
 from protocol.bundle_file import BundleFile
@@ -806,6 +807,29 @@ def test_a_withdrawn_learngene_is_never_published_again(here: Site) -> None:
         with pytest.raises(PolicyDeniedError, match="withdrawn as release 1"):
             desk.publish(again, NOW, content_key(3))
     assert [release.seq for release in collective.releases()] == [1, 2]
+
+
+def test_a_release_that_is_made_while_another_one_is_withdrawn_says_so(
+    here: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the command `withdraw` works beside a node that publishes."""
+    collective = here.collective()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    make = desks.make_release
+
+    def made_while_one_is_withdrawn(*arguments: Any, **named: Any) -> tuple[bytes, bytes]:  # noqa: ANN401
+        made = make(*arguments, **named)
+        here.collective().withdraw(first.digest)
+        return made
+
+    monkeypatch.setattr(desks, "make_release", made_while_one_is_withdrawn)
+    second = collective.publish(learngene(seed=1), NOW, content_key(1))
+    assert (second.seq, second.payload.withdraws) == (2, (first.digest,))
+    assert [release.digest for release in collective.releases()] == [first.digest, second.digest]
+    # And where the one that is withdrawn is this very learngene, it is not published a second time.
+    first = collective.publish(learngene(seed=2), NOW, content_key(2))
+    with pytest.raises(PolicyDeniedError, match="withdrawn as release 3"):
+        collective.publish(learngene(seed=2, samples=2048), NOW, content_key(3))
 
 
 def test_only_what_was_released_can_be_withdrawn(here: Site) -> None:

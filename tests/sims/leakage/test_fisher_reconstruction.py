@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from protocol.fisher import fisher_of_network
-from sims.leakage.fisher_reconstruction import Templates, activations_from_fisher, correlations
+from sims.leakage.fisher_reconstruction import Templates, activations_from_fisher, correlations, standardised
 
 
 def linear_diagonal(inputs: Tensor, outputs: int = 6) -> Tensor:
@@ -63,7 +63,8 @@ def test_templates_find_their_own_diagonal() -> None:
     """Of each image the squared gradient itself is the diagonal of a release with that image alone behind it."""
     generator = torch.Generator().manual_seed(0)
     gradients = torch.rand(6, 20, generator=generator) ** 4
-    templates = Templates(activations=(torch.rand(6, 4, generator=generator),), gradients=(gradients,))
+    activations = torch.rand(6, 4, generator=generator)
+    templates = Templates((standardised(activations),), (standardised(gradients),))
     for number in range(6):
         found = templates.correlations([gradients[number].reshape(5, 4)])["gradients"]
         assert found.shape == (6, 1)
