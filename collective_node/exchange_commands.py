@@ -5,11 +5,12 @@ All of them work on the node's own ledger, and may do so while the node is runni
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from protocol.errors import InputError
+from protocol.architecture import Form
+from protocol.errors import InputError, LearngeneError
 
 if TYPE_CHECKING:
     from protocol.ledger import StoredRelease
@@ -137,20 +138,45 @@ def withdraw(
     \b
     Example:
       collective-node withdraw --config ~/collective/config.toml 3
+
+    What the collective grants instead, in any form, is released once more, since a release is what tells of it; that
+    needs the signing key. The same command again does what is left to do.
     """
-    from protocol.node_desk import collective_ledger, node_of
+    import secrets
+
+    from protocol.desks import CollectiveDesk
+    from protocol.messages import MOST_WITHDRAWN
+    from protocol.node_desk import collective_ledger, node_of, open_desk, unix_seconds
+    from protocol.sealing import CONTENT_KEY_BYTES
 
     node = node_of(config, "collective")
     ledger = collective_ledger(node)
     found = _find(ledger.releases(node.run_id), release)
+    # Before any key is opened: it holds from here on, whatever fails later.
+    withdrawn = ledger.withdraw(node.run_id, found.digest)
     if found.withdrawn:
         typer.echo(f"release {found.seq} was withdrawn before, {found.digest}")
-        return
-    ledger.withdraw(found.digest)
-    granted = len(ledger.granted(found.digest))
-    typer.echo(f"withdrawn  release {found.seq}, {found.payload.form}, {found.digest}")
-    typer.echo(f"It was granted to {granted} individual{'' if granted == 1 else 's'}. Each is told when it requests")
-    typer.echo("again, and by every release that is published from now on.")
+    else:
+        for one in withdrawn:
+            typer.echo(f"withdrawn  release {one.seq}, {one.payload.form}, {one.digest}")
+        granted = len({keyid for one in withdrawn for keyid in ledger.granted(one.digest)})
+        typer.echo(f"It was granted to {granted} individual{'' if granted == 1 else 's'}.")
+    newest = [ledger.latest(node.run_id, form) for form in get_args(Form)]
+    if any(one is not None and not one.withdrawn for one in newest):
+        try:
+            desk = open_desk(node, CollectiveDesk)
+            again = desk.release_again(unix_seconds(), lambda: secrets.token_bytes(CONTENT_KEY_BYTES))
+        except LearngeneError:
+            typer.echo(
+                "It is granted no more, but not every release tells of it yet: mend what is said below, then give"
+            )
+            typer.echo("the same command again.")
+            raise
+        for one in again:
+            typer.echo(f"released   {one.payload.form} once more, as release {one.seq}, which tells of it")
+    typer.echo("Whoever requests from now on is told, by the answer or by the next release that is published.")
+    if len(ledger.withdrawn(node.run_id)) > MOST_WITHDRAWN:
+        typer.echo(f"Of all that are withdrawn, a release names the {MOST_WITHDRAWN} with the highest numbers only.")
 
 
 def _find(chain: "list[StoredRelease]", text: str) -> "StoredRelease":

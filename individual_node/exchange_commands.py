@@ -68,17 +68,19 @@ def inherit(
     from protocol.desks import IndividualDesk
     from protocol.files import check_free, named_refusals, read_limited, write_new
     from protocol.node_desk import node_of, open_desk, unix_seconds
+    from protocol.policy_file import load_policy
 
     if receipt is not None:
         check_free(receipt)
-    desk = open_desk(node_of(config, "individual"), IndividualDesk)
+    node = node_of(config, "individual")
+    desk, policy = open_desk(node, IndividualDesk), load_policy(node.policy, "individual")
     with named_refusals(file):
-        data = read_limited(file, "the bundle file", max_bytes=bundle_file.MAX_BYTES)
-        if data.startswith(bundle_file.MAGIC):
-            bundle = bundle_file.decode(data)
+        if bundle_file.is_bundle(file):
+            bundle = bundle_file.read(file, largest_blob=policy.largest_blob)
             inheritance = desk.inherit(*bundle, unix_seconds())
         else:
-            bundle, notice = None, desk.accept_abort(data, unix_seconds()).payload
+            notice_bytes = read_limited(file, "a notice", max_bytes=envelope.MAX_BYTES)
+            bundle, notice = None, desk.accept_abort(notice_bytes, unix_seconds()).payload
     if bundle is None:
         _say_notice(notice)
         return

@@ -6,8 +6,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -69,12 +67,6 @@ class Block(BaseModel):
     out_channels: int = Field(ge=1, le=4096)
     pool: bool
     norm: Norm = "batch"
-
-    @model_serializer(mode="wrap")
-    def _encoded_as_ever(self, encode: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """``norm`` is left out where it is ``batch``: what was signed before there was another one still verifies."""
-        fields: dict[str, object] = encode(self)
-        return fields if self.norm != "batch" else {name: value for name, value in fields.items() if name != "norm"}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name (inside the block) and shape of every parameter and statistic."""

@@ -22,12 +22,14 @@ Direction = Literal["out", "in"]
 ALLOWED = "allowed"
 #: What the first line names as the one before it.
 NO_LINE = "0" * 64
+#: Stands for the digest of what was refused for its size alone.
+TOO_LARGE = ""
 _MAX_LINE_BYTES = 2048
 
 
 class Crossing(BaseModel):
-    """One line: its number from 1, when (unix s), which way, between whom, what kind, how many bytes and their SHA-256,
-    what was decided, and the SHA-256 of the line before."""
+    """One line: its number from 1, when (unix s), which way, between whom, what kind, how many bytes and their SHA-256
+    (``TOO_LARGE`` where they were too many to be read), what was decided, and the SHA-256 of the line before."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
@@ -89,7 +91,7 @@ class Crossings:
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 size, last = _last_line(descriptor)
-                number, previous = (_read(last).number + 1, digest(last)) if last else (1, NO_LINE)
+                number, previous = (_read(last).number + 1, digest(last)) if size else (1, NO_LINE)
                 crossing = Crossing(
                     number=number,
                     time=self._clock(),
@@ -116,14 +118,15 @@ class Crossings:
 
 def verify_chain(data: bytes) -> Chain:
     """Verify the bytes of a log: every line canonical, numbered on, and chained to the one before. Half a line at the
-    end, which a crash leaves, is not counted.
+    end, which a crash leaves, is not counted; more than one line's length without an end is no half line.
 
     Raises:
         MalformedError: it is broken; says at which line.
     """
     crossings: list[Crossing] = []
     head = NO_LINE
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
+    whole = data.rfind(b"\n") + 1
+    for line in data[:whole].splitlines():
         place = f"line {len(crossings) + 1} of the log of crossings"
         try:
             crossing = _read(line)
@@ -133,6 +136,10 @@ def verify_chain(data: bytes) -> Chain:
             raise MalformedError(f"{place} does not follow the one before: a line was changed, put in or taken out")
         crossings.append(crossing)
         head = digest(line)
+    if len(data) - whole > _MAX_LINE_BYTES:
+        raise MalformedError(
+            f"line {len(crossings) + 1} of the log of crossings has no end: what stands there is no line"
+        )
     return Chain(tuple(crossings), head)
 
 
@@ -164,9 +171,18 @@ def _read(line: bytes) -> Crossing:
 
 
 def _last_line(descriptor: int) -> tuple[int, bytes]:
-    """Where the last whole line ends, and that line without its end; (0, nothing) where there is none."""
+    """Where the last whole line ends, and that line without its end; (0, nothing) where there is none.
+
+    Raises:
+        MalformedError: more stands behind it than a crash can leave of one line, so that none of it may be cut off.
+    """
     size = os.fstat(descriptor).st_size
-    start = max(0, size - 2 * _MAX_LINE_BYTES)
+    # Two lines and both their ends: the last whole one, and what a crash left of the next.
+    start = max(0, size - 2 * (_MAX_LINE_BYTES + 1))
     tail = os.pread(descriptor, size - start, start)
     end = tail.rfind(b"\n")
+    if len(tail) - (end + 1) > _MAX_LINE_BYTES:
+        raise MalformedError(
+            "what stands at its end is no line that was written; check what wrote it, and move the file away"
+        )
     return (start + end + 1, tail[:end].rsplit(b"\n", 1)[-1]) if end >= 0 else (0, b"")

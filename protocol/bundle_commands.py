@@ -34,10 +34,14 @@ def inspect(
       learngene inspect condensed.learngene
     """
     from protocol import bundle_file, inspection
-    from protocol.files import named_refusals, read_limited
+    from protocol.files import named_refusals, read_start
 
+    found: inspection.Bundle | inspection.Message | inspection.TrustFile
     with named_refusals(file):
-        found = inspection.inspect(read_limited(file, "a file of this project", max_bytes=bundle_file.MAX_BYTES))
+        if bundle_file.is_bundle(file):
+            found = inspection.inspect_bundle(bundle_file.read(file))
+        else:
+            found = inspection.inspect(read_start(file, "the file", max_bytes=inspection.MAX_BYTES + 1))
     if isinstance(found, inspection.TrustFile):
         if not as_json:
             typer.echo(_NOT_VERIFIED)

@@ -6,13 +6,15 @@ Integers are little-endian. One bundle has one encoding: no padding, nothing beh
 nothing in it; what it holds is verified by ``protocol.verification.verify_file``.
 """
 
+import io
+import os
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from protocol import blob, envelope
 from protocol.errors import MalformedError, TooLargeError
-from protocol.files import read_limited, write_new
+from protocol.files import opened, write_new
 
 SUFFIX = ".learngene"
 #: No text file begins so, and a transfer that rewrites line ends destroys it (as PNG's signature, RFC 2083, 3.1).
@@ -21,8 +23,6 @@ VERSION = 1
 
 _HEADER = struct.Struct("<8sI3Q")
 _LIMITS = {"release": envelope.MAX_BYTES, "grant": envelope.MAX_BYTES, "blob": blob.MAX_BLOB_BYTES}
-#: Bytes of the largest bundle file.
-MAX_BYTES = _HEADER.size + sum(_LIMITS.values())
 
 
 class BundleFile(NamedTuple):
@@ -52,35 +52,31 @@ def decode(data: bytes) -> BundleFile:
         TooLargeError: a part is larger than its limit.
         MalformedError: not a bundle file, of another version, cut short, or with something behind its end.
     """
-    if data[: len(MAGIC)] != MAGIC:
-        raise MalformedError(
-            "this is no bundle file; make one with `collective-node grant` or `individual-node bundle`"
-        )
-    if len(data) < _HEADER.size:
-        raise MalformedError("the bundle file ends inside its header; copy it again")
-    _, version, *lengths = _HEADER.unpack_from(data)
-    if version != VERSION:
-        raise MalformedError(f"the bundle file has the version {version}, this software reads {VERSION}")
-    for (name, limit), length in zip(_LIMITS.items(), lengths, strict=True):
-        if length > limit:
-            raise TooLargeError(f"the bundle file says that its {name} has {length} bytes, at most {limit}")
-        if length == 0:
-            raise MalformedError(f"the bundle file holds no {name}")
-    end = _HEADER.size + sum(lengths)
-    if len(data) != end:
-        raise MalformedError(f"the bundle file has {len(data)} bytes, its header says {end}; copy it again")
-    first, second = _HEADER.size + lengths[0], _HEADER.size + lengths[0] + lengths[1]
-    return BundleFile(data[_HEADER.size : first], data[first:second], data[second:])
+    return _read(io.BytesIO(data), len(data), blob.MAX_BLOB_BYTES)
 
 
-def read(path: Path) -> BundleFile:
-    """Read a file. Whatever its size says, no more than ``MAX_BYTES`` are read.
+def read(path: Path, *, largest_blob: int = blob.MAX_BLOB_BYTES) -> BundleFile:
+    """Read a file: its header, and where that and the file's size agree, each part once.
+
+    Args:
+        largest_blob: bytes of the largest blob that is read, where a policy says so.
 
     Raises:
         InputError: there is no such file.
         TooLargeError, MalformedError: it is no bundle file; see :func:`decode`.
     """
-    return decode(read_limited(path, "the bundle file", max_bytes=MAX_BYTES))
+    with opened(path, "the bundle file") as file:
+        return _read(file, os.fstat(file.fileno()).st_size, largest_blob)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a file begins as a bundle file does.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    with opened(path, "the file") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def write(path: Path, bundle: BundleFile) -> None:
@@ -91,3 +87,29 @@ def write(path: Path, bundle: BundleFile) -> None:
         StorageFailedError: it could not be stored durably.
     """
     write_new(path, encode(bundle))
+
+
+def _read(file: BinaryIO, size: int, largest_blob: int) -> BundleFile:
+    header = file.read(_HEADER.size)
+    if header[: len(MAGIC)] != MAGIC:
+        raise MalformedError(
+            "this is no bundle file; make one with `collective-node grant` or `individual-node bundle`"
+        )
+    if len(header) < _HEADER.size:
+        raise MalformedError("the bundle file ends inside its header; copy it again")
+    _, version, *lengths = _HEADER.unpack(header)
+    if version != VERSION:
+        raise MalformedError(f"the bundle file has the version {version}, this software reads {VERSION}")
+    limits = _LIMITS | {"blob": min(largest_blob, blob.MAX_BLOB_BYTES)}
+    for (name, limit), length in zip(limits.items(), lengths, strict=True):
+        if length > limit:
+            raise TooLargeError(f"the bundle file says that its {name} has {length} bytes, at most {limit}")
+        if length == 0:
+            raise MalformedError(f"the bundle file holds no {name}")
+    end = _HEADER.size + sum(lengths)
+    if size != end:
+        raise MalformedError(f"the bundle file has {size} bytes, its header says {end}; copy it again")
+    parts = BundleFile(*(file.read(length) for length in lengths))
+    if [len(part) for part in parts] != lengths:
+        raise MalformedError("the bundle file was changed while it was read; copy it again")
+    return parts

@@ -1,20 +1,24 @@
 """From a bundle file to a verified learngene: by the node that it was granted to, or by a trust store and a key."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import bundle_file
+from protocol.audit import Crossings
 from protocol.desks import IndividualDesk
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import InputError
 from protocol.files import named_refusals
+from protocol.keys import read_public
+from protocol.ledger import IndividualLedger
 from protocol.messages import SKEW
-from protocol.node_desk import node_of, open_desk
+from protocol.node_desk import check_ledger, node_of, unix_seconds
+from protocol.node_keys import load_keys
 from protocol.passphrase import unlock_with
 from protocol.policy import Policy
+from protocol.policy_file import load_policy
 from protocol.trust import TrustStore
-from protocol.trust_file import read_trust
+from protocol.trust_file import TrustFile, read_trust
 from protocol.verification import Holder, SealedLearngene, VerifiedLearngene, open_sealed, verify_file
 
 
@@ -71,39 +75,45 @@ def read_bundle(
         raise InputError("give --trust or --config, by which the bundle is verified")
     if key_file is not None and encryption_key is None:
         raise InputError("--key-file opens an encryption key; give --encryption-key too")
-    store = _store(trust, root)
+    store = read_trust(trust, root=read_public(root, "--root") if root else None)
     key = None if encryption_key is None else _encryption_key(encryption_key, key_file)
+    policy = Policy.for_role("individual")
     with named_refusals(path):
-        bundle = bundle_file.read(path)
-        policy = Policy.for_role("individual")
-        sealed = verify_file(*bundle, holder=Holder(), trust=store, policy=policy, now=int(time.time()))
+        bundle = bundle_file.read(path, largest_blob=policy.largest_blob)
+        sealed = verify_file(*bundle, holder=Holder(), trust=store, policy=policy, now=unix_seconds())
         opened = None if key is None else open_sealed(sealed, key)
     return Reading(sealed, opened, store, pinned=bool(root), asked_ledger=False, late=False, withdrawn=False)
 
 
 def _read_by_node(path: Path, config: Path) -> Reading:
-    node, now = node_of(config, "individual"), int(time.time())
-    desk = open_desk(node, IndividualDesk)
+    node, now = node_of(config, "individual"), unix_seconds()
+    check_ledger(node)
+    keys, policy = load_keys(node), load_policy(node.policy, "individual")
+    assert keys.encryption is not None  # node_of has seen to it
+    ledger = IndividualLedger(node.state)
+    # Read once: what is shown is what was verified under, also where the file is replaced meanwhile.
+    store = TrustFile(node.trust, node.root, ledger).current()
+    desk = IndividualDesk(
+        key=keys.signing,
+        encryption=keys.encryption,
+        trust=lambda: store,
+        ledger=ledger,
+        policy=policy,
+        run_id=node.run_id,
+        crossings=Crossings(node.state / "crossings.jsonl", node.party, unix_seconds),
+    )
     with named_refusals(path):
-        opened = desk.verify_file(bundle_file.read(path), now)
+        opened = desk.verify_file(bundle_file.read(path, largest_blob=policy.largest_blob), now)
     sealed = opened.sealed
     return Reading(
         sealed,
         opened,
-        _store(node.trust, node.root),
+        store,
         pinned=True,
         asked_ledger=True,
         late=now > min(sealed.release.expires_at, sealed.grant.expires_at) + SKEW,
         withdrawn=desk.withdrawn(sealed.release_digest),
     )
-
-
-def _store(path: Path, root: str) -> TrustStore:
-    digits = root.strip().lower()
-    if root and (len(digits) != 64 or set(digits) - set("0123456789abcdef")):
-        raise InputError("--root has 64 hexadecimal digits; copy the public key that keygen printed")
-    with named_refusals("the trust store"):
-        return read_trust(path, root=digits or None)
 
 
 def _encryption_key(path: Path, key_file: Path | None) -> EncryptionKey:

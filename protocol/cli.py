@@ -31,7 +31,7 @@ def make() -> typer.Typer:
         "\b\nExamples:\n"
         "  learngene run cifar100\n"
         "  learngene keygen --out root.key\n"
-        "  learngene trust init --root root.key --out trust.json\n"
+        "  learngene trust init --root-key root.key --out trust.json\n"
         "  learngene relay-app --out relay-app && flwr run relay-app my-superlink --stream"
     )
     key_commands.register(app)

@@ -4,9 +4,10 @@ A desk is the last thing before the socket: what it returns has passed the polic
 is recorded in the log of crossings.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Self, TypeVar, get_args
 
 from protocol import blob as blobs
 from protocol import envelope, messages, sealing
@@ -17,6 +18,7 @@ from protocol.egress import Gate, egress
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import (
     DigestMismatchError,
+    EquivocationError,
     ExpiredError,
     InputError,
     PolicyDeniedError,
@@ -30,7 +32,7 @@ from protocol.keys import SigningKey
 from protocol.learngene import Doubt, Learngene
 from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State, StoredRelease
 from protocol.make_messages import make_abort, make_grant, make_receipt, make_release, make_request
-from protocol.messages import MOST_WITHDRAWN, NO_RELEASE, SKEW, Content, Grant, Payload, Receipt, Request
+from protocol.messages import MOST_WITHDRAWN, NO_RELEASE, SKEW, Content, Grant, Payload, Receipt, Release, Request
 from protocol.node_keys import NodeKeys
 from protocol.policy import Policy
 from protocol.trust import Role, TrustedKey, TrustStore
@@ -54,6 +56,7 @@ from protocol.verification import (
 
 LedgerT = TypeVar("LedgerT", CollectiveLedger, IndividualLedger)
 
+_PARTNER: dict[Role, Role] = {"collective": "individual", "individual": "collective"}
 _A_PARTY: dict[Role, str] = {"collective": "a collective", "individual": "an individual"}
 
 #: Who is named in the log for what could not be verified.
@@ -77,7 +80,7 @@ class Withdrawal(NamedTuple):
 class _Desk(Generic[LedgerT]):
     """What both desks hold: key, trust store, ledger, policy, run, log of crossings.
 
-    ``trust`` is asked once at the beginning of each piece of work, so that a revocation reaches a desk that is open.
+    ``trust`` is asked anew for each piece of work, so that a revocation reaches a desk that is open.
     """
 
     role: ClassVar[Role]
@@ -99,13 +102,20 @@ class _Desk(Generic[LedgerT]):
         self._ledger: LedgerT = ledger
         self._policy = policy
         self._run_id = run_id
-        self.gate = Gate(policy, crossings)
+        self.gate = Gate(policy, crossings, key=key, run_id=run_id, is_partner=self._is_partner)
         # Before anything is said in its name or to it.
         self._collective(trust())
 
     def _collective(self, trust: TrustStore) -> TrustedKey:
         """The collective's pinned key."""
         raise NotImplementedError
+
+    def _is_partner(self, keyid: str) -> bool:
+        try:
+            self._trust().key_for(keyid, _PARTNER[self.role])
+        except (UnknownKeyError, RevokedKeyError):
+            return False
+        return True
 
 
 class CollectiveDesk(_Desk[CollectiveLedger]):
@@ -160,8 +170,9 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
     def publish(self, learngene: Learngene, now: int, content_key: bytes) -> StoredRelease:
         """Sign, seal and store a learngene as the next release of the run. Nothing is sent yet.
 
-        The same content again, while its release is the newest of its form and valid, is that release, no second one.
-        A release withdraws all that were withdrawn before it.
+        The same content again, while its release is the newest of its form, valid and says all that is withdrawn, is
+        that release, no second one. A release withdraws all that were withdrawn before it, of more than
+        ``MOST_WITHDRAWN`` the ones with the highest numbers.
 
         Args:
             content_key: 32 random bytes that nothing else was sealed with; used only if a new release is made.
@@ -169,25 +180,71 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         Raises:
             PolicyDeniedError, TooLargeError: the policy does not let it leave, or this content was withdrawn.
             NonFiniteError: it holds values that no computation could have meant.
+            ExpiredError: the trust store is past its time.
             StorageFailedError: it could not be stored.
             ValueError: the content key sealed an earlier release.
         """
+        epoch = self._epoch(now)
         check_values(learngene.architecture, learngene.tensors)
         content = _content(learngene)
-        withdrawn = self._ledger.withdrawn(self._run_id)
-        for former in withdrawn:
-            if former.payload.plaintext == content:
-                raise PolicyDeniedError(f"this very learngene was withdrawn as release {former.seq}; evolve anew")
-        published = self._ledger.latest(self._run_id, learngene.architecture.form)
-        if (
-            published is not None
-            and _holds(published.payload, now)
-            and self._says_the_same(published, learngene, content)
-        ):
-            sealed = sealing.encrypt(published.content_key, blobs.encode(learngene.tensors))
-            self._ledger.keep_blob(published, sealed)
-            return published
-        head = self._ledger.latest(self._run_id)
+        while True:
+            head, withdrawn = self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)
+            for former in withdrawn:
+                if former.payload.plaintext == content:
+                    raise PolicyDeniedError(f"this very learngene was withdrawn as release {former.seq}; evolve anew")
+            published = self._ledger.latest(self._run_id, learngene.architecture.form)
+            if (
+                published is not None
+                and _holds(published.payload, now)
+                and _names(published, withdrawn)
+                and self._says_the_same(published, learngene, content, epoch)
+            ):
+                sealed = sealing.encrypt(published.content_key, blobs.encode(learngene.tensors))
+                self._ledger.keep_blob(published, sealed)
+                return published
+            made = self._append(learngene, head, withdrawn, now, epoch, content_key)
+            if made is not None:
+                return made
+
+    def release_again(self, now: int, content_key: Callable[[], bytes]) -> list[StoredRelease]:
+        """Release what is granted now once more, form by form, where its release does not name all that is withdrawn:
+        then the answer to the next request for any form tells of it. Nothing is made where everything is said.
+
+        Args:
+            content_key: draws 32 random bytes, for each release that is made.
+
+        Returns:
+            The releases that were made.
+
+        Raises:
+            ExpiredError: the trust store is past its time.
+            StorageFailedError: a stored blob is gone or was changed, or a release could not be stored.
+        """
+        epoch = self._epoch(now)
+        made: list[StoredRelease] = []
+        forms: list[Form] = [*get_args(Form)]
+        while forms:
+            head, withdrawn = self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)
+            newest = self._ledger.latest(self._run_id, forms[-1])
+            if newest is not None and self._is_granted_now(newest, now, epoch) and not _names(newest, withdrawn):
+                again = self._append(_opened(newest, self._ledger), head, withdrawn, now, epoch, content_key())
+                if again is None:
+                    continue
+                made.append(again)
+            forms.pop()
+        return made
+
+    def _append(
+        self,
+        learngene: Learngene,
+        head: StoredRelease | None,
+        withdrawn: list[StoredRelease],
+        now: int,
+        epoch: int,
+        content_key: bytes,
+    ) -> StoredRelease | None:
+        """Release a learngene next after ``head``, and withdraw what is withdrawn. None: meanwhile another process of
+        this collective has released or withdrawn something, so that it must be looked at anew."""
         seq, prev = (head.seq + 1, head.digest) if head is not None else (1, NO_RELEASE)
         release, data = make_release(
             learngene,
@@ -195,21 +252,20 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             seq=seq,
             prev=prev,
             key=self._key,
-            key_epoch=self._collective(self._trust()).epoch,
+            key_epoch=epoch,
             policy=self._policy,
             now=now,
             content_key=content_key,
-            withdraws=tuple(former.digest for former in withdrawn[-MOST_WITHDRAWN:]),
+            withdraws=_named(withdrawn),
         )
         # What may not leave is not written down as released either.
         egress(self._policy, release)
         try:
             return self._ledger.add_release(release, content_key, data)
-        except StorageFailedError:
-            if self._ledger.withdrawn(self._run_id) == withdrawn:
+        except (EquivocationError, StorageFailedError):
+            if (self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)) == (head, withdrawn):
                 raise
-        # One was withdrawn while this release was made, by a command beside the node: it must say so too.
-        return self.publish(learngene, now, content_key)
+        return None
 
     @property
     def fewest_samples(self) -> int:
@@ -224,23 +280,25 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         """The chain of this run, first to last."""
         return self._ledger.releases(self._run_id)
 
-    def withdraw(self, digest: str) -> StoredRelease:
-        """Withdraw a release of this run: it is granted no more, every later release says so, and so does the answer to
-        a request for it.
+    def withdraw(self, digest: str) -> list[StoredRelease]:
+        """Withdraw a release of this run, and every other one that holds the same content: they are granted no more.
+
+        Where one is the newest of its form, a request for that form is answered with that word. Otherwise a release
+        says it: those that ``release_again`` or ``publish`` make from now on.
+
+        Returns:
+            All that are withdrawn with it, first to last.
 
         Raises:
             InputError: there is no such release in this run.
             StorageFailedError: it could not be stored.
         """
-        for release in self.releases():
-            if release.digest == digest:
-                self._ledger.withdraw(digest)
-                return self._ledger.release(digest)
-        raise InputError(f"this run has no release {digest[:16]}; `collective-node releases` lists them")
+        return self._ledger.withdraw(self._run_id, digest)
 
     def answer_request(self, request: bytes, now: int) -> Answer | Withdrawal:
         """Grant the newest release of the form that a request asks for. The same request again has the same answer, as
-        long as its release is not withdrawn and both it and the grant hold at this time.
+        long as its release is not withdrawn, both it and the grant hold at this time, and no newer one tells more of
+        what is withdrawn.
 
         Raises:
             RefusedError: its subclass for what is wrong with the request; ``PolicyDeniedError`` where nothing of that
@@ -249,9 +307,14 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         verified = self._verify_request(request, now)
         peer = verified.key.party
         self.gate.let_in(peer, "request", request)
+        kem, epoch = verified.payload.hpke_kem, self._epoch(now)
+        if kem not in self._policy.kems:
+            raise PolicyDeniedError(
+                f"{peer} asks with a key of the kind {kem}, this site seals to: {', '.join(self._policy.kems)}"
+            )
         answered = self._ledger.grant(verified.digest)
-        if answered is None or not _still_answers(*answered, now):
-            release = self._release_for(verified, now)
+        if answered is None or not self._still_answers(*answered, now, epoch):
+            release = self._release_for(verified, now, epoch)
             if release.withdrawn:
                 return self._withdrawal(verified, release, now)
             stale = None if answered is None else answered[0]
@@ -294,21 +357,16 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             self.gate.let_in(UNVERIFIED, "request", request, error)
             raise
 
-    def _release_for(self, request: VerifiedRequest, now: int) -> StoredRelease:
+    def _release_for(self, request: VerifiedRequest, now: int, epoch: int) -> StoredRelease:
         """The newest release of the form that is asked for; older ones are never granted again."""
         payload = request.payload
-        if payload.hpke_kem not in self._policy.kems:
-            raise PolicyDeniedError(
-                f"{request.key.party} asks with a key of the kind {payload.hpke_kem}, this site seals to: "
-                + ", ".join(self._policy.kems)
-            )
         release = self._ledger.latest(self._run_id, payload.form)
         if release is None:
             raise PolicyDeniedError(f"nothing of the form {payload.form} is published in this run; publish first")
         if not release.withdrawn and not _holds(release.payload, now):
             when = "past its time" if now >= release.payload.expires_at else "from the future"
             raise ExpiredError(f"release {release.seq} is {when}; publish the learngene again")
-        if not release.withdrawn and release.payload.signer != self._key.keyid:
+        if not release.withdrawn and not self._is_of_this_key(release, epoch):
             raise ExpiredError(f"release {release.seq} is signed with a former key; publish the learngene again")
         return release
 
@@ -337,18 +395,42 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         self.gate.let_out(request.key.party, {"abort": abort})
         return Withdrawal(abort)
 
-    def _says_the_same(self, published: StoredRelease, learngene: Learngene, content: Content) -> bool:
+    def _epoch(self, now: int) -> int:
+        """The epoch of this collective's key, under a trust store that holds now."""
+        trust = self._trust()
+        trust.check_current(now)
+        return self._collective(trust).epoch
+
+    def _is_of_this_key(self, release: StoredRelease, epoch: int) -> bool:
+        """Whether individuals believe its signature now."""
+        return (release.payload.signer, release.payload.key_epoch) == (self._key.keyid, epoch)
+
+    def _is_granted_now(self, release: StoredRelease, now: int, epoch: int) -> bool:
+        """Whether the newest release of a form would be granted to who asks."""
+        try:
+            egress(self._policy, release.envelope)
+        except RefusedError:
+            return False
+        return not release.withdrawn and _holds(release.payload, now) and self._is_of_this_key(release, epoch)
+
+    def _still_answers(self, grant: bytes, release: StoredRelease, now: int, epoch: int) -> bool:
+        payload = messages.decode(Grant, envelope.parse(grant).payload)
+        if release.withdrawn or not (_holds(release.payload, now) and _holds(payload, now)):
+            return False
+        # Where a newer release tells more of what is withdrawn, whoever asks is to be told.
+        tells = _names(release, self._ledger.withdrawn(self._run_id)) or release == self.published(release.payload.form)
+        return tells and self._is_of_this_key(release, epoch)
+
+    def _says_the_same(self, published: StoredRelease, learngene: Learngene, content: Content, epoch: int) -> bool:
         """Whether a learngene is what a release holds, under the same key and policy; its place in the chain apart."""
         payload = published.payload
-        return (
-            payload.signer,
+        return self._is_of_this_key(published, epoch) and (
             payload.plaintext,
             payload.architecture,
             payload.fisher,
             payload.dp,
             payload.policy_sha256,
         ) == (
-            self._key.keyid,
             content,
             learngene.architecture,
             learngene.fisher,
@@ -362,9 +444,32 @@ def _holds(payload: Payload, now: int) -> bool:
     return payload.issued_at <= now + SKEW and now < payload.expires_at
 
 
-def _still_answers(grant: bytes, release: StoredRelease, now: int) -> bool:
-    payload = messages.decode(Grant, envelope.parse(grant).payload)
-    return not release.withdrawn and _holds(release.payload, now) and _holds(payload, now)
+def _named(withdrawn: list[StoredRelease]) -> tuple[str, ...]:
+    """What a release can name of the withdrawn ones."""
+    return tuple(former.digest for former in withdrawn[-MOST_WITHDRAWN:])
+
+
+def _names(release: StoredRelease, withdrawn: list[StoredRelease]) -> bool:
+    """Whether a release tells its readers all of the withdrawn ones that a release can tell."""
+    return set(_named(withdrawn)) <= set(release.payload.withdraws)
+
+
+def _opened(release: StoredRelease, ledger: CollectiveLedger) -> Learngene:
+    """The learngene of a release of our own.
+
+    Raises:
+        StorageFailedError: its blob is gone or was changed.
+    """
+    tensors = blobs.decode(sealing.decrypt(release.content_key, ledger.blob(release)))
+    return Learngene(release.payload.architecture, tensors, release.payload.fisher, release.payload.dp)
+
+
+def _blob_fault(release: bytes, blob: bytes) -> DigestMismatchError | None:
+    """Whether a blob is not the one that an authentic release describes."""
+    described = messages.decode(Release, envelope.parse(release).payload).ciphertext
+    if (len(blob), envelope.digest(blob)) == (described.size, described.sha256):
+        return None
+    return DigestMismatchError("the blob is not the one that was signed; fetch it again")
 
 
 def _content(learngene: Learngene) -> Content:
@@ -449,8 +554,11 @@ class IndividualDesk(_Desk[IndividualLedger]):
         Raises:
             StorageFailedError: it could not be stored, so it must not be sent.
             PolicyDeniedError: the policy lets no request leave.
+            ExpiredError: the trust store is past its time.
         """
-        collective = self._collective(self._trust())
+        trust = self._trust()
+        trust.check_current(now)
+        collective = self._collective(trust)
         open_request = self._ledger.open_request(self._run_id, form)
         if (
             open_request is not None
@@ -483,25 +591,33 @@ class IndividualDesk(_Desk[IndividualLedger]):
         Raises:
             RefusedError: its subclass for the first step of the verification that fails; nothing is inherited then, and
                 the request stays open. Where release and grant were authentic and only what came as their blob was
-                wrong, the release is remembered as seen, and so is what it withdraws.
+                wrong, the release is remembered as seen, and so is what it withdraws. ``EquivocationError``: its text
+                names the files in which both releases are kept.
         """
-        release_digest = envelope.digest(release)
         trust = self._trust()
         collective = self._collective(trust)
         arrived = (("release", release), ("grant", grant), ("blob", blob))
-        committed = self._ledger.inherited(self._run_id, release_digest)
+        committed, fault = None, None
         try:
+            for kind, data in arrived:
+                self.gate.check_size(kind, data)
+            committed = self._ledger.inherited(self._run_id, envelope.digest(release))
             if committed is None or committed.grant != envelope.digest(grant):
-                self._verify_and_commit(release, grant, blob, trust, now)
+                with self._evidence_kept(release):
+                    self._verify_and_commit(release, grant, blob, trust, now)
+            else:
+                fault = _blob_fault(release, blob)
         except RefusedError as error:
             for kind, data in arrived:
                 self.gate.let_in(UNVERIFIED, kind, data, error)
-            if committed is None:
+            # A committed release has its receipt whatever came with it, but not where our own disk fails.
+            if committed is None or isinstance(error, StorageFailedError):
                 raise
         else:
             for kind, data in arrived:
-                self.gate.let_in(collective.party, kind, data)
-        committed = self._ledger.inherited(self._run_id, release_digest)
+                refused = fault if kind == "blob" else None
+                self.gate.let_in(collective.party if refused is None else UNVERIFIED, kind, data, refused)
+        committed = self._ledger.inherited(self._run_id, envelope.digest(release))
         assert committed is not None
         newest = self._ledger.latest(self._run_id, committed.form)
         assert newest is not None
@@ -579,10 +695,25 @@ class IndividualDesk(_Desk[IndividualLedger]):
             committed=frozenset({release} if committed else ()),
             withdrawn=self._ledger.withdrawn(self._run_id),
         )
-        sealed = verify_file(*bundle, holder=holder, trust=self._trust(), policy=self._policy, now=now)
+        with self._evidence_kept(bundle.release):
+            sealed = verify_file(*bundle, holder=holder, trust=self._trust(), policy=self._policy, now=now)
         for digest in sealed.release.withdraws:
             self._ledger.withdraw(self._run_id, digest)
         return open_sealed(sealed, self._encryption)
+
+    @contextlib.contextmanager
+    def _evidence_kept(self, release: bytes) -> Iterator[None]:
+        """Where an authentic release contradicts what was seen, both are kept and the error says where."""
+        try:
+            yield
+        except EquivocationError as error:
+            try:
+                paths = self._ledger.keep_evidence(release)
+            except StorageFailedError as failed:
+                raise EquivocationError(f"{error}; keep what came, since this node could not: {failed}") from error
+            if not paths:
+                raise EquivocationError(f"{error}; keep what came, since there is no room for more evidence") from error
+            raise EquivocationError(f"{error}; keep the evidence: {', '.join(map(str, paths))}") from error
 
     def _is_between(self, payload: Request | Receipt, collective: TrustedKey) -> bool:
         """Whether a message of this individual is from the key that it has now to the one that the collective has."""

@@ -31,15 +31,20 @@ def opened(path: Path, what: str) -> Iterator[BinaryIO]:
         raise InputError(f"cannot read {what} {shown(path)}: {error.strerror}") from None
 
 
+def read_start(path: Path, what: str, *, max_bytes: int) -> bytes:
+    """The first bytes of a file, no more than ``max_bytes``, whatever its size says. Raises as ``opened``."""
+    with opened(path, what) as file:
+        return file.read(max_bytes)
+
+
 def read_limited(path: Path, what: str, *, max_bytes: int) -> bytes:
-    """The content of a file, of which no more than ``max_bytes`` are read, whatever its size says.
+    """The content of a file, of which little more than ``max_bytes`` are read, whatever its size says.
 
     Raises:
         InputError: as ``opened``.
         TooLargeError: it holds more.
     """
-    with opened(path, what) as file:
-        data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+    data = read_start(path, what, max_bytes=max_bytes + 1)
     if len(data) > max_bytes:
         raise TooLargeError(f"it has more than {max_bytes} bytes, the limit of {what}; give the right file")
     return data

@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from protocol import bundle_file, envelope, messages, trust
+from protocol import envelope, messages, trust
 from protocol.architecture import Architecture
 from protocol.bundle_file import BundleFile
 from protocol.canonical_json import Value
 from protocol.encryption_key import PUBLIC_BYTES, Kem
-from protocol.errors import MalformedError
+from protocol.errors import MalformedError, TooLargeError
 from protocol.keys import fingerprint_of
 from protocol.messages import Abort, Grant, Payload, Receipt, Release, Request
 from protocol.output import moment
@@ -96,17 +96,22 @@ class TrustFile:
     """A trust store; ``learngene trust show`` says what is in it."""
 
 
-def inspect(data: bytes) -> Bundle | Message | TrustFile:
-    """Look into a file's bytes.
+#: Bytes of the largest file that is no bundle.
+MAX_BYTES = trust.MAX_BYTES
+_FOREIGN = "it is no file of this project: no bundle, no message of an exchange and no trust store; give another file"
+
+
+def inspect(data: bytes) -> Message | TrustFile:
+    """Look into the bytes of a file that is no bundle.
 
     Raises:
-        TooLargeError, MalformedError: it is no bundle, no message and no trust store.
+        TooLargeError, MalformedError: it is no message and no trust store, or not as it must be.
     """
-    if data.startswith(bundle_file.MAGIC):
-        return _bundle(bundle_file.decode(data))
-    if envelope.parse(data, max_bytes=trust.MAX_BYTES).payload_type == trust.PAYLOAD_TYPE:
-        return TrustFile()
-    return _message(data)
+    try:
+        opened = envelope.parse(data, max_bytes=MAX_BYTES)
+    except (MalformedError, TooLargeError):
+        raise MalformedError(_FOREIGN) from None
+    return TrustFile() if opened.payload_type == trust.PAYLOAD_TYPE else _message(data)
 
 
 def layers(release: Release) -> list[tuple[str, ...]]:
@@ -131,7 +136,12 @@ def _count(architecture: Architecture, index: int) -> int:
     return sum(math.prod(shape) for name, (role, shape) in tensors if name.startswith(own) and role == "weight")
 
 
-def _bundle(parts: BundleFile) -> Bundle:
+def inspect_bundle(parts: BundleFile) -> Bundle:
+    """Look into a bundle file's parts.
+
+    Raises:
+        TooLargeError, MalformedError: a part of it is not as it must be.
+    """
     release, grant = (_message(data) for data in (parts.release, parts.grant))
     for message, kind in ((release, Release), (grant, Grant)):
         if not isinstance(message.payload, kind):

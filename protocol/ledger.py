@@ -17,6 +17,7 @@ from protocol.architecture import Form
 from protocol.errors import (
     DigestMismatchError,
     EquivocationError,
+    InputError,
     MalformedError,
     RollbackError,
     StorageFailedError,
@@ -31,10 +32,14 @@ from protocol.verification import (
     VerifiedEnvelopes,
     VerifiedLearngene,
     VerifiedRequest,
+    contradicts,
     verify_committed,
 )
 
-_FORMAT = 3
+_FORMAT = 4
+
+#: Envelopes that an individual keeps as evidence of two histories, at most.
+MOST_EVIDENCE = 64
 
 # What the offline root has said last, so that an older or another word of it is not believed.
 _TRUST_TABLE = """
@@ -68,7 +73,7 @@ CREATE TABLE exchanges (
 ) STRICT;
 CREATE TABLE seen (
     run_id TEXT NOT NULL, key_epoch INTEGER NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL,
-    prev TEXT NOT NULL, PRIMARY KEY (run_id, key_epoch, seq)
+    prev TEXT NOT NULL, envelope BLOB NOT NULL, PRIMARY KEY (run_id, key_epoch, seq)
 ) STRICT;
 CREATE TABLE inherited (
     run_id TEXT NOT NULL, key_epoch INTEGER NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, release TEXT NOT NULL,
@@ -105,6 +110,7 @@ class _Ledger:
 
     def __init__(self, folder: Path, tables: str, files: str) -> None:
         self._lock = threading.RLock()
+        self._folder = folder
         path = folder / "ledger.db"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -126,7 +132,8 @@ class _Ledger:
                     database.execute(f"PRAGMA user_version = {_FORMAT}")
                 elif version != _FORMAT:
                     raise StorageFailedError(
-                        f"{path} has the format {version}, this version reads {_FORMAT}; update it"
+                        f"{path} has the format {version}, this version reads {_FORMAT}; use the version that made it,"
+                        " or begin with a new state folder"
                     )
         except (OSError, sqlite3.Error) as error:
             raise StorageFailedError(f"cannot open the ledger {path}: {error}") from error
@@ -162,7 +169,7 @@ class _Ledger:
         """Remember the trust store that is believed from now on.
 
         Raises:
-            RollbackError, EquivocationError: another process on this ledger has accepted one meanwhile that goes before.
+            RollbackError, EquivocationError: another process on this ledger has accepted a newer one meanwhile.
             StorageFailedError: it could not be stored, so it must not be believed.
         """
         with self._transaction() as database:
@@ -251,17 +258,28 @@ class CollectiveLedger(_Ledger):
             raise StorageFailedError(f"the ledger holds no release {digest[:16]}; publish again")
         return _release_of(rows[0])
 
-    def withdraw(self, digest: str) -> None:
-        """Mark a release as withdrawn; one that is, stays so.
+    def withdraw(self, run_id: str, digest: str) -> list[StoredRelease]:
+        """Mark a release of a run as withdrawn, and with it every other one that holds the same content; what is
+        withdrawn, stays so.
+
+        Returns:
+            All of them, first to last.
 
         Raises:
+            InputError: there is no such release in this run.
             StorageFailedError: it could not be stored.
         """
         with self._transaction() as database:
-            database.execute("UPDATE releases SET withdrawn = 1 WHERE digest = ?", (digest,))
+            chain = self.releases(run_id)
+            contents = {release.payload.plaintext for release in chain if release.digest == digest}
+            if not contents:
+                raise InputError(f"this run has no release {digest[:16]}; `collective-node releases` lists them")
+            found = [release.digest for release in chain if release.payload.plaintext in contents]
+            database.executemany("UPDATE releases SET withdrawn = 1 WHERE digest = ?", [(one,) for one in found])
+        return [self.release(one) for one in found]
 
     def withdrawn(self, run_id: str) -> list[StoredRelease]:
-        """The withdrawn releases of a run, first to last."""
+        """The withdrawn releases of a run, first to last: the order in which they were released."""
         rows = self._rows(
             f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? AND withdrawn = 1 ORDER BY seq", run_id
         )
@@ -471,17 +489,31 @@ class IndividualLedger(_Ledger):
 
     def received(self, envelopes: VerifiedEnvelopes) -> None:
         """An authentic answer has come: REQUESTED -> RECEIVED. Its release is remembered as seen, with what it
-        withdraws; the exchange is about this release from now on."""
+        withdraws; the exchange is about this release from now on.
+
+        Raises:
+            EquivocationError: another release with its number was seen, since it was verified too.
+            StorageFailedError: it could not be stored, or the exchange stands elsewhere.
+        """
         release, digest = envelopes.release, envelopes.release_digest
         with self._transaction() as database:
             database.execute(
                 "UPDATE exchanges SET release = ? WHERE run_id = ? AND form = ?", (digest, release.run_id, release.form)
             )
             self._advance(database, release, digest, State.RECEIVED)
+            place = (release.run_id, release.key_epoch, release.seq)
             database.execute(
-                "INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?, ?)",
-                (release.run_id, release.key_epoch, release.seq, release.form, digest, release.prev),
+                "INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*place, release.form, digest, release.prev, envelopes.release_bytes),
             )
+            # Two answers at one moment were each compared with what was seen before either.
+            (seen,) = database.execute(
+                "SELECT digest FROM seen WHERE run_id = ? AND key_epoch = ? AND seq = ?", place
+            ).fetchone()
+            if seen != digest:
+                raise EquivocationError(
+                    f"the collective signed two histories: there are two releases {release.seq}; ask the collective"
+                )
             self._withdraw(database, release.run_id, release.withdraws)
 
     def refused(self, envelopes: VerifiedEnvelopes) -> None:
@@ -574,10 +606,45 @@ class IndividualLedger(_Ledger):
         rows = self._rows(
             "SELECT key_epoch, seq, form, digest, prev FROM seen WHERE run_id = ? ORDER BY key_epoch, seq", run_id
         )
-        return tuple(
-            SeenRelease(_integer(epoch), _integer(seq), _form(form), str(digest), str(prev))
-            for epoch, seq, form, digest, prev in rows
+        return tuple(_seen_of(row) for row in rows)
+
+    def keep_evidence(self, data: bytes) -> list[Path]:
+        """Keep an authentic release that contradicts what was seen, and what it contradicts, as
+        ``evidence/<digest>.json`` in the individual's folder: the collective's own signatures are the only proof.
+
+        Returns:
+            Where they lie. What was kept first stays: ``MOST_EVIDENCE`` files at most, and what finds no room is not
+            among them.
+
+        Raises:
+            StorageFailedError: they could not be stored.
+        """
+        release, digest = messages.decode(Release, envelope.parse(data).payload), envelope.digest(data)
+        rows = self._rows(
+            "SELECT key_epoch, seq, form, digest, prev, envelope FROM seen WHERE run_id = ? AND key_epoch = ?"
+            " AND seq BETWEEN ? AND ?",
+            release.run_id,
+            release.key_epoch,
+            release.seq - 1,
+            release.seq + 1,
         )
+        envelopes = {str(row[3]): _bytes(row[5]) for row in rows if contradicts(release, digest, _seen_of(row))}
+        folder = self._folder / "evidence"
+        try:
+            folder.mkdir(exist_ok=True, mode=0o700)
+            kept = {path.name for path in folder.iterdir()}
+        except OSError as error:
+            raise StorageFailedError(f"cannot keep evidence in {folder}: {error.strerror}; check the disk") from error
+        paths = []
+        for name, content in (*envelopes.items(), (digest, data)):
+            path = folder / f"{name}.json"
+            if path.name not in kept:
+                if len(kept) >= MOST_EVIDENCE:
+                    continue
+                write_atomically(path, content, mode=0o600)
+                kept.add(path.name)
+            paths.append(path)
+        return paths
 
     def withdraw(self, run_id: str, release: str) -> None:
         """Remember that the collective has withdrawn a release.
@@ -666,6 +733,10 @@ class IndividualLedger(_Ledger):
                 f"the exchange for the form {release.form} cannot become {state} with release {release.seq} from where"
                 " it stands"
             )
+
+
+def _seen_of(row: tuple[object, ...]) -> SeenRelease:
+    return SeenRelease(_integer(row[0]), _integer(row[1]), _form(row[2]), str(row[3]), str(row[4]))
 
 
 # SQLite's rows are untyped; STRICT tables make these true.

@@ -9,21 +9,38 @@ from typing import Annotated
 
 import tomli_w
 import typer
+from pydantic import ValidationError
 
 from protocol.doctor_commands import GpuOption, JsonOption, show
 from protocol.encryption_key import EncryptionKey, Kem
-from protocol.errors import InputError
+from protocol.errors import InputError, fault_line, first_fault
 from protocol.key_commands import kem_named
 from protocol.key_file import Unlock, make_key_file
-from protocol.keys import SigningKey
+from protocol.keys import SigningKey, read_public
 from protocol.launcher import launch
 from protocol.node import Role
-from protocol.node_configuration import node_table
+from protocol.node_configuration import NodeConfiguration
 from protocol.node_keys import NodeKeys
 from protocol.passphrase import ask_new
 from protocol.socket import MAX_PATH_BYTES, make_secret, private_folder
 from protocol.storage import write_atomically
 from protocol.terminal import make_app
+
+_Out = Annotated[Path, typer.Option(help="Folder to make, for this node alone.")]
+_Data = Annotated[Path, typer.Option(help="Folder with the party's images.")]
+_Root = Annotated[
+    str, typer.Option(help="Public root key of the trust store: `learngene keygen` printed it to its keeper.")
+]
+_Party = Annotated[str, typer.Option(help="The node's own name.")]
+_Run = Annotated[str, typer.Option(help="The run's 32 hexadecimal digits; a new one by default.")]
+_Passphrase = Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase instead of writing a key file.")]
+_KemOption = Annotated[str, typer.Option(help="Kind of the encryption key: x25519 or mlkem768-x25519.")]
+
+#: What is wrong where a setting of a new node is, by the option that it came from.
+_WRONG = {
+    "node.party": "--party must be letters a-z, digits and hyphens, a letter first, at most 63, such as individual-1",
+    "node.run_id": "--run-id has 32 hexadecimal digits (0-9, a-f); every party of a run has the same",
+}
 
 _COMMENTS = {
     "party": "This node's own name, as its partners' trust stores know it.",
@@ -53,11 +70,11 @@ _KEY_FILE = "key.secret"
 
 def node_app(role: Role, model: str, program: str) -> typer.Typer:
     """The command line of one kind of node; ``model`` and ``program`` as in :func:`protocol.launcher.launch`."""
-    name = f"{role}-node"
+    name, own_name = f"{role}-node", _example(role)
     app = make_app(
         f"The {role}'s node process: it holds the data, the model and the keys, and its one door is a socket.\n\n"
         "\b\nExamples:\n"
-        f"  {name} init --out ~/{role} --data ~/images --party {_example(role)} --root HEX\n"
+        f"  {name} init --out ~/{role} --data ~/images --party {own_name} --root HEX\n"
         f"  {name} doctor --config ~/{role}/config.toml\n"
         f"  {name} start --config ~/{role}/config.toml"
     )
@@ -89,45 +106,57 @@ def node_app(role: Role, model: str, program: str) -> typer.Typer:
 
         show(examine_node(config, role, model, gpu=gpu, now=int(time.time())), as_json=as_json)
 
-    @app.command()
-    def init(
-        out: Annotated[Path, typer.Option(help="Folder to make, for this node alone.")],
-        data: Annotated[Path, typer.Option(help="Folder with the party's images.")],
-        root: Annotated[
-            str, typer.Option(help="Public root key of the trust store: `learngene keygen` printed it to its keeper.")
-        ],
-        party: Annotated[str, typer.Option(help="The node's own name.")] = _example(role),
-        run_id: Annotated[str, typer.Option(help="The run's 32 hexadecimal digits; a new one by default.")] = "",
-        passphrase: Annotated[
-            bool, typer.Option("--passphrase", help="Ask for a passphrase instead of writing a key file.")
-        ] = False,
-        kem: Annotated[str, typer.Option(help="An individual's encryption key: x25519 or mlkem768-x25519.")] = "x25519",
+    def init_collective(
+        out: _Out,
+        data: _Data,
+        root: _Root,
+        party: _Party = own_name,
+        run_id: _Run = "",
+        passphrase: _Passphrase = False,
+    ) -> None:
+        """Write a commented configuration, a fresh key with what opens it, and a socket secret."""
+        _init(out, role, data, party, root, run_id, passphrase=passphrase)
+
+    def init_individual(
+        out: _Out,
+        data: _Data,
+        root: _Root,
+        party: _Party = own_name,
+        run_id: _Run = "",
+        passphrase: _Passphrase = False,
+        kem: _KemOption = "x25519",
     ) -> None:
         """Write a commented configuration, fresh keys with what opens them, and a socket secret."""
-        encapsulation = kem_named(kem)
-        # The passphrase comes last, when nothing else can be wrong any more.
-        ask = (lambda: ask_new(party)) if passphrase else None
-        made = initialise(
-            out, role=role, data=data, party=party, root=root, run_id=run_id, kem=encapsulation, passphrase=ask
-        )
-        key = made.signing
-        typer.echo(f"configuration  {out / 'config.toml'}")
-        typer.echo(f"public key     {key.public_hex}")
-        typer.echo(f"fingerprint    {key.fingerprint}")
-        if not passphrase:
-            typer.echo(
-                f"key file       {out / _KEY_FILE}: it opens this node's keys; move it to another device and set "
-                "node.key_file, or begin with --passphrase instead"
-            )
-        # Without the fingerprint: one that came with the key would prove nothing.
-        typer.echo("Whoever keeps the root key types this, and compares the fingerprint with you over another channel:")
-        typer.echo(
-            f"learngene trust add --root root.key --trust trust.json --role {role} --party {party} "
-            f"--public {key.public_hex}"
-        )
-        typer.echo(f"The trust.json that comes of it belongs at {out / 'trust.json'}")
+        _init(out, role, data, party, root, run_id, passphrase=passphrase, kem=kem_named(kem))
 
+    # A collective has no encryption key to choose.
+    app.command("init")(init_collective if role == "collective" else init_individual)
     return app
+
+
+def _init(
+    out: Path, role: Role, data: Path, party: str, root: str, run_id: str, *, passphrase: bool, kem: Kem = "x25519"
+) -> None:
+    """The command ``init``: make the node's folder, and say what its operator and the keeper of the root do next."""
+    # The passphrase comes last, when nothing else can be wrong any more.
+    ask = (lambda: ask_new(party)) if passphrase else None
+    made = initialise(out, role=role, data=data, party=party, root=root, run_id=run_id, kem=kem, passphrase=ask)
+    key = made.signing
+    typer.echo(f"configuration  {out / 'config.toml'}")
+    typer.echo(f"public key     {key.public_hex}")
+    typer.echo(f"fingerprint    {key.fingerprint}")
+    if not passphrase:
+        typer.echo(
+            f"key file       {out / _KEY_FILE}: it opens this node's keys; move it to another device and set "
+            "node.key_file, or begin with --passphrase instead"
+        )
+    # Without the fingerprint: one that came with the key would prove nothing.
+    typer.echo("Whoever keeps the root key types this, and compares the fingerprint with you over another channel:")
+    typer.echo(
+        f"learngene trust add --root-key root.key --trust trust.json --role {role} --party {party} "
+        f"--public {key.public_hex}"
+    )
+    typer.echo(f"The trust.json that comes of it belongs at {out / 'trust.json'}")
 
 
 def initialise(
@@ -164,7 +193,7 @@ def initialise(
         "encryption_key": "encryption.key" if role == "individual" else "none",
         "key_file": "none" if passphrase else _KEY_FILE,
         "trust": "trust.json",
-        "root": root.lower(),
+        "root": read_public(root, "--root"),
         "policy": "none",
         "run_id": run_id or secrets.token_hex(16),
         "device": "auto",
@@ -175,7 +204,10 @@ def initialise(
     }
     out = Path(os.path.abspath(out.expanduser()))
     configuration = out / "config.toml"
-    node = node_table(configuration, {"node": table})
+    try:
+        node = NodeConfiguration.model_validate({"node": table}, context={"folder": out}).node
+    except ValidationError as error:
+        raise InputError(_WRONG.get(first_fault(error)[0], fault_line(error))) from None
     if not node.data.is_dir():
         raise InputError(f"there is no folder {node.data}")
     if len(os.fsencode(node.socket)) > MAX_PATH_BYTES:

@@ -46,8 +46,8 @@ _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextlib.contextmanager
 def _written_beside(path: Path, data: bytes, mode: int) -> Iterator[str]:
-    """The name of a synced file with this content in the folder of ``path``; the folder is synced once it has its place,
-    and the name is gone.
+    """The name of a synced file with this content in the folder of ``path``. Afterwards that name is gone, and the
+    folder is synced.
 
     Raises:
         FileExistsError: from within. StorageFailedError: anything else that the disk refuses.

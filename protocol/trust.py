@@ -200,7 +200,7 @@ class TrustStore(_Roots):
             raise InputError(f"the key of {party} cannot be pinned: {fault_line(error)}") from None
 
     def without_key(self, keyid: str, reason: Reason) -> "TrustStore":
-        """The next version, in which this key is revoked. A key that has left or was replaced in good faith may turn out
+        """The next version, in which this key is revoked. One that has left or was replaced in good faith may turn out
         to be compromised later; never the other way.
 
         Raises:

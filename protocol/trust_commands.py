@@ -49,7 +49,7 @@ _Public = Annotated[str, typer.Option(help="The party's public key: 64 hexadecim
 _Epoch = Annotated[
     int | None,
     typer.Option(
-        help="How many keys the party has had with this one, where another trust store has counted them; `show` says it.",
+        help="How many keys the party has had with this one, as another trust store counted them (`show`).",
         min=1,
         max=2**31,
         show_default="as this trust store counts",
@@ -84,7 +84,10 @@ def init(
         typer.Option("--from", help="Trust store whose root key is lost or stolen: take it over.", show_default=False),
     ] = None,
     root: Annotated[
-        str, typer.Option(help="With --from: public key of the root that it has, 64 hexadecimal digits.", show_default=False)
+        str,
+        typer.Option(
+            help="With --from: public key of the root that it has, 64 hexadecimal digits.", show_default=False
+        ),
     ] = "",
     days: _Days = 365,
     key_file: _KeyFile = None,
@@ -102,7 +105,9 @@ def init(
     """
     check_free(out)
     if (old is None) != (not root):
-        raise InputError("--from needs --root, the public key of the root that the old trust store has, and goes with it")
+        raise InputError(
+            "--from goes with --root: the root that the old trust store has, as a node's config.toml says it"
+        )
     before = None if old is None else read_trust(old, root=read_public(root, "--root"))
     key, expires_at = _root_key(root_key, key_file), _now() + days * _DAY
     if before is None:
@@ -190,7 +195,7 @@ def rotate(
     """Replace a party's key by its new one, or the root key by a new root key.
 
     A new root is signed by the old one and by itself, so a node that pins the old one follows. Where the old root key
-    may be in other hands, rotate and pin the new root at every node besides: `root` in its config.toml.
+    may be in other hands, its thief could do the same: there a new root takes over with `init --from`.
 
     \b
     Examples:
@@ -199,7 +204,9 @@ def rotate(
     """
     if new_root_key is not None:
         if party or role or public or fingerprint or epoch is not None:
-            raise InputError("--new-root-key replaces the root key alone; --party, --role and --public are for a party's")
+            raise InputError(
+                "--new-root-key replaces the root key alone; --party, --role and --public are for a party's"
+            )
         old_key, store = _open(root_key, key_file, trust)
         new_key = SigningKey.load(new_root_key, unlock_with(new_key_file, purpose=f"the new root key {new_root_key}"))
         store = store.with_root(Handover.make(old_key, new_key))

@@ -413,8 +413,8 @@ def _authenticate_answer(release: bytes, grant: bytes, trust: TrustStore) -> _En
     if opened_release.key_epoch != key.epoch:
         raise UnknownKeyError(
             f"the release counts the collective's current key as epoch {opened_release.key_epoch}, the trust store as"
-            f" epoch {key.epoch}; if an answer to a new request says the same, whoever keeps the root key must pin it"
-            f" with the collective's own epoch: trust add --epoch {opened_release.key_epoch}"
+            f" epoch {key.epoch}; request it again, and if the answer says the same, have whoever keeps the root key pin"
+            f" it with the collective's own epoch: trust add --epoch {opened_release.key_epoch}"
         )
     return _Envelopes(
         release=opened_release,
@@ -491,23 +491,26 @@ def _check_chain(
     it in the same way).
     """
     for other in seen:
-        if other.key_epoch != release.key_epoch:
-            continue
-        conflict = (
-            (other.seq == release.seq and other.digest != digest)
-            or (other.seq == release.seq - 1 and other.digest != release.prev)
-            or (other.seq == release.seq + 1 and other.prev != digest)
-        )
-        if conflict:
+        if contradicts(release, digest, other):
             raise EquivocationError(
                 f"the collective signed two histories: release {release.seq} contradicts release {other.seq};"
-                " keep both and ask the collective"
+                " ask the collective"
             )
     epoch, newest = max(((other.key_epoch, other.seq) for other in seen if other.form == release.form), default=(0, 0))
     if (release.key_epoch, release.seq) < (epoch, newest):
         raise RollbackError(f"release {release.seq} is older than release {newest}, which was seen before")
     if digest in withdrawn:
         raise ExpiredError(f"release {release.seq} was withdrawn by the collective; send a new request")
+
+
+def contradicts(release: Release, digest: str, other: SeenRelease) -> bool:
+    """Whether an authentic release (``digest``: its name) and one of its run that was seen before cannot both stand in
+    one chain."""
+    return other.key_epoch == release.key_epoch and (
+        (other.seq == release.seq and other.digest != digest)
+        or (other.seq == release.seq - 1 and other.digest != release.prev)
+        or (other.seq == release.seq + 1 and other.prev != digest)
+    )
 
 
 def _check_content(data: bytes, content: Content, what: str) -> None:

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Workers share the processors, so one thread for each; read when torch is loaded, which is later.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def cifar100_folder() -> Path:

@@ -229,7 +229,7 @@ def small_world(folder: Path) -> None:
 
 def pinned_sites(root: Path) -> dict[str, Path]:
     """Both nodes' folders, and in them the trust store that the keeper of a root key made of their public keys."""
-    keeper, trust = ["--root", str(root / "root.key"), "--key-file", str(root / "root.secret")], root / "trust.json"
+    keeper, trust = ["--root-key", str(root / "root.key"), "--key-file", str(root / "root.secret")], root / "trust.json"
     run("learngene", "keygen", "--out", str(root / "root.key"), "--key-file", str(root / "root.secret"))
     run("learngene", "trust", "init", *keeper, "--out", str(trust))
     public = read_trust(trust, root=None).root

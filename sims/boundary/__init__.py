@@ -1,1 +1,1 @@
-"""The boundary, attacked: a real deployment on this machine, attempts to get out of it or into it, and what came of them."""
+"""The boundary, attacked: a real deployment on this machine, attempts on it, and what came of them."""

@@ -21,7 +21,7 @@ from protocol.node_desk import unix_seconds
 from protocol.node_keys import NodeKeys
 from protocol.policy_file import load_policy
 from protocol.socket import Frame, send_frame
-from sims.boundary.leaks import DATA_BYTES, LEAKS, honest_messages
+from sims.boundary.leaks import DATA_BYTES, LEAKS, PARTNER, honest_messages
 
 #: What the wish says where the gate is to be left out: that is the control.
 WITHOUT_GATE = "without-gate"
@@ -47,7 +47,11 @@ class LeakingProgram:
         self._honest = honest_messages(self.role, keys.signing, encryption, run_id=node.run_id, now=unix_seconds())
         self._data = (node.data / "private.bin").read_bytes().ljust(DATA_BYTES, b"\0")
         self._gate = Gate(
-            load_policy(node.policy, self.role), Crossings(node.state / "crossings.jsonl", node.party, unix_seconds)
+            load_policy(node.policy, self.role),
+            Crossings(node.state / "crossings.jsonl", node.party, unix_seconds),
+            key=keys.signing,
+            run_id=node.run_id,
+            is_partner=PARTNER.keyid.__eq__,
         )
         self._guarded = True
 
@@ -77,9 +81,9 @@ class LeakingProgram:
         parts = answer.parts
         try:
             self._gate.let_out("the-other", parts)
-        except (RefusedError, KeyError):
+        except RefusedError:
             for name, data in parts.items():
-                with contextlib.suppress(RefusedError, KeyError):
+                with contextlib.suppress(RefusedError):
                     self._gate.let_out("the-other", {name: data})
 
 

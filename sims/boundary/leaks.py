@@ -26,6 +26,9 @@ KNOWN_KEY = b"\x5a" * sealing.CONTENT_KEY_BYTES
 #: Bytes of a party's data that a program tries to get out.
 DATA_BYTES = 64
 
+#: Whom a node's messages are addressed to, as far as its gate is told.
+PARTNER = SigningKey.from_seed(bytes(32))
+
 _FISHER = FisherDescription(source="collective", estimator="sampled", samples=1024, clip_micro=0)
 
 
@@ -91,13 +94,14 @@ def honest_messages(role: Role, key: SigningKey, encryption: EncryptionKey, *, r
     Args:
         encryption: an individual's, which the request names; whose it is does not matter to the gate.
     """
-    asker = key if role == "individual" else SigningKey.from_seed(bytes(32))
+    asker = key if role == "individual" else PARTNER
+    to = PARTNER.keyid
     request = make_request(
-        run_id=run_id, audience="0" * 64, form="condensed", key=asker, encryption=encryption, now=now, nonce=bytes(16)
+        run_id=run_id, audience=to, form="condensed", key=asker, encryption=encryption, now=now, nonce=bytes(16)
     )
-    abort = make_abort(run_id=run_id, audience="0" * 64, code="stopped", subject=None, key=key, now=now)
+    abort = make_abort(run_id=run_id, audience=to, code="stopped", subject=None, key=key, now=now)
     if role == "individual":
-        receipt = make_receipt(run_id=run_id, release="0" * 64, audience="0" * 64, key=key, now=now)
+        receipt = make_receipt(run_id=run_id, release="0" * 64, audience=to, key=key, now=now)
         return Honest(key, {"request": request, "receipt": receipt, "abort": abort})
     release, data = make_release(
         small_learngene(),
@@ -613,7 +617,6 @@ LEAKS: tuple[Leak, ...] = (
         _with_envelope("receipt", signature=lambda data: data[:64]),
         lambda answer: envelope.parse(answer.parts["receipt"]).signature,
         carries=64,
-        unstoppable="signatures are checked by the receiver, behind the relay: 512 bits a message",
     ),
     Leak(
         "data as the times of a message",
@@ -631,7 +634,6 @@ LEAKS: tuple[Leak, ...] = (
         _alone("receipt", _addresses),
         _read_addresses,
         carries=48,
-        unstoppable="addresses are checked by the receiver, behind the relay: 384 bits a message",
     ),
     Leak(
         "data in the low bits of weights",
@@ -654,34 +656,33 @@ LEAKS: tuple[Leak, ...] = (
 
 #: Fields of an individual's messages that only the receiver can judge, and the bytes that each can carry.
 _FREE: Mapping[str, Mapping[str, int]] = {
-    "request": {"run_id": 16, "audience": 32, "nonce": 16, "hpke_public": 32},
-    "receipt": {"run_id": 16, "audience": 32, "release": 32},
-    "abort": {"run_id": 16, "audience": 32, "subject": 32},
+    "request": {"nonce": 16, "hpke_public": 32},
+    "receipt": {"release": 32},
+    "abort": {"subject": 32},
 }
-_TIMES_BYTES, _SIGNER_BYTES, _SIGNATURE_BYTES = 10, 32, 64
+_TIMES_BYTES = 10
 
 
 def free_bytes(kind: str) -> int:
     """Bytes that one message of an individual can carry through the gate where its program was taken over: the bound of
     the hidden channel, less what the order of messages and the time between them say."""
-    return sum(_FREE[kind].values()) + _TIMES_BYTES + _SIGNER_BYTES + _SIGNATURE_BYTES
+    return sum(_FREE[kind].values()) + _TIMES_BYTES
 
 
 def fullest(honest: Honest, kind: str, data: bytes) -> bytes:
     """The message that carries ``free_bytes(kind)`` bytes of data in all free fields at once."""
     rest = data
     changes: dict[str, Value] = {}
-    for name, size in (*_FREE[kind].items(), ("signer", _SIGNER_BYTES)):
+    for name, size in _FREE[kind].items():
         changes[name], rest = rest[:size].hex(), rest[size:]
-    number, rest = int.from_bytes(rest[:_TIMES_BYTES], "big"), rest[_TIMES_BYTES:]
+    number = int.from_bytes(rest[:_TIMES_BYTES], "big")
     changes |= {"issued_at": number >> 40, "expires_at": number & (2**40 - 1)}
-    opened = envelope.parse(altered(honest.parts[kind], honest.key, **changes))
-    return envelope.encode(replace(opened, keyid=str(changes["signer"]), signature=rest[:_SIGNATURE_BYTES]))
+    return altered(honest.parts[kind], honest.key, **changes)
 
 
 def read_fullest(message: bytes, kind: str) -> bytes:
     """The data in a message that :func:`fullest` made."""
-    found, opened = fields(message), envelope.parse(message)
-    words = bytes.fromhex("".join(str(found[name]) for name in (*_FREE[kind], "signer")))
+    found = fields(message)
+    words = bytes.fromhex("".join(str(found[name]) for name in _FREE[kind]))
     times = int(str(found["issued_at"])) << 40 | int(str(found["expires_at"]))
-    return words + times.to_bytes(_TIMES_BYTES, "big") + opened.signature
+    return words + times.to_bytes(_TIMES_BYTES, "big")

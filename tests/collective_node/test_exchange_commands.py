@@ -54,16 +54,19 @@ def test_releases_lists_the_chain(folders: Folders, collective: Run, tmp_path: P
     assert [(entry["number"], entry["form"], entry["digest"]) for entry in listed] == [
         (1, "condensed", first.digest),
         (2, "paper", second.digest),
+        (3, "condensed", listed[2]["digest"]),
     ]
-    assert [entry["withdrawn"] for entry in listed] == [False, True]
+    assert [entry["withdrawn"] for entry in listed] == [False, True, False]
+    assert [entry["withdraws"] for entry in listed] == [[], [], [second.digest]]
     # Twice, but to one individual; `exchange` leaves its receipt there.
-    assert [(entry["granted"], entry["receipts"]) for entry in listed] == [(1, 0), (0, 0)]
+    assert [(entry["granted"], entry["receipts"]) for entry in listed] == [(1, 0), (0, 0), (0, 0)]
     rows = [
         line.split()
         for line in succeeded(collective("releases")).splitlines()
         if "condensed" in line or "paper" in line
     ]
-    assert [(row[0], row[-1]) for row in rows] == [("1", first.digest), ("2", second.digest)]
+    assert [(row[0], row[-1]) for row in rows] == [(str(entry["number"]), entry["digest"]) for entry in listed]
+    assert rows[0][-1] == first.digest
 
 
 def test_a_withdrawn_release_is_granted_no_more(folders: Folders, collective: Run, tmp_path: Path) -> None:
@@ -80,6 +83,51 @@ def test_a_withdrawn_release_is_granted_no_more(folders: Folders, collective: Ru
     replaced = tmp_path / "three.learngene"
     succeeded(collective("grant", "--request", request, "--out", replaced))
     assert opened(Release, bundle_file.read(replaced).release).seq == 2
+
+
+def test_withdrawing_what_is_not_the_newest_tells_whoever_requests_next(
+    folders: Folders, collective: Run, tmp_path: Path
+) -> None:
+    first = folders.publish()
+    individual = folders.individual_desk()
+    individual.inherit(*bundle_file.read(folders.exchange(tmp_path / "one.learngene")), int(time.time()))
+    folders.publish(learngene(seed=1))
+    folders.publish(learngene(form="paper"))
+    printed = succeeded(collective("withdraw", 1))
+    assert "granted to 1 individual." in printed
+    assert "released   condensed once more, as release" in printed
+    assert "released   paper once more, as release" in printed
+    chain = folders.collective_desk().releases()
+    assert [release.payload.withdraws for release in chain] == [(), (), (), (first.digest,), (first.digest,)]
+    assert not individual.withdrawn(first.digest)
+    request = tmp_path / "request.json"
+    request.write_bytes(individual.request("paper", int(time.time()), os.urandom(16)))
+    succeeded(collective("grant", "--request", request, "--out", tmp_path / "paper.learngene"))
+    individual.inherit(*bundle_file.read(tmp_path / "paper.learngene"), int(time.time()))
+    assert individual.withdrawn(first.digest)
+    # Everything is said; the same again makes nothing.
+    assert "released" not in succeeded(collective("withdraw", 1))
+    assert len(folders.collective_desk().releases()) == 5
+
+
+def test_a_withdrawal_holds_without_the_key_and_what_is_left_to_do_is_said(folders: Folders, collective: Run) -> None:
+    first = folders.publish()
+    folders.publish(learngene(seed=1))
+    key = folders.collective.parent / "signing.key"
+    data = key.read_bytes()
+    key.unlink()
+    done = collective("withdraw", 1)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "granted no more, but not every release tells of it yet" in done.out
+    assert "is told" not in done.out
+    key.write_bytes(data)
+    key.chmod(0o600)
+    chain = folders.collective_desk().releases()
+    assert [release.withdrawn for release in chain] == [True, False]
+    printed = succeeded(collective("withdraw", 1))
+    assert "before" in printed
+    assert "once more, as release 3" in printed
+    assert folders.collective_desk().releases()[-1].payload.withdraws == (first.digest,)
 
 
 def test_a_node_that_is_running_hears_of_a_withdrawal_at_once(
@@ -201,7 +249,7 @@ def test_wrong_input_is_one_line(folders: Folders, collective: Run, tmp_path: Pa
     succeeded(collective("withdraw", first.digest[:8].upper()))
 
 
-def test_listing_and_withdrawing_need_no_key(folders: Folders, collective: Run) -> None:
+def test_listing_and_withdrawing_all_that_is_granted_need_no_key(folders: Folders, collective: Run) -> None:
     folders.publish()
     (folders.collective.parent / "signing.key").unlink()
     succeeded(collective("releases"))

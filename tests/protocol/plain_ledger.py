@@ -1,11 +1,13 @@
 """The two ledgers as plain Python objects in memory: what the durable ones must do, said a second time."""
 
+import base64
+import json
 import os
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from protocol.architecture import Form
-from protocol.errors import EquivocationError, RollbackError, StorageFailedError, WrongAudienceError
+from protocol.errors import EquivocationError, InputError, RollbackError, StorageFailedError, WrongAudienceError
 from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State
 from protocol.messages import NO_RELEASE
 from protocol.verification import SeenRelease
@@ -91,9 +93,12 @@ class PlainIndividual:
         self.exchanges[run_id, form] = PlainExchange(State.REQUESTED, request)
 
     def received(self, release: PlainRelease) -> None:
-        self._step("received", release)
         seen = SeenRelease(release.key_epoch, release.seq, release.form, release.digest, release.prev)
-        self.seen.setdefault((release.run_id, release.key_epoch, release.seq), seen)
+        known = self.seen.get((release.run_id, release.key_epoch, release.seq), seen)
+        if known.digest != release.digest and self.state(release.run_id, release.form) in OPEN:
+            raise EquivocationError("another one with this number was seen")
+        self._step("received", release)
+        self.seen[release.run_id, release.key_epoch, release.seq] = known
         self.withdrawn |= {(release.run_id, digest) for digest in release.withdraws}
 
     def refused(self, release: PlainRelease) -> None:
@@ -206,6 +211,11 @@ class PlainStored:
     ciphertext: bytes
     withdrawn: bool = False
 
+    @property
+    def content(self) -> object:
+        """What the envelope says of its plaintext."""
+        return json.loads(base64.b64decode(json.loads(self.data)["payload"]))["plaintext"]
+
 
 @dataclass(frozen=True)
 class PlainGrant:
@@ -250,10 +260,12 @@ class PlainCollective:
             raise StorageFailedError("it does not say what is withdrawn")
         self.chain.append(stored)
 
-    def withdraw(self, digest: str) -> None:
-        stored = self.release(digest)
-        if stored is not None:
-            stored.withdrawn = True
+    def withdraw(self, run_id: str, digest: str) -> None:
+        contents = [one.content for one in self.releases(run_id) if one.release.digest == digest]
+        if not contents:
+            raise InputError("no such release")
+        for one in self.releases(run_id):
+            one.withdrawn = one.withdrawn or one.content in contents
 
     def grant(self, request: str) -> PlainGrant | None:
         return next((grant for grant in reversed(self.grants) if grant.request == request), None)

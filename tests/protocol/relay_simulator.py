@@ -354,6 +354,7 @@ class World:
             and last.learngene is learngene
             and last.signer == key.keyid
             and self._may_be_sent(read(last.data), now)
+            and self._tells(last)
         )
         with self._cut(self.collective, cut) as fate:
             try:
@@ -370,7 +371,7 @@ class World:
     def withdraw(self, run: str, digest: str) -> None:
         """The collective withdraws a release."""
         self.collective.desks[run].withdraw(digest)
-        self.collective.model.withdraw(digest)
+        self.collective.model.withdraw(run, digest)
         self._check(self.collective)
 
     def rotate(self) -> None:
@@ -498,7 +499,8 @@ class World:
         if answered is not None:
             granted = self._published(answered.release)
             timely = all(self._may_be_sent(read(one), now) for one in (granted.data, answered.data))
-            if timely and not self._is_withdrawn(granted):
+            tells = self._tells(granted) or granted == self.latest(run, fields["form"])
+            if timely and tells and not self._is_withdrawn(granted):
                 return _Plan("known")
         last = self.latest(run, fields["form"])
         if last is None:
@@ -560,6 +562,8 @@ class World:
 
     def _foresee_bundle(self, who: Individual, run: str, parts: tuple[bytes, ...]) -> _Plan:
         release, grant, blob = parts
+        if max(len(release), len(grant)) > envelope.MAX_BYTES:
+            return _Plan("refused")
         known = who.model.inherited.get((run, name_of(release)))
         steps: list[tuple[str, Callable[[], object]]] = []
         # The receipt's bytes are learned from the desk, so that this step is made by whoever applies the plan.
@@ -655,6 +659,13 @@ class World:
     def _is_withdrawn(self, published: _Published | None) -> bool:
         stored = None if published is None else self.collective.model.release(published.plain.digest)
         return stored is not None and stored.withdrawn
+
+    def _tells(self, published: _Published) -> bool:
+        """Whether a release names all that is withdrawn in its run."""
+        withdrawn = {
+            one.release.digest for one in self.collective.model.releases(published.plain.run_id) if one.withdrawn
+        }
+        return withdrawn <= set(published.plain.withdraws)
 
     def _learn_release(self, stored: StoredRelease, learngene: Learngene) -> None:
         """The collective made a release: what it says is compared with what it was made for."""

@@ -124,6 +124,37 @@ def test_processes_that_write_at_once_make_one_chain(tmp_path: Path) -> None:
     assert len(read_chain(tmp_path / "log").crossings) == 120
 
 
+@pytest.mark.parametrize("junk", [2049, 4096, 4097, 4098, 5000, 20_000])
+def test_a_log_whose_end_is_no_line_is_refused_and_left_as_it_is(tmp_path: Path, junk: int) -> None:
+    """A crash leaves at most a part of one line; nothing else may be cut off."""
+    data = b"".join(written(tmp_path)) + b"\0" * junk
+    path = tmp_path / "log"
+    path.write_bytes(data)
+    with pytest.raises(StorageFailedError, match=r"no line that was written.*nothing is sent"):
+        Crossings(path, "collective", lambda: 1).append("out", "individual-1", "grant", b"x")
+    assert path.read_bytes() == data
+    with pytest.raises(MalformedError, match="line 6 of the log of crossings has no end"):
+        read_chain(path)
+
+
+def test_as_much_as_a_crash_can_leave_of_a_line_is_cut_off(tmp_path: Path) -> None:
+    data = b"".join(written(tmp_path))
+    path = tmp_path / "log"
+    path.write_bytes(data + b"x" * 2048)
+    assert len(read_chain(path).crossings) == 5
+    Crossings(path, "collective", lambda: 1).append("out", "individual-1", "grant", b"x")
+    assert path.read_bytes().startswith(data)
+    assert len(read_chain(path).crossings) == 6
+
+
+def test_an_empty_line_at_the_end_does_not_begin_the_chain_anew(tmp_path: Path) -> None:
+    data = b"".join(written(tmp_path)) + b"\n"
+    (tmp_path / "log").write_bytes(data)
+    with pytest.raises(StorageFailedError, match="nothing is sent"):
+        Crossings(tmp_path / "log", "collective", lambda: 1).append("out", "individual-1", "grant", b"x")
+    assert (tmp_path / "log").read_bytes() == data
+
+
 def test_a_broken_log_is_not_written_on(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"not a line of ours\n")
     with pytest.raises(StorageFailedError, match="nothing is sent"):

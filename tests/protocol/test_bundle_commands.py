@@ -15,12 +15,14 @@ import pytest
 from protocol import bundle_file, canonical_json, envelope, inspection, messages
 from protocol.bundle_file import BundleFile
 from protocol.cli import make
+from protocol.desks import IndividualDesk
 from protocol.encryption_key import Kem
 from protocol.keys import fingerprint
 from protocol.learngene import DifferentialPrivacy
 from protocol.messages import LIFE, PAYLOAD_TYPES, SKEW, Release
 from protocol.trust import TrustStore
 from protocol.trust_file import read_trust, write_trust
+from protocol.verification import VerifiedLearngene
 from tests.protocol.parties import COLLECTIVE, ROOT, STRANGER, architecture, learngene, opened, resigned, signed_raw
 from tests.two_folders import Done, Folders, make_folders, refused, run, succeeded, warned
 
@@ -220,6 +222,53 @@ def test_hostile_files_neither_steer_the_terminal_nor_get_through(
     refused(command("inspect", tmp_path / "gone"), "cannot read")
     os.mkfifo(tmp_path / "pipe")
     refused(command("inspect", tmp_path / "pipe"), "is not a file")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x89PNG\r\n\x1a\n" * 9, b"{}", b"hello\n", bytes(5 << 20)],
+    ids=["empty", "picture", "JSON", "text", "large"],
+)
+def test_inspect_of_a_foreign_file_says_so(tmp_path: Path, command: Learngene, content: bytes) -> None:
+    file = tmp_path / "foreign"
+    file.write_bytes(content)
+    done = command("inspect", file)
+    refused(done, "foreign is refused (malformed): it is no file of this project", code=1)
+    assert done.err.count(str(file)) == 1
+
+
+def test_a_refused_trust_store_is_named_once(
+    folders: Folders, bundle: Path, tmp_path: Path, command: Learngene
+) -> None:
+    file = tmp_path / "other.file"
+    file.write_bytes(bytes(32))
+    done = command("verify", bundle, "--trust", file)
+    refused(done, f"the trust store {file} is refused (malformed): ", code=1)
+    assert done.err.count("other.file") == done.err.count("trust store") == 1
+
+
+def test_verify_shows_the_trust_store_that_it_verified_under(
+    tmp_path: Path, command: Learngene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keeper's next version arrives just when the bundle has been verified."""
+    folders = make_folders(tmp_path / "nodes")
+    folders.publish()
+    bundle = folders.exchange(tmp_path / "one.learngene")
+    store = read_trust(folders.trust, root=folders.root)
+    verify = IndividualDesk.verify_file
+
+    def then_replaced(desk: IndividualDesk, parts: BundleFile, now: int) -> VerifiedLearngene:
+        verified = verify(desk, parts, now)
+        later = store.with_rotated_key("collective", "collective", STRANGER.public_hex)
+        write_trust(folders.trust, later, ROOT)
+        return verified
+
+    monkeypatch.setattr(IndividualDesk, "verify_file", then_replaced)
+    printed = succeeded(command("verify", bundle, "--config", folders.individual))
+    assert f"version {store.version}, root" in printed
+    assert fingerprint(store.only("collective").raw) in printed
+    monkeypatch.undo()
+    refused(command("verify", bundle, "--config", folders.individual), "(revoked_key)", code=1)
 
 
 def test_verify_without_a_key_proves_all_but_the_content(folders: Folders, bundle: Path, command: Learngene) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import struct
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,70 @@ def test_a_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
             bundle_file.read(tmp_path / name)
 
 
+def peak(work: Callable[[], object]) -> int:
+    """Bytes that Python allocates at most at once while it works."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_is_read_once_and_not_copied(tmp_path: Path) -> None:
+    path, size = tmp_path / "one.learngene", 8 << 20
+    bundle_file.write(path, BundleFile(b"r", b"g", bytes(size)))
+    assert size < peak(lambda: bundle_file.read(path)) < size + (1 << 20)
+    # The measure sees a copy.
+    assert peak(lambda: bundle_file.read(path).blob[1:]) > 2 * size - (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("start", "error"),
+    [
+        (b"PK\x03\x04" * 20, MalformedError),
+        (HEADER.pack(MAGIC, 2, 1, 1, 64 << 20), MalformedError),
+        (HEADER.pack(MAGIC, 1, envelope.MAX_BYTES + 1, 1, 64 << 20), TooLargeError),
+        (HEADER.pack(MAGIC, 1, 1, 1, 64 << 20), MalformedError),
+        (HEADER.pack(MAGIC, 1, 1, 1, 60 << 20), TooLargeError),
+    ],
+    ids=["other magic", "version", "release too large", "file shorter than it says", "over the policy's limit"],
+)
+def test_attack_large_file_is_refused_before_it_is_read(
+    tmp_path: Path, start: bytes, error: type[RefusedError]
+) -> None:
+    """A file of 64 MB with holes, which costs its sender nothing."""
+    path = tmp_path / "one.learngene"
+    path.write_bytes(start)
+    os.truncate(path, 64 << 20)
+
+    def read() -> None:
+        with pytest.raises(error):
+            bundle_file.read(path, largest_blob=(64 << 20) if error is MalformedError else (1 << 20))
+
+    assert peak(read) < 1 << 20
+
+
+def test_a_policy_bounds_the_blob_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "one.learngene"
+    bundle_file.write(path, BundleFile(b"r", b"g", bytes(1000)))
+    assert bundle_file.read(path, largest_blob=1000).blob == bytes(1000)
+    with pytest.raises(TooLargeError, match="blob has 1000 bytes, at most 999"):
+        bundle_file.read(path, largest_blob=999)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one.learngene"
+    bundle_file.write(path, BundleFile(b"r", b"g", bytes(1000)))
+    status = path.stat()
+    with path.open("rb+") as file:
+        file.truncate(len(MAGIC) + 500)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", lambda descriptor: status)
+        with pytest.raises(MalformedError, match="changed while it was read"):
+            bundle_file.read(path)
+
+
 def test_a_bundle_is_verified_with_nothing_but_the_trust_store(exchange: Exchange) -> None:
     bundle = decode(encode(BundleFile(*exchange.answer)))
     found = verified(bundle)
@@ -167,7 +233,7 @@ def test_what_a_ledger_committed_is_not_believed_under_a_key_that_is_no_longer_p
     with pytest.raises(RevokedKeyError):
         verified(bundle, holder=known, trust=TRUST.without_key(COLLECTIVE.keyid, "compromised"))
     renewed = trust.with_key(COLLECTIVE.public_hex, "collective", "collective", epoch=2)
-    with pytest.raises(UnknownKeyError, match="current key"):
+    with pytest.raises(UnknownKeyError, match=r"as epoch 1, the trust store as epoch 2; .*trust add --epoch 1"):
         verified(bundle, holder=known, trust=renewed)
 
 

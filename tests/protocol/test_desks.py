@@ -28,6 +28,7 @@ from protocol.errors import (
     RevokedKeyError,
     RollbackError,
     StorageFailedError,
+    TooLargeError,
     UnknownKeyError,
     WrongAudienceError,
     WrongRunError,
@@ -45,6 +46,7 @@ from tests.protocol.parties import (
     ENCRYPTION,
     INDIVIDUAL,
     NEW_COLLECTIVE,
+    NO_TRUST,
     NOW,
     OTHER_ENCRYPTION,
     OTHER_INDIVIDUAL,
@@ -454,6 +456,37 @@ def test_attack_by_a_rollback_that_the_collective_itself_signs(here: Site, there
         )
 
 
+def test_both_histories_of_a_collective_are_kept_as_evidence(here: Site, there: Site, tmp_path: Path) -> None:
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    individual.inherit(*collective.answer_request(individual.request("condensed", NOW, NONCE), NOW), NOW)
+    forked = Site(tmp_path / "forked").collective()
+    others = [forked.publish(learngene(seed=seed), NOW, content_key(seed)) for seed in (1, 2)]
+    folder = there.folder / "evidence"
+    with pytest.raises(EquivocationError, match="two histories") as raised:
+        individual.inherit(*forked.answer_request(individual.request("condensed", NOW, OTHER_NONCE), NOW), NOW)
+    for kept in (first, others[1]):
+        path = folder / f"{kept.digest}.json"
+        assert str(path) in str(raised.value)
+        assert path.read_bytes() == kept.envelope
+    # Out of a file too; and what is kept proves it to whoever has the collective's public key.
+    asked = Site(tmp_path / "asked").individual()
+    bundle = forked.answer_request(asked.request("condensed", NOW, NONCE), NOW)
+    assert isinstance(bundle, Answer)
+    with pytest.raises(EquivocationError, match="keep the evidence"):
+        individual.verify_file(BundleFile(*bundle), NOW)
+    assert {path.stem for path in folder.iterdir()} == {first.digest, others[1].digest}
+    for path in folder.iterdir():
+        envelope.check_signature(envelope.parse(path.read_bytes()), bytes.fromhex(COLLECTIVE.public_hex))
+    # Where they cannot be kept, that is said and it is refused all the same.
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_bytes(b"")
+    with pytest.raises(EquivocationError, match=r"two histories.*this node could not"):
+        individual.verify_file(BundleFile(*bundle), NOW)
+
+
 def test_attack_with_a_damaged_blob_leaves_the_request_open(here: Site, there: Site) -> None:
     collective, individual = here.collective(), there.individual()
     collective.publish(learngene(), NOW, content_key(0))
@@ -464,6 +497,85 @@ def test_attack_with_a_damaged_blob_leaves_the_request_open(here: Site, there: S
     assert there.opened[0].state(RUN, "condensed") is State.REQUESTED  # type: ignore[union-attr]
     assert kinds(there)[-3:] == [("unverified", "individual-1", kind) for kind in ("release", "grant", "blob")]
     assert individual.inherit(release, grant, blob, NOW).learngene.sealed.ciphertext == blob
+
+
+def test_junk_beside_a_committed_release_is_recorded_as_what_it_is(here: Site, there: Site) -> None:
+    """The receipt is sent again all the same: it says that the right one is stored."""
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    release, grant, blob = collective.answer_request(individual.request("condensed", NOW, NONCE), NOW)
+    receipt = individual.inherit(release, grant, blob, NOW).receipt
+    for junk in (b"junk", flipped(blob, 9), b""):
+        assert individual.inherit(release, grant, junk, NOW).receipt == receipt
+        lines = [line for line in read_crossings(there.folder / "crossings.jsonl") if line.direction == "in"][-3:]
+        assert [(line.sender, line.kind, line.decision) for line in lines] == [
+            ("collective", "release", "allowed"),
+            ("collective", "grant", "allowed"),
+            ("unverified", "blob", "digest_mismatch"),
+        ]
+        assert lines[2].digest == DIGEST(junk)
+    assert individual.inherit(release, grant, blob, NOW).receipt == receipt
+    assert {line.decision for line in read_crossings(there.folder / "crossings.jsonl")[-4:]} == {"allowed"}
+
+
+def test_a_disk_that_fails_under_another_grant_of_a_committed_release_is_an_error(
+    here: Site, there: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    individual.inherit(*collective.answer_request(individual.request("condensed", NOW, NONCE), NOW), NOW)
+    again = collective.answer_request(individual.request("condensed", NOW, OTHER_NONCE), NOW)
+
+    def full(*_: object) -> None:
+        raise StorageFailedError("the disk is full; make room")
+
+    monkeypatch.setattr(IndividualLedger, "received", full)
+    with pytest.raises(StorageFailedError, match="disk is full"):
+        individual.inherit(*again, NOW)
+
+
+def test_what_is_too_large_is_refused_before_it_is_hashed(
+    here: Site, there: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    request = there.individual().request("condensed", NOW, NONCE)
+    answer = collective.answer_request(request, NOW)
+    assert isinstance(answer, Answer)
+    policy = Policy(role="individual", kinds_out=("abort", "receipt", "request"), largest_blob=len(answer.blob))
+    individual = there.individual(policy=policy)
+    hashed: list[int] = []
+
+    def digest(data: bytes) -> str:
+        hashed.append(len(data))
+        return DIGEST(data)
+
+    for place in (envelope, audit):
+        monkeypatch.setattr(place, "digest", digest)
+    long = envelope.MAX_BYTES + 1
+    flood = {
+        "blob": Answer(answer.release, answer.grant, answer.blob + b"x"),
+        "release": Answer(b"x" * long, answer.grant, answer.blob),
+        "grant": Answer(answer.release, b"x" * long, answer.blob),
+    }
+    for kind, bundle in flood.items():
+        hashed.clear()
+        with pytest.raises(TooLargeError, match=f"a {kind} of"):
+            individual.inherit(*bundle, NOW)
+        assert max(hashed) <= len(answer.blob)
+        assert long not in hashed
+        lines = {line.kind: line for line in read_crossings(there.folder / "crossings.jsonl")[-3:]}
+        assert {line.decision for line in lines.values()} == {"too_large"}
+        assert (lines[kind].digest, lines[kind].bytes) == ("", len(getattr(bundle, kind)))
+    for use in (
+        lambda: individual.accept_abort(b"x" * long, NOW),
+        lambda: collective.answer_request(b"x" * long, NOW),
+        lambda: collective.accept_receipt(b"x" * long, NOW),
+    ):
+        with pytest.raises(TooLargeError):
+            use()
+    assert long not in hashed
+    individual.inherit(*answer, NOW)
 
 
 def test_attack_by_handing_one_individuals_answer_to_another(here: Site, there: Site, tmp_path: Path) -> None:
@@ -706,7 +818,8 @@ def test_a_withdrawn_release_is_granted_no_more_and_whoever_asks_learns_it(here:
     inherits(collective, individual, OTHER_NONCE)
     assert not individual.withdrawn(first.digest)
 
-    assert collective.withdraw(first.digest).withdrawn
+    (withdrawn,) = collective.withdraw(first.digest)
+    assert (withdrawn.digest, withdrawn.withdrawn) == (first.digest, True)
     # The request that was answered already has another answer now.
     answer = here.collective().answer_request(request, NOW)
     assert isinstance(answer, Withdrawal)
@@ -841,7 +954,120 @@ def test_only_what_was_released_can_be_withdrawn(here: Site) -> None:
         dataclasses.replace(here, run_id=OTHER_RUN).collective().withdraw(first.digest)
     assert collective.releases() == [first]
     for _ in range(2):
-        assert collective.withdraw(first.digest).withdrawn
+        assert [one.withdrawn for one in collective.withdraw(first.digest)] == [True]
+
+
+def test_withdrawing_what_is_not_the_newest_is_told_by_the_next_release_of_the_same_content(
+    here: Site, there: Site
+) -> None:
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    inherits(collective, individual, NONCE)
+    second = collective.publish(learngene(seed=1), NOW, content_key(1))
+    collective.withdraw(first.digest)
+    third = collective.publish(learngene(seed=1), NOW, content_key(2))
+    assert (third.seq, third.payload.prev, third.payload.withdraws) == (3, second.digest, (first.digest,))
+    assert third.payload.plaintext == second.payload.plaintext
+    assert third.payload.ciphertext != second.payload.ciphertext
+    # Now it is said, and the same content is this release.
+    assert collective.publish(learngene(seed=1), NOW, content_key(3)) == third
+    inherits(collective, individual, OTHER_NONCE)
+    assert individual.withdrawn(first.digest)
+
+
+def test_what_is_granted_is_released_again_so_that_every_form_tells_of_a_withdrawal(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    paper = collective.publish(learngene(form="paper"), NOW, content_key(1))
+    second = collective.publish(learngene(seed=1), NOW, content_key(2))
+    inherits(collective, individual, NONCE)
+    waiting = individual.request("paper", NOW, OTHER_NONCE)
+    old = collective.answer_request(waiting, NOW)
+    keys = map(content_key, range(4, 99))
+    assert collective.release_again(NOW, lambda: next(keys)) == []
+    collective.withdraw(first.digest)
+    assert collective.answer_request(waiting, NOW) == old
+
+    made = collective.release_again(NOW + 1, lambda: next(keys))
+    assert {(one.payload.form, one.payload.plaintext) for one in made} == {
+        (one.payload.form, one.payload.plaintext) for one in (second, paper)
+    }
+    assert all(one.payload.withdraws == (first.digest,) for one in made)
+    assert [one.seq for one in collective.releases()] == [1, 2, 3, 4, 5]
+    assert collective.release_again(NOW + 1, lambda: next(keys)) == []
+    # Also whoever has an answer already, and asks in the same words.
+    answer = collective.answer_request(waiting, NOW + 1)
+    assert isinstance(answer, Answer)
+    assert collective.answer_request(waiting, NOW + 1) == answer
+    tensors = individual.inherit(*answer, NOW + 1).learngene.learngene.tensors
+    for name, array in learngene(form="paper").tensors.items():
+        np.testing.assert_array_equal(tensors[name], array, strict=True)
+    assert individual.withdrawn(first.digest)
+
+
+def test_only_what_would_be_granted_is_released_again(here: Site) -> None:
+    """Neither what is withdrawn itself, nor what is past its time, of a former key, or kept back by the policy."""
+    collective = here.collective()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    paper = collective.publish(learngene(form="paper"), NOW, content_key(1))
+    collective.withdraw(first.digest)
+    only_condensed = Policy(role="collective", kinds_out=("abort", "grant", "release"), forms=("condensed",))
+    for desk, now in (
+        (here.collective(policy=only_condensed), NOW),
+        (here.collective(NEW_COLLECTIVE, trust=ROTATED_TRUST), NOW),
+        (collective, paper.payload.expires_at),
+    ):
+        assert desk.release_again(now, lambda: content_key(2)) == []
+    (made,) = collective.release_again(NOW, lambda: content_key(2))
+    assert (made.payload.form, made.payload.withdraws) == ("paper", (first.digest,))
+
+
+def test_releasing_again_never_puts_old_content_over_what_another_process_publishes_meanwhile(
+    here: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collective = here.collective()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    collective.publish(learngene(seed=1), NOW, content_key(1))
+    collective.withdraw(first.digest)
+    make = desks.make_release
+
+    def made_while_another_is_published(*arguments: Any, **named: Any) -> tuple[bytes, bytes]:  # noqa: ANN401
+        monkeypatch.setattr(desks, "make_release", make)
+        here.collective().publish(learngene(seed=2), NOW, content_key(2))
+        return make(*arguments, **named)
+
+    monkeypatch.setattr(desks, "make_release", made_while_another_is_published)
+    assert collective.release_again(NOW, lambda: content_key(3)) == []
+    assert [release.payload.withdraws for release in collective.releases()] == [(), (), (first.digest,)]
+    assert collective.publish(learngene(seed=2), NOW, content_key(4)).seq == 3
+
+
+def test_what_holds_the_same_content_is_withdrawn_with_it(here: Site, there: Site) -> None:
+    collective = here.collective()
+    first = collective.publish(learngene(), NOW, content_key(0))
+    other = collective.publish(learngene(seed=1), NOW, content_key(1))
+    again = collective.publish(learngene(samples=2048), NOW, content_key(2))
+    assert [one.digest for one in collective.withdraw(first.digest)] == [first.digest, again.digest]
+    assert [one.withdrawn for one in collective.releases()] == [True, False, True]
+    assert isinstance(collective.answer_request(there.individual().request("condensed", NOW, NONCE), NOW), Withdrawal)
+    assert collective.publish(learngene(seed=1), NOW, content_key(3)).payload.withdraws == tuple(
+        sorted((first.digest, again.digest))
+    )
+    assert other.payload.withdraws == ()
+
+
+def test_of_more_withdrawals_than_a_release_can_name_it_names_the_last(
+    here: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desks, "MOST_WITHDRAWN", 2)
+    monkeypatch.setattr("protocol.ledger.MOST_WITHDRAWN", 2)
+    collective = here.collective()
+    gone = [collective.publish(learngene(seed), NOW, content_key(seed)).digest for seed in range(3)]
+    for digest in gone:
+        collective.withdraw(digest)
+    last = collective.publish(learngene(seed=3), NOW, content_key(3))
+    assert last.payload.withdraws == tuple(sorted(gone[1:]))
+    assert collective.publish(learngene(seed=3), NOW, content_key(4)) == last
 
 
 def test_a_wrong_blob_does_not_hide_what_an_authentic_release_withdraws(here: Site, there: Site) -> None:
@@ -999,6 +1225,56 @@ def test_nothing_is_believed_under_a_trust_store_past_its_time(here: Site, there
 
 
 # A new key.
+
+
+def test_nothing_new_is_signed_under_a_trust_store_past_its_time(here: Site, there: Site) -> None:
+    trust = Changing(TRUST.with_expiry(NOW))
+    collective, individual = here.collective(trust=trust), there.individual(trust=trust)
+    first = collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    for use in (
+        lambda: collective.publish(learngene(seed=1), NOW + 1, content_key(1)),
+        lambda: collective.publish(learngene(), NOW + 1, content_key(1)),
+        lambda: collective.release_again(NOW + 1, lambda: content_key(1)),
+        lambda: individual.request("condensed", NOW + 1, NONCE),
+        lambda: individual.request("paper", NOW + 1, NONCE),
+    ):
+        with pytest.raises(ExpiredError, match="trust store is past its time"):
+            use()
+    assert collective.releases() == [first]
+    assert there.opened[0].open_requests(RUN) == {envelope.digest(request): "condensed"}  # type: ignore[union-attr]
+
+
+def test_a_release_of_another_epoch_of_the_same_key_is_neither_granted_nor_taken_for_the_same(
+    here: Site, there: Site
+) -> None:
+    """As after a trust store that was begun anew: individuals compare the epoch, not only the key."""
+    trust = Changing(TRUST)
+    collective, individual = here.collective(trust=trust), there.individual(trust=trust)
+    first = collective.publish(learngene(), NOW, content_key(0))
+    request = individual.request("condensed", NOW, NONCE)
+    old = collective.answer_request(request, NOW)
+    begun_anew = NO_TRUST.with_key(COLLECTIVE.public_hex, "collective", "collective", epoch=2)
+    trust.store = begun_anew.with_key(INDIVIDUAL.public_hex, "individual", "individual-1")
+    with pytest.raises(UnknownKeyError, match="current key"):
+        individual.inherit(*old, NOW)
+    with pytest.raises(ExpiredError, match="publish the learngene again"):
+        collective.answer_request(request, NOW)
+    second = collective.publish(learngene(), NOW, content_key(1))
+    assert (second.seq, second.payload.prev, second.payload.key_epoch) == (2, first.digest, 2)
+    individual.inherit(*collective.answer_request(request, NOW), NOW)
+
+
+def test_a_kind_of_key_that_the_policy_does_not_have_any_more_is_not_answered_from_the_store(
+    here: Site, there: Site
+) -> None:
+    collective = here.collective()
+    collective.publish(learngene(), NOW, content_key(0))
+    request = there.individual().request("condensed", NOW, NONCE)
+    collective.answer_request(request, NOW)
+    hybrid = Policy(role="collective", kinds_out=("abort", "grant", "release"), kems=("mlkem768-x25519",))
+    with pytest.raises(PolicyDeniedError, match="key of the kind x25519"):
+        here.collective(policy=hybrid).answer_request(request, NOW)
 
 
 def test_recovery_from_a_fast_forward_with_a_stolen_key(here: Site, there: Site, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Scene:
     trust: TrustStore
 
     def ledger(self) -> dict[str, list[tuple[object, ...]]]:
-        """Every row of both ledgers, and every file beside them."""
+        """Every row of both ledgers, and every file beside them, but for the evidence of two histories."""
         rows: dict[str, list[tuple[object, ...]]] = {}
         for site in (self.here, self.there):
             with sqlite3.connect(site.folder / "ledger.db") as database:
@@ -89,7 +89,7 @@ class Scene:
             rows[f"{site.folder.name} files"] = [
                 (str(path), path.read_bytes())
                 for path in sorted(site.folder.rglob("*"))
-                if path.is_file() and path.parent != site.folder
+                if path.is_file() and path.parent not in (site.folder, site.folder / "evidence")
             ]
         return rows
 

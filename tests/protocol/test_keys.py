@@ -85,7 +85,7 @@ def test_save_and_load(tmp_path: Path, unlock: Unlock) -> None:
 def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     key = SigningKey.generate()
     key.save(tmp_path / "key", FILE)
-    with pytest.raises(InputError, match="never overwritten"):
+    with pytest.raises(InputError, match="not overwritten"):
         SigningKey.generate().save(tmp_path / "key", FILE)
     assert SigningKey.load(tmp_path / "key", FILE).keyid == key.keyid
 

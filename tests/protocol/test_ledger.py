@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from protocol import envelope
-from protocol.errors import EquivocationError, RollbackError, StorageFailedError, WrongAudienceError
-from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State
+from protocol.errors import EquivocationError, InputError, RollbackError, StorageFailedError, WrongAudienceError
+from protocol.ledger import MOST_EVIDENCE, CollectiveLedger, IndividualLedger, Inherited, State
 from protocol.make_messages import make_release
 from protocol.messages import NO_RELEASE, Request
 from protocol.trust import TrustSeen
@@ -143,7 +143,9 @@ def test_a_withdrawal_lasts(tmp_path: Path) -> None:
     second = ledger.add_release(*release(2, first.digest, seed=1))
     assert ledger.withdrawn(RUN) == []
     for _ in range(2):
-        ledger.withdraw(first.digest)
+        assert [stored.digest for stored in ledger.withdraw(RUN, first.digest)] == [first.digest]
+    with pytest.raises(InputError, match="no release"):
+        ledger.withdraw("f" * 32, second.digest)
     again = CollectiveLedger(tmp_path)
     assert [stored.digest for stored in again.withdrawn(RUN)] == [first.digest]
     assert again.withdrawn("f" * 32) == []
@@ -225,7 +227,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     CollectiveLedger(tmp_path).close()
     with sqlite3.connect(tmp_path / "ledger.db") as database:
         database.execute("PRAGMA user_version = 9")
-    with pytest.raises(StorageFailedError, match="format 9"):
+    with pytest.raises(StorageFailedError, match=r"format 9.*use the version that made it, or begin with a new"):
         CollectiveLedger(tmp_path)
 
 
@@ -313,6 +315,37 @@ def test_every_step_is_about_the_release_that_was_received_last(tmp_path: Path, 
     latest = ledger.latest(RUN, "condensed")
     assert latest is not None
     assert latest.release == second.release_digest
+
+
+def test_of_two_histories_at_one_moment_the_second_is_refused_and_changes_nothing(
+    tmp_path: Path, exchange: Exchange
+) -> None:
+    """Both were verified before either was received, so that nothing that was seen spoke against them."""
+    ledger = IndividualLedger(tmp_path)
+    other = exchange.with_release(resigned(exchange.answer.release, COLLECTIVE, policy_sha256="1" * 64))
+    ledger.requested(RUN, "condensed", exchange.request)
+    ledger.received(envelopes_of(exchange))
+    with pytest.raises(EquivocationError, match="two releases 1"):
+        ledger.received(envelopes_of(other))
+    assert [one.digest for one in ledger.seen(RUN)] == [envelope.digest(exchange.answer.release)]
+    ledger.verified(verify_content(envelopes_of(exchange), exchange.answer.blob, ENCRYPTION))
+
+
+def test_evidence_is_bounded_and_private(tmp_path: Path, exchange: Exchange) -> None:
+    ledger = IndividualLedger(tmp_path)
+    first = exchange.answer.release
+    ledger.requested(RUN, "condensed", exchange.request)
+    ledger.received(envelopes_of(exchange))
+    assert ledger.keep_evidence(first) == [tmp_path / "evidence" / f"{envelope.digest(first)}.json"]
+    for number in range(MOST_EVIDENCE + 2):
+        other = resigned(first, COLLECTIVE, policy_sha256=f"{number:064x}")
+        kept = ledger.keep_evidence(other)
+        assert [path.read_bytes() for path in kept] == [first, other][: len(kept)]
+        assert len(kept) == (2 if number < MOST_EVIDENCE - 1 else 1)
+    folder = tmp_path / "evidence"
+    assert len(list(folder.iterdir())) == MOST_EVIDENCE
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
 
 
 def test_what_may_not_be_committed_touches_no_files(tmp_path: Path, exchange: Exchange) -> None:

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from protocol import envelope, messages
 from protocol.architecture import Form
-from protocol.errors import RefusedError, StorageFailedError
+from protocol.errors import EquivocationError, InputError, RefusedError, RollbackError, StorageFailedError
 from protocol.keys import SigningKey
 from protocol.ledger import CollectiveLedger, IndividualLedger, StoredRelease
 from protocol.ledger import stored_release as opened_release
@@ -77,7 +77,7 @@ def outcome(work: Callable[[], object]) -> object:
     """What a step answers, or the class with which it is refused."""
     try:
         return work()
-    except (RefusedError, ValueError) as error:
+    except (RefusedError, InputError, ValueError) as error:
         return type(error)
 
 
@@ -176,8 +176,16 @@ class Ledgers(RuleBasedStateMachine):
 
     @rule(version=st.integers(1, 3), word=st.sampled_from("ab"))
     def remember_trust(self, version: int, word: str) -> None:
-        self.trust = TrustSeen(version, word * 64, "c" * 64, "d" * 64)
-        self.ledger.remember_trust(self.trust)
+        seen = TrustSeen(version, word * 64, "c" * 64, "d" * 64)
+        try:
+            self.ledger.remember_trust(seen)
+        except (RollbackError, EquivocationError):
+            # Under one root, neither back nor beside.
+            assert self.trust is not None
+            assert seen.version < self.trust.version or (seen.version == self.trust.version and seen != self.trust)
+        else:
+            assert self.trust is None or seen == self.trust or seen.version > self.trust.version
+            self.trust = seen
 
     @invariant()
     def trust_is_remembered(self) -> None:
@@ -230,9 +238,9 @@ class CollectiveMachine(Ledgers):
 
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
-        digest = self.any_release(data).plain.digest
-        self.ledger.withdraw(digest)
-        self.model.withdraw(digest)
+        one = self.any_release(data).plain
+        answer = outcome(lambda: self.ledger.withdraw(one.run_id, one.digest) and None)
+        assert answer == outcome(lambda: self.model.withdraw(one.run_id, one.digest))
 
     @rule(
         data=st.data(),

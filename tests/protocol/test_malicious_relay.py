@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from protocol import desks, envelope, messages, verification
-from protocol.desks import IndividualDesk
+from protocol.desks import CollectiveDesk, IndividualDesk
 from protocol.errors import RevokedKeyError
 from protocol.ledger import CollectiveLedger, IndividualLedger
 from protocol.trust import Role, TrustedKey, TrustStore
@@ -143,8 +143,12 @@ WEAKENED: dict[str, tuple[object, str, Callable[..., object]]] = {
     "the collective does not write down its grants": (CollectiveLedger, "add_grant", nothing),
     "the collective forgets what it withdrew": (CollectiveLedger, "withdraw", nothing),
     "what does not hold any more is sent again": (desks, "_holds", lambda *_: True),
-    "stale answers are repeated": (desks, "_still_answers", lambda *_: True),
+    "stale answers are repeated": (CollectiveDesk, "_still_answers", lambda *_: True),
     "a former key of the collective is written to": (IndividualDesk, "_is_between", lambda *_: True),
+}
+#: A second step of the same kind, which would stop it too.
+BESIDES: dict[str, tuple[object, str, Callable[..., object]]] = {
+    "a former key of the collective is written to": (IndividualDesk, "_is_partner", lambda *_: True),
 }
 
 
@@ -163,7 +167,9 @@ def first_violation(folder: Path) -> str:
 def test_a_weakened_party_is_caught(memory: Path, monkeypatch: pytest.MonkeyPatch, weakness: str) -> None:
     """The harness can fail: with one step missing, one of the first schedules is violated."""
     run_schedule(memory, 0)
-    monkeypatch.setattr(*WEAKENED[weakness])
+    for weakened in (WEAKENED, BESIDES):
+        if weakness in weakened:
+            monkeypatch.setattr(*weakened[weakness])
     assert first_violation(memory), f"{weakness}, and {ENOUGH} schedules saw nothing of it"
 
 

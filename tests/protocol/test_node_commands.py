@@ -57,7 +57,7 @@ def test_init_makes_a_node_that_others_cannot_read(
     # The fingerprint takes another way than the command: together they would prove nothing.
     assert keys.signing.fingerprint in printed
     assert keys.signing.fingerprint not in command
-    assert {"--root", "--trust"} <= set(options)
+    assert {"--root-key", "--trust"} <= set(options)
     assert str(out / "key.secret") in printed
     # A second time: refused, and nothing changes.
     before = {path: path.read_bytes() for path in out.iterdir()}
@@ -128,6 +128,40 @@ def test_init_refuses_wrong_values(tmp_path: Path, party: str, run_id: str, root
     with pytest.raises(InputError):
         initialise(tmp_path / "node", role="individual", data=tmp_path, party=party, run_id=run_id, root=root)
     assert not (tmp_path / "node").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--root", "zz", "--root has 64 hexadecimal digits"),
+        ("--root", "root.key", "--root has 64 hexadecimal digits"),
+        ("--root", "00" * 32, "--root: the public key is of small order"),
+        ("--party", "Bad Name", "--party must be letters a-z"),
+        ("--run-id", "00", "--run-id has 32 hexadecimal digits"),
+    ],
+)
+def test_init_names_the_option_that_is_wrong_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, said: str
+) -> None:
+    given = {"--out": str(tmp_path / "node"), "--data": str(tmp_path), "--root": ROOT, option: value}
+    assert init("individual", *(word for pair in given.items() for word in pair)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert "config.toml" not in error
+    assert "pattern" not in error
+    assert not (tmp_path / "node").exists()
+
+
+def test_only_an_individual_chooses_its_encryption_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--data", str(tmp_path), "--root", ROOT, "--kem", "mlkem768-x25519"]
+    assert init("collective", "--out", str(tmp_path / "collective"), *given) == 2
+    assert "--kem" in capsys.readouterr().err
+    assert not (tmp_path / "collective").exists()
+    for role in ("collective", "individual"):
+        assert init(role, "--help") == 0
+        assert ("--kem" in capsys.readouterr().out) == (role == "individual")
+    assert init("individual", "--out", str(tmp_path / "individual"), *given) == 0
 
 
 @pytest.mark.parametrize("role", ["collective", "individual"])

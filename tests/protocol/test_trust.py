@@ -329,6 +329,82 @@ def test_attack_fast_forward_by_a_stolen_root_ends_where_a_new_root_is_pinned() 
         verify(sign_trust(last, ROOT), SECOND_ROOT, seen=seen)
 
 
+def test_attack_rollback_where_the_new_root_is_pinned_after_it_was_followed() -> None:
+    """The node followed from the first root to the second; its operator then pins the second, as the handbook says.
+    What the second had signed before goes on being old."""
+    earlier = ROTATED
+    later = earlier.without_key(INDIVIDUAL.keyid, "compromised")
+    seen = seen_of(sign_trust(later, SECOND_ROOT))
+    assert (seen.root, seen.pinned) == (SECOND_ROOT.public_hex, ROOT.public_hex)
+    assert verify(sign_trust(later, SECOND_ROOT), SECOND_ROOT, seen=seen) == later
+    with pytest.raises(RollbackError):
+        verify(sign_trust(earlier, SECOND_ROOT), SECOND_ROOT, seen=seen)
+    other = earlier.with_expiry(NOW)
+    assert other.version == later.version
+    with pytest.raises(EquivocationError):
+        verify(sign_trust(other, SECOND_ROOT), SECOND_ROOT, seen=seen)
+    # Also where the second has handed over to a third since, and where an earlier root is pinned again.
+    third = later.with_root(Handover.make(SECOND_ROOT, THIRD_ROOT))
+    seen = seen_of(sign_trust(third, THIRD_ROOT), SECOND_ROOT)
+    for pinned in (ROOT, THIRD_ROOT):
+        assert verify(sign_trust(third, THIRD_ROOT), pinned, seen=seen) == third
+        with pytest.raises(RollbackError):
+            verify(sign_trust(TWICE, THIRD_ROOT), pinned, seen=seen)
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_attack_fast_forward_by_a_stolen_root_heals_under_the_root_that_follows_it(handed_over: bool) -> None:
+    """The thief uses up the numbers, under the stolen root or one of its own. The keeper's new root, to which the old
+    one has handed over as well, is free of them where it is pinned; and from then on its own versions count."""
+    last = TrustStore.model_validate({**_fields(TRUST), "version": 2**31 - 1})
+    stolen = last.with_root(Handover.make(ROOT, FORGER)) if handed_over else last.with_expiry(NOW)
+    seen = seen_of(sign_trust(stolen, FORGER if handed_over else ROOT))
+    assert seen.version == 2**31
+    healed, seen = verify_trust(sign_trust(ROTATED, SECOND_ROOT), root=SECOND_ROOT.public_hex, seen=seen)
+    assert healed == ROTATED
+    next_one = ROTATED.with_expiry(NOW)
+    assert verify(sign_trust(next_one, SECOND_ROOT), SECOND_ROOT, seen=seen) == next_one
+    with pytest.raises(RollbackError):
+        verify(sign_trust(ROTATED, SECOND_ROOT), SECOND_ROOT, seen=seen_of(sign_trust(next_one, SECOND_ROOT)))
+
+
+def test_a_new_root_takes_over_without_the_old_one() -> None:
+    store = ROTATED.without_key(INDIVIDUAL.keyid, "compromised")
+    new = store.taken_over(THIRD_ROOT.public_hex, NOW + 9)
+    assert (new.keys, new.revoked, new.version) == (store.keys, store.revoked, store.version + 1)
+    assert (new.roots, new.expires_at) == ((THIRD_ROOT.public_hex,), NOW + 9)
+    data, seen = sign_trust(new, THIRD_ROOT), seen_of(sign_trust(store, SECOND_ROOT))
+    # It is believed where it is pinned and nowhere else.
+    assert verify(data, THIRD_ROOT, seen=seen) == new
+    for pinned in (ROOT, SECOND_ROOT):
+        with pytest.raises(UnknownKeyError):
+            verify(data, pinned, seen=seen)
+    for old in (ROOT, SECOND_ROOT):
+        with pytest.raises(InputError, match="keygen"):
+            store.taken_over(old.public_hex, NOW)
+    with pytest.raises(InputError, match="a party's key too"):
+        store.taken_over(INDIVIDUAL.public_hex, NOW)
+
+
+def test_a_former_key_may_turn_out_to_be_compromised_and_never_the_other_way() -> None:
+    for store in (
+        TRUST.without_key(COLLECTIVE.keyid, "retired"),
+        TRUST.with_rotated_key("collective", "collective", STRANGER.public_hex),
+    ):
+        (gone,) = store.revoked
+        worse = store.without_key(COLLECTIVE.keyid, "compromised")
+        assert worse.is_compromised(COLLECTIVE.keyid)
+        assert worse.keys == store.keys
+        changed = {"reason": "compromised", "version": store.version + 1}
+        assert worse.revoked == (gone.model_copy(update=changed),)
+        assert verify(sign_trust(worse, ROOT)) == worse
+        for reason in ("retired", "superseded", "compromised"):
+            with pytest.raises(InputError, match="revoked already, as compromised"):
+                worse.without_key(COLLECTIVE.keyid, reason)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="revoked already"):
+            store.without_key(COLLECTIVE.keyid, "retired")
+
+
 def test_attack_under_an_expired_store() -> None:
     """An old store held back from its replacement (freeze) ends by itself; the time is the verifier's."""
     store = verify(sign_trust(TRUST.with_expiry(NOW), ROOT))
@@ -361,19 +437,20 @@ def test_attack_revoked_key_used_again() -> None:
 def test_attack_same_key_pinned_for_two_roles(key: SigningKey) -> None:
     """With one key for two roles, what was signed as one party is believed of another."""
     TRUST.with_key(STRANGER.public_hex, "individual", "another")
-    with pytest.raises(InputError, match="pinned twice"):
+    said = "pinned twice" if key is COLLECTIVE else "a root key signs the trust store and nothing else"
+    with pytest.raises(InputError, match=said):
         TRUST.with_key(key.public_hex, "individual", "another")
-    with pytest.raises(InputError, match="pinned twice"):
+    with pytest.raises(InputError, match=said):
         TRUST.with_rotated_key("individual-1", "individual", key.public_hex)
     payload = json.loads(TRUST.model_dump_json())
     payload["keys"].append({"public": key.public_hex, "role": "individual", "party": "another", "epoch": 1})
-    with pytest.raises(MalformedError, match="pinned twice"):
+    with pytest.raises(MalformedError, match=said):
         verify(signed(payload, ROOT))
 
 
 def test_attack_party_s_key_becomes_the_root() -> None:
     assert TRUST.with_root(Handover.make(ROOT, SECOND_ROOT)).root == SECOND_ROOT.public_hex
-    with pytest.raises(InputError, match="no root key"):
+    with pytest.raises(InputError, match="a root key is a party's key too"):
         TRUST.with_root(Handover.make(ROOT, COLLECTIVE))
 
 

@@ -1,11 +1,13 @@
 """``trust.json`` on disk: a running node reads it anew when it changed, and believes nothing where it is refused."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from protocol import canonical_json
+from protocol.envelope import digest
 from protocol.errors import (
     EquivocationError,
     InputError,
@@ -121,6 +123,90 @@ def test_attack_rollback_of_the_file_of_a_running_node(file: TrustFile, path: Pa
     newest = TRUST.without_key(INDIVIDUAL.keyid, "compromised")
     write_trust(path, newest, ROOT)
     assert file.current() == newest
+
+
+class Hurried(Memory):
+    """A ledger on which another process accepts another store between the two steps of this one."""
+
+    def __init__(self, ledger: CollectiveLedger, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self.ledger, self.meanwhile = ledger, meanwhile
+
+    def trust_seen(self) -> TrustSeen | None:
+        return self.ledger.trust_seen()
+
+    def remember_trust(self, seen: TrustSeen) -> None:
+        self.meanwhile()
+        self.ledger.remember_trust(seen)
+
+
+@pytest.mark.parametrize(
+    ("other", "error"),
+    [
+        (TRUST.without_key(INDIVIDUAL.keyid, "compromised"), RollbackError),
+        (NO_TRUST.with_expiry(1).with_expiry(2).with_expiry(3), EquivocationError),
+    ],
+)
+def test_attack_memory_that_goes_backwards_between_two_processes(
+    path: Path, tmp_path: Path, other: TrustStore, error: type[Exception]
+) -> None:
+    """A command reads the file, then the node accepts the next version of it, then the command remembers its own."""
+    node, beside = CollectiveLedger(tmp_path / "state"), CollectiveLedger(tmp_path / "state")
+
+    def accept() -> None:
+        write_trust(path, other, ROOT)
+        assert TrustFile(path, ROOT.public_hex, node).current() == other
+
+    try:
+        with pytest.raises(error, match=r"trust\.json"):
+            TrustFile(path, ROOT.public_hex, Hurried(beside, accept)).current()
+        seen = node.trust_seen()
+        assert seen is not None
+        assert (seen.version, seen.digest) == (other.version, digest(path.read_bytes()))
+        assert TrustFile(path, ROOT.public_hex, beside).current() == other
+    finally:
+        node.close()
+        beside.close()
+
+
+def test_a_ledger_lowers_a_version_only_under_another_root_that_is_pinned_anew(tmp_path: Path) -> None:
+    first, second = ROOT.public_hex, FORGER.public_hex
+    ledger = CollectiveLedger(tmp_path / "state")
+    try:
+        ledger.remember_trust(TrustSeen(9, "a" * 64, first, first))
+        for lower in (
+            TrustSeen(8, "b" * 64, first, first),
+            TrustSeen(8, "b" * 64, second, first),
+            TrustSeen(8, "b" * 64, first, second),
+        ):
+            with pytest.raises(RollbackError):
+                ledger.remember_trust(lower)
+        assert ledger.trust_seen() == TrustSeen(9, "a" * 64, first, first)
+        ledger.remember_trust(TrustSeen(3, "c" * 64, second, second))
+        assert ledger.trust_seen() == TrustSeen(3, "c" * 64, second, second)
+    finally:
+        ledger.close()
+
+
+def test_attack_rollback_under_a_root_that_is_pinned_after_it_was_followed(path: Path, tmp_path: Path) -> None:
+    """The whole way, with the ledger's own memory: followed to the second root, then the second root pinned."""
+    second = SigningKey.from_seed(b"2" * 32)
+    rotated = TRUST.with_root(Handover.make(ROOT, second))
+    later = rotated.without_key(INDIVIDUAL.keyid, "compromised")
+    ledger = CollectiveLedger(tmp_path / "state")
+    try:
+        write_trust(path, later, second)
+        assert TrustFile(path, ROOT.public_hex, ledger).current() == later
+        write_trust(path, rotated, second)
+        with pytest.raises(RollbackError):
+            TrustFile(path, second.public_hex, ledger).current()
+        write_trust(path, later, second)
+        assert TrustFile(path, second.public_hex, ledger).current() == later
+        write_trust(path, rotated, second)
+        with pytest.raises(RollbackError):
+            TrustFile(path, second.public_hex, ledger).current()
+    finally:
+        ledger.close()
 
 
 def test_attack_forged_file(file: TrustFile, path: Path) -> None:

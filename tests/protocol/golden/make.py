@@ -7,17 +7,18 @@ is kept by reading old files, not by writing them anew. It writes nothing where 
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocol import bundle_file, envelope
-from protocol.architecture import Architecture, Block, Form, InputContract
+from protocol.architecture import Architecture, Block, BlockRole, Form, InputContract, Norm
 from protocol.bundle_file import BundleFile
 from protocol.encryption_key import EncryptionKey
 from protocol.keys import SigningKey
-from protocol.learngene import FisherDescription, Learngene
+from protocol.learngene import DifferentialPrivacy, FisherDescription, Learngene
 from protocol.make_messages import make_abort, make_grant, make_receipt, make_release, make_request
 from protocol.messages import NO_RELEASE, Release, Request, decode
 from protocol.policy import Policy
@@ -32,42 +33,93 @@ FIRST_ROOT = SigningKey.from_seed(b"golden root of the first year 01")
 ROOT = SigningKey.from_seed(b"golden root of the second year 2")
 FORMER_COLLECTIVE = SigningKey.from_seed(b"golden collective, former key  1")
 COLLECTIVE = SigningKey.from_seed(b"golden collective, present key 2")
-#: By name of the bundle: who asked for it, with which key it opens, and the form that was asked for.
-INDIVIDUALS: dict[str, tuple[SigningKey, EncryptionKey, Form]] = {
-    "x25519": (
+INDIVIDUALS: tuple[tuple[SigningKey, EncryptionKey], ...] = (
+    (
         SigningKey.from_seed(b"golden individual number one   1"),
         EncryptionKey.from_raw("x25519", b"golden encryption key, x25519  1"),
-        "condensed",
     ),
-    "mlkem768-x25519": (
+    (
         SigningKey.from_seed(b"golden individual number two   2"),
         EncryptionKey.from_raw("mlkem768-x25519", b"golden encryption key, hybrid  2" * 3),
-        "paper",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Who asked for a golden bundle (a number in ``INDIVIDUALS``), and what is in it."""
+
+    individual: int
+    form: Form
+    norm: Norm = "batch"
+    fisher: FisherDescription | None = None
+    privacy: DifferentialPrivacy | None = None
+
+    @property
+    def key(self) -> SigningKey:
+        """Whoever asked."""
+        return INDIVIDUALS[self.individual][0]
+
+    @property
+    def encryption(self) -> EncryptionKey:
+        """What opens it."""
+        return INDIVIDUALS[self.individual][1]
+
+    @property
+    def learngene(self) -> Learngene:
+        """Its content."""
+        architecture = _architecture(self.form, self.norm)
+        return Learngene(architecture, _tensors(architecture, self.fisher is not None), self.fisher, self.privacy)
+
+
+#: By name, in the order of the chain of releases.
+BUNDLES: dict[str, Bundle] = {
+    "x25519": Bundle(
+        0,
+        "condensed",
+        fisher=FisherDescription(source="collective", estimator="sampled", samples=1024, clip_micro=0),
+    ),
+    "mlkem768-x25519": Bundle(1, "paper"),
+    "private-group-norm": Bundle(
+        0,
+        "condensed",
+        norm="group",
+        fisher=FisherDescription(source="collective", estimator="empirical", samples=4096, clip_micro=250_000),
+        privacy=DifferentialPrivacy(
+            epsilon_micro=8_000_000, delta_exponent=5, relation="add-or-remove", scope="weights-and-fisher"
+        ),
+    ),
+    "paper-middle": Bundle(
+        1,
+        "paper-middle",
+        fisher=FisherDescription(source="collective", estimator="empirical", samples=2048, clip_micro=1),
+        privacy=DifferentialPrivacy(
+            epsilon_micro=1, delta_exponent=30, relation="replace", scope="fisher-given-weights"
+        ),
     ),
 }
 
 
-def architecture(form: Form) -> Architecture:
-    """A stem and a top block; the paper's form has the top block alone."""
-    stem = Block(role="stem", in_channels=3, out_channels=2, pool=True)
-    top = Block(role="top", in_channels=2, out_channels=3, pool=False)
-    blocks = (stem, top) if form == "condensed" else (top,)
-    return Architecture(form=form, input=InputContract(height=8, width=8, channels=3), blocks=blocks)
+def _architecture(form: Form, norm: Norm) -> Architecture:
+    """A stem and a top block; a paper's form has the second one alone."""
+    second: BlockRole = "middle" if form == "paper-middle" else "top"
+    blocks = (
+        Block(role="stem", in_channels=3, out_channels=2, pool=True, norm=norm),
+        Block(role=second, in_channels=2, out_channels=3, pool=False, norm=norm),
+    )
+    return Architecture(
+        form=form,
+        input=InputContract(height=8, width=8, channels=3),
+        blocks=blocks if form == "condensed" else blocks[1:],
+    )
 
 
-def tensors(form: Form) -> dict[str, NDArray[np.float32]]:
+def _tensors(architecture: Architecture, fisher: bool) -> dict[str, NDArray[np.float32]]:
     """Sixty-fourths, which every float32 holds exactly; no two tensors begin alike."""
-    shapes = architecture(form).tensors(fisher=form == "condensed")
     return {
         name: ((np.arange(np.prod(shape)) + 5 * number) % 61 + 1).astype(np.float32).reshape(shape) / np.float32(64)
-        for number, (name, (_, shape)) in enumerate(shapes.items())
+        for number, (name, (_, shape)) in enumerate(architecture.tensors(fisher=fisher).items())
     }
-
-
-def learngene(form: Form) -> Learngene:
-    """The condensed form has a Fisher diagonal, the paper's form has none."""
-    fisher = FisherDescription(source="collective", estimator="sampled", samples=1024, clip_micro=0)
-    return Learngene(architecture(form), tensors(form), fisher if form == "condensed" else None)
 
 
 def trust() -> TrustStore:
@@ -80,7 +132,7 @@ def trust() -> TrustStore:
         .with_rotated_key("collective", "collective", COLLECTIVE.public_hex)
         .without_key(gone.keyid, "retired")
     )
-    for number, (key, _, _) in enumerate(INDIVIDUALS.values(), start=1):
+    for number, (key, _) in enumerate(INDIVIDUALS, start=1):
         store = store.with_key(key.public_hex, "individual", f"individual-{number}")
     return store.with_root(Handover.make(FIRST_ROOT, ROOT))
 
@@ -89,19 +141,19 @@ def files() -> dict[str, bytes]:
     """The content of every golden file by its name."""
     made = {"trust.json": sign_trust(trust(), ROOT)}
     prev, withdraws = NO_RELEASE, ()
-    for seq, (name, (key, encryption, form)) in enumerate(INDIVIDUALS.items(), start=1):
-        content_key = bytes([seq]) * 32
+    for seq, (name, bundle) in enumerate(BUNDLES.items(), start=1):
+        content_key, key = bytes([seq]) * 32, bundle.key
         request = make_request(
             run_id=RUN,
             audience=COLLECTIVE.keyid,
-            form=form,
+            form=bundle.form,
             key=key,
-            encryption=encryption,
+            encryption=bundle.encryption,
             now=NOW,
             nonce=bytes([seq]) * 16,
         )
         release, ciphertext = make_release(
-            learngene(form),
+            bundle.learngene,
             run_id=RUN,
             seq=seq,
             prev=prev,
