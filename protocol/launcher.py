@@ -56,9 +56,10 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     # Before the process is confined: a confined one need not be able to read a key file.
     keys = open_keys(node, user)
     with privileges.acting_as(user):
-        listener = listen(node.socket, group=group)
+        # The secret first: who finds the socket open can read it.
         if group is not None:
             open_to_group(node.secret, group, 0o640)
+        listener = listen(node.socket, group=group)
     try:
         packages = ("protocol", own)
         unconfined = unconfined or node.unconfined

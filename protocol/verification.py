@@ -413,8 +413,8 @@ def _authenticate_answer(release: bytes, grant: bytes, trust: TrustStore) -> _En
     if opened_release.key_epoch != key.epoch:
         raise UnknownKeyError(
             f"the release counts the collective's current key as epoch {opened_release.key_epoch}, the trust store as"
-            f" epoch {key.epoch}; request it again, and if the answer says the same, have whoever keeps the root key pin"
-            f" it with the collective's own epoch: trust add --epoch {opened_release.key_epoch}"
+            f" epoch {key.epoch}; request it again, and if the answer says the same, have whoever keeps the root key"
+            f" pin it with the collective's own epoch: trust add --epoch {opened_release.key_epoch}"
         )
     return _Envelopes(
         release=opened_release,

@@ -297,7 +297,7 @@ def killed(place: Place) -> Ended:
             assert time.monotonic() < deadline, "no first task"
             time.sleep(0.02)
         log = (found[0].parents[1] / "node.log").read_text()
-        os.kill(int(log.rpartition(" starts as process ")[2].partition(":")[0]), signal.SIGKILL)
+        os.kill(int(log.rpartition(" starts as process ")[2].split()[0]), signal.SIGKILL)
 
     return place.learngene(out, meanwhile=kill)
 
