@@ -145,12 +145,11 @@ def test_only_root_can_become_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # All that is imported later: the interpreter may lie where only root can read it.
 NODE = """
-    import sys
     import tests.protocol.fake_program
-    from protocol import launcher
+    from protocol import confinement, launcher
     from protocol.node_commands import node_app
     from protocol.terminal import run_app
-    sys.prefix = sys.base_prefix = "/usr"
+    confinement.code_folders = lambda packages: []
     launcher.check_readable = lambda *given: None
     run_app(node_app("individual", "protocol.node_configuration:NodeConfiguration", "tests.protocol.fake_program:make"))
 """
