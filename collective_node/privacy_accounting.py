@@ -17,12 +17,14 @@ from collective_node.private_mechanism import Mechanism, Sampled
 from collective_node.private_randomness import PrivateRandomness
 from collective_node.settings import CollectiveSettings
 from collective_node.training import steps_for
-from protocol.errors import InputError
+from protocol.errors import InputError, RunFailedError
 
 #: Share of epsilon for the number of images, which sampling rates and numbers of steps follow from.
 COUNT_SHARE = 0.01
 #: Width of the steps in which privacy losses are rounded up while a noise multiplier is sought, and how exact it is.
 _COARSE, _TOLERANCE = 1e-3, 1e-3
+#: The same where what was found is accounted for.
+_FINE = 1e-4
 
 
 def event_of(sums: Sampled) -> DpEvent:
@@ -33,13 +35,13 @@ def event_of(sums: Sampled) -> DpEvent:
     return SelfComposedDpEvent(once, sums.times)
 
 
-def epsilon_of(sums: Sequence[Sampled], delta: float) -> float:
+def epsilon_of(sums: Sequence[Sampled], delta: float, interval: float = _FINE) -> float:
     """Epsilon of several kinds of sums over the same images, for one image more or fewer.
 
     By privacy loss distributions (Koskela et al., arXiv 1906.03049; Doroshenko et al., arXiv 2207.04380), rounded so
-    that the epsilon is never too small.
+    that the epsilon is never too small, in steps of ``interval``.
     """
-    accountant = PLDAccountant()
+    accountant = PLDAccountant(value_discretization_interval=interval)
     accountant.compose(ComposedDpEvent([event_of(one) for one in sums]))
     return float(accountant.get_epsilon(delta))
 
@@ -55,7 +57,8 @@ def plan(
     """Noise such that the evolution that the settings ask for keeps their epsilon and delta.
 
     How many images there are is a secret between neighbours too, so everything follows from a noisy number. Whatever it
-    came out as, what follows keeps the rest of epsilon, and the two add up (basic composition).
+    came out as, what follows keeps the rest of epsilon, and the two add up (basic composition). Every call draws a
+    number of its own; what earlier calls drew, for evolutions that were refused or killed, is not added up.
 
     Args:
         settings: with ``privacy_epsilon``.
@@ -65,6 +68,7 @@ def plan(
 
     Raises:
         InputError: delta is not small beside the number of images, or these are too few for a Fisher diagonal.
+        RunFailedError: by the final, finer accounting the planned noise does not keep epsilon.
     """
     if settings.privacy_epsilon is None:
         raise ValueError("these settings ask for no privacy")
@@ -91,16 +95,27 @@ def plan(
         rate = min(1.0, settings.privacy_batch_size / count)
         training = _calibrated(steps, rate, settings.privacy_clip, (fisher,), wanted, delta)
     sums = [fisher] if training is None else [training, fisher]
+    # Never in larger steps than the noise was sought in: these alone could make a small epsilon too large.
+    accounted = count_epsilon + epsilon_of(sums, delta, min(_FINE, _interval(wanted)))
+    if accounted > settings.privacy_epsilon:
+        raise RunFailedError(
+            f"the planned noise costs epsilon {accounted:.6g}, more than the {settings.privacy_epsilon:g} asked for; "
+            "nothing was trained: set another privacy_epsilon, or report this"
+        )
     return Mechanism(
         scope=settings.privacy_scope,
         images=count,
         count_epsilon=count_epsilon,
         training=training,
         fisher=fisher,
-        accounted=count_epsilon + epsilon_of(sums, delta),
+        accounted=accounted,
         epsilon=settings.privacy_epsilon,
         delta=delta,
     )
+
+
+def _interval(epsilon: float) -> float:
+    return _COARSE * min(1.0, epsilon)
 
 
 def _calibrated(
@@ -115,7 +130,7 @@ def _calibrated(
         return ComposedDpEvent([event_of(one) for one in (sums(noise), *others)])
 
     def accountant() -> PLDAccountant:
-        return PLDAccountant(value_discretization_interval=_COARSE * min(1.0, epsilon))
+        return PLDAccountant(value_discretization_interval=_interval(epsilon))
 
     # Little noise is slow to account for, so the search does not begin at none.
     low = 1.0

@@ -32,7 +32,8 @@ class Mechanism(BaseModel):
         scope: what the guarantee is about.
         images: the number of training images, with noise.
         count_epsilon: epsilon that this number cost, by itself and with delta 0.
-        training: the steps of DP-SGD; none where the weights carry no guarantee.
+        training: the steps of DP-SGD; none where the weights carry no guarantee. That of the Fisher sums is then given
+            the whole network, its unpublished classifier and front layers included, and the set of named images.
         fisher: one sum for each form's Fisher diagonal.
         accounted: epsilon of the sums as they were planned, and of the number.
         epsilon, delta: of the whole, for one image more or fewer. Had the noisy number come out otherwise, other sums

@@ -33,7 +33,9 @@ class _Optimiser(DPOptimizer):  # type: ignore[misc]
         """Put the clipped sum and its noise where the optimiser looks for a gradient."""
         for parameter in self.params:
             noise = self._randomness.normal(parameter.shape, self.noise_multiplier * self.max_grad_norm)
-            parameter.grad = parameter.summed_grad + noise.to(parameter)
+            # One rounding, of the sum: noise that was rounded by itself would hide less of what it is added to.
+            summed = parameter.summed_grad.to(noise.device).double()
+            parameter.grad = (summed + noise).to(parameter.dtype).to(parameter.device)
 
 
 def train_privately(

@@ -14,7 +14,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +102,7 @@ class Confinement:
 #: Name and meaning of every guard.
 GUARDS = {
     "files": "reads and writes its own folders only",
-    "network": "no socket of any family but Unix, no connection, no io_uring",
+    "network": "no socket of any family but Unix, no connection, no descriptor from elsewhere, no io_uring",
     "memory": "no debugging and no reading of another process",
     "signals": "no signal to another process",
     "privileges": "no capability, and none is gained by starting a program",
@@ -175,13 +175,35 @@ def check_apart(node: NodeTable) -> None:
     """Refuse folders that lie inside each other: rules hold for all that is beneath a path.
 
     Raises:
-        InputError: they do.
+        InputError: they do, or the trust store's folder holds folders that are not the node's.
     """
     data, state = node.data.resolve(), node.state.resolve()
     if state.is_relative_to(data):
         raise InputError(f"node.state {state} lies inside node.data: a node only reads its data; choose another folder")
     if data.is_relative_to(state):
         raise InputError(f"node.data {data} lies inside node.state: a node may write there; keep its images elsewhere")
+    # A node that was taken over could write anew what it is started with next. The trust store may lie there: it is
+    # signed with the root key. A simulation has it there; a site keeps it beside the configuration.
+    if node.policy is not None and node.policy.resolve().is_relative_to(state):
+        raise InputError(f"node.policy {node.policy} lies inside node.state: a node may write there; keep it elsewhere")
+    trust = node.trust.parent.resolve()
+    if not any(trust.is_relative_to(folder) for folder in (data, state)):
+        _check_trust_folder(trust, {data, state, node.socket.parent.resolve()})
+
+
+def _check_trust_folder(folder: Path, own: Collection[Path]) -> None:
+    """The node reads all of it, because a new trust store takes the place of the old one: it must be no folder of many
+    things, such as a home or one that holds other parties' folders."""
+    if not folder.is_dir():
+        return
+    # Links are left aside: a rule opens what lies beneath a folder, not where a link in it leads.
+    with os.scandir(folder) as entries:
+        inside = {Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)}
+    if others := sorted(inside - set(own)):
+        raise InputError(
+            f"node.trust lies in {folder}, all of which the node reads, {others[0]} as well; put trust.json into a "
+            "folder of its own"
+        )
 
 
 def check_out_of_reach(rules: Mapping[Path, Access], folders: Iterable[Path]) -> None:
@@ -216,8 +238,8 @@ def apply(node: NodeTable, packages: Iterable[str], *, unconfined: bool) -> Conf
 def confine(
     rules: Mapping[Path, Access], own: Path, profile: Profile = NODE, *, apart: Iterable[Path] = ()
 ) -> Confinement:
-    """Confine this process; its children inherit it, and the program that it becomes. It must have one thread only, or
-    become another program next: other threads stay outside.
+    """Confine this process; its children inherit it, and the program that it becomes. A node must have one thread only:
+    others would stay outside. A courier's others end when it becomes its program.
 
     Args:
         rules: what it may reach.
@@ -225,7 +247,8 @@ def confine(
         apart: folders that it is not to reach, which is tried where they exist.
 
     Raises:
-        RunFailedError: the kernel cannot, or a guard does not hold; nothing of the process may go on then.
+        RunFailedError: the kernel cannot, a guard does not hold, or a node has a second thread; nothing of the process
+            may go on then.
     """
     if not offered():
         raise RunFailedError(_too_old(not_confined(profile), profile))
@@ -241,8 +264,10 @@ def restrict(
     """As :func:`confine`, as far as this kernel goes; what holds then is for the caller to look at.
 
     Raises:
-        RunFailedError: the kernel refused what it offers.
+        RunFailedError: the kernel refused what it offers, or a node has a second thread.
     """
+    if profile is NODE and len(os.listdir("/proc/self/task")) != 1:
+        raise RunFailedError("this process has a second thread already, which would stay unconfined; start it anew")
     _own_temporary_folders(own)
     privileges.drop_capabilities()
     apart = [folder for folder in apart if os.path.lexists(folder)]
@@ -298,6 +323,8 @@ def _own_temporary_folders(own: Path) -> None:
     """Temporary and cache folders of this process's own, empty and 0700, where libraries look for theirs."""
     folders = {"TMPDIR": own / "temporary", "XDG_CACHE_HOME": own / "cache"}
     for folder in folders.values():
+        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+            folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
     os.environ.update({name: str(folder) for name, folder in folders.items()})
@@ -340,6 +367,8 @@ def _try_guards(bystander: int, profile: Profile, apart: Iterable[Path]) -> tupl
             lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
             lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close(),
             _connect_to_nobody,
+            _pass_descriptor,
+            _take_message,
             lambda: _system_call("io_uring_setup", 0, None),
         ),
         "memory": (
@@ -368,6 +397,19 @@ def _refused(attempt: Callable[[], object]) -> bool:
 def _connect_to_nobody() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
         one.connect("/no-such-socket")
+
+
+def _pass_descriptor() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        socket.send_fds(one, [b"x"], [one.fileno()])
+
+
+def _take_message() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        other.sendall(b"x")
+        one.recvmsg(1)
 
 
 def _gain_privileges() -> None:

@@ -24,6 +24,20 @@ from protocol.socket import load_secret
 _SUPERNODE = "flower-supernode"
 _NODE_CONFIG = "--node-config"
 
+#: What the courier's programs are told of their surroundings. Everything else stays behind: what a shell holds may be a
+#: token, or the way to an agent's or a container daemon's socket.
+_PASSED_ON = frozenset(
+    (
+        *("PATH", "LANG", "LANGUAGE", "TZ", "TERM", "NO_COLOR", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONUTF8"),
+        *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "grpc_proxy", "no_grpc_proxy"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+        *("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "OMP_NUM_THREADS"),
+        # These two, confinement sets: folders in the courier's home.
+        *("TMPDIR", "XDG_CACHE_HOME"),
+    )
+)
+_PASSED_ON_PREFIXES = ("LC_", "FLWR_")
+
 
 @dataclass(frozen=True)
 class Door:
@@ -123,12 +137,14 @@ def check_home(home: Path, door: Door) -> None:
 
 
 def environment(home: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """What the courier's programs find their folders by; Flower reports nothing home unless the operator says so."""
+    """What the courier's programs find their folders by, and little of what was given; Flower reports nothing home
+    unless the operator says so."""
     own = {"HOME": str(home), "FLWR_HOME": str(home / "flwr"), "PYTHONDONTWRITEBYTECODE": "1"}
     # Flower starts its own programs by their names.
     own["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), given.get("PATH", os.defpath)))
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    return {**quiet, **given, **own}
+    kept = {name: value for name, value in given.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)}
+    return {**quiet, **kept, **own}
 
 
 def _door(config: Path | None, socket: Path | None, secret: Path | None, apart: tuple[Path, ...]) -> Door:

@@ -115,6 +115,10 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
         child = _confined(None if node.unconfined else rules, own, NODE, gpu=gpu, before=prepare, reads=reads)
     found += _guards(child, "", stops=not node.unconfined)
     found += [_users(node, user)]
+    if path.resolve().is_relative_to(node.state.resolve()):
+        # A simulation's lies there; it is written anew before every start.
+        advice = "keep it outside node.state"
+        found.append(Finding("settings", "not enforced", f"a node that was taken over can change {path}", advice))
     found += _files(node, user, role, now)
     return [*found, *_gpu(child, node.device, gpu), clock()]
 
@@ -289,10 +293,12 @@ def _gpu(child: _Child, device: str, computed: bool) -> Iterator[Finding]:
 def _users(node: NodeTable, user: User | None) -> Finding:
     who = f"user {os.geteuid()}" if user is None else f"user {user.name}"
     if node.socket_group is not None:
-        return Finding("users", "ok", f"the node works as {who}; its courier is another user, of {node.socket_group}")
-    kind = "root, without capabilities, and so may" if user is None and os.geteuid() == 0 else f"{who}, and so may"
+        found = f"as configured, the node works as {who}, and its door is open to the group {node.socket_group}"
+        return Finding("users", "ok", f"{found}; who its courier is, was not looked at")
+    kind = "root, without capabilities" if user is None and os.geteuid() == 0 else who
+    found = f"as configured, the node works as {kind}, and only that user's courier can reach it: Landlock parts them"
     advice = "give each its own user: node.user, node.socket_group and courier --user (docs/confinement.md)"
-    return Finding("users", "not enforced", f"the node works as {kind} its courier: only Landlock parts them", advice)
+    return Finding("users", "not enforced", found, advice)
 
 
 def _files(node: NodeTable, user: User | None, role: Role, now: int) -> Iterator[Finding]:

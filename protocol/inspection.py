@@ -14,6 +14,7 @@ from protocol.canonical_json import Value
 from protocol.encryption_key import PUBLIC_BYTES, Kem
 from protocol.errors import MalformedError, TooLargeError
 from protocol.keys import fingerprint_of
+from protocol.learngene import DifferentialPrivacy
 from protocol.messages import Abort, Grant, Payload, Receipt, Release, Request
 from protocol.output import moment
 from protocol.sealing import CONTENT_KEY_BYTES
@@ -198,17 +199,24 @@ def _release_facts(release: Release) -> Facts:
             else f"of the {fisher.source}, {fisher.estimator}, {fisher.samples:,} samples, "
             + (f"clipped at {fisher.clip_micro / 1e6:g}" if fisher.clip_micro else "not clipped"),
         ),
-        (
-            "privacy",
-            "no guarantee"
-            if dp is None
-            else f"epsilon {dp.epsilon_micro / 1e6:g}, delta 1e-{dp.delta_exponent}, {dp.relation}, {dp.scope}",
-        ),
+        ("privacy", "no guarantee" if dp is None else _guarantee(dp)),
         ("tensors", _tensors(release)),
         ("content", f"{release.plaintext.size:,} bytes, {release.plaintext.sha256}"),
         ("sealed", f"{release.ciphertext.size:,} bytes, {release.ciphertext.sha256}"),
         ("policy", release.policy_sha256),
     ]
+
+
+def _guarantee(stated: DifferentialPrivacy) -> str:
+    words = (
+        f"epsilon {stated.epsilon_micro / 1e6:g}, delta 1e-{stated.delta_exponent}, {stated.relation}, {stated.scope}"
+    )
+    if stated.scope == "weights-and-fisher":
+        return words
+    return (
+        f"{words}\nof the Fisher diagonal alone, given the whole network, its unpublished classifier and front layers "
+        "included, and the set of named images; the weights carry no guarantee"
+    )
 
 
 def _tensors(release: Release) -> str:

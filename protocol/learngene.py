@@ -34,7 +34,8 @@ class DifferentialPrivacy(BaseModel):
     Attributes:
         relation: which image sets count as neighbours: one image more or fewer, or one image replaced by another.
         scope: ``weights-and-fisher``: all that the release holds. ``fisher-given-weights``: the Fisher diagonal alone,
-            given the published weights, which carry no guarantee.
+            given the whole network, its unpublished classifier and front layers included, and the set of named images;
+            none of these carries a guarantee.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -8,6 +8,7 @@ from protocol import blob, canonical_json, envelope, sealing
 from protocol.architecture import Form
 from protocol.encryption_key import Kem
 from protocol.errors import MalformedError, PolicyDeniedError, TooLargeError
+from protocol.learngene import DifferentialPrivacy
 from protocol.messages import Kind, Release
 from protocol.trust import Role
 
@@ -30,8 +31,9 @@ class Policy(BaseModel):
         kems: kinds of encryption key to which a collective seals; the hybrid alone withstands a quantum computer.
         forms: forms of learngene that may leave or are accepted.
         fisher: whether a Fisher diagonal may leave or is accepted.
-        largest_epsilon_micro: a release must state differential privacy of at most this epsilon, in millionths; None:
-            it need not.
+        largest_epsilon_micro: a release must state differential privacy of all that it holds, epsilon at most this, in
+            millionths; None: it need not.
+        smallest_delta_exponent: such a release must state a delta of 10 to the minus this, or smaller.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -45,6 +47,7 @@ class Policy(BaseModel):
     forms: tuple[Form, ...] = Field(default=get_args(Form), min_length=1)
     fisher: bool = True
     largest_epsilon_micro: int | None = Field(default=None, ge=1, le=10**12)
+    smallest_delta_exponent: int = Field(default=5, ge=1, le=30)
 
     @model_validator(mode="after")
     def _only_narrows(self) -> "Policy":
@@ -78,13 +81,7 @@ def check_release(policy: Policy, release: Release) -> None:
     if release.fisher is not None and not policy.fisher:
         raise PolicyDeniedError("this site's policy lets no Fisher diagonal pass")
     if policy.largest_epsilon_micro is not None:
-        if release.dp is None:
-            raise PolicyDeniedError("this site's policy asks for differential privacy, the release states none")
-        if release.dp.epsilon_micro > policy.largest_epsilon_micro:
-            raise PolicyDeniedError(
-                f"the release states epsilon {release.dp.epsilon_micro / 1e6:g}, this site's policy has at most"
-                f" {policy.largest_epsilon_micro / 1e6:g}"
-            )
+        _check_privacy(policy.largest_epsilon_micro, policy.smallest_delta_exponent, release.dp)
     if release.fisher is not None and release.fisher.samples < policy.minimum_fisher_samples:
         raise PolicyDeniedError(
             f"a Fisher diagonal from {release.fisher.samples} samples follows single images; take"
@@ -102,3 +99,25 @@ def check_release(policy: Policy, release: Release) -> None:
         raise MalformedError(f"the release's ciphertext of {release.ciphertext.size} bytes is not that of its content")
     if release.ciphertext.size > policy.largest_blob:
         raise TooLargeError(f"a blob of {release.ciphertext.size} bytes, the policy allows {policy.largest_blob}")
+
+
+def _check_privacy(
+    largest_epsilon_micro: int, smallest_delta_exponent: int, stated: DifferentialPrivacy | None
+) -> None:
+    if stated is None:
+        raise PolicyDeniedError("this site's policy asks for differential privacy, the release states none")
+    if stated.scope != "weights-and-fisher":
+        raise PolicyDeniedError(
+            f"this site's policy asks for differential privacy of all that a release holds, this one has the scope"
+            f" {stated.scope}: its weights carry no guarantee"
+        )
+    if stated.epsilon_micro > largest_epsilon_micro:
+        raise PolicyDeniedError(
+            f"the release states epsilon {stated.epsilon_micro / 1e6:g}, this site's policy has at most"
+            f" {largest_epsilon_micro / 1e6:g}"
+        )
+    if stated.delta_exponent < smallest_delta_exponent:
+        raise PolicyDeniedError(
+            f"the release states delta 1e-{stated.delta_exponent}, this site's policy has at most"
+            f" 1e-{smallest_delta_exponent}"
+        )

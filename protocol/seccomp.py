@@ -27,11 +27,16 @@ _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _X32_BIT = 0x40000000
 
 #: System calls that fail with EPERM, unless the network stays allowed: name: (x86-64, arm64). They are ways to other
-#: processes by a socket; a node's own listens already.
+#: processes by a socket; a node's own listens already. Through the last four descriptors travel (SCM_RIGHTS, unix(7)):
+#: a courier could hand a node a socket that is connected already. Plain bytes need send and recv alone.
 NETWORK = {
     "connect": (42, 203),
     "bind": (49, 200),
     "listen": (50, 201),
+    "sendmsg": (46, 211),
+    "recvmsg": (47, 212),
+    "sendmmsg": (307, 269),
+    "recvmmsg": (299, 243),
 }
 #: Changes of what lies about a file beside its content, whoever's it is: Landlock leaves them to the file's owner, who
 #: is the same user where two parties share one. They fail with EPERM in a node, which needs none. With the network they

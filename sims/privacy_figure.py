@@ -45,7 +45,7 @@ def draw(table: PrivacyTable) -> bytes:
         axes.set_axisbelow(True)
     panels[0].set_ylabel("accuracy on test images, %")
     figure.legend(loc="outside lower center", ncols=min(5, len(table.methods)), fontsize=8, frameon=False)
-    what = "weights and Fisher" if table.scope == "weights-and-fisher" else "Fisher given the weights"
+    what = "weights and Fisher" if table.scope == "weights-and-fisher" else "Fisher given the whole network"
     delta = f"{table.delta:.0e}".replace("e-0", "e-")
     head = f"Accuracy against epsilon (δ = {delta}, {what})\n{table.dataset.name}, profile {table.profile}"
     if table.dataset.notice is not None:

@@ -85,9 +85,10 @@ def guarantee_sentences(found: Mechanism) -> list[str]:
         )
     else:
         what = (
-            f"The Fisher diagonals are differentially private with {one} given the published weights, where two sets "
-            "of images are neighbours if one has one image more. The weights themselves carry no guarantee, so "
-            "neither does the release as a whole."
+            f"The Fisher diagonals are differentially private with {one} given the whole network, its unpublished "
+            "classifier and front layers included, and the set of named images, where two sets of images are "
+            "neighbours if one has one image more. The weights themselves carry no guarantee, so neither does the "
+            "release as a whole."
         )
     return [
         what,

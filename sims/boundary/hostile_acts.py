@@ -1229,6 +1229,34 @@ def listen_in_own_folder(aims: Aims) -> bytes:
     return DONE
 
 
+@_act
+def send_descriptor(aims: Aims) -> bytes:
+    one, other = socket.socketpair()
+    with one, other:
+        socket.send_fds(one, [b"x"], [one.fileno()])
+    return DONE
+
+
+@_act
+def receive_descriptor(aims: Aims) -> bytes:
+    """Take an open file from a message, as a courier could send a socket that is connected."""
+    one, other = socket.socketpair()
+    with one, other:
+        try:
+            socket.send_fds(other, [b"x"], [other.fileno()])
+            sent = 1
+        except PermissionError:
+            # Who stands outside can send one all the same: what counts is whether such a message can be taken.
+            other.sendall(b"x")
+            sent = 0
+        descriptors = socket.recv_fds(one, 1, 1)[1]
+        for descriptor in descriptors:
+            os.close(descriptor)
+    if len(descriptors) != sent:
+        raise RuntimeError("the descriptor was lost")
+    return DONE
+
+
 def _open_socket(family: int, kind: int, protocol: int = 0) -> bytes:
     socket.socket(family, kind, protocol).close()
     return DONE

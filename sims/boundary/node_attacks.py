@@ -444,6 +444,8 @@ TRIALS = [
     Trial("send to an abstract socket", "send_abstract", "sendto", HEARD),
     Trial("listen on an abstract socket", "listen_abstract", "a door that no folder's mode guards", GRANTED),
     Trial("open a second door", "listen_in_own_folder", "a Unix socket in its state", GRANTED),
+    Trial("take a socket that its courier opened", "receive_descriptor", "recvmsg with SCM_RIGHTS", GRANTED),
+    Trial("hand an open file to its courier", "send_descriptor", "sendmsg with SCM_RIGHTS", GRANTED),
     Trial("ask the kernel about the network", "open_netlink", "a netlink socket", GRANTED),
     Trial("send raw packets", "open_raw", "a raw socket", GRANTED, lacks=family(socket.AF_INET, socket.SOCK_RAW, 1)),
     Trial("listen to the wire", "open_packet", "a packet socket", GRANTED, lacks=family(17, socket.SOCK_DGRAM)),

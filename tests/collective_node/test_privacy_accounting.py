@@ -4,15 +4,17 @@ import math
 
 import numpy as np
 import pytest
+from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
+from collective_node import privacy_accounting
 from collective_node.privacy_accounting import COUNT_SHARE, epsilon_of, event_of, plan
 from collective_node.private_mechanism import Mechanism, Sampled
 from collective_node.private_randomness import PrivateRandomness
 from collective_node.settings import CollectiveSettings
-from protocol.errors import InputError
+from protocol.errors import InputError, RunFailedError
 
 PRIVATE = CollectiveSettings(forms=("condensed",), cycles=0, privacy_epsilon=3.0)
 
@@ -149,6 +151,40 @@ def test_a_delta_that_protects_nobody_is_refused() -> None:
     settings = PRIVATE.model_copy(update={"privacy_delta_exponent": 3})
     with pytest.raises(InputError, match="privacy_delta_exponent to 5"):
         plan(settings, 20_000, fishers=1, randomness=PrivateRandomness())
+
+
+def test_a_plan_with_too_little_noise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack on the search for the noise: whatever it finds, the final accounting has the last word."""
+    calibrate = privacy_accounting.calibrate_dp_mechanism
+    settings = PRIVATE.model_copy(update={"privacy_scope": "fisher-given-weights"})
+    plan(settings, 20_000, fishers=1, randomness=PrivateRandomness())
+    monkeypatch.setattr(
+        privacy_accounting, "calibrate_dp_mechanism", lambda *given, **more: 0.9 * calibrate(*given, **more)
+    )
+    with pytest.raises(RunFailedError, match="more than the 3 asked for"):
+        plan(settings, 20_000, fishers=1, randomness=PrivateRandomness())
+
+
+def test_what_was_found_is_never_accounted_for_more_coarsely_than_it_was_sought(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else rounding alone would put a small epsilon above what was asked for, and a good plan would be refused."""
+    intervals: list[float] = []
+
+    class Recorded(PLDAccountant):  # type: ignore[misc]
+        def __init__(self, *, value_discretization_interval: float) -> None:
+            intervals.append(value_discretization_interval)
+            super().__init__(value_discretization_interval=value_discretization_interval)
+
+    class Exact(PrivateRandomness):
+        def noisy_count(self, count: int, epsilon: float) -> int:
+            return count
+
+    monkeypatch.setattr(privacy_accounting, "PLDAccountant", Recorded)
+    settings = CollectiveSettings(privacy_epsilon=0.08, privacy_scope="fisher-given-weights")
+    assert plan(settings, 20_000, fishers=1, randomness=Exact()).accounted <= 0.08
+    assert len(intervals) > 1
+    assert intervals[-1] <= min(intervals[:-1]) < 1e-4
 
 
 def test_too_few_images_for_what_the_policy_lets_leave_are_refused() -> None:

@@ -105,6 +105,22 @@ def test_the_noise_is_the_multiplier_times_the_clip() -> None:
     assert abs(float(alone.mean())) < 5 * 3.0 * CLIP / len(alone) ** 0.5
 
 
+def test_noise_is_added_in_float64_and_the_sum_rounded_once() -> None:
+    network = nn.Linear(400, 50, bias=False)
+    parameter = network.weight
+    summed = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    noise = PrivateRandomness(source()).normal(parameter.shape, EVERYBODY.noise * CLIP)
+    optimiser = private_training._Optimiser(
+        torch.optim.SGD(network.parameters(), 1.0), EVERYBODY, 1, PrivateRandomness(source())
+    )
+    parameter.summed_grad = summed
+    optimiser.add_noise()
+    assert parameter.grad is not None
+    assert parameter.grad.dtype == torch.float32
+    assert torch.equal(parameter.grad, (summed.double() + noise).float())
+    assert not torch.equal(parameter.grad, summed + noise.float())  # two roundings are told from one
+
+
 def test_the_divisor_is_the_expected_size_whoever_takes_part() -> None:
     sums = EVERYBODY.model_copy(update={"rate": 1e-12})
     settings = PLAIN.model_copy(update={"privacy_batch_size": 10})

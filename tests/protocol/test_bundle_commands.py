@@ -132,7 +132,8 @@ def test_inspect_tells_all_that_a_release_can_say(bundle: Path, tmp_path: Path, 
         "a" * 64,
         "b" * 64,
         "c" * 64,
-        "epsilon 2.5, delta 1e-6, replace, fisher-given-weights",
+        "epsilon 2.5, delta 1e-6, replace, fisher-given-weights of the Fisher diagonal alone, given the whole network",
+        "the weights carry no guarantee",
         "Fisher none",
     ):
         assert expected in words

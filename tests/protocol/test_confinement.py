@@ -56,7 +56,10 @@ def run(folder: Path, code: str, *, confined: bool) -> dict[str, str]:
         confinement.apply(node, ["protocol"], unconfined={not confined})
     """
     text = textwrap.dedent(program) + textwrap.dedent(code) + "\nprint(json.dumps(outcomes))\n"
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    # These tests' own modules load numpy, whose library would start threads.
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", text]
+    done = subprocess.run(command, env=one_thread, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert node.state.is_dir()
     outcomes: dict[str, str] = json.loads(done.stdout)
@@ -159,6 +162,106 @@ def test_data_inside_the_state_and_state_inside_the_data_are_refused(tmp_path: P
     with pytest.raises(InputError, match=r"lies inside node\.data"):
         confinement.check_apart(table(tmp_path, state=tmp_path / "elsewhere"))
     confinement.check_apart(table(tmp_path))
+
+
+def test_the_trust_stores_folder_holds_no_folder_but_the_nodes_own(tmp_path: Path) -> None:
+    # As ``init`` lays them out: beside the state, the socket, and a link.
+    together = {"trust": tmp_path / "trust.json"}
+    (tmp_path / "link").symlink_to("/usr")
+    with pytest.raises(InputError, match=r"site.*folder of its own") as refused:
+        confinement.check_apart(table(tmp_path, **together, socket=tmp_path / "node.sock"))
+    assert str(tmp_path / "site") in str(refused.value)
+    node = table(tmp_path, **together)
+    confinement.check_apart(node)
+    (tmp_path / "other-party").mkdir()
+    with pytest.raises(InputError, match=r"other-party as well"):
+        confinement.check_apart(node)
+    # In the state, nothing is read that is not the node's already.
+    (tmp_path / "state" / "work").mkdir()
+    confinement.check_apart(table(tmp_path, trust=tmp_path / "state" / "trust.json"))
+
+
+def test_a_policy_that_the_node_could_write_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"node\.policy .* lies inside node\.state"):
+        confinement.check_apart(table(tmp_path, policy=tmp_path / "state" / "policy.toml"))
+    confinement.check_apart(table(tmp_path, policy=tmp_path / "site" / "policy.toml"))
+
+
+@confined_only
+@pytest.mark.parametrize(("profile", "threads"), [("NODE", 1), ("NODE", 2), ("COURIER", 1), ("COURIER", 2)])
+def test_a_node_with_a_second_thread_is_not_confined(tmp_path: Path, profile: str, threads: int) -> None:
+    """That thread would stay outside. Refused before anything is changed. A courier's others end when it becomes its
+    program."""
+    (tmp_path / "temporary").write_text("kept")
+    code = f"""
+        import os, threading
+        from pathlib import Path
+        from protocol import confinement, landlock
+        from protocol.errors import RunFailedError
+        over = threading.Event()
+        for _ in range({threads} - 1):
+            threading.Thread(target=over.wait).start()
+        own = Path({str(tmp_path)!r})
+        rules = confinement.program_rules(["protocol"]) | {{own: landlock.OWN}}
+        try:
+            print(confinement.confine(rules, own, confinement.{profile}).enforced)
+        except RunFailedError as error:
+            print(error, os.listdir("/") != [])
+        over.set()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    if threads == 1 or profile == "COURIER":
+        assert done.stdout == "True\n"
+        # What stood in the way of its folder, a plain file, is gone.
+        assert (tmp_path / "temporary").is_dir()
+    else:
+        assert "second thread" in done.stdout
+        assert done.stdout.endswith("True\n")
+        assert (tmp_path / "temporary").read_text() == "kept"
+
+
+@confined_only
+@pytest.mark.parametrize("made", ["file", "link", "folder"])
+def test_whatever_stands_where_its_temporary_folder_belongs_makes_way(tmp_path: Path, made: str) -> None:
+    table(tmp_path)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("kept")
+    for name in ("temporary", "cache"):
+        path = tmp_path / "state" / name
+        if made == "file":
+            path.write_text("x")
+        elif made == "link":
+            path.symlink_to(tmp_path / "kept")
+        else:
+            path.mkdir()
+            (path / "old").write_text("x")
+    run(tmp_path, "", confined=True)
+    for name in ("temporary", "cache"):
+        path = tmp_path / "state" / name
+        assert path.is_dir()
+        assert not path.is_symlink()
+        assert not list(path.iterdir())
+    assert (tmp_path / "kept" / "file").read_text() == "kept"
+
+
+@confined_only
+def test_a_message_that_could_carry_a_descriptor_is_neither_sent_nor_taken(tmp_path: Path) -> None:
+    code = """
+        import socket
+        one, other = socket.socketpair()
+        attempt("send bytes", lambda: other.sendall(b"xy"))
+        attempt("take bytes", lambda: one.recv(1))
+        attempt("take a message", lambda: one.recvmsg(1, 64))
+        attempt("send a descriptor", lambda: socket.send_fds(other, [b"x"], [0]))
+    """
+    assert set(run(tmp_path, code, confined=False).values()) == {"done"}
+    assert run(tmp_path, code, confined=True) == {
+        "send bytes": "done",
+        "take bytes": "done",
+        "take a message": "PermissionError",
+        "send a descriptor": "PermissionError",
+    }
 
 
 class Machine:

@@ -70,6 +70,22 @@ def test_its_programs_find_their_folders_in_its_home(tmp_path: Path) -> None:
     assert environment(tmp_path, {"FLWR_TELEMETRY_ENABLED": "1"})["FLWR_TELEMETRY_ENABLED"] == "1"
 
 
+def test_what_a_shell_knows_stays_behind(tmp_path: Path) -> None:
+    kept = {
+        "TZ": "UTC",
+        "LC_ALL": "C",
+        "https_proxy": "http://proxy",
+        "SSL_CERT_FILE": "/ca",
+        "FLWR_LOG_LEVEL": "DEBUG",
+    }
+    # Confinement sets these before, in the courier's home.
+    kept |= {"TMPDIR": str(tmp_path / "temporary"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    left = {"AWS_SECRET_ACCESS_KEY": "x", "SSH_AUTH_SOCK": "/s", "DOCKER_HOST": "unix:///d", "LD_PRELOAD": "/evil.so"}
+    made = environment(tmp_path, kept | left)
+    assert kept.items() <= made.items()
+    assert not left.keys() & made.keys()
+
+
 def test_what_is_missing_or_too_much(node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home, config, program = (
         ["--home", str(tmp_path / "home")],

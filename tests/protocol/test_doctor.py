@@ -244,6 +244,28 @@ def test_data_that_others_may_enter_is_said(node: Node) -> None:
     assert f"chmod 700 {node.data}" in found["data"].advice
 
 
+def test_who_the_courier_is_is_not_claimed(node: Node) -> None:
+    found = node.examine()["users"]
+    assert found.verdict == "not enforced"
+    assert found.found.startswith("as configured")
+    for name in ("node.sock", "socket.secret"):
+        node.set(f'"{name}"', f'"door/{name}"')
+    (node.folder / "door").mkdir()
+    (node.folder / "socket.secret").rename(node.folder / "door" / "socket.secret")
+    node.set('socket_group = "none"', f'socket_group = "{os.getgid()}"')
+    found = node.examine()["users"]
+    assert found.found.startswith("as configured")
+    assert "was not looked at" in found.found
+
+
+def test_settings_that_the_node_could_write_are_said(node: Node) -> None:
+    assert "settings" not in node.examine()
+    node.set('state = "state"', 'state = "."')
+    found = node.examine()["settings"]
+    assert (found.verdict, found.stops) == ("not enforced", False)
+    assert str(node.config) in found.found
+
+
 def test_no_key_and_no_secret_is_printed(node: Node) -> None:
     said = str(node.examine())
     for name in ("socket.secret", "signing.key", "encryption.key"):

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from protocol import blob, envelope, messages
 from protocol.egress import egress, egress_blob
 from protocol.errors import DigestMismatchError, LearngeneError, MalformedError, PolicyDeniedError, TooLargeError
+from protocol.learngene import DifferentialPrivacy
 from protocol.make_messages import make_abort, make_receipt, make_request
 from protocol.messages import PAYLOAD_TYPES, Release, TensorDescription
 from protocol.policy import Policy, check_release
@@ -87,6 +88,33 @@ def test_a_fisher_diagonal_from_few_samples_neither_leaves_nor_is_accepted(excha
     for policy in (COLLECTIVE_POLICY, INDIVIDUAL_POLICY):
         with pytest.raises(PolicyDeniedError, match="1023 samples"):
             check_release(policy, few)
+
+
+PRIVATE = DifferentialPrivacy(
+    epsilon_micro=8_000_000, delta_exponent=5, relation="add-or-remove", scope="weights-and-fisher"
+)
+
+
+def test_where_privacy_is_asked_for_a_release_without_enough_of_it_does_not_pass(exchange: Exchange) -> None:
+    """On neither side. Positive control: without the demand, each of them passes."""
+    release = release_of(exchange)
+    for default in (COLLECTIVE_POLICY, INDIVIDUAL_POLICY):
+        demands = default.model_copy(update={"largest_epsilon_micro": 8_000_000})
+        for stated in (PRIVATE, PRIVATE.model_copy(update={"epsilon_micro": 1, "delta_exponent": 30})):
+            check_release(demands, release.model_copy(update={"dp": stated}))
+        for lacking, why in (
+            (None, "states none"),
+            (PRIVATE.model_copy(update={"epsilon_micro": 8_000_001}), "states epsilon 8"),
+            (PRIVATE.model_copy(update={"scope": "fisher-given-weights"}), "weights carry no guarantee"),
+            (PRIVATE.model_copy(update={"delta_exponent": 4}), r"states delta 1e-4.*at most 1e-5"),
+        ):
+            short = release.model_copy(update={"dp": lacking})
+            check_release(default, short)
+            with pytest.raises(PolicyDeniedError, match=why):
+                check_release(demands, short)
+        stricter = demands.model_copy(update={"smallest_delta_exponent": 6})
+        with pytest.raises(PolicyDeniedError, match=r"states delta 1e-5.*at most 1e-6"):
+            check_release(stricter, release.model_copy(update={"dp": PRIVATE}))
 
 
 def test_a_classifier_never_leaves(exchange: Exchange) -> None:

@@ -26,6 +26,7 @@ def test_no_file_and_an_empty_file_are_the_default(tmp_path: Path) -> None:
 def test_a_file_narrows_what_it_names(tmp_path: Path) -> None:
     text = 'minimum_fisher_samples = 4096\nforms = ["condensed"]\nkems = ["mlkem768-x25519"]\n'
     policy = load_policy(write(tmp_path, text), "collective")
+    assert (policy.largest_epsilon_micro, policy.smallest_delta_exponent) == (None, 5)
     assert (policy.minimum_fisher_samples, policy.forms, policy.kems) == (4096, ("condensed",), ("mlkem768-x25519",))
     assert policy.kinds_out == Policy.for_role("collective").kinds_out
     assert policy.sha256 != Policy.for_role("collective").sha256
@@ -39,6 +40,7 @@ def test_a_file_narrows_what_it_names(tmp_path: Path) -> None:
         ('kinds_out = ["release", "receipt"]', "never sends"),
         ('kinds_out = ["metric"]', "kinds_out"),
         ('fisher = "no" # a word', "fisher"),
+        ("smallest_delta_exponent = 0", "smallest_delta_exponent"),
         ("format = 2", "format"),
         ("fisher = ", "TOML"),
     ],
