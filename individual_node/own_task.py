@@ -19,12 +19,10 @@ from individual_node.target_tasks import TargetTask
 from protocol.architecture import Form
 from protocol.envelope import digest
 from protocol.errors import InputError
+from protocol.events import Observer
 from protocol.images import DeviceImages, Normalisation
 from protocol.learngene import Learngene
 from protocol.verification import VerifiedLearngene
-
-#: Called with work done, all work, and what is being done.
-WorkObserver = Callable[[int, int, str], None]
 
 #: Settings that decide nothing here: about many target tasks, or about methods that inherit nothing.
 ELSEWHERE = frozenset(
@@ -61,7 +59,7 @@ def adapt_to_pictures(
     seed: int,
     device: torch.device,
     node: Path | None = None,
-    observe: WorkObserver | None = None,
+    observe: Observer | None = None,
 ) -> AdaptedModel:
     """Teach a model all pictures, after models of parts of them have said what to expect of it.
 

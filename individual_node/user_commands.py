@@ -6,22 +6,19 @@ torch and numpy are loaded inside the commands only: ``individual-node start`` h
 import json
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from protocol.errors import InputError, RefusedError, fault_line
+from protocol.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from individual_node.adapted import Description
     from individual_node.configuration import IndividualConfiguration
     from individual_node.own_pictures import OwnPictures
-    from individual_node.own_task import WorkObserver
     from individual_node.settings import IndividualSettings
     from protocol.architecture import Form
     from protocol.bundle_reading import Reading
@@ -141,7 +138,7 @@ def adapt(
     given = ["epochs=" + str(epochs)] if epochs is not None else []
     settings = _settings(node, chosen.name, [*given, *(change or [])])
     on = choose_device(device)
-    with _progress() as observe:
+    with progress_bar() as observe:
         pictures = own_pictures.read_tree(
             data, architecture.input, lambda done, total: observe(done, total, "reading pictures")
         )
@@ -189,7 +186,7 @@ def predict(
     files = own_pictures.pictures_of(images)
     contract, classes = loaded.description.input, loaded.description.classes
     found = []
-    with _progress(say=False) as observe:
+    with progress_bar(say=False) as observe:
         for done, file in enumerate(files, 1):
             found.append(loaded.classifier.probabilities(own_pictures.read_picture(file, contract)[None])[0])
             observe(done, len(files), "naming pictures")
@@ -333,35 +330,6 @@ def _value(text: str) -> object:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-@contextmanager
-def _progress(*, say: bool = True) -> "Iterator[WorkObserver]":
-    """A bar on standard error where that is a terminal; otherwise a line for each kind of work, if ``say``."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        said: set[str] = set()
-
-        def write(done: int, total: int, text: str) -> None:
-            if say and text not in said:
-                said.add(text)
-                print(text, file=sys.stderr)
-
-        yield write
-        return
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(done: int, total: int, text: str) -> None:
-            bar.update(task, completed=done, total=total, description=text)
-
-        yield show
 
 
 def _show_model(description: "Description", pictures: "OwnPictures") -> None:

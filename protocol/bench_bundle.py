@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from protocol import blob, envelope, messages, sealing, verification
 from protocol.architecture import Architecture, Block, InputContract
 from protocol.encryption_key import EncryptionKey, Kem
+from protocol.events import Observer
 from protocol.keys import SigningKey
 from protocol.learngene import FisherDescription, Learngene
 from protocol.ledger import CollectiveLedger
@@ -59,8 +60,6 @@ _TRUST = TrustStore(
     ),
 )
 
-#: Told how many of how many steps are done, and with what.
-Observer = Callable[[int, int, str], None]
 Clock = Callable[[], float]
 
 

@@ -1,28 +1,24 @@
 """The command ``learngene bench bundle``."""
 
 import platform
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
 from protocol.errors import InputError
+from protocol.files import check_free
 from protocol.key_commands import kem_named
+from protocol.output import add_row, print_table, table
+from protocol.progress_bar import progress_bar
 from protocol.storage import write_atomically
 
 if TYPE_CHECKING:
-    from protocol.bench_bundle import BundleBenchmark, Observer, Range
+    from protocol.bench_bundle import BundleBenchmark, Range
 
 _MOST_MEGABYTES = 256
 # Times by which the same work may differ on a machine that does nothing else.
@@ -72,7 +68,8 @@ def bundle(
     encapsulation = kem_named(kem)
     where = _folder(folder)
     for out in (json_file, figure):
-        _check_new(out)
+        if out is not None:
+            check_free(out)
     if figure is not None and audiences == 0:
         raise InputError("--figure shows the audiences; ask for at least one with --audiences")
     if figure is not None and find_spec("matplotlib") is None:
@@ -83,7 +80,8 @@ def bundle(
     from protocol import bench_bundle
     from protocol.bench_memory import measure_memory
 
-    with _progress() as observe:
+    # Without a thread, which would be measured too.
+    with progress_bar(thread=False) as observe:
         observe(0, repeats, "making a learngene")
         learngene = bench_bundle.random_learngene(
             bench_bundle.architecture_of(round(megabytes * bench_bundle.MEGABYTE)), np.random.default_rng(0)
@@ -127,16 +125,13 @@ def bundle(
 def _show(result: "BundleBenchmark") -> None:
     from protocol.bench_bundle import MEGABYTE, SHA256, TARGET, TARGET_BYTES, VERIFY_AND_PARSE
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # as wide as it needs
-    table = _table(f"{result.plaintext_bytes / MEGABYTE:.2f} MB in {result.tensors} tensors, {result.repeats} repeats")
-    for title in ("ms", "MB/s", "x SHA-256", "x memory copy"):
-        table.add_column(title, justify="right")
-    table.add_column("target")
+    numbers = ("ms", "MB/s", "x SHA-256", "x memory copy")
+    title = f"{result.plaintext_bytes / MEGABYTE:.2f} MB in {result.tensors} tensors, {result.repeats} repeats"
+    timings = table("", *numbers, "target", title=title, right=numbers)
     verdict = {True: ": met", False: ": MISSED", None: f" of {TARGET_BYTES // MEGABYTE} MB or more"}
     for timing in result.timings:
-        table.add_row(
+        add_row(
+            timings,
             timing.name,
             f"{1000 * timing.seconds.median:.2f}",
             f"{timing.megabytes_per_second:.0f}",
@@ -144,7 +139,7 @@ def _show(result: "BundleBenchmark") -> None:
             _with_range(timing.to_copy),
             f"at most {TARGET} x SHA-256{verdict[result.within_target]}" if timing.name == VERIFY_AND_PARSE else "",
         )
-    console.print(table)
+    print_table(timings)
     share = result.opening_share
     typer.echo(
         f"Opening (HPKE, AES-256-GCM) is {100 * share.median:.0f} % of the whole verification"
@@ -157,25 +152,23 @@ def _show(result: "BundleBenchmark") -> None:
             f"The machine was busy with other things: SHA-256 of the same bytes took {1000 * sha256.smallest:.0f} to"
             f" {1000 * sha256.largest:.0f} ms. Measure again when it is quiet.\n"
         )
-    memory = _table("Peak memory beyond the received bytes")
-    memory.add_column("MB", justify="right")
-    memory.add_column("of the learngene", justify="right")
+    sizes = ("MB", "of the learngene")
+    memory = table("", *sizes, title="Peak memory beyond the received bytes", right=sizes)
     for row in result.memory:
-        memory.add_row(row.name, f"{row.bytes / MEGABYTE:.2f}", f"{100 * row.bytes / result.plaintext_bytes:.0f} %")
-    console.print(memory)
+        add_row(memory, row.name, f"{row.bytes / MEGABYTE:.2f}", f"{100 * row.bytes / result.plaintext_bytes:.0f} %")
+    print_table(memory)
     if result.audiences is not None:
-        _show_audiences(console, result)
+        _show_audiences(result)
     typer.echo(", ".join(f"{name} {value}" for name, value in result.machine.items()))
 
 
-def _show_audiences(console: Console, result: "BundleBenchmark") -> None:
+def _show_audiences(result: "BundleBenchmark") -> None:
     from protocol.bench_bundle import MEGABYTE, spread
 
     found = result.audiences
     assert found is not None
     count = found.audiences
-    table = _table(f"One grant of {count}, sealed with {result.kem}")
-    table.add_column("ms", justify="right")
+    grants = table("", "ms", title=f"One grant of {count}, sealed with {result.kem}", right=("ms",))
     for name, seconds in (
         ("verify the request", found.verify),
         ("seal and sign", found.seal_and_sign),
@@ -183,8 +176,8 @@ def _show_audiences(console: Console, result: "BundleBenchmark") -> None:
         ("store durably", found.store),
         ("together", spread(found.each)),
     ):
-        table.add_row(name, _with_range(seconds, 1000))
-    console.print(table)
+        add_row(grants, name, _with_range(seconds, 1000))
+    print_table(grants)
     shared, separate = found.shared_bytes(count) / MEGABYTE, found.separate_bytes(count) / MEGABYTE
     typer.echo(
         f"A grant has {found.grant_bytes} bytes, the release {found.release_bytes}, a request {found.request_bytes}.\n"
@@ -193,39 +186,8 @@ def _show_audiences(console: Console, result: "BundleBenchmark") -> None:
     )
 
 
-def _table(title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("")
-    return table
-
-
 def _with_range(values: "Range", factor: float = 1.0) -> str:
     return f"{factor * values.median:.3f} ({factor * values.smallest:.3f} to {factor * values.largest:.3f})"
-
-
-@contextmanager
-def _progress() -> "Iterator[Observer]":
-    """A bar on standard error where that is a terminal; otherwise a line for each kind of work."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        said: set[str] = set()
-
-        def write(done: int, total: int, text: str) -> None:
-            if text not in said:
-                said.add(text)
-                print(text, file=sys.stderr)
-
-        yield write
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    # Drawn between the measurements only: a thread that draws by itself would be measured too.
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(done: int, total: int, text: str) -> None:
-            bar.update(task, completed=done, total=total, description=text, refresh=True)
-
-        yield show
 
 
 def _folder(folder: Path | None) -> Path:
@@ -234,13 +196,6 @@ def _folder(folder: Path | None) -> Path:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; --folder names one on the disk that is to be measured")
     return folder
-
-
-def _check_new(out: Path | None) -> None:
-    if out is not None and (out.exists() or out.is_symlink()):
-        raise InputError(f"{out} exists already and is not overwritten; choose another name")
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"there is no folder {out.parent} to write {out.name} to")
 
 
 def _machine() -> dict[str, str]:

@@ -89,13 +89,11 @@ def _read_by_node(path: Path, config: Path) -> Reading:
     node, now = node_of(config, "individual"), unix_seconds()
     check_ledger(node)
     keys, policy = load_keys(node), load_policy(node.policy, "individual")
-    assert keys.encryption is not None  # node_of has seen to it
     ledger = IndividualLedger(node.state)
     # Read once: what is shown is what was verified under, also where the file is replaced meanwhile.
     store = TrustFile(node.trust, node.root, ledger).current()
     desk = IndividualDesk(
-        key=keys.signing,
-        encryption=keys.encryption,
+        keys=keys,
         trust=lambda: store,
         ledger=ledger,
         policy=policy,

@@ -15,7 +15,6 @@ from protocol.architecture import Form
 from protocol.audit import Crossings
 from protocol.bundle_file import BundleFile
 from protocol.egress import Gate, egress
-from protocol.encryption_key import EncryptionKey
 from protocol.errors import (
     DigestMismatchError,
     EquivocationError,
@@ -28,7 +27,6 @@ from protocol.errors import (
     UnknownKeyError,
     WrongAudienceError,
 )
-from protocol.keys import SigningKey
 from protocol.learngene import Doubt, Learngene
 from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State, StoredRelease
 from protocol.make_messages import make_abort, make_grant, make_receipt, make_release, make_request
@@ -88,7 +86,7 @@ class _Desk(Generic[LedgerT]):
     def __init__(
         self,
         *,
-        key: SigningKey,
+        keys: NodeKeys,
         trust: Callable[[], TrustStore],
         ledger: LedgerT,
         policy: Policy,
@@ -97,14 +95,51 @@ class _Desk(Generic[LedgerT]):
     ) -> None:
         if policy.role != self.role:
             raise InputError(f"the {self.role} needs the policy of {_A_PARTY[self.role]}")
-        self._key = key
+        self._key = keys.signing
         self._trust = trust
         self._ledger: LedgerT = ledger
         self._policy = policy
         self._run_id = run_id
-        self.gate = Gate(policy, crossings, key=key, run_id=run_id, is_partner=self._is_partner)
+        self.gate = Gate(policy, crossings, key=self._key, run_id=run_id, is_partner=self._is_partner)
         # Before anything is said in its name or to it.
         self._collective(trust())
+
+    @classmethod
+    def open(
+        cls,
+        state: Path,
+        *,
+        party: str,
+        keys: NodeKeys,
+        trust: Path,
+        root: str,
+        run_id: str,
+        clock: Callable[[], int],
+        policy: Policy | None = None,
+    ) -> Self:
+        """The desk of ``party``; ledger and log of crossings lie in its own folder.
+
+        Args:
+            state: the party's own folder, made where there is none.
+            trust: the trust store's file.
+            root: the public key, in hexadecimal, of the root that must have signed it.
+            clock: unix seconds, for the log of crossings.
+            policy: of the site; None: the default.
+        """
+        ledger = cls._open_ledger(state)
+        return cls(
+            keys=keys,
+            trust=TrustFile(trust, root, ledger).current,
+            ledger=ledger,
+            policy=policy or Policy.for_role(cls.role),
+            run_id=run_id,
+            crossings=Crossings(state / "crossings.jsonl", party, clock),
+        )
+
+    @staticmethod
+    def _open_ledger(state: Path) -> LedgerT:
+        """The role's ledger in a party's folder."""
+        raise NotImplementedError
 
     def _collective(self, trust: TrustStore) -> TrustedKey:
         """The collective's pinned key."""
@@ -122,43 +157,15 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
     """The collective's side: publishes learngenes, answers requests, takes receipts. All of it survives a restart.
 
     Args:
-        key: the collective's signing key, pinned in ``trust`` for the role.
+        keys: the signing key is pinned in ``trust`` for the role.
         run_id: 128 bits as 32 hexadecimal digits.
     """
 
     role: ClassVar[Role] = "collective"
 
-    @classmethod
-    def open(
-        cls,
-        state: Path,
-        *,
-        party: str,
-        keys: NodeKeys,
-        trust: Path,
-        root: str,
-        run_id: str,
-        clock: Callable[[], int],
-        policy: Policy | None = None,
-    ) -> Self:
-        """The collective's desk; ledger and log of crossings lie in its own folder.
-
-        Args:
-            state: the party's own folder, made where there is none.
-            trust: the trust store's file.
-            root: the public key, in hexadecimal, of the root that must have signed it.
-            clock: unix seconds, for the log of crossings.
-            policy: of the site; None: the default.
-        """
-        ledger = CollectiveLedger(state)
-        return cls(
-            key=keys.signing,
-            trust=TrustFile(trust, root, ledger).current,
-            ledger=ledger,
-            policy=policy or Policy.for_role(cls.role),
-            run_id=run_id,
-            crossings=Crossings(state / "crossings.jsonl", party, clock),
-        )
+    @staticmethod
+    def _open_ledger(state: Path) -> CollectiveLedger:
+        return CollectiveLedger(state)
 
     def _collective(self, trust: TrustStore) -> TrustedKey:
         # A key that nobody pinned would sign releases that everybody refuses.
@@ -488,10 +495,12 @@ class IndividualDesk(_Desk[IndividualLedger]):
     """The individual's side: requests a form, inherits what answers it. All of it survives a restart.
 
     Args:
-        key: the individual's signing key, which the collective has pinned.
-        encryption: the individual's encryption key, to which content keys are sealed.
+        keys: the collective has pinned the signing key, and seals content keys to the encryption key.
         trust: it must hold exactly one collective.
         run_id: 128 bits as 32 hexadecimal digits.
+
+    Raises:
+        InputError: there is no encryption key.
     """
 
     role: ClassVar[Role] = "individual"
@@ -499,47 +508,21 @@ class IndividualDesk(_Desk[IndividualLedger]):
     def __init__(
         self,
         *,
-        key: SigningKey,
-        encryption: EncryptionKey,
+        keys: NodeKeys,
         trust: Callable[[], TrustStore],
         ledger: IndividualLedger,
         policy: Policy,
         run_id: str,
         crossings: Crossings,
     ) -> None:
-        super().__init__(key=key, trust=trust, ledger=ledger, policy=policy, run_id=run_id, crossings=crossings)
-        self._encryption = encryption
-
-    @classmethod
-    def open(
-        cls,
-        state: Path,
-        *,
-        party: str,
-        keys: NodeKeys,
-        trust: Path,
-        root: str,
-        run_id: str,
-        clock: Callable[[], int],
-        policy: Policy | None = None,
-    ) -> Self:
-        """The individual's desk; arguments as of :meth:`CollectiveDesk.open`.
-
-        Raises:
-            InputError: there is no encryption key.
-        """
         if keys.encryption is None:
             raise InputError("an individual needs an encryption key: learngene keygen --kind encryption")
-        ledger = IndividualLedger(state)
-        return cls(
-            key=keys.signing,
-            encryption=keys.encryption,
-            trust=TrustFile(trust, root, ledger).current,
-            ledger=ledger,
-            policy=policy or Policy.for_role(cls.role),
-            run_id=run_id,
-            crossings=Crossings(state / "crossings.jsonl", party, clock),
-        )
+        super().__init__(keys=keys, trust=trust, ledger=ledger, policy=policy, run_id=run_id, crossings=crossings)
+        self._encryption = keys.encryption
+
+    @staticmethod
+    def _open_ledger(state: Path) -> IndividualLedger:
+        return IndividualLedger(state)
 
     def _collective(self, trust: TrustStore) -> TrustedKey:
         return trust.only("collective")

@@ -1,9 +1,12 @@
-"""A node's own record of what it is doing, for whoever watches its state folder; it never crosses the socket."""
+"""Progress of long work: who is told of it, and a node's own record of it, which never crosses the socket."""
 
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+#: Told of work as it goes on: how much is done, of how much, and what it is.
+Observer = Callable[[int, int, str], None]
 
 
 class Events:

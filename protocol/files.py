@@ -11,6 +11,15 @@ from protocol import storage
 from protocol.errors import InputError, RefusedError, StorageFailedError, TooLargeError
 
 
+def open_binary(path: Path) -> BinaryIO:
+    """Open a path for reading; a pipe with that name does not hold the program up. Its kind is for the caller to check.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+
+
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[BinaryIO]:
     """A file to be read, and nothing that only looks like one.
@@ -22,8 +31,7 @@ def opened(path: Path, what: str) -> Iterator[BinaryIO]:
         InputError: there is no such file, it is a pipe, a folder or a device, or the disk does not give it.
     """
     try:
-        # Without O_NONBLOCK, a pipe with that name would hold the program up.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open_binary(path) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError(f"{shown(path)} is not a file")
             yield file

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from protocol.errors import InputError, fault_line
+from protocol.files import open_binary
 from protocol.policy import Policy
 from protocol.trust import Role
 
@@ -23,8 +24,7 @@ def load_policy(path: Path | None, role: Role) -> Policy:
     if path is None:
         return Policy.for_role(role)
     try:
-        # Without O_NONBLOCK, a pipe with that name would hold the program up.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open_binary(path) as file:
             status = os.fstat(file.fileno())
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:

@@ -5,19 +5,17 @@ import json
 import re
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from protocol import keys
 from protocol.errors import InputError
 from protocol.files import check_free
 from protocol.keys import SigningKey, read_fingerprint, read_public
+from protocol.output import add_row, day, print_table, table
 from protocol.passphrase import unlock_with
 from protocol.trust import PARTY_PATTERN, Handover, RevokedKey, Role, TrustedKey, TrustStore
 from protocol.trust_file import read_trust, write_trust
@@ -351,9 +349,7 @@ def _say_pinned(key: TrustedKey, *, compared: bool) -> None:
 
 
 def _say_version(path: Path, store: TrustStore) -> None:
-    typer.echo(
-        f"version        {store.version} of {path}, holds until {_date(store.expires_at)}; copy it to every node"
-    )
+    typer.echo(f"version        {store.version} of {path}, holds until {day(store.expires_at)}; copy it to every node")
     _warn(store)
 
 
@@ -385,24 +381,19 @@ def _description(store: TrustStore, *, pinned: bool) -> dict[str, object]:
 
 
 def _show_tables(path: Path, store: TrustStore, *, pinned: bool) -> None:
-    typer.echo(f"{path}: version {store.version}, holds until {_date(store.expires_at)}")
+    typer.echo(f"{path}: version {store.version}, holds until {day(store.expires_at)}")
     typer.echo(f"root           {_fingerprint(store.root)}")
     for public in reversed(store.roots[:-1]):
         typer.echo(f"before it      {_fingerprint(public)}")
-    believed = _table("believed")
+    believed = _key_table("believed")
     for key in store.keys:
-        believed.add_row(key.role, key.party, str(key.epoch), _fingerprint(key.public), key.keyid[:16])
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000)  # as wide as it needs
-    console.print(believed)
+        add_row(believed, *_key_cells(key))
+    print_table(believed)
     if store.revoked:
-        revoked = _table("revoked: believed no more")
-        revoked.add_column("why")
+        revoked = _key_table("revoked: believed no more", "why")
         for gone in store.revoked:
-            why = f"{gone.reason}, version {gone.version}"
-            revoked.add_row(gone.role, gone.party, str(gone.epoch), _fingerprint(gone.public), gone.keyid[:16], why)
-        console.print(revoked)
+            add_row(revoked, *_key_cells(gone), f"{gone.reason}, version {gone.version}")
+        print_table(revoked)
     if pinned:
         typer.echo("The pinned root vouches for this file.")
     else:
@@ -413,18 +404,12 @@ def _show_tables(path: Path, store: TrustStore, *, pinned: bool) -> None:
     _warn(store)
 
 
-def _table(title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("role")
-    table.add_column("party", overflow="fold")
-    table.add_column("epoch", justify="right")
-    table.add_column("fingerprint", overflow="fold")
-    table.add_column("key id", overflow="fold")
-    return table
+def _key_table(title: str, *more: str) -> Table:
+    return table("role", "party", "epoch", "fingerprint", "key id", *more, title=title, right=("epoch",))
 
 
-def _date(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
+def _key_cells(key: TrustedKey) -> tuple[str, ...]:
+    return key.role, key.party, str(key.epoch), _fingerprint(key.public), key.keyid[:16]
 
 
 def _now() -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from protocol.errors import InputError
-from protocol.files import named_refusals, shown, write_new
+from protocol.files import named_refusals, open_binary, shown, write_new
 from protocol.keys import SigningKey
 from protocol.storage import write_atomically
 from protocol.trust import MAX_BYTES, TrustSeen, TrustStore, claimed_root, sign_trust, verify_trust
@@ -110,8 +110,7 @@ def _stamp_of(path: Path) -> _Stamp | None:
 
 def _read(path: Path) -> tuple[_Stamp, bytes]:
     try:
-        # Without O_NONBLOCK, a pipe with that name would hold the program up.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open_binary(path) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"the trust store {path} is not a file")

@@ -46,7 +46,7 @@ def criterion_line(criterion: Criterion) -> str:
 def summary_table(summary: Summary) -> RenderableType:
     """One column for each run and one for the mean over runs."""
     title = f"{summary.dataset.name}, profile {summary.profile}: {len(summary.runs)} runs (mean ± 95 % over runs)"
-    table = _table(title)
+    table = titled(title)
     table.add_column("method")
     table.add_column("shots", justify="right")
     _run_columns(table, summary)
@@ -74,7 +74,7 @@ def privacy_tables(table: PrivacyTable) -> RenderableType:
     """Accuracy of every method at each epsilon."""
     parts: list[RenderableType] = []
     for shots in table.shots:
-        shown = _table(
+        shown = titled(
             f"{table.dataset.name}, profile {table.profile}, {shots} shots: accuracy, % (mean ± 95 % interval), "
             f"delta {table.delta:.0e}, {table.scope}"
         )
@@ -93,7 +93,7 @@ def privacy_tables(table: PrivacyTable) -> RenderableType:
 
 
 def _methods(results: Results) -> RenderableType:
-    table = _table(
+    table = titled(
         f"{results.dataset.name}, profile {results.profile}, seed {results.seed}: accuracy, % (mean ± 95 % interval)"
     )
     table.add_column("method")
@@ -118,7 +118,7 @@ def _methods(results: Results) -> RenderableType:
 
 
 def _paired(results: Results) -> RenderableType:
-    table = _table("on the same tasks, points")
+    table = titled("on the same tasks, points")
     table.add_column("difference")
     for shots in results.shots:
         table.add_column(f"{shots} shots", justify="right", no_wrap=True)
@@ -137,7 +137,7 @@ def _paired(results: Results) -> RenderableType:
 
 def _cycles(results: Results) -> RenderableType:
     """What the collective learned and what it kept, by score and strategy."""
-    table = _table("open world: accuracy, %, before → after the new classes are learned")
+    table = titled("open world: accuracy, %, before → after the new classes are learned")
     table.add_column("score, strategy")
     for name in ("cycle", "unknown set (truly)", "new", "open-world classes", "earlier ones", "base classes"):
         table.add_column(name, justify="right")
@@ -168,7 +168,7 @@ def _stream(results: Results) -> Iterator[RenderableType]:
     if not results.collective.open_world.measured:
         yield Text("Nobody knows the truth about this stream, so recognition was not measured.")
         return
-    table = _table("recognising unknown images, %, before → after (FPR95: less is better)")
+    table = titled("recognising unknown images, %, before → after (FPR95: less is better)")
     table.add_column("cycle", justify="right")
     table.add_column("score", overflow="fold")
     for metric in METRICS:
@@ -183,7 +183,7 @@ def _stream(results: Results) -> Iterator[RenderableType]:
 
 
 def _collective_over_runs(summary: Summary) -> RenderableType:
-    table = _table("the collective, % of held-out images right")
+    table = titled("the collective, % of held-out images right")
     table.add_column("")
     _run_columns(table, summary)
     names = {
@@ -214,7 +214,7 @@ def _collective_over_runs(summary: Summary) -> RenderableType:
 
 def _stream_over_runs(own: ComparisonOverRuns) -> RenderableType:
     """Every score's metrics in the runs' own cycles; the values of each run stand in ``summary.json``."""
-    table = _table("recognising unknown images, % (mean ± 95 % over runs; FPR95: less is better)")
+    table = titled("recognising unknown images, % (mean ± 95 % over runs; FPR95: less is better)")
     for name in ("cycle", "score", "new classes"):
         table.add_column(name, overflow="fold")
     for metric in METRICS:
@@ -229,7 +229,8 @@ def _stream_over_runs(own: ComparisonOverRuns) -> RenderableType:
     return table
 
 
-def _table(title: str) -> Table:
+def titled(title: str) -> Table:
+    """An empty table in the style of all tables of results."""
     return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
 
 

@@ -1,11 +1,11 @@
 """What was measured about a release, as tables for a terminal."""
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from sims.leakage.leakage_results import AttackResult, Leakage, Measure, Question, sentences
+from sims.tables import titled
 
 
 def leakage_tables(found: Leakage) -> RenderableType:
@@ -29,7 +29,7 @@ def leakage_tables(found: Leakage) -> RenderableType:
 
 
 def _attacks(title: str, rows: tuple[AttackResult, ...], *, images: bool) -> Table:
-    table = _table(title)
+    table = titled(title)
     for heading in ("received", "attack"):
         table.add_column(heading)
     headings = ["AUROC", "by chance", "AUROC, release"]
@@ -55,7 +55,7 @@ def _attacks(title: str, rows: tuple[AttackResult, ...], *, images: bool) -> Tab
 
 
 def _reconstruction(found: Leakage) -> Table:
-    table = _table(f"Fisher diagonals of few images; released: {found.fisher_samples} (mean over the convolutions)")
+    table = titled(f"Fisher diagonals of few images; released: {found.fisher_samples} (mean over the convolutions)")
     for heading in ("template", "noise"):
         table.add_column(heading)
     for heading in (
@@ -83,7 +83,7 @@ def _reconstruction(found: Leakage) -> Table:
 
 
 def _controls(found: Leakage) -> Table:
-    table = _table("controls")
+    table = titled("controls")
     table.add_column("")
     table.add_column("what")
     table.add_column("AUROC", justify="right")
@@ -98,7 +98,3 @@ def _short(found: Measure, factor: float = 1.0) -> str:
     """A value and half of its interval, ``0.52 ± 0.02``; in per cent with the factor 100."""
     half, digits = (found.high - found.low) / 2, 1 if factor == 100 else 3
     return f"{factor * found.value:.{digits}f} ± {factor * half:.{digits}f}"
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")

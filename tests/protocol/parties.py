@@ -16,6 +16,7 @@ from protocol.learngene import FisherDescription, Learngene
 from protocol.ledger import CollectiveLedger, IndividualLedger
 from protocol.make_messages import make_grant
 from protocol.messages import Content, PayloadT, Release, Request
+from protocol.node_keys import NodeKeys
 from protocol.policy import Policy
 from protocol.trust import TrustStore
 from protocol.verification import Expectation, VerifiedLearngene, verify_bundle
@@ -122,7 +123,7 @@ class Site:
         ledger = CollectiveLedger(self.folder)
         self.opened.append(ledger)
         return CollectiveDesk(
-            key=key,
+            keys=NodeKeys(key, encryption=None),
             trust=_asked(trust),
             ledger=ledger,
             policy=policy,
@@ -140,8 +141,7 @@ class Site:
         ledger = IndividualLedger(self.folder)
         self.opened.append(ledger)
         return IndividualDesk(
-            key=key,
-            encryption=encryption,
+            keys=NodeKeys(key, encryption),
             trust=_asked(trust),
             ledger=ledger,
             policy=policy,

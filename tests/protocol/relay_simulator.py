@@ -32,6 +32,7 @@ from protocol.keys import SigningKey
 from protocol.learngene import FisherDescription, Learngene
 from protocol.ledger import CollectiveLedger, IndividualLedger, State, StoredRelease
 from protocol.messages import LIFE, SKEW
+from protocol.node_keys import NodeKeys
 from protocol.trust import TrustStore
 from protocol.verification import VerifiedLearngene
 from tests.protocol.parties import (
@@ -215,8 +216,7 @@ class Individual(_Party):
         crossings = NoCrossings(self.folder / "crossings.jsonl", "individual", lambda: NOW)
         for run in RUNS:
             self.desks[run] = IndividualDesk(
-                key=self.key,
-                encryption=self.encryption,
+                keys=NodeKeys(self.key, self.encryption),
                 trust=lambda: self.trust,
                 ledger=self.ledger,
                 policy=INDIVIDUAL_POLICY,
@@ -245,7 +245,7 @@ class Collective(_Party):
         crossings = NoCrossings(self.folder / "crossings.jsonl", "collective", lambda: NOW)
         for run in RUNS:
             self.desks[run] = CollectiveDesk(
-                key=self.key,
+                keys=NodeKeys(self.key, encryption=None),
                 trust=lambda: self.trust,
                 ledger=self.ledger,
                 policy=COLLECTIVE_POLICY,
