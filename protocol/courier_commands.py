@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
-from protocol import confinement, privileges
-from protocol.confinement import COURIER
+from protocol.confinement import confine, privileges
+from protocol.confinement.confine import COURIER
 from protocol.errors import InputError
 from protocol.node_configuration import node_table, read
 from protocol.socket import load_secret
@@ -93,15 +93,12 @@ def courier(
     check_home(home, door)
     privileges.own_folder(home, owner)
     # What this process can read once it is confined, the files of its command line among it.
-    rules = confinement.courier_rules(home, [door.secret, *_files(command)])
-    confinement.check_out_of_reach(rules, door.apart)
+    rules = confine.courier_rules(home, [door.secret, *_files(command)])
+    confine.check_out_of_reach(rules, door.apart)
     privileges.give_up(owner, capabilities=not unconfined)
     os.umask(0o077)
     _check_readable([program, door.secret, *_files(command)])
-    if unconfined:
-        found = confinement.not_confined(COURIER)
-    else:
-        found = confinement.confine(rules, home, COURIER, apart=door.apart)
+    found = confine.not_confined(COURIER) if unconfined else confine.confine(rules, home, COURIER, apart=door.apart)
     typer.echo(f"courier of {door.socket}, process {os.getpid()} of user {os.getuid()}: {found.line}", err=True)
     privileges.close_inherited()
     os.execve(program, arguments, environment(home, os.environ))

@@ -23,17 +23,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from protocol import confinement, landlock, launcher, privileges, seccomp
-from protocol.confinement import COURIER, GUARDS, NODE, Profile
+from protocol import launcher
+from protocol.confinement import confine, landlock, privileges, seccomp
+from protocol.confinement.confine import COURIER, GUARDS, NODE, Profile
+from protocol.confinement.landlock import Access
+from protocol.confinement.privileges import User
 from protocol.errors import LearngeneError, RunFailedError
 from protocol.key_file import read_private
 from protocol.keys import key_identifier
-from protocol.landlock import Access
 from protocol.node import Role
 from protocol.node_configuration import STRICT, NodeTable, check, node_table, read
 from protocol.output import moment
 from protocol.policy_file import load_policy
-from protocol.privileges import User
 from protocol.socket import MAX_PATH_BYTES, load_secret
 from protocol.trust_file import read_trust
 
@@ -76,10 +77,10 @@ def examine_machine(*, gpu: bool) -> list[Finding]:
     found = [_kernel(stops=True)]
     with tempfile.TemporaryDirectory(prefix="learngene-doctor-") as name:
         folder = Path(name)
-        rules = confinement.program_rules(["protocol"]) | confinement.gpu_rules() | {folder: landlock.OWN}
+        rules = confine.program_rules(["protocol"]) | confine.gpu_rules() | {folder: landlock.OWN}
         child = _confined(rules, folder, NODE, gpu=gpu)
         found += _guards(child, "node: ", stops=True)
-        found += _guards(_confined(confinement.courier_rules(folder, ()), folder, COURIER), "courier: ", stops=False)
+        found += _guards(_confined(confine.courier_rules(folder, ()), folder, COURIER), "courier: ", stops=False)
     root = os.geteuid() == 0
     found.append(Finding("user", "ok", f"{os.geteuid()}" + (", root: [node] user lets a node go on as another" * root)))
     return [*found, *_gpu(child, "auto", gpu), clock()]
@@ -105,7 +106,7 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
     package = model.partition(".")[0]
     found = [Finding("configuration", "ok", str(path)), _kernel(stops=not node.unconfined)]
     with _scratch(node, user) as (state, own):
-        rules = confinement.node_rules(node.model_copy(update={"state": state}), ("protocol", package))
+        rules = confine.node_rules(node.model_copy(update={"state": state}), ("protocol", package))
 
         def prepare() -> None:
             privileges.give_up(user, capabilities=not node.unconfined)
@@ -167,11 +168,11 @@ def _confined(
 
     def look() -> _Child:
         before()
-        found = confinement.look(profile) if rules is None else confinement.restrict(rules, own, profile)
+        found = confine.look(profile) if rules is None else confine.restrict(rules, own, profile)
         return _Child(
             guards={guard.name: guard.enforced for guard in found.guards},
             unread={str(path): reason for path in reads if (reason := _reason(partial(_read, path)))},
-            devices={str(path): _reason(partial(_open, path)) for path in confinement.gpu_devices()},
+            devices={str(path): _reason(partial(_open, path)) for path in confine.gpu_devices()},
             computed=_compute() if gpu else "",
         )
 
@@ -248,7 +249,7 @@ def _kernel(*, stops: bool) -> Finding:
     version = landlock.abi()
     filters = "seccomp" if seccomp.offered() else "no seccomp filter for this machine"
     found = f"Linux {platform.release()}, {platform.machine()}, Landlock ABI {version or 'none'}, {filters}"
-    if confinement.offered():
+    if confine.offered():
         return Finding("kernel", "ok", found)
     return Finding("kernel", "not enforced", found, _KERNEL_ADVICE, stops)
 
@@ -315,7 +316,7 @@ def _files(node: NodeTable, user: User | None, role: Role, now: int) -> Iterator
 
 
 def _folders(node: NodeTable) -> str:
-    confinement.check_apart(node)
+    confine.check_apart(node)
     if not os.access(node.data, os.R_OK | os.X_OK, effective_ids=True):
         raise RunFailedError(f"there is no folder {node.data} that the node can read; set node.data, or its owner")
     if not node.state.exists():

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from protocol import confinement, import_contract, privileges
-from protocol.confinement import Confinement
+from protocol import import_contract
+from protocol.confinement import confine, privileges
+from protocol.confinement.confine import Confinement
+from protocol.confinement.privileges import User
 from protocol.errors import InputError, RunFailedError
 from protocol.node import Program, serve
 from protocol.node_configuration import NodeConfiguration, NodeTable, check, node_table, read
 from protocol.node_keys import NodeKeys, load_keys
-from protocol.privileges import User
 from protocol.socket import listen, load_secret, open_to_group
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
             privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
         privileges.give_up(user, capabilities=not unconfined)
         check_readable(node, packages)
-        confined = confinement.apply(node, packages, unconfined=unconfined)
+        confined = confine.apply(node, packages, unconfined=unconfined)
         logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
         if node.threads:
             # Read by OpenMP and BLAS when they are loaded.
@@ -113,7 +114,7 @@ def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
     Raises:
         InputError: it cannot.
     """
-    for path in (node.data, *confinement.code_folders(packages)):
+    for path in (node.data, *confine.code_folders(packages)):
         if not os.access(path, os.R_OK | os.X_OK):
             raise InputError(
                 f"this node works as the user {os.getuid()}, who cannot read {path}; give it to that user, or install "

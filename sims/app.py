@@ -13,7 +13,7 @@ import tomli_w
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import RunFailedError
 from protocol.events import Events
@@ -166,7 +166,7 @@ class _Site:
                 "threads": settings.threads,
                 "seed": settings.seed,
                 # Where the kernel confines a process, a simulation's nodes are confined as a deployment's are.
-                "unconfined": not confinement.offered(),
+                "unconfined": not confine.offered(),
             },
             self.role: {
                 # TOML has no null.

@@ -23,8 +23,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from protocol import confinement, envelope, messages, sealing, verification
+from protocol import envelope, messages, sealing, verification
 from protocol.architecture import Form
+from protocol.confinement import confine
 from protocol.encryption_key import EncryptionKey
 from protocol.key_file import Unlock
 from protocol.keys import SigningKey
@@ -119,7 +120,7 @@ def test_one_round_through_a_deployment(finished: Finished) -> None:
 
 
 def test_nodes_and_couriers_were_confined(finished: Finished) -> None:
-    if not confinement.offered():
+    if not confine.offered():
         pytest.skip("this kernel does not confine a process")
     for role, folder in finished.sites.items():
         assert re.search(r"starts as process \d+ of user \d+: confined ", (folder / "state" / "node.log").read_text())
@@ -290,7 +291,7 @@ def deployment(root: Path, sites: Mapping[str, Path]) -> Iterator[tuple[Callable
     connection = {"address": f"127.0.0.1:{link}", "root-certificates": str(authority)}
     (root / "flwr" / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "site", "site": connection}}))
     # On an older kernel everything but the confinement is still tested.
-    accepted = () if confinement.offered() else ("--unconfined",)
+    accepted = () if confine.offered() else ("--unconfined",)
     started: dict[str, subprocess.Popen[bytes]] = {}
     seen: set[Process] = set()
 

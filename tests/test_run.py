@@ -20,7 +20,7 @@ import matplotlib
 import pytest
 
 import sims
-from protocol import confinement
+from protocol.confinement import confine
 from sims.figures import FIGURES
 from sims.processes import Process, alive, end_all
 from sims.results import schema
@@ -334,7 +334,7 @@ def test_every_output_says_that_the_images_are_the_stand_in(whole: Ended) -> Non
 
 @pytest.mark.slow
 def test_the_report_says_whether_the_nodes_were_confined(whole: Ended) -> None:
-    expected = "confined" if confinement.offered() else "unconfined"
+    expected = "confined" if confine.offered() else "unconfined"
     assert whole.results["confinement"] == expected
     assert f"Separation: {expected}" in Page((whole.run / "report.html").read_text(encoding="utf-8")).text
 

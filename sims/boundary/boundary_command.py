@@ -10,7 +10,7 @@ from typing import Annotated, get_args
 import typer
 from rich.console import Console
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.errors import InputError, RunFailedError
 from protocol.output import print_table, table
 from protocol.storage import write_atomically
@@ -48,7 +48,7 @@ def boundary(
     if os.uname().sysname != "Linux":
         raise InputError("the boundary is Linux's (Landlock, seccomp), and so are the attacks; run this on Linux")
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
-    if not confinement.offered():
+    if not confine.offered():
         progress.print("This kernel confines no process: what only the operating system could stop is not enforced.")
     if list_only:
         _list(areas, progress)
@@ -113,7 +113,7 @@ def _source(area: Area, folder: Path) -> contextlib.AbstractContextManager[list[
         case "messages":
             from sims.boundary.message_attacks import message_attacks
 
-            return message_attacks(folder, unconfined=not confinement.offered())
+            return message_attacks(folder, unconfined=not confine.offered())
         case "deployment":
             from sims.boundary.deployment_attacks import deployment_attacks
 
@@ -121,7 +121,7 @@ def _source(area: Area, folder: Path) -> contextlib.AbstractContextManager[list[
         case "canaries":
             from sims.boundary.canaries import canary_attacks
 
-            return canary_attacks(folder, unconfined=not confinement.offered())
+            return canary_attacks(folder, unconfined=not confine.offered())
 
 
 def _areas(words: Sequence[str]) -> list[Area]:

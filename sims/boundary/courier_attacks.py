@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.errors import RunFailedError
 from sims.boundary import hostile_acts
 from sims.boundary.attempt import Attack
@@ -146,7 +146,7 @@ def courier_attacks(folder: Path) -> Iterator[list[Attack]]:
     with set_stage(folder) as stage, contextlib.ExitStack() as stack:
         control = stack.enter_context(hostile_courier(stage, folder / "no-courier", confined=False))
         confined: tuple[Attacker, Site, Path] | RunFailedError
-        if confinement.offered():
+        if confine.offered():
             confined = stack.enter_context(hostile_courier(stage, folder / "courier", confined=True))
         else:
             confined = RunFailedError("this kernel does not confine a process")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tomli_w
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.encryption_key import EncryptionKey
 from protocol.keys import SigningKey
 from protocol.make_messages import make_request
@@ -69,7 +69,7 @@ def deployment_attacks(folder: Path) -> Iterator[list[Attack]]:
     """
     other, mark = SigningKey.generate(), secrets.token_bytes(32)
     sites = paired_sites(folder / "sites", ("individual-2", other))
-    confined = confinement.offered()
+    confined = confine.offered()
     unprotected = UnprotectedNode("individual", sites.individual.node, sites.individual.keys)
     door = folder / "door"
     door.mkdir(mode=0o700)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from protocol.audit import Crossings
-from protocol.confinement import Confinement
+from protocol.confinement.confine import Confinement
 from protocol.egress import Gate
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import RefusedError

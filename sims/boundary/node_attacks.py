@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import protocol
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.errors import RunFailedError
 from protocol.socket import Frame
 from sims.boundary.attempt import Attack
@@ -470,7 +470,7 @@ def node_attacks(folder: Path) -> Iterator[list[Attack]]:
     with set_stage(folder) as stage, contextlib.ExitStack() as stack:
         control = stack.enter_context(hostile_node(stage, stage.sites.unprotected, unconfined=True))
         confined: tuple[Attacker, Site, Path] | RunFailedError
-        if confinement.offered():
+        if confine.offered():
             confined = stack.enter_context(hostile_node(stage, stage.sites.collective, unconfined=False))
         else:
             confined = RunFailedError("this kernel does not confine a process")

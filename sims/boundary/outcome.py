@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 from rich.text import Text
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.output import table
 from sims.boundary.attempt import Area, Attempt, Confined, Control
 
@@ -72,13 +72,13 @@ class Outcome:
 
     def json(self) -> bytes:
         """The whole as a JSON document; see ``docs/boundary.md``."""
-        found = confinement.not_confined()
+        found = confine.not_confined()
         document = _Document(
             machine=_Machine(
                 kernel=platform.release(),
                 architecture=platform.machine(),
                 landlock_abi=found.landlock_abi,
-                confines=confinement.offered(),
+                confines=confine.offered(),
             ),
             summary=dict(Counter({word: self.count(word) for word in get_args(Confined)})),
             held=self.held,

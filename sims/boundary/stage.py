@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import protocol
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.errors import RunFailedError
 from sims.boundary.attempt import Area, Attack, Confined, Finding
 from sims.boundary.hostile_acts import DONE, Outcome
@@ -238,7 +238,7 @@ def set_stage(folder: Path) -> Iterator[Stage]:
     try:
         with (
             Listeners(outside) as listeners,
-            started(sites.individual, unconfined=not confinement.offered(), environment=environment) as process,
+            started(sites.individual, unconfined=not confine.offered(), environment=environment) as process,
         ):
             made = Stage(sites, process.process.pid, mark, listeners, outside, terminal, master)
             try:

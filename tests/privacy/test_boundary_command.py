@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.errors import RunFailedError
 from protocol.terminal import make_app
 from sims.boundary import boundary_command
@@ -183,7 +183,7 @@ def test_the_judges_see_every_escape(tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not confinement.offered(), reason="this kernel does not confine a process")
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
 def test_the_real_thing(tmp_path: Path) -> None:
     app = make_app("The boundary alone.")
     boundary_command.register(app)

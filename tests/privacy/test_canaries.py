@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.images import Normalisation
 from sims.boundary.attempt import make
 from sims.boundary.canaries import (
@@ -34,7 +34,7 @@ HERS, HIS = Canary("hers", 1, draw_canary(RNG)), Canary("his", 1, draw_canary(RN
 
 @pytest.fixture(scope="module")
 def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
-    with played(tmp_path_factory.mktemp("c"), unconfined=not confinement.offered()) as over:
+    with played(tmp_path_factory.mktemp("c"), unconfined=not confine.offered()) as over:
         yield over
 
 

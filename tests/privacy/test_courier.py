@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.socket import Frame, ask, load_secret
 from tests.protocol.test_node import Started, site  # noqa: F401 - the fixture
 
-pytestmark = pytest.mark.skipif(not confinement.offered(), reason="this kernel does not confine a process")
+pytestmark = pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
 
 # Its courier's part comes first: what the tree of Flower's processes needs must go on working.
 HOSTILE = """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol import confinement
+from protocol.confinement import confine
 from sims.boundary.attempt import Attempt, make
 from sims.boundary.deployment_attacks import deployment_attacks
 
@@ -38,7 +38,7 @@ def test_under_the_courier_nothing_of_the_site_is_reached(attempts: dict[str, At
     thefts = {name: made for name, made in attempts.items() if name not in UNSTOPPABLE | THROUGH_THE_RELAY}
     assert len(thefts) >= 6
     expected = ("blocked", "PermissionError")
-    if not confinement.offered():
+    if not confine.offered():
         expected = ("not enforced", "this kernel does not confine a courier")
     assert {name: (made.confined, made.detail) for name, made in thefts.items()} == dict.fromkeys(thefts, expected)
 

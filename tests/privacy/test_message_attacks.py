@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import confinement
 from protocol.audit import Crossings
+from protocol.confinement import confine
 from protocol.egress import Gate
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import PolicyDeniedError
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def attempts(folder: Path) -> Iterator[dict[str, Attempt]]:
     """Every attack, made once against running nodes."""
-    with message_attacks(folder, unconfined=not confinement.offered()) as attacks:
+    with message_attacks(folder, unconfined=not confine.offered()) as attacks:
         made = [make(attack) for attack in attacks]
         assert len({attempt.name for attempt in made}) == len(made)
         yield {attempt.name: attempt for attempt in made}

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from protocol import confinement
 from sims.boundary.attempt import Attack, make
 from sims.boundary.boundary_command import attacks
 from sims.boundary.node_attacks import TRIALS
@@ -43,7 +42,7 @@ def test_what_is_excused_is_what_cannot_be_stopped() -> None:
 
 
 def test_where_the_kernel_confines_nothing_nothing_counts_as_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confinement, "offered", lambda: False)
+    monkeypatch.setattr(confine, "offered", lambda: False)
     with attacks("node") as all_of_them:
         chosen = [attack for attack in all_of_them if not attack.lacks][::10]
         made = [make(attack) for attack in chosen]

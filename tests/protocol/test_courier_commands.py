@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 
-from protocol import confinement
 from protocol.cli import make
+from protocol.confinement import confine
 from protocol.courier_commands import Door, environment, with_door
 from protocol.errors import InputError
 from protocol.node_commands import initialise
@@ -113,7 +113,7 @@ def test_folders_inside_each_other(node: Path, tmp_path: Path, capsys: pytest.Ca
     tmp_path.chmod(0o700)
     assert f"{node} lies in {tmp_path}" in refused(capsys, "--home", str(tmp_path), *config, *program)
     home = ["--home", str(tmp_path / "home")]
-    for place in (sys.prefix, sys.base_prefix, "/usr", str(Path(confinement.__file__).parent)):
+    for place in (sys.prefix, sys.base_prefix, "/usr", str(Path(confine.__file__).parent)):
         within = f"{place}/site"
         assert f"folder {within} lies in " in refused(capsys, *home, *config, "--apart", within, *program)
     # A link hides nothing.
@@ -124,7 +124,7 @@ def test_folders_inside_each_other(node: Path, tmp_path: Path, capsys: pytest.Ca
 def test_where_the_kernel_confines_nothing_it_does_not_start(tmp_path: Path) -> None:
     make_secret(tmp_path / "secret")
     text = (
-        "import sys\nfrom protocol import landlock\nlandlock.abi = lambda: 0\n"
+        "import sys\nfrom protocol.confinement import landlock\nlandlock.abi = lambda: 0\n"
         "from protocol.cli import main\nsys.argv[0] = 'learngene'\nmain()\n"
     )
     options = ["--home", str(tmp_path / "home"), "--socket", str(tmp_path / "site" / "s"), "--secret"]

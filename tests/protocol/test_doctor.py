@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.doctor import Finding, examine_machine, examine_node, starts
 from protocol.node_commands import initialise
 from protocol.node_keys import NodeKeys
@@ -25,7 +25,7 @@ MODEL = "protocol.node_configuration:NodeConfiguration"
 #: Said of every machine and every user, and no fault of a node's.
 CIRCUMSTANCES = {"users", "clock", "GPU"}
 
-confined_only = pytest.mark.skipif(not confinement.offered(), reason="this kernel does not confine a process")
+confined_only = pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
 
 
 @dataclass
@@ -97,7 +97,7 @@ def test_a_node_that_would_start_starts(node: Node, ran: bool) -> None:
     assert snapshot(node.folder) == before
     assert {name for name, finding in found.items() if finding.verdict != "ok"} <= CIRCUMSTANCES
     assert starts(found.values())
-    assert set(confinement.GUARDS) <= found.keys()
+    assert set(confine.GUARDS) <= found.keys()
     assert ("works there now" in found["folders"].found) == ran
     assert "40 days left" in found["trust"].found
     assert node.keys.signing.fingerprint in found["keys"].found
@@ -220,7 +220,7 @@ def test_what_is_wrong_is_named_and_keeps_it_from_starting(
     assert said in f"{found[subject].found}; {found[subject].advice}"
     wrong = {name for name, finding in found.items() if finding.stops}
     # Where a key cannot be read, neither can what it is pinned as.
-    assert wrong <= {subject, "trust", "confinement", *confinement.GUARDS}
+    assert wrong <= {subject, "trust", "confinement", *confine.GUARDS}
 
 
 def test_a_trust_store_past_its_time(node: Node) -> None:
@@ -233,7 +233,7 @@ def test_a_trust_store_past_its_time(node: Node) -> None:
 def test_an_unconfined_node_would_start_and_nothing_is_claimed(node: Node) -> None:
     node.set("unconfined = false", "unconfined = true")
     found = node.examine()
-    assert {found[name].verdict for name in confinement.GUARDS} == {"not enforced"}
+    assert {found[name].verdict for name in confine.GUARDS} == {"not enforced"}
     assert starts(found.values())
 
 
@@ -279,9 +279,12 @@ def doctor(prelude: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-OLD_KERNEL = "from protocol import landlock\nlandlock.abi = lambda: 0"
+OLD_KERNEL = "from protocol.confinement import landlock\nlandlock.abi = lambda: 0"
 #: What confinement should have done was not done, and everything else goes on as if it had been.
-PRETENDED = "from protocol import landlock, seccomp\nlandlock.restrict = seccomp.restrict = lambda *given, **more: None"
+PRETENDED = (
+    "from protocol.confinement import landlock, seccomp\n"
+    "landlock.restrict = seccomp.restrict = lambda *given, **more: None"
+)
 
 
 @pytest.mark.parametrize("prelude", [OLD_KERNEL, PRETENDED])
@@ -305,9 +308,7 @@ def test_a_machine_that_confines_says_so_of_every_guard() -> None:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     verdicts = {finding["subject"]: finding["verdict"] for finding in said["findings"]}
-    guards = {f"node: {name}" for name in confinement.GUARDS} | {
-        f"courier: {name}" for name in confinement.COURIER.guards
-    }
+    guards = {f"node: {name}" for name in confine.GUARDS} | {f"courier: {name}" for name in confine.COURIER.guards}
     assert {verdicts[name] for name in guards} == {"ok"}
     assert "courier: network" not in verdicts
 
@@ -338,5 +339,5 @@ def test_the_command_of_a_node(tmp_path: Path, role: str) -> None:
         out / "trust.json", store.with_key(public, "individual" if role == "individual" else "collective", "a"), ROOT
     )
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert json.loads(done.stdout)["starts"] is confinement.offered()
-    assert done.returncode == (0 if confinement.offered() else 1)
+    assert json.loads(done.stdout)["starts"] is confine.offered()
+    assert done.returncode == (0 if confine.offered() else 1)

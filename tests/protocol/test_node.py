@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol import confinement
+from protocol.confinement import confine
 from protocol.encryption_key import EncryptionKey
 from protocol.key_file import Unlock
 from protocol.keys import SigningKey
@@ -189,7 +189,7 @@ def test_a_node_ends_on_sigterm_and_leaves_no_socket(site: Path) -> None:
 
 def test_where_the_kernel_confines_nothing_a_node_must_be_accepted_by_its_operator(site: Path) -> None:
     prelude = """
-        from protocol import landlock
+        from protocol.confinement import landlock
         landlock.abi = lambda: 0
     """
     node = Started(site, prelude=prelude, unconfined=False)
@@ -200,7 +200,7 @@ def test_where_the_kernel_confines_nothing_a_node_must_be_accepted_by_its_operat
     assert not (site / "node.sock").exists()
 
 
-@pytest.mark.skipif(not confinement.offered(), reason="this kernel does not confine a process")
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
 def test_a_node_is_confined_by_default_and_works(site: Path) -> None:
     # The fake program is no installed package, so that it could not be found any more.
     node = Started(site, unconfined=False, prelude="import tests.protocol.fake_program")
@@ -236,12 +236,12 @@ def test_one_thread_and_no_torch_until_the_process_is_confined(site: Path) -> No
         site,
         prelude="""
             import os, sys
-            from protocol import confinement
-            apply = confinement.apply
+            from protocol.confinement import confine
+            apply = confine.apply
             def look(*given, **more):
                 print(len(os.listdir("/proc/self/task")), {"torch", "numpy"} & set(sys.modules), flush=True)
                 return apply(*given, **more)
-            confinement.apply = look
+            confine.apply = look
         """,
     )
     assert node.process.stdout is not None
@@ -253,13 +253,13 @@ def test_keys_are_opened_before_the_process_is_confined(site: Path) -> None:
     """So that a confined process need not be able to read them."""
     prelude = f"""
         from pathlib import Path
-        from protocol import confinement
-        apply = confinement.apply
+        from protocol.confinement import confine
+        apply = confine.apply
         def take_away(*given, **more):
             for name in ("signing.key", "encryption.key", "key.secret"):
                 Path({str(site)!r}, name).unlink()
             return apply(*given, **more)
-        confinement.apply = take_away
+        confine.apply = take_away
     """
     unlock = Unlock.key_file(site / "key.secret")
     keyid = SigningKey.load(site / "signing.key", unlock).keyid

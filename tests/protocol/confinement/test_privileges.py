@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol import privileges
+from protocol.confinement import privileges
 from protocol.errors import InputError
 from protocol.node_commands import initialise
 from tests.protocol.parties import ROOT
@@ -37,7 +37,7 @@ def outcomes(folder: Path, code: str) -> dict[str, object]:
     program = f"""
         import json, os, sys
         from pathlib import Path
-        from protocol import privileges
+        from protocol.confinement import privileges
         folder, outcomes = Path({str(folder)!r}), {{}}
         def attempt(name, function):
             try:
@@ -100,9 +100,9 @@ def test_root_without_capabilities_is_a_user_like_any_other(folder: Path) -> Non
     # And a program that it starts gains none, as root's programs otherwise do.
     start = """
         import subprocess
-        from protocol import landlock
+        from protocol.confinement import landlock
         landlock.set_no_new_privileges()
-        line = "from protocol import privileges; print(privileges.has_capabilities())"
+        line = "from protocol.confinement import privileges; print(privileges.has_capabilities())"
         outcomes["child"] = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True).stdout.strip()
     """
     assert outcomes(folder, start)["child"] == "True"
@@ -146,10 +146,11 @@ def test_only_root_can_become_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
 # All that is imported later: the interpreter may lie where only root can read it.
 NODE = """
     import tests.protocol.fake_program
-    from protocol import confinement, launcher
+    from protocol import launcher
+    from protocol.confinement import confine
     from protocol.node_commands import node_app
     from protocol.terminal import run_app
-    confinement.code_folders = lambda packages: []
+    confine.code_folders = lambda packages: []
     launcher.check_readable = lambda *given: None
     run_app(node_app("individual", "protocol.node_configuration:NodeConfiguration", "tests.protocol.fake_program:make"))
 """
@@ -159,9 +160,9 @@ NODE = """
 @pytest.mark.parametrize("unconfined", [False, True])
 def test_a_node_and_its_courier_are_two_users(folder: Path, unconfined: bool) -> None:
     """Root's keys, the node's state, and a socket for one group: and each of them for nobody else."""
-    from protocol import confinement
+    from protocol.confinement import confine
 
-    if not (unconfined or confinement.offered()):
+    if not (unconfined or confine.offered()):
         pytest.skip("this kernel does not confine a process")
     node, door = two_users(folder)
     command = [sys.executable, "-c", textwrap.dedent(NODE), "start", "--config", str(node / "config.toml")]
@@ -228,7 +229,7 @@ def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
     code = f"""
         import os
         from pathlib import Path
-        from protocol import privileges
+        from protocol.confinement import privileges
         from protocol.errors import LearngeneError
         from protocol.socket import Frame, ask, load_secret
         door = Path({str(door)!r})

@@ -21,9 +21,9 @@ from functools import partial
 from glob import glob
 from pathlib import Path
 
-from protocol import landlock, privileges, seccomp
+from protocol.confinement import landlock, privileges, seccomp
+from protocol.confinement.landlock import DEVICE, OWN, READ, READ_AND_RUN, Access
 from protocol.errors import InputError, RunFailedError
-from protocol.landlock import DEVICE, OWN, READ, READ_AND_RUN, Access
 from protocol.node_configuration import NodeTable
 
 #: Programs, shared libraries and the tables that the dynamic loader reads.

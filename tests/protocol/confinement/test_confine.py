@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from protocol import confinement, seccomp
-from protocol.confinement import GUARDS
+from protocol.confinement import confine, seccomp
+from protocol.confinement.confine import GUARDS
 from protocol.errors import InputError
 from protocol.node_configuration import NodeTable
 from tests.protocol.parties import ROOT, RUN
 
-confined_only = pytest.mark.skipif(not confinement.offered(), reason="this kernel does not confine a process")
+confined_only = pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
 
 
 def table(folder: Path, **changes: object) -> NodeTable:
@@ -42,8 +42,8 @@ def run(folder: Path, code: str, *, confined: bool) -> dict[str, str]:
     program = f"""
         import json, os, sys
         from pathlib import Path
-        from protocol import confinement
-        from tests.protocol.test_confinement import table
+        from protocol.confinement import confine
+        from tests.protocol.confinement.test_confine import table
         folder = Path({str(folder)!r})
         outcomes = {{}}
         def attempt(name, function):
@@ -53,7 +53,7 @@ def run(folder: Path, code: str, *, confined: bool) -> dict[str, str]:
             except OSError as error:
                 outcomes[name] = type(error).__name__
         node = table(folder)
-        confinement.apply(node, ["protocol"], unconfined={not confined})
+        confine.apply(node, ["protocol"], unconfined={not confined})
     """
     text = textwrap.dedent(program) + textwrap.dedent(code) + "\nprint(json.dumps(outcomes))\n"
     # These tests' own modules load numpy, whose library would start threads.
@@ -104,7 +104,7 @@ def test_a_confined_process_reads_its_data_writes_its_state_and_reaches_no_other
 
 
 def test_an_unconfined_process_claims_nothing() -> None:
-    found = confinement.not_confined()
+    found = confine.not_confined()
     assert not found.enforced
     assert [guard.name for guard in found.guards] == list(GUARDS)
     assert not any(guard.enforced for guard in found.guards)
@@ -113,7 +113,7 @@ def test_an_unconfined_process_claims_nothing() -> None:
 
 def test_looking_at_an_unconfined_process_finds_no_guard() -> None:
     """The control of every guard's probe: where nothing is enforced, it says so."""
-    code = "from protocol import confinement; print([g.name for g in confinement.look().guards if g.enforced])"
+    code = "from protocol.confinement import confine; print([g.name for g in confine.look().guards if g.enforced])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -122,8 +122,8 @@ def test_looking_at_an_unconfined_process_finds_no_guard() -> None:
 def test_a_child_and_a_started_program_inherit_everything(tmp_path: Path) -> None:
     inner = f"""
 import os
-from protocol import confinement
-print([guard.name for guard in confinement.look().guards if not guard.enforced])
+from protocol.confinement import confine
+print([guard.name for guard in confine.look().guards if not guard.enforced])
 try:
     os.kill({os.getpid()}, 0)
 except PermissionError:
@@ -153,15 +153,15 @@ def test_temporary_files_lie_in_the_processs_own_state(tmp_path: Path) -> None:
 def test_data_inside_the_state_and_state_inside_the_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "state" / "data").mkdir(parents=True)
     with pytest.raises(InputError, match=r"lies inside node\.state"):
-        confinement.check_apart(table(tmp_path, data=tmp_path / "state" / "data"))
+        confine.check_apart(table(tmp_path, data=tmp_path / "state" / "data"))
     (tmp_path / "data" / "state").mkdir(parents=True)
     with pytest.raises(InputError, match=r"lies inside node\.data"):
-        confinement.check_apart(table(tmp_path, state=tmp_path / "data" / "state"))
+        confine.check_apart(table(tmp_path, state=tmp_path / "data" / "state"))
     # A link does not hide it.
     (tmp_path / "elsewhere").symlink_to(tmp_path / "data" / "state")
     with pytest.raises(InputError, match=r"lies inside node\.data"):
-        confinement.check_apart(table(tmp_path, state=tmp_path / "elsewhere"))
-    confinement.check_apart(table(tmp_path))
+        confine.check_apart(table(tmp_path, state=tmp_path / "elsewhere"))
+    confine.check_apart(table(tmp_path))
 
 
 def test_the_trust_stores_folder_holds_no_folder_but_the_nodes_own(tmp_path: Path) -> None:
@@ -169,22 +169,22 @@ def test_the_trust_stores_folder_holds_no_folder_but_the_nodes_own(tmp_path: Pat
     together = {"trust": tmp_path / "trust.json"}
     (tmp_path / "link").symlink_to("/usr")
     with pytest.raises(InputError, match=r"site.*folder of its own") as refused:
-        confinement.check_apart(table(tmp_path, **together, socket=tmp_path / "node.sock"))
+        confine.check_apart(table(tmp_path, **together, socket=tmp_path / "node.sock"))
     assert str(tmp_path / "site") in str(refused.value)
     node = table(tmp_path, **together)
-    confinement.check_apart(node)
+    confine.check_apart(node)
     (tmp_path / "other-party").mkdir()
     with pytest.raises(InputError, match=r"other-party as well"):
-        confinement.check_apart(node)
+        confine.check_apart(node)
     # In the state, nothing is read that is not the node's already.
     (tmp_path / "state" / "work").mkdir()
-    confinement.check_apart(table(tmp_path, trust=tmp_path / "state" / "trust.json"))
+    confine.check_apart(table(tmp_path, trust=tmp_path / "state" / "trust.json"))
 
 
 def test_a_policy_that_the_node_could_write_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"node\.policy .* lies inside node\.state"):
-        confinement.check_apart(table(tmp_path, policy=tmp_path / "state" / "policy.toml"))
-    confinement.check_apart(table(tmp_path, policy=tmp_path / "site" / "policy.toml"))
+        confine.check_apart(table(tmp_path, policy=tmp_path / "state" / "policy.toml"))
+    confine.check_apart(table(tmp_path, policy=tmp_path / "site" / "policy.toml"))
 
 
 @confined_only
@@ -196,15 +196,15 @@ def test_a_node_with_a_second_thread_is_not_confined(tmp_path: Path, profile: st
     code = f"""
         import os, threading
         from pathlib import Path
-        from protocol import confinement, landlock
+        from protocol.confinement import confine, landlock
         from protocol.errors import RunFailedError
         over = threading.Event()
         for _ in range({threads} - 1):
             threading.Thread(target=over.wait).start()
         own = Path({str(tmp_path)!r})
-        rules = confinement.program_rules(["protocol"]) | {{own: landlock.OWN}}
+        rules = confine.program_rules(["protocol"]) | {{own: landlock.OWN}}
         try:
-            print(confinement.confine(rules, own, confinement.{profile}).enforced)
+            print(confine.confine(rules, own, confine.{profile}).enforced)
         except RunFailedError as error:
             print(error, os.listdir("/") != [])
         over.set()

@@ -1,0 +1,1 @@
+"""What the operating system keeps a process from: files, system calls, networks, privileges."""
