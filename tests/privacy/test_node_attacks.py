@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
+from protocol.confinement import confine
 from sims.boundary.attempt import Attack, make
 from sims.boundary.boundary_command import attacks
 from sims.boundary.node_attacks import TRIALS
