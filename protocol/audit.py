@@ -6,6 +6,7 @@ in or moved shows. That lines are missing at the end shows only to whoever kept 
 
 import fcntl
 import os
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -89,7 +90,8 @@ class Crossings:
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Of the open file, not of the process (fcntl(2)): threads of one process wait for each other as well.
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
                 size, last = _last_line(descriptor)
                 number, previous = (_read(last).number + 1, digest(last)) if size else (1, NO_LINE)
                 crossing = Crossing(

@@ -9,15 +9,19 @@ import fcntl
 import importlib
 import logging
 import os
+import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from protocol import import_contract
-from protocol.confinement import confine, privileges
+from protocol.confinement import confine, namespaces, privileges
 from protocol.confinement.confine import Confinement
+from protocol.confinement.isolated_start import WORKING_FOLDER
 from protocol.confinement.privileges import User
+from protocol.confinement.warden import Warden
+from protocol.confinement.warden import start as start_warden
 from protocol.errors import InputError, RunFailedError
 from protocol.node import Program, serve
 from protocol.node_configuration import NodeConfiguration, NodeTable, check, node_table, read
@@ -43,16 +47,24 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     """
     own = model.partition(".")[0]
     import_contract.install(own)
+    path = Path(os.path.abspath(path))
     content = read(path)
     node = node_table(path, content)
     if not node.data.is_dir():
         raise InputError(f"{path}: node.data: there is no folder {node.data}")
+    unconfined = unconfined or node.unconfined
     user, group = node_identity(node)
     os.umask(0o077)
+    os.chdir(WORKING_FOLDER)
     privileges.own_folder(node.state, user)
     with privileges.acting_as(user):
         lock = _lock(node.state)
-        _log_to(node.state / "node.log")
+        log = _open_own(node.state, "node.log", os.O_WRONLY | os.O_APPEND)
+    _log_to(log)
+    if not unconfined:
+        privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
+    # Before there are keys in memory that it would have as well.
+    warden = start_warden(log, user) if not unconfined and confine.offered() else None
     secret = load_secret(node.secret)
     # Before the process is confined: a confined one need not be able to read a key file.
     keys = open_keys(node, user)
@@ -63,12 +75,12 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
         listener = listen(node.socket, group=group)
     try:
         packages = ("protocol", own)
-        unconfined = unconfined or node.unconfined
-        if not unconfined:
-            privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
+        notes = () if unconfined else _leave_the_network()
         privileges.give_up(user, capabilities=not unconfined)
         check_readable(node, packages)
-        confined = confine.apply(node, packages, unconfined=unconfined)
+        if not unconfined:
+            _leave_the_terminal(warden)
+        confined = confine.apply(node, packages, unconfined=unconfined, warden=warden, notes=notes, configuration=path)
         logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
         if node.threads:
             # Read by OpenMP and BLAS when they are loaded.
@@ -84,6 +96,25 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
             node.socket.unlink(missing_ok=True)
         listener.close()
         os.close(lock)
+
+
+def _leave_the_network() -> tuple[str, ...]:
+    """Enter an empty network namespace; what is to be said where that is refused. The guards hold all the same."""
+    refused = namespaces.enter_network(loopback=False)
+    return (f"no network namespace of its own: {refused}",) if refused else ()
+
+
+def _leave_the_terminal(warden: Warden | None) -> None:
+    """Standard input is empty; what is printed goes to the warden where it would have gone to a terminal."""
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    if warden is not None and warden.output is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number in (1, 2):
+            if os.isatty(number):
+                os.dup2(warden.output, number)
+        os.close(warden.output)
 
 
 def node_identity(node: NodeTable) -> tuple[User | None, int | None]:
@@ -128,9 +159,44 @@ def imported(name: str) -> Any:  # noqa: ANN401 - the caller says what it expect
     return getattr(importlib.import_module(module), attribute)
 
 
+@contextlib.contextmanager
+def own_file(state: Path, name: str, flags: int) -> Iterator[int]:
+    """Open a file of a state folder, which may hold anything by now: a link or a pipe of that name makes way.
+
+    Raises:
+        InputError: a folder has that name, or the disk refuses.
+    """
+    descriptor = _open_own(state, name, flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_own(state: Path, name: str, flags: int) -> int:
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for _ in range(2):
+                with contextlib.suppress(OSError):
+                    descriptor = os.open(name, flags, 0o600, dir_fd=folder)
+                    status = os.fstat(descriptor)
+                    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                        os.fchmod(descriptor, 0o600)
+                        return descriptor
+                    os.close(descriptor)
+                os.unlink(name, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise InputError(f"{state / name} cannot be opened: {error.strerror}; remove it") from error
+    raise InputError(f"{state / name} is no file of this node; remove it")
+
+
 def _lock(state: Path) -> int:
     """Hold the state folder for this process; the lock goes with the process, however it ends."""
-    descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_own(state, "lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -139,8 +205,9 @@ def _lock(state: Path) -> int:
     return descriptor
 
 
-def _log_to(path: Path) -> None:
-    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+def _log_to(log: int) -> None:
+    """Write log records to this descriptor, and to standard error where that is a terminal."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(open(os.dup(log), "w", encoding="utf-8"))]  # noqa: SIM115
     if sys.stderr.isatty():
         handlers.append(logging.StreamHandler())
     logging.basicConfig(

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ class _Ledger:
             self._files = folder / files
             self._files.mkdir(exist_ok=True, mode=0o700)
             # SQLite gives its side files the mode of the database, so that it is made private first.
-            path.touch(mode=0o600)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             # With WAL, FULL syncs at every commit; in the other modes FULL leaves a folder entry unsynced.
             self._database.execute("PRAGMA journal_mode = WAL")

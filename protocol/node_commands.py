@@ -11,6 +11,7 @@ import tomli_w
 import typer
 from pydantic import ValidationError
 
+from protocol.confinement.isolated_start import become_isolated
 from protocol.doctor_commands import GpuOption, JsonOption, show
 from protocol.encryption_key import EncryptionKey, Kem
 from protocol.errors import InputError, fault_line, first_fault
@@ -93,6 +94,9 @@ def node_app(role: Role, model: str, program: str) -> typer.Typer:
         ] = None,
     ) -> None:
         """Run the node until it is told to end (Ctrl-C, SIGTERM)."""
+        config = Path(os.path.abspath(config))
+        options = ["--unconfined"] * unconfined + ([] if lifeline is None else ["--lifeline", str(lifeline)])
+        become_isolated(f"{role}_node", ["start", "--config", str(config), *options])
         launch(config, model, program, lifeline=lifeline, unconfined=unconfined)
 
     @app.command()

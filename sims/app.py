@@ -90,7 +90,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
         processes = stack.enter_context(NodeProcesses())
         for site in sites:
             site.configure(run.record.run_id, root, settings)
-            processes.start(site.role, site.party, site.state / "config.toml", socket=site.socket, state=site.state)
+            processes.start(site.role, site.party, site.home / "config.toml", socket=site.socket, state=site.state)
         processes.wait_until_listening()
         clock.stop("start")
         say(f"{len(sites)} node processes: {', '.join(f'{n.party} (pid {n.process.pid})' for n in processes.nodes)}")
@@ -125,8 +125,13 @@ class _Site:
     secret: Path
 
     @property
-    def state(self) -> Path:
+    def home(self) -> Path:
+        """What the node is started with, and cannot write."""
         return self.folder / "nodes" / self.party
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state"
 
     @property
     def key(self) -> Path:
@@ -142,7 +147,7 @@ class _Site:
 
     @property
     def trust(self) -> Path:
-        return self.state / "trust.json"
+        return self.home / "trust.json"
 
     def configure(self, run_id: str, root: str, settings: RunSettings) -> None:
         """Write the node's configuration file and a fresh socket secret. ``root``: the public root key, hexadecimal."""
@@ -174,7 +179,7 @@ class _Site:
                 for name, value in own.model_dump(mode="json").items()
             },
         }
-        write_atomically(self.state / "config.toml", tomli_w.dumps(tables).encode(), mode=0o600)
+        write_atomically(self.home / "config.toml", tomli_w.dumps(tables).encode(), mode=0o600)
 
 
 class _Clock:
@@ -244,6 +249,7 @@ def _make_keys(sites: list[_Site]) -> str:
     root = _signing_key(folder / "root.key", unlock)
     public: dict[str, str] = {}
     for site in sites:
+        private_folder(site.home)
         private_folder(site.state)
         public[site.party] = _signing_key(site.key, unlock).public_hex
         if site.encryption_key is not None and not site.encryption_key.exists():

@@ -5,14 +5,15 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from protocol.confinement import isolated_start
 from protocol.errors import RunFailedError
+from protocol.launcher import own_file
 from protocol.node import Role
 
 _PROC = Path("/proc")
@@ -94,28 +95,28 @@ class NodeProcesses:
         stdin: int = subprocess.DEVNULL,
         inherited: Sequence[int] = (),
     ) -> NodeProcess:
-        """Start ``python -m <role>_node start``; what it prints goes to ``node.log`` in its state folder (0700).
+        """Start ``<role>_node start``, isolated; what it prints goes to ``node.log`` in its state folder (0700).
 
         Args:
             module: another program that takes the same options.
             options: further ones.
-            environment: variables beside those of this process.
+            environment: variables beside those that an isolated process is told.
             stdin: descriptor of its standard input.
             inherited: descriptors that stay open in it.
         """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = state / "node.log"
-        log_start = log.stat().st_size if log.exists() else 0
-        program = [f"{role}_node", "start"] if module is None else [module]
-        command = [sys.executable, "-m", *program, "--config", str(configuration), *options]
-        with log.open("ab") as output:
+        name, given = (f"{role}_node", ["start"]) if module is None else (module, [])
+        arguments = [*given, "--config", str(configuration), *options, "--lifeline", str(self._reader)]
+        with own_file(state, "node.log", os.O_WRONLY | os.O_APPEND) as output:
+            log_start = os.fstat(output).st_size
             process = subprocess.Popen(
-                [*command, "--lifeline", str(self._reader)],
-                env={**os.environ, **(environment or {})},
+                isolated_start.command(name, arguments),
+                env={**isolated_start.environment(os.environ), **(environment or {})},
                 stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=state,
+                cwd=isolated_start.WORKING_FOLDER,
                 pass_fds=(self._reader, *inherited),
                 start_new_session=True,  # Ctrl-C is for the command, which then ends its nodes in order
             )

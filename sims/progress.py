@@ -82,7 +82,7 @@ class RunWatcher:
         events = []
         for path in self._files():
             tail = self._tails.setdefault(path, Tail(path))
-            party = "run" if path.parent == self._folder else path.parent.name
+            party = "run" if path.parent == self._folder else path.parent.parent.name
             make = _crossing if path.name == "crossings.jsonl" else _event
             events += [event for entry in tail.poll() if (event := make(party, entry)) is not None]
         return sorted(events, key=lambda event: event.time)
@@ -91,7 +91,8 @@ class RunWatcher:
         nodes = self._folder / "nodes"
         own = self._folder / "events.jsonl"
         # Crossings as the individuals have them: all go from or to one, and its own order is the order of the exchange.
-        return [own, *sorted(nodes.glob("*/events.jsonl")), *sorted(nodes.glob("individual-*/crossings.jsonl"))]
+        events, crossings = nodes.glob("*/state/events.jsonl"), nodes.glob("individual-*/state/crossings.jsonl")
+        return [own, *sorted(events), *sorted(crossings)]
 
 
 @dataclass

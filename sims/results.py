@@ -22,7 +22,7 @@ from protocol.errors import InputError, MalformedError, RunFailedError, fault_li
 from protocol.learngene import FisherDescription
 from protocol.storage import write_atomically
 from sims import images
-from sims.run_folder import read_record, read_settings
+from sims.run_folder import read_record, read_settings, state_folder
 from sims.settings import RunSettings
 from sims.statistics import mean_interval, paired_difference
 
@@ -386,11 +386,11 @@ def collect(run_folder: Path) -> Results:
     individuals = sorted(nodes.glob("individual-*"), key=_number)
     if not individuals:
         raise RunFailedError(f"{nodes} holds no individual; the run ended before its nodes were started")
-    collective, collective_seconds = _collective(nodes / "collective" / "metrics.json")
-    metrics = [_read(folder / "metrics.json", IndividualMetrics) for folder in individuals]
+    collective, collective_seconds = _collective(state_folder(nodes / "collective") / "metrics.json")
+    metrics = [_read(state_folder(folder) / "metrics.json", IndividualMetrics) for folder in individuals]
     accuracies = _merge(metrics, settings.target_tasks)
     folders = [nodes / "collective", *individuals]
-    facts = {folder.name: _read(folder / "metrics.json", NodeFacts) for folder in folders}
+    facts = {folder.name: _read(state_folder(folder) / "metrics.json", NodeFacts) for folder in folders}
     confined = all(fact.confinement.startswith("confined") for fact in facts.values())
     seconds = {"run": record.seconds, "collective": collective_seconds}
     seconds |= {folder.name: found.seconds for folder, found in zip(individuals, metrics, strict=True)}
@@ -571,9 +571,9 @@ def _crossings(collective: Path, individuals: list[Path]) -> Iterator[Crossing]:
 
     What only the collective recorded (sent and lost, or received from nobody known) comes last.
     """
-    unmatched = _read_crossings(collective)
+    unmatched = _read_crossings(state_folder(collective))
     for folder in individuals:
-        for own in _read_crossings(folder):
+        for own in _read_crossings(state_folder(folder)):
             partner = next((other for other in unmatched if _same(own, other)), None)
             if partner is not None:
                 unmatched.remove(partner)

@@ -89,6 +89,12 @@ class OpenRun:
         run.close()
 
 
+def state_folder(home: Path) -> Path:
+    """What a node itself wrote, in its folder of a run; in runs of former versions that is one and the same."""
+    state = home / "state"
+    return state if state.is_dir() else home
+
+
 def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
     """Make a new empty folder ``<out>/<UTC time>-<subject>`` that nobody else has.
 

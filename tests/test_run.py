@@ -293,7 +293,7 @@ def killed(place: Place) -> Ended:
 
     def kill() -> None:
         deadline = time.monotonic() + 180
-        while not (found := list(out.glob("*/nodes/collective/checkpoint/state-0001"))):
+        while not (found := list(out.glob("*/nodes/collective/state/checkpoint/state-0001"))):
             assert time.monotonic() < deadline, "no first task"
             time.sleep(0.02)
         log = (found[0].parents[1] / "node.log").read_text()
@@ -357,7 +357,7 @@ def test_no_node_opens_a_file_of_another_party(whole: Ended, party: str) -> None
         if other != party:
             assert below(held, *homes(whole.run, other)) == set()
     # The same look does see what a node has open in its own folder: its log at least.
-    assert str(whole.run / "nodes" / party / "node.log") in below(held, *homes(whole.run, party))
+    assert str(whole.run / "nodes" / party / "state" / "node.log") in below(held, *homes(whole.run, party))
 
 
 @pytest.mark.slow
@@ -379,7 +379,7 @@ def test_a_killed_node_ends_the_run_with_one_clear_line(killed: Ended) -> None:
     assert record.failure is not None
     assert record.failure in line
     # It was in the middle: one task was done and no learngene there.
-    checkpoints = killed.run / "nodes" / "collective" / "checkpoint"
+    checkpoints = killed.run / "nodes" / "collective" / "state" / "checkpoint"
     assert [path.name for path in checkpoints.iterdir()] == ["state-0001"]
 
 
@@ -394,7 +394,7 @@ def test_a_killed_run_goes_on_from_the_last_task(resumed: tuple[Path, Ended]) ->
     before, ended = resumed
     assert ended.code == 0, ended.err
     assert read_record(ended.run).run_id == read_record(before).run_id
-    log = Path("nodes") / "collective" / "events.jsonl"
+    log = Path("nodes") / "collective" / "state" / "events.jsonl"
     known = (before / log).read_text().splitlines()
     lines = (ended.run / log).read_text().splitlines()
     assert lines[: len(known)] == known

@@ -4,11 +4,12 @@ Landlock holds a process to the paths that it names, seccomp to the system calls
 tried in this very process after both were applied; a kernel that lacks a part of it is said to lack it.
 """
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import importlib.util
 import os
-import platform
 import shutil
 import socket
 import stat
@@ -16,32 +17,50 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob
 from pathlib import Path
 
-from protocol.confinement import landlock, privileges, seccomp
+from protocol.confinement import landlock, privileges, seccomp, system_calls
+from protocol.confinement.allowed_calls import COURIER as COURIER_CALLS
+from protocol.confinement.allowed_calls import node_policy
 from protocol.confinement.landlock import DEVICE, OWN, READ, READ_AND_RUN, Access
+from protocol.confinement.warden import Warden
 from protocol.errors import InputError, RunFailedError
 from protocol.node_configuration import NodeTable
 
 #: Programs, shared libraries and the tables that the dynamic loader reads.
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime")
-#: What a numerical library asks about the machine it runs on.
+#: What a numerical library asks about the machine it runs on: single files, since the folders tell of other processes.
 _MACHINE = (
     "/proc/cpuinfo",
     "/proc/meminfo",
-    "/proc/stat",
-    "/proc/filesystems",
     "/proc/sys/vm/overcommit_memory",
-    "/sys/devices/system",
-    "/sys/fs/cgroup",
+    "/sys/devices/system/cpu/possible",
+    "/sys/devices/system/cpu/present",
+    "/sys/devices/system/cpu/online",
+    "/sys/devices/system/cpu/kernel_max",
+    "/sys/devices/system/cpu/cpu*/topology/*",
+    "/sys/devices/system/cpu/cpu*/cache/index*/*",
+    "/sys/devices/system/node/possible",
+    "/sys/devices/system/node/online",
+    "/sys/devices/system/node/node*/cpulist",
+    "/sys/devices/system/node/node*/cpumap",
+    "/sys/devices/system/node/node*/distance",
+    "/sys/devices/system/node/node*/meminfo",
 )
+#: Folders of which names may be listed, and nothing in them read: how many processors there are.
+_LISTED = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+#: What a process asks about itself. Not ``net``, ``mountinfo`` or ``fd``.
+_ITSELF = ("maps", "status", "stat", "statm", "cgroup", "limits", "auxv", "environ", "cmdline", "comm", "exe")
+#: Limits that a container or a service sets, in the process's own control group.
+_LIMITS = ("cpu.max", "memory.max", "cpu.cfs_quota_us", "cpu.cfs_period_us", "memory.limit_in_bytes")
 _GPU_FACTS = ("/proc/driver/nvidia*", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/devices", "/sys/module")
 _GPU_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
 #: Those of them that every program on a GPU opens.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia[0-9]*", "/dev/dri/renderD*", "/dev/kfd")
+_SIOCGIFCONF = 0x8912
 #: What finding a host by its name and checking a certificate read. Folders where files in them are replaced.
 _NETWORK = (
     "/etc/resolv.conf",
@@ -78,11 +97,13 @@ class Confinement:
         landlock_abi: version of Landlock's interface; 0 where the kernel has none.
         seccomp: whether the kernel filters system calls on request.
         guards: what was tried in the process itself: those of its profile, in their order.
+        notes: what its operator is to know besides: an exception that was made, a further wall that is missing.
     """
 
     landlock_abi: int
     seccomp: bool
     guards: tuple[Guard, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def enforced(self) -> bool:
@@ -96,7 +117,7 @@ class Confinement:
         filters = "seccomp" if self.seccomp else "no seccomp"
         missing = ", ".join(guard.name for guard in self.guards if not guard.enforced)
         holds = "confined" if self.enforced else f"unconfined: not enforced are {missing}"
-        return f"{holds} (this kernel offers {kernel}, {filters})"
+        return "; ".join((f"{holds} (this kernel offers {kernel}, {filters})", *self.notes))
 
 
 #: Name and meaning of every guard.
@@ -106,6 +127,8 @@ GUARDS = {
     "memory": "no debugging and no reading of another process",
     "signals": "no signal to another process",
     "privileges": "no capability, and none is gained by starting a program",
+    "calls": "no system call but those that it needs",
+    "view": "sees no other process, and nothing of the machine's network",
 }
 
 
@@ -130,7 +153,7 @@ class Profile:
 
 
 NODE = Profile("node", tuple(GUARDS), "set unconfined = true or pass --unconfined")
-COURIER = Profile("courier", ("files", "memory", "signals", "privileges"), "pass --unconfined")
+COURIER = Profile("courier", ("files", "memory", "signals", "privileges", "calls"), "pass --unconfined")
 
 
 def node_rules(node: NodeTable, packages: Iterable[str]) -> dict[Path, Access]:
@@ -159,9 +182,24 @@ def program_rules(packages: Iterable[str]) -> dict[Path, Access]:
     """What any Python program needs: the interpreter, its libraries, the named packages wherever they lie, and facts
     about the machine."""
     rules = dict.fromkeys([*_existing(_SYSTEM), *code_folders(packages)], READ_AND_RUN)
-    rules |= dict.fromkeys(_existing((*_MACHINE, f"/proc/{os.getpid()}")), READ)
+    itself = [f"/proc/{os.getpid()}/{name}" for name in _ITSELF]
+    rules |= dict.fromkeys([*_existing((*_MACHINE, *itself)), *_own_limits()], Access.READ_FILE)
+    rules |= dict.fromkeys(_existing(_LISTED), Access.READ_DIR)
     rules |= {Path(name): Access.READ_FILE for name in ("/dev/urandom", "/dev/random", "/dev/zero")}
     return rules | {Path("/dev/null"): Access.READ_FILE | Access.WRITE_FILE}
+
+
+def _own_limits() -> list[Path]:
+    """Files of this process's control group, and of those that it lies in, which say how much it may use."""
+    root = Path("/sys/fs/cgroup")
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for controller in controllers.split(",") or [""]:
+                group = root / controller / path.lstrip("/")
+                found += [one / name for one in (group, *group.parents) if one.is_relative_to(root) for name in _LIMITS]
+    return [path for path in dict.fromkeys(found) if path.is_file()]
 
 
 def code_folders(packages: Iterable[str]) -> list[Path]:
@@ -171,23 +209,32 @@ def code_folders(packages: Iterable[str]) -> list[Path]:
     return [Path(folder) for folder in dict.fromkeys(code)]
 
 
-def check_apart(node: NodeTable) -> None:
+def check_apart(node: NodeTable, configuration: Path | None = None) -> None:
     """Refuse folders that lie inside each other: rules hold for all that is beneath a path.
 
+    Args:
+        configuration: the file that the node is started with.
+
     Raises:
-        InputError: they do, or the trust store's folder holds folders that are not the node's.
+        InputError: they do, something that the node starts with lies where it may write, or the trust store's folder
+            holds folders that are not the node's.
     """
     data, state = node.data.resolve(), node.state.resolve()
     if state.is_relative_to(data):
         raise InputError(f"node.state {state} lies inside node.data: a node only reads its data; choose another folder")
     if data.is_relative_to(state):
         raise InputError(f"node.data {data} lies inside node.state: a node may write there; keep its images elsewhere")
-    # A node that was taken over could write anew what it is started with next. The trust store may lie there: it is
-    # signed with the root key. A simulation has it there; a site keeps it beside the configuration.
-    if node.policy is not None and node.policy.resolve().is_relative_to(state):
-        raise InputError(f"node.policy {node.policy} lies inside node.state: a node may write there; keep it elsewhere")
+    # A node that was taken over could write anew what it is started with next.
+    settings = ("policy", "trust", "secret", "key", "encryption_key", "key_file")
+    given = {"the configuration": configuration} | {f"node.{name}": getattr(node, name) for name in settings}
+    for name, path in given.items():
+        if path is not None and path.resolve().is_relative_to(state):
+            raise InputError(
+                f"{name} {path} lies inside node.state: a node may write there, and starts with what it wrote; keep it "
+                "elsewhere"
+            )
     trust = node.trust.parent.resolve()
-    if not any(trust.is_relative_to(folder) for folder in (data, state)):
+    if not trust.is_relative_to(data):
         _check_trust_folder(trust, {data, state, node.socket.parent.resolve()})
 
 
@@ -220,23 +267,45 @@ def check_out_of_reach(rules: Mapping[Path, Access], folders: Iterable[Path]) ->
                 )
 
 
-def apply(node: NodeTable, packages: Iterable[str], *, unconfined: bool) -> Confinement:
+def apply(
+    node: NodeTable,
+    packages: Iterable[str],
+    *,
+    unconfined: bool,
+    warden: Warden | None = None,
+    notes: Iterable[str] = (),
+    configuration: Path | None = None,
+) -> Confinement:
     """Confine a node's process; called before its second thread.
 
     Args:
+        configuration: the file that it is started with.
         packages: those of this project that it runs.
         unconfined: the operator accepts that nothing is enforced, and nothing is.
+        warden: notes the system calls that are refused; None: they are refused all the same.
+        notes: of what was done before, for :class:`Confinement`.
 
     Raises:
         InputError: its folders lie inside each other.
         RunFailedError: this kernel cannot confine it and the operator did not accept that.
     """
-    check_apart(node)
-    return not_confined() if unconfined else confine(node_rules(node, packages), node.state)
+    check_apart(node, configuration)
+    if unconfined:
+        return not_confined()
+    cuda = node.device != "cpu" and bool(gpu_devices())
+    found = confine(node_rules(node, packages), node.state, cuda=cuda, warden=warden)
+    exceptions = ("exception: system calls that a GPU's driver needs, unmeasured",) if cuda else ()
+    return replace(found, notes=(*notes, *exceptions))
 
 
 def confine(
-    rules: Mapping[Path, Access], own: Path, profile: Profile = NODE, *, apart: Iterable[Path] = ()
+    rules: Mapping[Path, Access],
+    own: Path,
+    profile: Profile = NODE,
+    *,
+    apart: Iterable[Path] = (),
+    cuda: bool = False,
+    warden: Warden | None = None,
 ) -> Confinement:
     """Confine this process; its children inherit it, and the program that it becomes. A node must have one thread only:
     others would stay outside. A courier's others end when it becomes its program.
@@ -245,6 +314,8 @@ def confine(
         rules: what it may reach.
         own: the one folder that it may write to; its temporary and cache folders are made in it.
         apart: folders that it is not to reach, which is tried where they exist.
+        cuda: with the system calls that a GPU needs.
+        warden: notes the system calls that are refused to a node.
 
     Raises:
         RunFailedError: the kernel cannot, a guard does not hold, or a node has a second thread; nothing of the process
@@ -252,14 +323,20 @@ def confine(
     """
     if not offered():
         raise RunFailedError(_too_old(not_confined(profile), profile))
-    found = restrict(rules, own, profile, apart=apart)
+    found = restrict(rules, own, profile, apart=apart, cuda=cuda, warden=warden)
     if not found.enforced:
         raise RunFailedError(_too_old(found, profile))
     return found
 
 
 def restrict(
-    rules: Mapping[Path, Access], own: Path, profile: Profile = NODE, *, apart: Iterable[Path] = ()
+    rules: Mapping[Path, Access],
+    own: Path,
+    profile: Profile = NODE,
+    *,
+    apart: Iterable[Path] = (),
+    cuda: bool = False,
+    warden: Warden | None = None,
 ) -> Confinement:
     """As :func:`confine`, as far as this kernel goes; what holds then is for the caller to look at.
 
@@ -268,16 +345,27 @@ def restrict(
     """
     if profile is NODE and len(os.listdir("/proc/self/task")) != 1:
         raise RunFailedError("this process has a second thread already, which would stay unconfined; start it anew")
-    _own_temporary_folders(own)
     privileges.drop_capabilities()
     apart = [folder for folder in apart if os.path.lexists(folder)]
-    with _bystander() as bystander:
+    with _bystander() as bystander, _pair() as pair:
         landlock.set_no_new_privileges()
-        if landlock.abi():
+        version, filters = landlock.abi(), seccomp.offered()
+        if version:
             landlock.restrict(rules, tcp=profile.network)
-        if seccomp.offered():
-            seccomp.restrict(network=profile.network)
-        return Confinement(landlock.abi(), seccomp.offered(), _try_guards(bystander, profile, apart))
+        # What is left of its state from the last time is touched by a confined process only.
+        _own_temporary_folders(own)
+        # Afterwards it cannot ask any more.
+        privileged = _try_privileges()
+        if filters and profile is not NODE:
+            seccomp.restrict(COURIER_CALLS)
+        elif filters and warden is not None:
+            seccomp.restrict_noting(node_policy(os.getpid(), cuda=cuda), warden.channel)
+        elif filters:
+            seccomp.restrict(node_policy(os.getpid(), cuda=cuda))
+        guards = _try_guards(bystander, pair, profile, apart, privileged)
+    if warden is not None:
+        warden.begin()
+    return Confinement(version, filters, guards)
 
 
 def offered() -> bool:
@@ -293,8 +381,9 @@ def not_confined(profile: Profile = NODE) -> Confinement:
 
 def look(profile: Profile = NODE) -> Confinement:
     """What holds for this process as it is, tried out; changes nothing."""
-    with _bystander() as bystander:
-        return Confinement(landlock.abi(), seccomp.offered(), _try_guards(bystander, profile, ()))
+    with _bystander() as bystander, _pair() as pair:
+        guards = _try_guards(bystander, pair, profile, (), _try_privileges())
+        return Confinement(landlock.abi(), seccomp.offered(), guards)
 
 
 def _too_old(found: Confinement, profile: Profile) -> str:
@@ -348,10 +437,27 @@ def _bystander() -> Iterator[int]:
         yield child
     finally:
         os.close(writing)
-        os.waitpid(child, 0)
+        # A confined node waits for no child any more: it has none but this one, which ends.
+        with contextlib.suppress(PermissionError):
+            os.waitpid(child, 0)
 
 
-def _try_guards(bystander: int, profile: Profile, apart: Iterable[Path]) -> tuple[Guard, ...]:
+@contextmanager
+def _pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two sockets that are connected, made while that is allowed."""
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+def _try_privileges() -> bool:
+    """Whether no program gains privileges, and no capability is left."""
+    return landlock.has_no_new_privileges() and not privileges.has_capabilities()
+
+
+def _try_guards(
+    bystander: int, pair: tuple[socket.socket, socket.socket], profile: Profile, apart: Iterable[Path], privileged: bool
+) -> tuple[Guard, ...]:
     """Try, harmlessly, what every guard is to forbid."""
     tries: dict[str, tuple[Callable[[], object], ...]] = {
         "files": (
@@ -367,8 +473,8 @@ def _try_guards(bystander: int, profile: Profile, apart: Iterable[Path]) -> tupl
             lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
             lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close(),
             _connect_to_nobody,
-            _pass_descriptor,
-            _take_message,
+            lambda: socket.send_fds(pair[0], [b"x"], [pair[0].fileno()]),
+            lambda: _take_message(*pair),
             lambda: _system_call("io_uring_setup", 0, None),
         ),
         "memory": (
@@ -377,11 +483,22 @@ def _try_guards(bystander: int, profile: Profile, apart: Iterable[Path]) -> tupl
             lambda: Path(f"/proc/{bystander}/environ").read_bytes(),
         ),
         "signals": (lambda: os.kill(bystander, 0),),
-        "privileges": (_gain_privileges, _use_capabilities),
+        "calls": (
+            lambda: os.close(os.memfd_create("none")),
+            lambda: _system_call("userfaultfd", os.O_CLOEXEC),
+            lambda: _lease(sys.executable),
+            *((lambda: os.execv("/no-such-program", ["none"]), _fork) if profile is NODE else ()),
+        ),
+        "view": (
+            lambda: Path("/proc/self/net/unix").read_bytes(),
+            lambda: Path("/proc/self/mountinfo").read_bytes(),
+            lambda: os.listdir("/proc"),
+            lambda: os.listdir("/sys"),
+            lambda: fcntl.ioctl(pair[0], _SIOCGIFCONF, bytes(16)),
+        ),
     }
-    return tuple(
-        Guard(name, GUARDS[name], all(_refused(attempt) for attempt in tries[name])) for name in profile.guards
-    )
+    held = {name: all(map(_refused, attempts)) for name, attempts in tries.items()} | {"privileges": privileged}
+    return tuple(Guard(name, GUARDS[name], held[name]) for name in profile.guards)
 
 
 def _refused(attempt: Callable[[], object]) -> bool:
@@ -399,30 +516,29 @@ def _connect_to_nobody() -> None:
         one.connect("/no-such-socket")
 
 
-def _pass_descriptor() -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        socket.send_fds(one, [b"x"], [one.fileno()])
+def _take_message(one: socket.socket, other: socket.socket) -> None:
+    other.sendall(b"x")
+    one.recvmsg(1)
 
 
-def _take_message() -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        other.sendall(b"x")
-        one.recvmsg(1)
+def _lease(path: str) -> None:
+    """Hold up whoever opens a file for writing (fcntl(2), F_SETLEASE), and give that up again."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    finally:
+        os.close(descriptor)
 
 
-def _gain_privileges() -> None:
-    if landlock.has_no_new_privileges():
-        raise PermissionError(errno.EPERM, "no_new_privs")
-
-
-def _use_capabilities() -> None:
-    if not privileges.has_capabilities():
-        raise PermissionError(errno.EPERM, "no capabilities")
+def _fork() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 def _system_call(name: str, *arguments: object) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(seccomp.FORBIDDEN[name][0 if platform.machine() == "x86_64" else 1], *arguments) < 0:
+    if libc.syscall(system_calls.number(name), *arguments) < 0:
         raise OSError(ctypes.get_errno(), name)

@@ -24,6 +24,7 @@ from protocol.node_commands import initialise
 from protocol.socket import DisconnectedError, Frame, ask, listen, load_secret, make_secret
 from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
 
+ROOT_FOLDER = Path(__file__).parents[2]
 ROOT = SigningKey.from_seed(b"r" * 32).public_hex
 
 
@@ -129,19 +130,26 @@ def test_work_can_follow_on_failed_work() -> None:
 class Started:
     """A node in a process of its own, with the fake program."""
 
-    def __init__(self, folder: Path, *options: str, prelude: str = "", unconfined: bool = True) -> None:
+    def __init__(self, folder: Path, *, prelude: str = "", unconfined: bool = True) -> None:
         self.folder = folder
         self.reader, self.writer = os.pipe()
-        code = textwrap.dedent(prelude) + textwrap.dedent(
+        # The tests are no installed package, and the node leaves this folder.
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT_FOLDER)!r})\n"
+            + textwrap.dedent(prelude)
+            + textwrap.dedent(
+                f"""
+            from pathlib import Path
+            from protocol.launcher import launch
+            from protocol.terminal import exit_code
+            names = "protocol.node_configuration:NodeConfiguration", "tests.protocol.fake_program:make"
+            config = Path({str(folder / "config.toml")!r})
+            options = dict(lifeline={self.reader}, unconfined={unconfined})
+            sys.exit(exit_code(lambda: launch(config, *names, **options)))
             """
-            from protocol.node_commands import node_app
-            from protocol.terminal import run_app
-            model, program = "protocol.node_configuration:NodeConfiguration", "tests.protocol.fake_program:make"
-            run_app(node_app("individual", model, program))
-            """
+            )
         )
-        command = [sys.executable, "-c", code, "start", "--config", str(folder / "config.toml")]
-        command += ["--lifeline", str(self.reader), *(["--unconfined"] if unconfined else []), *options]
+        command = [sys.executable, "-c", code]
         self.process = subprocess.Popen(
             command, pass_fds=(self.reader,), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -51,7 +51,7 @@ def make_run(
     folder = run.folder
     name = "glyphs" if source == "stand-in" else dataset
     _json(folder / "world" / "collective" / "manifest.json", {"dataset": {"name": name, "source": source}})
-    _json(folder / "nodes" / "collective" / "metrics.json", collective_metrics(seed))
+    _json(folder / "nodes" / "collective" / "state" / "metrics.json", collective_metrics(seed))
     generator = np.random.default_rng(seed)
     accuracies = {
         method: {
@@ -64,7 +64,7 @@ def make_run(
         for method, mean in methods.items()
     }
     for number in range(1, individuals + 1):
-        node = folder / "nodes" / f"individual-{number}"
+        node = folder / "nodes" / f"individual-{number}" / "state"
         own = {
             method: {
                 str(shots): {str(t): a for t, a in tasks.items() if t % individuals == number - 1}
@@ -245,7 +245,7 @@ def _crossings(folder: Path, individuals: int) -> None:
             records.setdefault(source, []).append(record("out", source, target, kind, time, size))
             records.setdefault(target, []).append(record("in", source, target, kind, time + 1, size))
     for name, own in records.items():
-        (folder / "nodes" / name / "crossings.jsonl").write_bytes(chained(own))
+        (folder / "nodes" / name / "state" / "crossings.jsonl").write_bytes(chained(own))
 
 
 def chained(records: Sequence[dict[str, object]]) -> bytes:

@@ -37,7 +37,7 @@ def private_run(
     run_id = f"{seed:016d}{round(10 * (epsilon or 0)):016d}"
     folder = make_run(out, seed=seed, target_tasks="10:6", methods=methods, run_id=run_id)
     if epsilon is not None:
-        path = folder / "nodes" / "collective" / "metrics.json"
+        path = folder / "nodes" / "collective" / "state" / "metrics.json"
         metrics = json.loads(path.read_text())
         for name in ("gradient_trend", "criterion", "open_world", "base_accuracy", "weights_sha256"):
             metrics.pop(name, None)

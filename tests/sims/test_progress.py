@@ -41,8 +41,8 @@ def test_a_tail_gives_every_whole_line_once(tmp_path: Path) -> None:
 def test_the_watcher_follows_nodes_that_appear_later_in_order_of_time(tmp_path: Path) -> None:
     watcher = RunWatcher(tmp_path)
     assert watcher.poll() == []
-    append(tmp_path / "nodes" / "individual-1" / "events.jsonl", event(3, 1, 2, text="later"))
-    append(tmp_path / "nodes" / "collective" / "events.jsonl", event(2, 1, 2, text="first"))
+    append(tmp_path / "nodes" / "individual-1" / "state" / "events.jsonl", event(3, 1, 2, text="later"))
+    append(tmp_path / "nodes" / "collective" / "state" / "events.jsonl", event(2, 1, 2, text="first"))
     append(tmp_path / "events.jsonl", event(1, 0, 0, "run", "world made"))
     assert [(found.party, found.text) for found in watcher.poll()] == [
         ("run", "world made"),
@@ -55,10 +55,10 @@ def test_crossings_are_shown_once_in_the_order_of_the_exchange(tmp_path: Path) -
     asked = record("out", "individual-1", "collective", "request", 5, 900)
     answered = record("in", "collective", "individual-1", "release", 5, 8000)
     # All in one second, and the collective's record is there too.
-    append(tmp_path / "nodes" / "collective" / "crossings.jsonl", {**asked, "direction": "in"})
-    append(tmp_path / "nodes" / "collective" / "crossings.jsonl", {**answered, "direction": "out"})
-    append(tmp_path / "nodes" / "individual-1" / "crossings.jsonl", asked, answered)
-    append(tmp_path / "nodes" / "individual-1" / "events.jsonl", event(5, 0, 0, "crossing", "the same again"))
+    append(tmp_path / "nodes" / "collective" / "state" / "crossings.jsonl", {**asked, "direction": "in"})
+    append(tmp_path / "nodes" / "collective" / "state" / "crossings.jsonl", {**answered, "direction": "out"})
+    append(tmp_path / "nodes" / "individual-1" / "state" / "crossings.jsonl", asked, answered)
+    append(tmp_path / "nodes" / "individual-1" / "state" / "events.jsonl", event(5, 0, 0, "crossing", "the same again"))
     found = RunWatcher(tmp_path).poll()
     assert [one.party for one in found] == ["individual-1", "collective"]
     for part in ("request", "collective", "900 bytes", str(asked["digest"])[:12]):
@@ -67,7 +67,7 @@ def test_crossings_are_shown_once_in_the_order_of_the_exchange(tmp_path: Path) -
 
 
 def test_a_resumed_run_does_not_show_its_past(tmp_path: Path) -> None:
-    path = tmp_path / "nodes" / "collective" / "events.jsonl"
+    path = tmp_path / "nodes" / "collective" / "state" / "events.jsonl"
     append(path, event(1, 1, 9))
     watcher = RunWatcher(tmp_path, from_end=True)
     append(path, event(2, 2, 9))
@@ -75,11 +75,14 @@ def test_a_resumed_run_does_not_show_its_past(tmp_path: Path) -> None:
 
 
 def test_lines_of_the_wrong_shape_are_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "nodes" / "collective" / "events.jsonl"
+    path = tmp_path / "nodes" / "collective" / "state" / "events.jsonl"
     append(
         path, {"event": "task"}, {"time": "now", "event": "task"}, {"time": 1}, {"time": 1, "event": "x", "done": []}
     )
-    append(tmp_path / "nodes" / "individual-1" / "crossings.jsonl", {"direction": "out", "bytes": "many", "time": 1})
+    append(
+        tmp_path / "nodes" / "individual-1" / "state" / "crossings.jsonl",
+        {"direction": "out", "bytes": "many", "time": 1},
+    )
     assert RunWatcher(tmp_path).poll() == []
 
 

@@ -112,7 +112,9 @@ def test_page_and_terminal_hold_the_whole_open_world(made: tuple[Path, Results, 
 def test_a_run_without_cycles_says_so(tmp_path: Path) -> None:
     folder = make_run(tmp_path, target_tasks="10:2")
     empty = {"cycles": [], "comparisons": []}
-    edit(folder / "nodes" / "collective" / "metrics.json", lambda d: d.update(open_world=empty, criterion=None))
+    edit(
+        folder / "nodes" / "collective" / "state" / "metrics.json", lambda d: d.update(open_world=empty, criterion=None)
+    )
     results = collect(folder)
     page = page_of(folder, results)
     assert "This run had no open-world cycle" in page.text
@@ -130,7 +132,7 @@ def test_a_deployment_without_truth_says_so_and_still_shows_what_it_kept(tmp_pat
                 cycle.update(before=None, after=None, truly_unknown=None)
                 cycle.update(open_accuracy_before=None, open_accuracy_after=None)
 
-    edit(folder / "nodes" / "collective" / "metrics.json", forget)
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", forget)
     results = collect(folder)
     page = page_of(folder, results)
     assert "Nobody knows the truth about this stream" in page.text
@@ -145,7 +147,7 @@ def test_a_deployment_without_truth_says_so_and_still_shows_what_it_kept(tmp_pat
 def test_a_part_of_the_stream_without_unknown_images_shows_a_dash(tmp_path: Path) -> None:
     folder = make_run(tmp_path, target_tasks="10:2")
     edit(
-        folder / "nodes" / "collective" / "metrics.json",
+        folder / "nodes" / "collective" / "state" / "metrics.json",
         lambda d: d["open_world"]["cycles"][1].update(after=dict.fromkeys(d["open_world"]["cycles"][1]["after"])),
     )
     results = collect(folder)
@@ -234,8 +236,8 @@ def test_figures_are_the_same_every_time_and_leave_matplotlibs_global_state_alon
 
 def test_a_run_without_curves_and_trend_still_has_its_report(tmp_path: Path) -> None:
     folder = make_run(tmp_path, individuals=1, target_tasks="10:1")
-    edit(folder / "nodes" / "individual-1" / "metrics.json", lambda d: d.pop("curves"))
-    edit(folder / "nodes" / "collective" / "metrics.json", lambda d: d.pop("gradient_trend"))
+    edit(folder / "nodes" / "individual-1" / "state" / "metrics.json", lambda d: d.pop("curves"))
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", lambda d: d.pop("gradient_trend"))
     results = collect(folder)
     assert results.methods["scratch"][10].ci95 is None
     text = Page(report.write(folder).read_text(encoding="utf-8")).text
@@ -247,7 +249,7 @@ def test_a_run_without_curves_and_trend_still_has_its_report(tmp_path: Path) -> 
 def test_names_from_files_are_escaped(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     attack = "<script>alert(1)</script>"
-    edit(folder / "nodes" / "collective" / "metrics.json", lambda d: d["tasks"][0].update(classes=[attack]))
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", lambda d: d["tasks"][0].update(classes=[attack]))
     collect(folder)
     html = report.write(folder).read_text(encoding="utf-8")
     assert attack not in html

@@ -86,7 +86,9 @@ def test_tasks_are_merged_by_their_run_wide_number(made: tuple[Path, Results]) -
     folder, results = made
     expected: dict[int, float] = {}
     for number in (1, 2):
-        metrics = json.loads((folder / "nodes" / f"individual-{number}" / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads(
+            (folder / "nodes" / f"individual-{number}" / "state" / "metrics.json").read_text(encoding="utf-8")
+        )
         expected |= {int(task): value for task, value in metrics["methods"]["scratch"]["10"].items()}
     found = results.methods["scratch"][10]
     assert found.per_task == tuple(expected[task] for task in range(12))
@@ -151,7 +153,9 @@ def test_the_papers_figures_stand_beside_their_own_dataset_only(tmp_path: Path, 
 
 def test_the_open_world_is_kept_without_its_times(made: tuple[Path, Results]) -> None:
     folder, results = made
-    told = json.loads((folder / "nodes" / "collective" / "metrics.json").read_text(encoding="utf-8"))["open_world"]
+    told = json.loads((folder / "nodes" / "collective" / "state" / "metrics.json").read_text(encoding="utf-8"))[
+        "open_world"
+    ]
     for cycle in [*told["cycles"], *(cycle for one in told["comparisons"] for cycle in one["cycles"])]:
         assert cycle.pop("seconds") == 30.0
     open_world = results.collective.open_world
@@ -181,7 +185,7 @@ def test_it_does_not_matter_how_the_tasks_were_dealt(tmp_path: Path) -> None:
 
 def test_the_same_run_twice_is_equal_apart_from_times_and_digests(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name, run_id=digit * 32) for name, digit in (("a", "a"), ("b", "b"))]
-    metrics = folders[1] / "nodes" / "collective" / "metrics.json"
+    metrics = folders[1] / "nodes" / "collective" / "state" / "metrics.json"
     edit(metrics, lambda d: (d["seconds"].update(train=999.0), [task.update(seconds=9.9) for task in d["tasks"]]))
     edit(metrics, lambda d: [cycle.update(seconds=9.9) for cycle in d["open_world"]["cycles"]])
     edit(metrics, lambda d: [cycle.update(seconds=9.9) for cycle in d["open_world"]["comparisons"][1]["cycles"]])
@@ -203,7 +207,8 @@ def test_curves_are_weighted_by_the_tasks_behind_them(tmp_path: Path) -> None:
     assert curve.accuracy == pytest.approx([(2 * (level + 1) + (level + 2)) / 3 for level in LEVELS])
     assert curve.tasks == 3
     edit(
-        folder / "nodes" / "individual-1" / "metrics.json", lambda d: d["curves"]["scratch"]["10"].update(tasks=1)
+        folder / "nodes" / "individual-1" / "state" / "metrics.json",
+        lambda d: d["curves"]["scratch"]["10"].update(tasks=1),
     )  # it followed one of its two only
     curve = collect(folder).curves["scratch"][10]
     assert curve.accuracy == pytest.approx([level + 1.5 for level in LEVELS])
@@ -213,7 +218,7 @@ def test_curves_are_weighted_by_the_tasks_behind_them(tmp_path: Path) -> None:
 def test_every_crossing_stands_once_whoever_recorded_it(tmp_path: Path) -> None:
     folder = make_run(tmp_path, individuals=2)
     lost = record("out", "collective", "individual-1", "abort", 5000)
-    path = folder / "nodes" / "collective" / "crossings.jsonl"
+    path = folder / "nodes" / "collective" / "state" / "crossings.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     path.write_bytes(chained([*lines, lost]) + b'{"half a line')
     found = collect(folder).crossings
@@ -224,7 +229,7 @@ def test_every_crossing_stands_once_whoever_recorded_it(tmp_path: Path) -> None:
 
 def test_a_message_that_changed_on_its_way_shows_as_two_one_sided_records(tmp_path: Path) -> None:
     folder = make_run(tmp_path, individuals=1)
-    path = folder / "nodes" / "individual-1" / "crossings.jsonl"
+    path = folder / "nodes" / "individual-1" / "state" / "crossings.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for line in lines:
         if line["kind"] == "blob":
@@ -250,7 +255,7 @@ def test_a_result_that_is_missing_doubled_or_no_accuracy_fails_the_run(
     tmp_path: Path, change: Callable[[Any], object], said: str
 ) -> None:
     folder = make_run(tmp_path)
-    edit(folder / "nodes" / "individual-1" / "metrics.json", change)
+    edit(folder / "nodes" / "individual-1" / "state" / "metrics.json", change)
     with pytest.raises(RunFailedError, match=said):
         collect(folder)
     assert not (folder / "results.json").exists()
@@ -258,21 +263,21 @@ def test_a_result_that_is_missing_doubled_or_no_accuracy_fails_the_run(
 
 def test_a_node_that_left_nothing_fails_the_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
-    (folder / "nodes" / "individual-2" / "metrics.json").unlink()
+    (folder / "nodes" / "individual-2" / "state" / "metrics.json").unlink()
     with pytest.raises(RunFailedError, match="individual-2"):
         collect(folder)
 
 
 def test_a_gradient_trend_that_does_not_fit_its_layers_fails_the_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
-    edit(folder / "nodes" / "collective" / "metrics.json", lambda d: d["gradient_trend"]["rho"].pop())
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", lambda d: d["gradient_trend"]["rho"].pop())
     with pytest.raises(RunFailedError, match="13 layers"):
         collect(folder)
 
 
 def test_the_criterion_must_speak_of_every_layer(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
-    edit(folder / "nodes" / "collective" / "metrics.json", lambda d: d["criterion"]["settled"].pop())
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", lambda d: d["criterion"]["settled"].pop())
     with pytest.raises(RunFailedError, match="13 layers"):
         collect(folder)
 
@@ -290,7 +295,7 @@ def test_the_criterion_must_speak_of_every_layer(tmp_path: Path) -> None:
 )
 def test_what_the_collective_may_not_say_fails_the_run(tmp_path: Path, change: Callable[[Any], object]) -> None:
     folder = make_run(tmp_path)
-    edit(folder / "nodes" / "collective" / "metrics.json", change)
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", change)
     with pytest.raises(RunFailedError, match=r"metrics\.json"):
         collect(folder)
 
@@ -317,7 +322,10 @@ def test_the_stand_in_is_said(tmp_path: Path) -> None:
 def test_a_run_is_confined_only_if_every_node_says_so(tmp_path: Path, lines: tuple[str, str], whole: str) -> None:
     folder = make_run(tmp_path, individuals=1)
     for party, line in zip(("collective", "individual-1"), lines, strict=True):
-        edit(folder / "nodes" / party / "metrics.json", lambda d, line=line: d.update(confinement=line, device="cpu"))
+        edit(
+            folder / "nodes" / party / "state" / "metrics.json",
+            lambda d, line=line: d.update(confinement=line, device="cpu"),
+        )
     results = collect(folder)
     assert results.confinement == whole
     assert results.nodes["collective"].device == "cpu"

@@ -1,0 +1,195 @@
+"""The warden of a node: a small process beside it that answers the system calls it was refused, and notes them.
+
+The kernel puts what a node's filter does not allow to a listener (Linux kernel documentation,
+``userspace-api/seccomp_filter``, user space notification). The warden holds it: it writes a line and answers EPERM,
+whatever was asked. It also carries to a terminal what the node prints, so that the node itself holds no terminal.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from protocol.confinement import landlock, privileges, seccomp, system_calls
+from protocol.confinement.allowed_calls import WARDEN
+from protocol.confinement.privileges import User
+
+# linux/seccomp.h: struct seccomp_notif (id, pid, flags, then number, architecture, address and six arguments of the
+# call) and struct seccomp_notif_resp (id, value, error, flags).
+_RECEIVE, _SEND = 0xC0502100, 0xC0182101
+_NOTIFICATION_BYTES, _NUMBER, _ARGUMENTS = 80, 16, 32
+_BEGIN = b"1"
+#: So many different refusals are noted; what asks for more is not a mistake any more.
+_MOST_LINES = 200
+_LINE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Warden:
+    """A node's side of its warden.
+
+    Attributes:
+        pid: of the warden.
+        channel: the way to it; it ends when the other end closes.
+        output: where a node writes what belongs on the terminal; None where it was started on none.
+    """
+
+    pid: int
+    channel: socket.socket
+    output: int | None
+
+    def begin(self) -> None:
+        """From now on, note what is refused. Before, a node tries its guards."""
+        self.channel.send(_BEGIN)
+
+
+def start(log: int, user: User | None, *, clean: Callable[[str], str] = str) -> Warden:
+    """Fork the warden, before the node opens its keys; it confines itself, and ends with the node.
+
+    Args:
+        log: descriptor that its lines are appended to.
+        user: whom it becomes.
+        clean: makes a line safe for a terminal.
+    """
+    ours, theirs = socket.socketpair()
+    terminal = next((number for number in (2, 1) if os.isatty(number)), None)
+    reading, writing = os.pipe() if terminal is not None else (None, None)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            _guard(theirs, log, reading, terminal, user, clean)
+        finally:
+            os._exit(1)
+    theirs.close()
+    if reading is not None:
+        os.close(reading)
+    return Warden(pid, ours, writing)
+
+
+def _guard(
+    channel: socket.socket,
+    log: int,
+    printed: int | None,
+    terminal: int | None,
+    user: User | None,
+    clean: Callable[[str], str],
+) -> NoReturn:
+    # Ctrl-C and the end of a service are for the node, and the warden ends with it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)
+    keep = {channel.fileno(), log, *(number for number in (printed, terminal) if number is not None)}
+    _close_all_but(keep)
+    time.tzset()
+    os.chdir("/")
+    privileges.give_up(user, capabilities=True)
+    landlock.restrict({}, tcp=False)
+    seccomp.restrict(WARDEN)
+    _serve(channel, log, printed, terminal, clean)
+    os._exit(0)
+
+
+def _serve(
+    channel: socket.socket, log: int, printed: int | None, terminal: int | None, clean: Callable[[str], str]
+) -> None:
+    """Until the node has ended: then the channel closes, and so does what it printed."""
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    if printed is not None:
+        poll.register(printed, select.POLLIN)
+    open_ends = {channel.fileno()} | ({printed} if printed is not None else set())
+    listener: int | None = None
+    noted: set[str] | None = None
+    while open_ends:
+        for descriptor, _ in poll.poll():
+            if descriptor == channel.fileno():
+                data, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+                if descriptors:
+                    listener = descriptors[0]
+                    poll.register(listener, select.POLLIN)
+                elif data == _BEGIN:
+                    noted = set()
+                elif not data:
+                    poll.unregister(descriptor)
+                    open_ends.discard(descriptor)
+            elif descriptor == printed:
+                data = os.read(descriptor, _LINE_BYTES)
+                if data and terminal is not None:
+                    with contextlib.suppress(OSError):
+                        os.write(terminal, _for_terminal(data, clean))
+                elif not data:
+                    poll.unregister(descriptor)
+                    open_ends.discard(descriptor)
+            elif descriptor == listener and not _answer(listener, log, noted):
+                poll.unregister(listener)
+                os.close(listener)
+                listener = None
+
+
+def _answer(listener: int, log: int, noted: set[str] | None) -> bool:
+    """Answer one refused call, and note it where its like is not noted yet; False where nobody is left to ask."""
+    notification = bytearray(_NOTIFICATION_BYTES)
+    try:
+        fcntl.ioctl(listener, _RECEIVE, notification, True)
+    except OSError as error:
+        # EINTR, or whoever asked was killed meanwhile; a listener without any process behind it ends.
+        return error.errno in (errno.EINTR, errno.ENOENT) and not _hung_up(listener)
+    (identity,) = struct.unpack_from("=Q", notification)
+    (number,) = struct.unpack_from("=i", notification, _NUMBER)
+    arguments = struct.unpack_from("=6Q", notification, _ARGUMENTS)
+    if noted is not None and len(noted) < _MOST_LINES:
+        line = refusal_line(number, arguments)
+        if line not in noted:
+            noted.add(line)
+            moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime())
+            with contextlib.suppress(OSError):
+                os.write(log, f"{moment},000 WARNING {line}\n".encode())
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(listener, _SEND, struct.pack("=QqiI", identity, 0, -errno.EPERM, 0))
+    return True
+
+
+#: Calls whose kind is in an argument: its number.
+_KINDS = {"ioctl": 1, "fcntl": 1, "prctl": 0, "socket": 0, "clone": 0}
+_START = "the kernel refused the system call "
+
+
+def refusal_line(number: int, arguments: tuple[int, ...]) -> str:
+    """What is noted of a refused call: its name, and the argument that says what of it was asked for."""
+    name = system_calls.name_of(number)
+    kind = f" ({arguments[_KINDS[name]] & 0xFFFFFFFF:#x})" if name in _KINDS else ""
+    return f"{_START}{name}{kind}: a node needs none of the kind"
+
+
+def refused_calls(log: str) -> list[str]:
+    """The calls that a node's log says were refused, each with its kind."""
+    return [line.partition(_START)[2].partition(": ")[0] for line in log.splitlines() if _START in line]
+
+
+def _for_terminal(data: bytes, clean: Callable[[str], str]) -> bytes:
+    lines = data.decode("utf-8", errors="replace").split("\n")
+    return "\r\n".join(map(clean, lines)).encode("utf-8", errors="replace")
+
+
+def _hung_up(listener: int) -> bool:
+    poll = select.poll()
+    poll.register(listener, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
+def _close_all_but(keep: set[int]) -> None:
+    for number in sorted(keep):
+        os.set_inheritable(number, False)
+    start = 0
+    for number in [*sorted(keep), sys.maxsize]:
+        os.closerange(start, min(number, 1 << 20))
+        start = number + 1
