@@ -145,14 +145,17 @@ def test_only_root_can_become_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # All that is imported later: the interpreter may lie where only root can read it.
 NODE = """
+    import sys
+    from pathlib import Path
     import tests.protocol.fake_program
     from protocol import launcher
     from protocol.confinement import confine
-    from protocol.node_commands import node_app
-    from protocol.terminal import run_app
+    from protocol.terminal import exit_code
     confine.code_folders = lambda packages: []
     launcher.check_readable = lambda *given: None
-    run_app(node_app("individual", "protocol.node_configuration:NodeConfiguration", "tests.protocol.fake_program:make"))
+    names = "protocol.node_configuration:NodeConfiguration", "tests.protocol.fake_program:make"
+    config, unconfined = Path(sys.argv[1]), sys.argv[2:] == ["--unconfined"]
+    sys.exit(exit_code(lambda: launcher.launch(config, *names, unconfined=unconfined)))
 """
 
 
@@ -165,7 +168,7 @@ def test_a_node_and_its_courier_are_two_users(folder: Path, unconfined: bool) ->
     if not (unconfined or confine.offered()):
         pytest.skip("this kernel does not confine a process")
     node, door = two_users(folder)
-    command = [sys.executable, "-c", textwrap.dedent(NODE), "start", "--config", str(node / "config.toml")]
+    command = [sys.executable, "-c", textwrap.dedent(NODE), str(node / "config.toml")]
     options = ["--unconfined"] if unconfined else []
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -192,7 +195,7 @@ def test_a_node_and_its_courier_are_two_users(folder: Path, unconfined: bool) ->
 def test_a_state_folder_of_somebody_else_is_one_line_that_says_what_to_type(folder: Path) -> None:
     node, _ = two_users(folder)
     os.chown(node / "state", 0, 0)
-    command = [sys.executable, "-c", textwrap.dedent(NODE), "start", "--config", str(node / "config.toml")]
+    command = [sys.executable, "-c", textwrap.dedent(NODE), str(node / "config.toml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -60,7 +60,7 @@ def meant(policy: CallPolicy, name: str, arguments: tuple[int, ...]) -> int:
 
 
 def telling(policy: CallPolicy) -> list[int]:
-    """Values of arguments that the checks of a policy ask about, their neighbours, and a high half that hides nothing."""
+    """Values that the checks of a policy ask about, their neighbours, and the same behind a high half."""
     values = {
         value
         for alternatives in policy.allowed.values()
@@ -105,11 +105,12 @@ def test_a_nodes_filter_lets_nothing_lead_out(machine: str) -> None:
     architecture, numbers = system_calls.ARCHITECTURES[machine], system_calls.NUMBERS[machine]
     out = """
         socket socketpair connect bind listen sendmsg recvmsg sendmmsg recvmmsg fork execve execveat ptrace bpf mount
-        unshare setns chroot pivot_root io_uring_setup process_vm_readv process_vm_writev pidfd_open pidfd_getfd kill tkill
-        memfd_create userfaultfd perf_event_open keyctl add_key shmget msgget semget mq_open inotify_init1 fanotify_init
-        name_to_handle_at open_by_handle_at splice tee vmsplice timer_create setpriority ioprio_set kcmp process_madvise
-        chmod fchmod fchmodat chown fchownat utimensat setxattr getxattr link linkat symlink symlinkat mknod mknodat flock
-        setuid setgid setgroups capset personality seccomp landlock_create_ruleset clock_settime init_module reboot swapon
+        unshare setns chroot pivot_root io_uring_setup process_vm_readv process_vm_writev pidfd_open pidfd_getfd kill
+        tkill memfd_create userfaultfd perf_event_open keyctl add_key shmget msgget semget mq_open inotify_init1 flock
+        fanotify_init name_to_handle_at open_by_handle_at splice tee vmsplice timer_create setpriority ioprio_set kcmp
+        process_madvise chmod fchmod fchmodat chown fchownat utimensat setxattr getxattr link linkat symlink symlinkat
+        mknod mknodat setuid setgid setgroups capset personality seccomp landlock_create_ruleset clock_settime
+        init_module reboot swapon
     """
     for name in out.split():
         if name in numbers:
