@@ -24,7 +24,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from protocol import launcher
-from protocol.confinement import confine, landlock, privileges, seccomp
+from protocol.confinement import confine, landlock, privileges, seccomp, warden
 from protocol.confinement.confine import COURIER, GUARDS, NODE, Profile
 from protocol.confinement.landlock import Access
 from protocol.confinement.privileges import User
@@ -41,7 +41,7 @@ from protocol.trust_file import read_trust
 Verdict = Literal["ok", "not enforced", "wrong"]
 
 _KERNEL_ADVICE = "use Linux 6.12 or newer with lsm=landlock, or accept it with unconfined = true"
-_MOST_KEY_BYTES = 16 * 1024
+_MOST_KEY_BYTES, _MOST_LOG_BYTES = 16 * 1024, 64 * 1024
 _DAY = 86_400
 #: For a child; loading torch and waking a GPU takes long the first time.
 _PATIENCE = 300.0
@@ -116,11 +116,7 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
         child = _confined(None if node.unconfined else rules, own, NODE, gpu=gpu, before=prepare, reads=reads)
     found += _guards(child, "", stops=not node.unconfined)
     found += [_users(node, user)]
-    if path.resolve().is_relative_to(node.state.resolve()):
-        # A simulation's lies there; it is written anew before every start.
-        advice = "keep it outside node.state"
-        found.append(Finding("settings", "not enforced", f"a node that was taken over can change {path}", advice))
-    found += _files(node, user, role, now)
+    found += _files(node, path, user, role, now)
     return [*found, *_gpu(child, node.device, gpu), clock()]
 
 
@@ -143,6 +139,8 @@ class _Child(BaseModel):
         unread: what it needs and cannot read, with the reason.
         devices: each of the GPUs' files, and why it cannot be opened; empty where it can.
         computed: name of the GPU that it computed on.
+        trained: whether a step of training went well.
+        refused: system calls that it was refused meanwhile.
         error: why it came to nothing.
     """
 
@@ -152,6 +150,8 @@ class _Child(BaseModel):
     unread: dict[str, str] = {}
     devices: dict[str, str] = {}
     computed: str = ""
+    trained: bool = False
+    refused: list[str] = []
     error: str = ""
 
 
@@ -167,13 +167,23 @@ def _confined(
     """Try everything in a child that confines itself; ``rules`` None: one that does not."""
 
     def look() -> _Child:
+        noted = rules is not None and profile is NODE and confine.offered()
+        log = os.open(own, os.O_TMPFILE | os.O_RDWR, 0o600) if noted else -1
+        guard = warden.start(log, None) if noted else None
         before()
-        found = confine.look(profile) if rules is None else confine.restrict(rules, own, profile)
+        cuda = bool(confine.gpu_devices())
+        if rules is None:
+            found = confine.look(profile)
+        else:
+            found = confine.restrict(rules, own, profile, cuda=cuda, warden=guard)
+        unread = {str(path): reason for path in reads if (reason := _reason(partial(_read, path)))}
         return _Child(
             guards={guard.name: guard.enforced for guard in found.guards},
-            unread={str(path): reason for path in reads if (reason := _reason(partial(_read, path)))},
+            unread=unread,
             devices={str(path): _reason(partial(_open, path)) for path in confine.gpu_devices()},
             computed=_compute() if gpu else "",
+            trained=profile is NODE and _train(),
+            refused=warden.refused_calls(os.pread(log, _MOST_LOG_BYTES, 0).decode()) if noted else [],
         )
 
     reported = _in_child(look)
@@ -245,6 +255,19 @@ def _compute() -> str:
     return str(torch.cuda.get_device_name())
 
 
+def _train() -> bool:
+    """One step of training, as a node makes it: threads, convolutions, gradients, a random number, and a sum."""
+    import torch
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten())
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network(torch.rand(64, 3, 32, 32)).square().mean().backward()
+    before = [parameter.clone() for parameter in network.parameters()]
+    optimiser.step()
+    return any(not torch.equal(one, other) for one, other in zip(before, network.parameters(), strict=True))
+
+
 def _kernel(*, stops: bool) -> Finding:
     version = landlock.abi()
     filters = "seccomp" if seccomp.offered() else "no seccomp filter for this machine"
@@ -263,6 +286,9 @@ def _guards(child: _Child, prefix: str, *, stops: bool) -> list[Finding]:
     ]
     if child.error:
         found.append(_failure(f"{prefix}confinement", RunFailedError(child.error)))
+    elif child.trained:
+        refused = f"; refused meanwhile: {', '.join(child.refused)}" if child.refused else ""
+        found.append(Finding(f"{prefix}training", "ok", f"a step of training went well{refused}"))
     found += [
         Finding(
             "folders", "wrong", f"the confined node cannot read {path}: {reason}", "give it to the node's user", True
@@ -302,10 +328,10 @@ def _users(node: NodeTable, user: User | None) -> Finding:
     return Finding("users", "not enforced", found, advice)
 
 
-def _files(node: NodeTable, user: User | None, role: Role, now: int) -> Iterator[Finding]:
+def _files(node: NodeTable, path: Path, user: User | None, role: Role, now: int) -> Iterator[Finding]:
     """Folders, keys, policy and trust store, read with the node's own rights. No key appears in a finding."""
     with privileges.acting_as(user):
-        yield _tried("folders", lambda: _folders(node))
+        yield _tried("folders", lambda: _folders(node, path))
         if node.data.is_dir() and stat.S_IMODE(node.data.stat().st_mode) & 0o007:
             advice = f"close it with: chmod 700 {node.data}"
             yield Finding("data", "not enforced", f"no file mode keeps other users from {node.data}", advice)
@@ -315,8 +341,8 @@ def _files(node: NodeTable, user: User | None, role: Role, now: int) -> Iterator
     yield _tried("trust", lambda: _trust(node, user, role, now))
 
 
-def _folders(node: NodeTable) -> str:
-    confine.check_apart(node)
+def _folders(node: NodeTable, path: Path) -> str:
+    confine.check_apart(node, path)
     if not os.access(node.data, os.R_OK | os.X_OK, effective_ids=True):
         raise RunFailedError(f"there is no folder {node.data} that the node can read; set node.data, or its owner")
     if not node.state.exists():

@@ -53,7 +53,7 @@ _MACHINE = (
 #: Folders of which names may be listed, and nothing in them read: how many processors there are.
 _LISTED = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 #: What a process asks about itself. Not ``net``, ``mountinfo`` or ``fd``.
-_ITSELF = ("maps", "status", "stat", "statm", "cgroup", "limits", "auxv", "environ", "cmdline", "comm", "exe")
+_ITSELF = ("maps", "status", "stat", "statm", "cgroup", "limits", "auxv", "environ", "cmdline", "comm")
 #: Limits that a container or a service sets, in the process's own control group.
 _LIMITS = ("cpu.max", "memory.max", "cpu.cfs_quota_us", "cpu.cfs_period_us", "memory.limit_in_bytes")
 _GPU_FACTS = ("/proc/driver/nvidia*", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/devices", "/sys/module")
@@ -182,7 +182,7 @@ def program_rules(packages: Iterable[str]) -> dict[Path, Access]:
     """What any Python program needs: the interpreter, its libraries, the named packages wherever they lie, and facts
     about the machine."""
     rules = dict.fromkeys([*_existing(_SYSTEM), *code_folders(packages)], READ_AND_RUN)
-    itself = [f"/proc/{os.getpid()}/{name}" for name in _ITSELF]
+    itself = [f"/proc/self/{name}" for name in _ITSELF]
     rules |= dict.fromkeys([*_existing((*_MACHINE, *itself)), *_own_limits()], Access.READ_FILE)
     rules |= dict.fromkeys(_existing(_LISTED), Access.READ_DIR)
     rules |= {Path(name): Access.READ_FILE for name in ("/dev/urandom", "/dev/random", "/dev/zero")}
