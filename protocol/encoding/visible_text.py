@@ -11,8 +11,9 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-#: Most columns of a name, and of a whole line; what is longer is cut in its middle.
+#: Most characters of a name, of a path, and of a whole line, as they are shown; what is longer loses its middle.
 NAME_LENGTH = 200
+PATH_LENGTH = 1000
 LINE_LENGTH = 4000
 
 # More marks on one letter than any script puts there climb over the lines above (Tibetan and Hebrew use up to four).
@@ -28,7 +29,7 @@ _PLAIN_NAME = re.compile(r"[ -\[\]-~]*")
 _PLAIN_LINE = re.compile(r"[ -~]*")
 
 
-def visible_name(name: str | os.PathLike[str], *, length: int = NAME_LENGTH) -> str:
+def visible_name(name: str | os.PathLike[str], *, length: int | None = None) -> str:
     """A name from elsewhere, to be put into a line.
 
     No two names look the same by an escape: a backslash of the name's own is doubled, so that a name which spells
@@ -36,8 +37,10 @@ def visible_name(name: str | os.PathLike[str], *, length: int = NAME_LENGTH) -> 
     many characters that were: ``begin…\\(4800 more)…end``.
 
     Args:
-        length: most columns.
+        length: most characters, as they are shown; default: a name's, or a path's.
     """
+    if length is None:
+        length = NAME_LENGTH if isinstance(name, str) else PATH_LENGTH
     return _shown(os.fspath(name), _name_units, length, _PLAIN_NAME)
 
 
@@ -69,7 +72,7 @@ def _shown(text: str, units: Callable[[str], list[str]], length: int, plain: re.
 
 
 def _fitting(piece: Callable[[int], str], most: int, length: int) -> tuple[int, str]:
-    """The most characters whose ``piece`` has at most ``length`` columns, and that piece."""
+    """The most characters whose ``piece`` is at most ``length`` long, and that piece."""
     low, high = 0, min(most, length)
     while low < high:
         middle = (low + high + 1) // 2
