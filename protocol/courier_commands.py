@@ -19,7 +19,7 @@ from protocol.confinement.confine import COURIER
 from protocol.errors import InputError
 from protocol.node_configuration import node_table, read
 from protocol.output import say
-from protocol.socket import load_secret
+from protocol.socket import load_couriers_secret
 
 #: Flower's program to which the command line adds the way to the node.
 _SUPERNODE = "flower-supernode"
@@ -89,7 +89,7 @@ def courier(
     door = _door(config, socket, secret, tuple(apart or ()))
     program, arguments = _program(command), with_door(command, door)
     owner = privileges.chosen_user(user)
-    load_secret(door.secret)
+    load_couriers_secret(door.secret, door.socket)
     home = _absolute(home)
     check_home(home, door)
     privileges.own_folder(home, owner)

@@ -8,9 +8,7 @@ Not PKCS #8: what ``cryptography`` writes derives its key with PBKDF2 at 2048 ro
 fast and cannot be set.
 """
 
-import errno
 import os
-import stat
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from protocol import canonical_json
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
 from protocol.files import write_new
+from protocol.private_file import read_private
 
 Kind = Literal["ed25519", "x25519", "mlkem768-x25519"]
 
@@ -228,30 +227,3 @@ def make_key_file(path: Path) -> None:
         InputError: there is a file already, or no folder. StorageFailedError: it could not be stored durably.
     """
     write_new(path, os.urandom(KEY_FILE_BYTES[0]))
-
-
-def read_private(path: Path, what: str, *, max_bytes: int) -> bytes:
-    """The content of a file that belongs to this user alone; a symbolic link or a pipe is not followed or waited for.
-
-    Raises:
-        InputError: one line that begins with ``what``.
-    """
-    try:
-        # Without O_NONBLOCK, a pipe with that name would hold the program up.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise InputError(f"{what} {path} is a symbolic link; give the file itself") from None
-        raise InputError(f"cannot read {what} {path}: {error.strerror}") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{what} {path} is not a file")
-        if status.st_mode & 0o077 or status.st_uid != os.geteuid():
-            raise InputError(f"{what} {path} must belong to you alone: chown it to yourself and chmod 600")
-        data = os.read(descriptor, max_bytes + 1)
-    finally:
-        os.close(descriptor)
-    if len(data) > max_bytes:
-        raise InputError(f"{what} {path} has more than {max_bytes} bytes; this is another file")
-    return data
