@@ -11,6 +11,7 @@ from pathlib import Path
 
 import typer
 import uvicorn
+from starlette.applications import Starlette
 
 from collective_node.annotation_access import Access
 from collective_node.annotation_clusters import clusters
@@ -52,19 +53,7 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
         port = listener.getsockname()[1]
         title = f"cycle {int(folder.name.removeprefix('cycle-'))}"
         app = make_app(unknown, groups, book, access, title=title, finished=lambda: _stop(server))
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                # An access log would hold the tokens.
-                access_log=False,
-                log_config=None,
-                lifespan="off",
-                ws="none",
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=2,
-            )
-        )
+        server = make_server(app)
         say(f"{len(unknown)} unknown images in {len(groups)} groups wait for names: {folder}")
         say("Open this address in a browser on this machine. It works once.")
         _tell(access.address(port))
@@ -92,6 +81,25 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
             f"finished: {sum(map(len, new.values()))} images of {len(new)} new classes, "
             f"{len(labels.dismissed)} dismissed, {len(unknown) - len(labels.given)} left undecided"
         )
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """What serves the page."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            # The same parser on every machine, and the strict one.
+            http="h11",
+            # An access log would hold the tokens.
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
 
 
 def _listen(port: int, before: int) -> socket.socket:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from protocol import canonical_json
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
@@ -38,6 +38,9 @@ _NONCE_BYTES = 12
 _INFO = b"learngene private key 1"
 # RFC 9106, section 4: the second recommended option, which a small machine can afford.
 _ITERATIONS, _LANES, _MEMORY_KIB = 3, 4, 64 * 1024
+# Four times as much as we ask for: one second on a core of 2024, so below five on a slow one.
+_MOST_MEMORY_KIB = 256 * 1024
+_MOST_WORK_KIB = 3 * _MOST_MEMORY_KIB
 _CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 _Salt = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * _SALT_BYTES}}}$")]
@@ -96,15 +99,23 @@ class PrivateKey:
 
 
 class _Argon2id(BaseModel):
-    """RFC 9106. The upper limits keep a file of unknown origin from taking the machine's memory."""
+    """RFC 9106. The upper limits keep a file of unknown origin from taking the machine's memory and its time."""
 
     model_config = _CONFIG
 
     name: Literal["argon2id"] = "argon2id"
     salt: _Salt
-    iterations: int = Field(default=_ITERATIONS, ge=_ITERATIONS, le=16)
+    iterations: int = Field(default=_ITERATIONS, ge=_ITERATIONS, le=_MOST_WORK_KIB // _MEMORY_KIB)
     lanes: int = Field(default=_LANES, ge=1, le=16)
-    memory_kib: int = Field(default=_MEMORY_KIB, ge=_MEMORY_KIB, le=1024 * 1024)
+    memory_kib: int = Field(default=_MEMORY_KIB, ge=_MEMORY_KIB, le=_MOST_MEMORY_KIB)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "_Argon2id":
+        if self.iterations * self.memory_kib > _MOST_WORK_KIB:
+            raise ValueError(
+                f"iterations times memory_kib is {self.iterations * self.memory_kib}, the limit is {_MOST_WORK_KIB}"
+            )
+        return self
 
     def derive(self, secret: bytes) -> bytes:
         return Argon2id(

@@ -239,7 +239,8 @@ def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
         import encodings.idna, encodings.ascii
         privileges.become(privileges.User("x", {user}, {user}, {groups!r}))
         try:
-            print(ask(door / "node.sock", load_couriers_secret(door / "socket.secret", door / "node.sock"), Frame("echo")).word)
+            secret = load_couriers_secret(door / "socket.secret", door / "node.sock")
+            print(ask(door / "node.sock", secret, Frame("echo")).word)
         except LearngeneError as error:
             print(type(error.__cause__).__name__)
     """
