@@ -2,7 +2,6 @@
 
 import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -13,6 +12,7 @@ import click
 import typer
 import typer.core
 
+from protocol.encoding.log_format import traceback_lines
 from protocol.encoding.visible_text import visible_line
 from protocol.errors import InputError, LearngeneError
 
@@ -96,9 +96,8 @@ def _say(text: str, code: int) -> int:
 
 def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A fault of ours, as Python shows it; its text can hold a name from elsewhere all the same."""
-    for part in traceback.format_exception(kind, error, trace):
-        for line in part.rstrip("\n").split("\n"):
-            print(visible_line(line), file=sys.stderr)
+    for line in traceback_lines(kind, error, trace):
+        print(line, file=sys.stderr)
 
 
 def _show_version(wanted: bool) -> None:
