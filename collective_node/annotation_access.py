@@ -1,15 +1,19 @@
 """Who may see the annotation page: an address that works once is exchanged for a cookie."""
 
 import hashlib
+import os
 import secrets
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import InputError
+from protocol.private_file import read_private
 from protocol.storage import write_atomically
 
 _ACCESS_FILE = "access.json"
+#: Room for some thousand cookies.
+_MAX_FILE_BYTES = 256 * 1024
 
 
 class _Kept(BaseModel):
@@ -43,12 +47,16 @@ class Access:
         self._path = folder / _ACCESS_FILE
         self._tokens: set[str] = set()
         try:
-            self._kept = _Kept.model_validate_json(self._path.read_bytes())
-        except FileNotFoundError:
-            self._kept = _Kept(place=secrets.token_hex(16))
-        except (OSError, ValidationError) as error:
+            self._kept = self._remembered()
+        except ValidationError as error:
             raise InputError(f"{self._path} cannot be read; remove it, and open a new address") from error
         self.place = self._kept.place
+
+    def _remembered(self) -> _Kept:
+        """What the file says. It lies where the node writes, so it may be anything."""
+        if not os.path.lexists(self._path):
+            return _Kept(place=secrets.token_hex(16))
+        return _Kept.model_validate_json(read_private(self._path, "the page's memory", max_bytes=_MAX_FILE_BYTES))
 
     @property
     def port(self) -> int:

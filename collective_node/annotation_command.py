@@ -11,6 +11,7 @@ from pathlib import Path
 
 import typer
 import uvicorn
+from starlette.applications import Starlette
 
 from collective_node.annotation_access import Access
 from collective_node.annotation_clusters import clusters
@@ -19,6 +20,7 @@ from collective_node.annotation_server import make_app
 from collective_node.unknown_set import CYCLES_FOLDER, load
 from protocol.errors import InputError, RunFailedError
 from protocol.node_configuration import node_table, read
+from protocol.output import say
 from protocol.storage import write_atomically
 from protocol.terminal import EXIT_INTERRUPTED
 
@@ -51,24 +53,12 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
         port = listener.getsockname()[1]
         title = f"cycle {int(folder.name.removeprefix('cycle-'))}"
         app = make_app(unknown, groups, book, access, title=title, finished=lambda: _stop(server))
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                # An access log would hold the tokens.
-                access_log=False,
-                log_config=None,
-                lifespan="off",
-                ws="none",
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=2,
-            )
-        )
-        typer.echo(f"{len(unknown)} unknown images in {len(groups)} groups wait for names: {folder}")
-        typer.echo("Open this address in a browser on this machine. It works once.")
+        server = make_server(app)
+        say(f"{len(unknown)} unknown images in {len(groups)} groups wait for names: {folder}")
+        say("Open this address in a browser on this machine. It works once.")
         _tell(access.address(port))
         if sys.stdin.isatty():
-            typer.echo("Enter: a new address. Ctrl-C: stop; labels are kept.")
+            say("Enter: a new address. Ctrl-C: stop; labels are kept.")
             threading.Thread(target=_new_addresses, args=(lambda: access.address(port),), daemon=True).start()
         opened = folder / _BROWSER_FILE
         try:
@@ -76,21 +66,40 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
                 _open(opened, access.address(port))
             server.run(sockets=[listener])
         except KeyboardInterrupt:
-            typer.echo()
+            say()
         finally:
             opened.unlink(missing_ok=True)
             listener.close()
         labels = book.labels
         # Where SIGINT was ignored at the start, as for a job in the background, the server just returns.
         if not labels.finished:
-            typer.echo(f"stopped; {len(labels.given)} of {len(unknown)} images are labelled, and kept")
+            say(f"stopped; {len(labels.given)} of {len(unknown)} images are labelled, and kept")
             raise typer.Exit(EXIT_INTERRUPTED)
         access.end()
         new = labels.new_classes(unknown.known)
-        typer.echo(
+        say(
             f"finished: {sum(map(len, new.values()))} images of {len(new)} new classes, "
             f"{len(labels.dismissed)} dismissed, {len(unknown) - len(labels.given)} left undecided"
         )
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """What serves the page."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            # The same parser on every machine, and the strict one.
+            http="h11",
+            # An access log would hold the tokens.
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
 
 
 def _listen(port: int, before: int) -> socket.socket:
@@ -116,7 +125,7 @@ def _stop(server: uvicorn.Server) -> None:
 
 def _tell(address: str) -> None:
     # At once, also into a file or a pipe: somebody waits for it.
-    typer.echo(f"  {address}")
+    say(f"  {address}")
     sys.stdout.flush()
 
 

@@ -103,9 +103,11 @@ class _Guard:
         await (self._refusal(HTTPConnection(scope)) or self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, request: HTTPConnection) -> Response | None:
-        hosts = request.headers.getlist("host")
+        if _says_twice(request):
+            return PlainTextResponse("This request says something twice; no browser does.", 400)
+        host = request.headers.get("host", "")
         # A name that was made to point at 127.0.0.1 stays outside (DNS rebinding). Any port: it may be forwarded.
-        if len(hosts) != 1 or not re.fullmatch(r"127\.0\.0\.1(:[0-9]{1,5})?", hosts[0]):
+        if not re.fullmatch(r"127\.0\.0\.1(:[0-9]{1,5})?", host):
             return PlainTextResponse("This page is at 127.0.0.1 only.", 400)
         path = request.scope["path"]
         if not path.startswith(f"/{self._access.place}/"):
@@ -113,10 +115,25 @@ class _Guard:
         if path != f"/{self._access.place}/enter" and not self._access.admits(request.cookies.get(COOKIE)):
             return PlainTextResponse(_USED, 403)
         # Another site's page can make a browser post, but not with our origin.
-        own = request.headers.get("origin") == f"http://{hosts[0]}"
+        own = request.headers.get("origin") == f"http://{host}"
         if request.scope["method"] not in ("GET", "HEAD") and not own:
             return PlainTextResponse("Only the page itself may send this.", 403)
         return None
+
+
+def _says_twice(request: HTTPConnection) -> bool:
+    """Whether two parts of a request could be taken for one another: of two values, one program checks the first and
+    another believes the second. A length beside chunks is the same (RFC 9112, section 6.1)."""
+    headers = [name for name, _ in request.scope["headers"]]
+    # Read from what was sent: a parser keeps one of two.
+    cookies = [part.partition("=")[0].strip() for part in request.headers.get("cookie", "").split(";")]
+    parameters = [name for name, _ in request.query_params.multi_items()]
+    return (
+        len(set(headers)) < len(headers)
+        or cookies.count(COOKIE) > 1
+        or len(set(parameters)) < len(parameters)
+        or b"transfer-encoding" in headers
+    )
 
 
 class _Page:

@@ -3,7 +3,6 @@
 All of them work on the node's own ledger, and may do so while the node is running.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -11,6 +10,7 @@ import typer
 
 from protocol.architecture import Form
 from protocol.errors import InputError, LearngeneError
+from protocol.output import add_row, moment, print_table, say, say_json, table
 
 if TYPE_CHECKING:
     from protocol.ledger import StoredRelease
@@ -53,11 +53,11 @@ def grant(
         answer = desk.answer_request(data, unix_seconds())
     if isinstance(answer, Withdrawal):
         write_new(out, answer.abort)
-        typer.echo(f"{out}  a notice and no learngene: the one that is asked for was withdrawn and not replaced")
+        say(f"{out}  a notice and no learngene: the one that is asked for was withdrawn and not replaced")
         return
     bundle = BundleFile(*answer)
     bundle_file.write(out, bundle)
-    typer.echo(f"{out}  a bundle file, {len(bundle_file.encode(bundle))} bytes, sealed to whoever asked")
+    say(f"{out}  a bundle file, {len(bundle_file.encode(bundle))} bytes, sealed to whoever asked")
 
 
 def receipt(
@@ -79,7 +79,7 @@ def receipt(
     with named_refusals(file):
         data = read_limited(file, "a receipt", max_bytes=envelope.MAX_BYTES)
         verified = desk.accept_receipt(data, unix_seconds())
-    typer.echo(f"{verified.key.party} has stored release {verified.payload.release}")
+    say(f"{verified.key.party} has stored release {verified.payload.release}")
 
 
 def releases(
@@ -93,7 +93,6 @@ def releases(
       collective-node releases --config ~/collective/config.toml
     """
     from protocol.node_desk import collective_ledger, node_of
-    from protocol.output import add_row, moment, print_table, table
 
     node = node_of(config, "collective")
     ledger = collective_ledger(node)
@@ -102,10 +101,10 @@ def releases(
         for release in ledger.releases(node.run_id)
     ]
     if as_json:
-        typer.echo(json.dumps([_described(*entry) for entry in chain], indent=2))
+        say_json([_described(*entry) for entry in chain], indent=2)
         return
     if not chain:
-        typer.echo(f"nothing is published in run {node.run_id} yet")
+        say(f"nothing is published in run {node.run_id} yet")
         return
     shown = table(
         "number", "form", "signed", "valid until", "withdrawn", "granted to", "receipts", "digest",
@@ -155,28 +154,26 @@ def withdraw(
     # Before any key is opened: it holds from here on, whatever fails later.
     withdrawn = ledger.withdraw(node.run_id, found.digest)
     if found.withdrawn:
-        typer.echo(f"release {found.seq} was withdrawn before, {found.digest}")
+        say(f"release {found.seq} was withdrawn before, {found.digest}")
     else:
         for one in withdrawn:
-            typer.echo(f"withdrawn  release {one.seq}, {one.payload.form}, {one.digest}")
+            say(f"withdrawn  release {one.seq}, {one.payload.form}, {one.digest}")
         granted = len({keyid for one in withdrawn for keyid in ledger.granted(one.digest)})
-        typer.echo(f"It was granted to {granted} individual{'' if granted == 1 else 's'}.")
+        say(f"It was granted to {granted} individual{'' if granted == 1 else 's'}.")
     newest = [ledger.latest(node.run_id, form) for form in get_args(Form)]
     if any(one is not None and not one.withdrawn for one in newest):
         try:
             desk = open_desk(node, CollectiveDesk)
             again = desk.release_again(unix_seconds(), lambda: secrets.token_bytes(CONTENT_KEY_BYTES))
         except LearngeneError:
-            typer.echo(
-                "It is granted no more, but not every release tells of it yet: mend what is said below, then give"
-            )
-            typer.echo("the same command again.")
+            say("It is granted no more, but not every release tells of it yet: mend what is said below, then give")
+            say("the same command again.")
             raise
         for one in again:
-            typer.echo(f"released   {one.payload.form} once more, as release {one.seq}, which tells of it")
-    typer.echo("Whoever requests from now on is told, by the answer or by the next release that is published.")
+            say(f"released   {one.payload.form} once more, as release {one.seq}, which tells of it")
+    say("Whoever requests from now on is told, by the answer or by the next release that is published.")
     if len(ledger.withdrawn(node.run_id)) > MOST_WITHDRAWN:
-        typer.echo(f"Of all that are withdrawn, a release names the {MOST_WITHDRAWN} with the highest numbers only.")
+        say(f"Of all that are withdrawn, a release names the {MOST_WITHDRAWN} with the highest numbers only.")
 
 
 def _find(chain: "list[StoredRelease]", text: str) -> "StoredRelease":

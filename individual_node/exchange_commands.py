@@ -8,6 +8,7 @@ import typer
 
 from individual_node.user_commands import form_of
 from protocol.errors import RunFailedError
+from protocol.output import say
 
 if TYPE_CHECKING:
     from protocol.desks import IndividualDesk, Inheritance
@@ -48,7 +49,7 @@ def request(
     desk = open_desk(node_of(config, "individual"), IndividualDesk, new=True)
     data = desk.request(wanted, unix_seconds(), secrets.token_bytes(16), fresh=fresh)
     write_new(out, data)
-    typer.echo(f"{out}  a request for the form {form}, {len(data)} bytes: take it to the collective")
+    say(f"{out}  a request for the form {form}, {len(data)} bytes: take it to the collective")
 
 
 def inherit(
@@ -87,15 +88,15 @@ def inherit(
     _say_inherited(inheritance, envelope.digest(bundle.release), desk)
     if receipt is not None:
         write_new(receipt, inheritance.receipt)
-        typer.echo(f"receipt    {receipt}: take it to the collective")
+        say(f"receipt    {receipt}: take it to the collective")
 
 
 def _say_notice(notice: "Abort") -> None:
     if notice.code != "withdrawn" or notice.subject is None:
         raise RunFailedError(f"the collective answered with an abort, code {notice.code}; ask it what to do")
-    typer.echo(f"withdrawn  release {notice.subject}")
-    typer.echo("The collective has taken this learngene back and published no other: nothing was inherited. What was")
-    typer.echo("adapted from it says so from now on. Request again later.")
+    say(f"withdrawn  release {notice.subject}")
+    say("The collective has taken this learngene back and published no other: nothing was inherited. What was")
+    say("adapted from it says so from now on. Request again later.")
 
 
 def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualDesk") -> None:
@@ -105,10 +106,10 @@ def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualDe
     learngene = inheritance.learngene
     release, digest = learngene.release, learngene.release_digest
     if arrived != digest:
-        typer.echo(f"The file holds the older release {arrived}; the newest here stays:")
-    typer.echo(f"inherited  {release.form}, release {release.seq} of run {release.run_id}, {digest}")
+        say(f"The file holds the older release {arrived}; the newest here stays:")
+    say(f"inherited  {release.form}, release {release.seq} of run {release.run_id}, {digest}")
     for withdrawn in release.withdraws:
-        typer.echo(f"withdrawn  release {withdrawn}")
+        say(f"withdrawn  release {withdrawn}")
     doubt = desk.doubt(digest, release.signer)
     if doubt is not None:
         warn_doubt(doubt, "this learngene", form=release.form, release=digest)

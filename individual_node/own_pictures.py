@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from protocol.architecture import InputContract
+from protocol.encoding.visible_text import is_plain, visible_name
 from protocol.errors import InputError
 
 #: Called with the number of pictures that are read, and of all.
@@ -88,8 +89,10 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
         if not entry.is_dir():
             raise InputError(f"{entry} lies beside the class folders; move it into the folder of its class")
         name = entry.name
-        if not name.isprintable() or name != name.strip() or len(name) > _LONGEST_NAME:
-            raise InputError(f"{str(entry)!a} is no name for a class; use at most {_LONGEST_NAME} plain characters")
+        if not is_plain(name) or name != name.strip() or len(name) > _LONGEST_NAME:
+            raise InputError(
+                f"{visible_name(entry)} is no name for a class; use at most {_LONGEST_NAME} plain characters"
+            )
         classes[name] = picture_files(entry)
     if len(classes) < 2:
         found = f"only the class {next(iter(classes))!r}" if classes else "no class folder"

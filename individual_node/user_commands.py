@@ -4,7 +4,6 @@ torch and numpy are loaded inside the commands only: ``individual-node start`` h
 """
 
 import json
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError, RefusedError, fault_line
+from protocol.output import add_row, print_table, say, say_json, table, warn, warn_doubt
 from protocol.progress_bar import progress_bar
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def bundle(
     from protocol.desks import IndividualDesk
     from protocol.files import check_free
     from protocol.node_desk import node_of, open_desk
-    from protocol.output import warn_doubt
 
     wanted = form_of(form)
     check_free(out)
@@ -60,7 +60,7 @@ def bundle(
     if packed is None:
         raise InputError(f"this node has inherited nothing of the form {form} in its run yet: request it first")
     bundle_file.write(out, packed)
-    typer.echo(f"{out}  {len(bundle_file.encode(packed))} bytes")
+    say(f"{out}  {len(bundle_file.encode(packed))} bytes")
     release = envelope.digest(packed.release)
     signer = messages.decode(messages.Release, envelope.parse(packed.release).payload).signer
     doubt = desk.doubt(release, signer)
@@ -124,7 +124,6 @@ def adapt(
     from individual_node import adapted, own_pictures, own_task
     from protocol.files import check_free
     from protocol.images import choose_device
-    from protocol.output import warn_doubt
 
     check_free(out)
     node = None if config is None else _configuration(config)
@@ -155,7 +154,7 @@ def adapt(
         )
     adapted.save(model, out)
     _show_model(model.description, pictures)
-    typer.echo(f"model  {out}")
+    say(f"model  {out}")
     if reading.withdrawn:
         warn_doubt("withdrawn", "this learngene", form=architecture.form, release=verified.release_digest)
 
@@ -186,7 +185,7 @@ def predict(
     files = own_pictures.pictures_of(images)
     contract, classes = loaded.description.input, loaded.description.classes
     found = []
-    with progress_bar(say=False) as observe:
+    with progress_bar(plain=False) as observe:
         for done, file in enumerate(files, 1):
             found.append(loaded.classifier.probabilities(own_pictures.read_picture(file, contract)[None])[0])
             observe(done, len(files), "naming pictures")
@@ -233,7 +232,7 @@ def export(
         said = "not compared with the model: onnxruntime is not installed (pip install 'learngene[onnx]')"
     else:
         said = f"run on {len(pixels)} {'given' if images else 'random'} pictures: differs by at most {difference:.1e}"
-    typer.echo(f"{onnx}  {onnx.stat().st_size} bytes; {said}")
+    say(f"{onnx}  {onnx.stat().st_size} bytes; {said}")
 
 
 def open_bundle(
@@ -285,7 +284,6 @@ def _configuration(path: Path) -> "IndividualConfiguration":
 def _say_doubt(description: "Description") -> "Doubt | None":
     """Say why the learngene that a model grew from should not be used any more, by the node that verified it."""
     from protocol.node_desk import known_doubt
-    from protocol.output import warn_doubt
 
     if description.node is None:
         return None
@@ -295,7 +293,7 @@ def _say_doubt(description: "Description") -> "Doubt | None":
             Path(description.node), run_id=origin.run_id, release=origin.release, signer=origin.collective
         )
     except (InputError, RefusedError) as error:
-        print(f"warning: the node cannot say whether the learngene may still be used: {error}", file=sys.stderr)
+        warn(f"the node cannot say whether the learngene may still be used: {error}")
         return None
     if doubt is not None:
         warn_doubt(doubt, "the learngene that this model grew from", form=origin.form, release=origin.release)
@@ -336,40 +334,39 @@ def _show_model(description: "Description", pictures: "OwnPictures") -> None:
     """The table of classes, and the estimate in words."""
     from individual_node.own_task import wilson_interval
     from protocol.network import describe
-    from protocol.output import add_row, print_table, table
 
     estimate, total = description.estimate, sum(description.pictures)
     columns = ["class", "pictures", *(["named rightly"] if estimate is not None else [])]
     shown = table(*columns, right=columns[1:])
     for row, (name, count) in enumerate(zip(description.classes, description.pictures, strict=True)):
-        add_row(shown, name, str(count), *([f"{estimate.correct[row]} of {count}"] if estimate else []))
+        add_row(shown, visible_name(name), str(count), *([f"{estimate.correct[row]} of {count}"] if estimate else []))
     print_table(shown)
     origin = description.learngene
-    typer.echo(f"learngene  {origin.form}, release {origin.seq} of run {origin.run_id}, {origin.release[:16]}")
-    typer.echo(f"layers     {describe(description.architecture)}")
-    typer.echo(f"method     {description.method}")
+    say(f"learngene  {origin.form}, release {origin.seq} of run {origin.run_id}, {origin.release[:16]}")
+    say(f"layers     {describe(description.architecture)}")
+    say(f"method     {visible_name(description.method)}")
     if pictures.copies:
-        typer.echo(f"copies     {len(pictures.copies)} pictures are there twice and count once: {pictures.copies[0]}")
+        first = visible_name(pictures.copies[0])
+        say(f"copies     {len(pictures.copies)} pictures are there twice and count once: {first}")
     if estimate is None:
-        typer.echo("estimate   none: a class has too few pictures for it, or none was asked for")
+        say("estimate   none: a class has too few pictures for it, or none was asked for")
         return
     right = sum(estimate.correct)
     low, high = wilson_interval(right, total)
     guess = max(description.pictures) / total
-    typer.echo(f"estimate   {right / total:.0%} of new pictures like these, 95 % interval {low:.0%} to {high:.0%}")
-    typer.echo(f"           (always naming the largest class: {guess:.0%})")
-    typer.echo(f"           {right} of {total} were named rightly, each by a model that was taught the other")
-    typer.echo(f"           {estimate.folds - 1} of {estimate.folds} parts. Pictures from elsewhere can do worse.")
+    say(f"estimate   {right / total:.0%} of new pictures like these, 95 % interval {low:.0%} to {high:.0%}")
+    say(f"           (always naming the largest class: {guess:.0%})")
+    say(f"           {right} of {total} were named rightly, each by a model that was taught the other")
+    say(f"           {estimate.folds - 1} of {estimate.folds} parts. Pictures from elsewhere can do worse.")
 
 
 def _show_predictions(files: Sequence[Path], named: Sequence[Sequence[tuple[str, float]]]) -> None:
-    from protocol.output import add_row, print_table, table
 
     others = len(named[0]) > 1
     shown = table("picture", "class", "probability", *(["then"] if others else []), right=["probability"])
     for file, ((best, probability), *rest) in zip(files, named, strict=True):
-        then = ", ".join(f"{name} {value:.1%}" for name, value in rest)
-        add_row(shown, str(file), best, f"{probability:.1%}", *([then] if others else []))
+        then = ", ".join(f"{visible_name(name)} {value:.1%}" for name, value in rest)
+        add_row(shown, visible_name(file), visible_name(best), f"{probability:.1%}", *([then] if others else []))
     print_table(shown)
 
 
@@ -394,10 +391,10 @@ def _write_json(
             for file, best in zip(files, named, strict=True)
         ],
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if path == Path("-"):
-        typer.echo(text, nl=False)
+        say_json(content, indent=2)
     else:
         if not path.absolute().parent.is_dir():
             raise InputError(f"there is no folder {path.absolute().parent}")
-        write_atomically(path, text.encode())
+        # ASCII: a file's name need not be UTF-8.
+        write_atomically(path, json.dumps(content, indent=2).encode("ascii") + b"\n")

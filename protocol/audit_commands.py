@@ -1,14 +1,14 @@
 """The commands ``learngene audit``: what crossed a site's border, and whether the log of it is whole."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from protocol.audit import ALLOWED, Chain, read_chain
+from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError, MalformedError
-from protocol.output import add_row, moment, print_table, table
+from protocol.output import add_row, moment, print_table, say, say_json, table
 
 _Log = Annotated[
     Path, typer.Argument(help="Log of crossings, or the state folder of a node that holds one (crossings.jsonl).")
@@ -40,7 +40,7 @@ def show(
     crossings = [crossing for crossing in chain.crossings if not refused or crossing.decision != ALLOWED]
     if json_output:
         lines = [crossing.model_dump(by_alias=True) for crossing in crossings]
-        typer.echo(json.dumps({"crossings": lines, "head": chain.head}, indent=2))
+        say_json({"crossings": lines, "head": chain.head}, indent=2)
         return
     shown = table("number", "time", "from", "to", "kind", "bytes", "sha256", "decision", right=("number", "bytes"))
     for crossing in crossings:
@@ -74,7 +74,7 @@ def verify(
         if head.lower() not in heads:
             raise MalformedError("the log does not hold the given line any more: its end was cut off, or it is another")
     if json_output:
-        typer.echo(json.dumps({"lines": len(chain.crossings), "head": chain.head}))
+        say_json({"lines": len(chain.crossings), "head": chain.head})
         return
     _say_head(chain)
 
@@ -82,11 +82,11 @@ def verify(
 def _read(log: Path) -> Chain:
     path = log / _NAME if log.is_dir() else log
     if not path.exists():
-        raise InputError(f"there is no log of crossings {path}")
+        raise InputError(f"there is no log of crossings {visible_name(path)}")
     return read_chain(path)
 
 
 def _say_head(chain: Chain) -> None:
     refused = sum(crossing.decision != ALLOWED for crossing in chain.crossings)
-    typer.echo(f"{len(chain.crossings)} crossings, {refused} of them refused; the chain is whole")
-    typer.echo(f"head {chain.head}")
+    say(f"{len(chain.crossings)} crossings, {refused} of them refused; the chain is whole")
+    say(f"head {chain.head}")

@@ -13,7 +13,7 @@ import typer
 from protocol.errors import InputError
 from protocol.files import check_free
 from protocol.key_commands import kem_named
-from protocol.output import add_row, print_table, table
+from protocol.output import add_row, print_table, say, table
 from protocol.progress_bar import progress_bar
 from protocol.storage import write_atomically
 
@@ -114,12 +114,12 @@ def bundle(
     _show(result)
     if json_file is not None:
         write_atomically(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n")
-        typer.echo(f"{json_file}")
+        say(f"{json_file}")
     if figure is not None:
         from protocol.bench_figure import audiences_figure
 
         write_atomically(figure, audiences_figure(result))
-        typer.echo(f"{figure}")
+        say(f"{figure}")
 
 
 def _show(result: "BundleBenchmark") -> None:
@@ -141,16 +141,16 @@ def _show(result: "BundleBenchmark") -> None:
         )
     print_table(timings)
     share = result.opening_share
-    typer.echo(
+    say(
         f"Opening (HPKE, AES-256-GCM) is {100 * share.median:.0f} % of the whole verification"
-        f" ({100 * share.smallest:.0f} to {100 * share.largest:.0f} %).\n"
-        "Medians; ratios are taken within each repeat, smallest and largest in brackets.\n"
+        f" ({100 * share.smallest:.0f} to {100 * share.largest:.0f} %)."
     )
+    say("Medians; ratios are taken within each repeat, smallest and largest in brackets.")
     sha256 = result.timing(SHA256).seconds
     if sha256.largest > _BUSY * sha256.smallest:
-        typer.echo(
+        say(
             f"The machine was busy with other things: SHA-256 of the same bytes took {1000 * sha256.smallest:.0f} to"
-            f" {1000 * sha256.largest:.0f} ms. Measure again when it is quiet.\n"
+            f" {1000 * sha256.largest:.0f} ms. Measure again when it is quiet."
         )
     sizes = ("MB", "of the learngene")
     memory = table("", *sizes, title="Peak memory beyond the received bytes", right=sizes)
@@ -159,7 +159,7 @@ def _show(result: "BundleBenchmark") -> None:
     print_table(memory)
     if result.audiences is not None:
         _show_audiences(result)
-    typer.echo(", ".join(f"{name} {value}" for name, value in result.machine.items()))
+    say(", ".join(f"{name} {value}" for name, value in result.machine.items()))
 
 
 def _show_audiences(result: "BundleBenchmark") -> None:
@@ -179,10 +179,10 @@ def _show_audiences(result: "BundleBenchmark") -> None:
         add_row(grants, name, _with_range(seconds, 1000))
     print_table(grants)
     shared, separate = found.shared_bytes(count) / MEGABYTE, found.separate_bytes(count) / MEGABYTE
-    typer.echo(
-        f"A grant has {found.grant_bytes} bytes, the release {found.release_bytes}, a request {found.request_bytes}.\n"
+    say(f"A grant has {found.grant_bytes} bytes, the release {found.release_bytes}, a request {found.request_bytes}.")
+    say(
         f"One blob for {count} individuals: {shared:.2f} MB in all; a blob for each: {separate:.2f} MB"
-        f" ({separate / shared:.0f} times as much).\n"
+        f" ({separate / shared:.0f} times as much)."
     )
 
 

@@ -1,12 +1,13 @@
 """The commands ``learngene inspect`` and ``learngene verify``: what is in a file, and what of it is proven."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from protocol import trust_commands
+from protocol.encoding.visible_text import visible_name
+from protocol.output import add_row, lines, print_table, say, say_json, table, warn_doubt
 
 if TYPE_CHECKING:
     from protocol.bundle_reading import Reading
@@ -44,12 +45,12 @@ def inspect(
             found = inspection.inspect(read_start(file, "the file", max_bytes=inspection.MAX_BYTES + 1))
     if isinstance(found, inspection.TrustFile):
         if not as_json:
-            typer.echo(_NOT_VERIFIED)
+            say(_NOT_VERIFIED)
         trust_commands.show(file, "", as_json)
     elif as_json:
-        typer.echo(json.dumps({"verified": False, **found.values}, indent=2))
+        say_json({"verified": False, **found.values}, indent=2)
     else:
-        typer.echo(_NOT_VERIFIED)
+        say(_NOT_VERIFIED)
         if isinstance(found, inspection.Bundle):
             _show_bundle(found)
         else:
@@ -99,7 +100,6 @@ def verify(
 
 def _show_bundle(bundle: "Bundle") -> None:
     from protocol import inspection
-    from protocol.output import add_row, print_table, table
 
     _show_facts("release", bundle.release.facts)
     shown = table(
@@ -116,23 +116,18 @@ def _show_bundle(bundle: "Bundle") -> None:
 
 
 def _show_facts(title: str, facts: "Facts") -> None:
-    from protocol.output import add_row, print_table, table
-
     shown = table(title=title)
     for name, value in facts:
-        add_row(shown, name, value)
+        add_row(shown, name, lines(value))
     print_table(shown)
 
 
 def _report(path: Path, reading: "Reading") -> None:
     """What was proven, step by step, and what was not."""
-    from protocol.files import shown as shown_name
-    from protocol.output import add_row, print_table, table, warn_doubt
-
     content = "and its content" if reading.opened is not None else "but not its content"
-    typer.echo(f"{shown_name(path)}: signatures and ciphertext are verified, {content}")
+    say(f"{visible_name(path)}: signatures and ciphertext are verified, {content}")
     if not reading.pinned:
-        typer.echo("under a root key that nobody pinned: compare its fingerprint with whoever keeps it, or give --root")
+        say("under a root key that nobody pinned: compare its fingerprint with whoever keeps it, or give --root")
     steps = table("step", "result", "what")
     for step in _steps(reading):
         add_row(steps, *step)

@@ -18,6 +18,7 @@ from protocol import (
     trust_commands,
 )
 from protocol.errors import InputError
+from protocol.output import say
 from protocol.terminal import make_app, run_app
 
 #: Entry points of this group are called with the application and add their commands to it.
@@ -61,7 +62,7 @@ def relay_app(out: Annotated[Path, typer.Option(help="Folder to make.")]) -> Non
             shutil.copyfile(source, out / "pyproject.toml")
         except OSError as error:
             raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
-    typer.echo(f"{out / 'pyproject.toml'}")
+    say(f"{out / 'pyproject.toml'}")
 
 
 def _add_installed_commands(app: typer.Typer) -> None:

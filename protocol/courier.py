@@ -18,7 +18,7 @@ from protocol.socket import (
     ask,
     decode_header,
     encode_header,
-    load_secret,
+    load_couriers_secret,
     simulation_paths,
 )
 
@@ -92,7 +92,7 @@ def door(context: Context) -> tuple[Path, Path]:
 
 def _ask_node(record: RecordDict, context: Context) -> Frame:
     socket, secret = door(context)
-    return ask(socket, load_secret(secret), from_record(record))
+    return ask(socket, load_couriers_secret(secret, socket), from_record(record))
 
 
 def _refusal(code: str) -> Frame:

@@ -18,7 +18,8 @@ from protocol.confinement import confine, privileges
 from protocol.confinement.confine import COURIER
 from protocol.errors import InputError
 from protocol.node_configuration import node_table, read
-from protocol.socket import load_secret
+from protocol.output import say
+from protocol.socket import load_couriers_secret
 
 #: Flower's program to which the command line adds the way to the node.
 _SUPERNODE = "flower-supernode"
@@ -88,7 +89,7 @@ def courier(
     door = _door(config, socket, secret, tuple(apart or ()))
     program, arguments = _program(command), with_door(command, door)
     owner = privileges.chosen_user(user)
-    load_secret(door.secret)
+    load_couriers_secret(door.secret, door.socket)
     home = _absolute(home)
     check_home(home, door)
     privileges.own_folder(home, owner)
@@ -99,7 +100,7 @@ def courier(
     os.umask(0o077)
     _check_readable([program, door.secret, *_files(command)])
     found = confine.not_confined(COURIER) if unconfined else confine.confine(rules, home, COURIER, apart=door.apart)
-    typer.echo(f"courier of {door.socket}, process {os.getpid()} of user {os.getuid()}: {found.line}", err=True)
+    say(f"courier of {door.socket}, process {os.getpid()} of user {os.getuid()}: {found.line}", error=True)
     privileges.close_inherited()
     os.execve(program, arguments, environment(home, os.environ))
 

@@ -29,12 +29,12 @@ from protocol.confinement.confine import COURIER, GUARDS, NODE, Profile
 from protocol.confinement.landlock import Access
 from protocol.confinement.privileges import User
 from protocol.errors import LearngeneError, RunFailedError
-from protocol.key_file import read_private
 from protocol.keys import key_identifier
 from protocol.node import Role
 from protocol.node_configuration import STRICT, NodeTable, check, node_table, read
 from protocol.output import moment
 from protocol.policy_file import load_policy
+from protocol.private_file import read_private
 from protocol.socket import MAX_PATH_BYTES, load_secret
 from protocol.trust_file import read_trust
 
@@ -378,7 +378,7 @@ def _socket(node: NodeTable) -> str:
         raise RunFailedError(f"its path has {size} bytes, the system allows {MAX_PATH_BYTES}; shorten {node.socket}")
     if node.socket_group is None and node.socket.parent.exists():
         _check_private(node.socket.parent)
-    load_secret(node.secret)
+    load_secret(node.secret, group=None if node.socket_group is None else privileges.find_group(node.socket_group))
     return str(node.socket)
 
 

@@ -1,13 +1,12 @@
 """What ``doctor`` prints, for a node and for a machine."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protocol.output import add_row, print_table, table
+from protocol.output import add_row, print_table, say, say_json, table
 from protocol.terminal import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -36,12 +35,12 @@ def show(findings: "Sequence[Finding]", *, as_json: bool) -> None:
 
     would_start = starts(findings)
     if as_json:
-        typer.echo(json.dumps({"starts": would_start, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        say_json({"starts": would_start, "findings": [asdict(finding) for finding in findings]}, indent=2)
     else:
         shown = table("what", "verdict", "found", "what to do")
         for finding in findings:
             add_row(shown, finding.subject, finding.verdict, finding.found, finding.advice)
         print_table(shown)
-        typer.echo("a node would start" if would_start else "a node would not start")
+        say("a node would start" if would_start else "a node would not start")
     if not would_start:
         raise typer.Exit(EXIT_FAILED)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from protocol.encoding.visible_text import visible_line, visible_name
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -129,11 +131,15 @@ class StorageFailedError(RefusedError):
     advice = "check the disk, then try again"
 
 
+_LONGEST_FAULT = 400
+
+
 def first_fault(error: "ValidationError") -> tuple[str, str]:
     """Where the first fault is that pydantic found, as names with dots between (empty: the whole), and what it is."""
     fault = error.errors(include_url=False, include_input=False)[0]
-    text = fault["msg"].removeprefix("Value error, ")
-    return ".".join(str(step) for step in fault["loc"]), f"{text[:1].lower()}{text[1:]}"
+    text = visible_line(fault["msg"].removeprefix("Value error, "), length=_LONGEST_FAULT)
+    # A name of a field is ours; a key of a table is whoever wrote it.
+    return ".".join(visible_name(str(step), length=64) for step in fault["loc"]), f"{text[:1].lower()}{text[1:]}"
 
 
 def fault_line(error: "ValidationError", *, inside: str = "") -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from protocol import storage
+from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError, RefusedError, StorageFailedError, TooLargeError
 
 
@@ -33,10 +34,10 @@ def opened(path: Path, what: str) -> Iterator[BinaryIO]:
     try:
         with open_binary(path) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InputError(f"{shown(path)} is not a file")
+                raise InputError(f"{visible_name(path)} is not a file")
             yield file
     except OSError as error:
-        raise InputError(f"cannot read {what} {shown(path)}: {error.strerror}") from None
+        raise InputError(f"cannot read {what} {visible_name(path)}: {error.strerror}") from None
 
 
 def read_start(path: Path, what: str, *, max_bytes: int) -> bytes:
@@ -68,7 +69,7 @@ def check_free(path: Path) -> None:
         raise _taken(path)
     folder = path.absolute().parent
     if not os.path.isdir(folder):
-        raise InputError(f"there is no folder {folder}")
+        raise InputError(f"there is no folder {visible_name(folder)}")
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -87,7 +88,7 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def _taken(path: Path) -> InputError:
-    return InputError(f"{path} exists already and is not overwritten; choose another name")
+    return InputError(f"{visible_name(path)} exists already and is not overwritten; choose another name")
 
 
 @contextmanager
@@ -99,10 +100,5 @@ def named_refusals(what: Path | str) -> Iterator[None]:
         # The reader's own disk is at fault, not the file.
         raise
     except RefusedError as error:
-        name = shown(what) if isinstance(what, Path) else what
+        name = visible_name(what) if isinstance(what, Path) else what
         raise type(error)(f"{name} is refused ({error.code}): {error}") from None
-
-
-def shown(path: Path) -> str:
-    """A file's name for the screen: on a stick from somebody else it may hold what steers a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in str(path))

@@ -11,6 +11,7 @@ from protocol.errors import InputError
 from protocol.files import check_free
 from protocol.key_file import Unlock
 from protocol.keys import SigningKey, fingerprint
+from protocol.output import say
 from protocol.passphrase import ask_new
 
 
@@ -42,12 +43,12 @@ def keygen(
     if kind == "signing":
         signing = SigningKey.generate()
         signing.save(out, unlock)
-        typer.echo(f"public key     {signing.public_hex}")
-        typer.echo(f"fingerprint    {signing.fingerprint}")
+        say(f"public key     {signing.public_hex}")
+        say(f"fingerprint    {signing.fingerprint}")
     else:
         encryption = EncryptionKey.generate(encapsulation)
         encryption.save(out, unlock)
-        typer.echo(f"fingerprint    {fingerprint(encryption.public)}")
+        say(f"fingerprint    {fingerprint(encryption.public)}")
 
 
 def kem_named(word: str) -> Kem:
@@ -68,5 +69,5 @@ def _unlock(key_file: Path | None, out: Path) -> Unlock:
         return ask_new(out.name)
     if not key_file.exists() and not key_file.is_symlink():
         key_files.make_key_file(key_file)
-        typer.echo(f"key file       {key_file} (new; without it the key is lost)")
+        say(f"key file       {key_file} (new; without it the key is lost)")
     return Unlock.key_file(key_file)

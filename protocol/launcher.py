@@ -65,7 +65,7 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
     # Before there are keys in memory that it would have as well.
     warden = start_warden(log, user) if not unconfined and confine.offered() else None
-    secret = load_secret(node.secret)
+    secret = load_secret(node.secret, node=None if user is None else user.uid, group=group)
     # Before the process is confined: a confined one need not be able to read a key file.
     keys = open_keys(node, user)
     with privileges.acting_as(user):

@@ -22,6 +22,7 @@ from protocol.launcher import launch
 from protocol.node import Role
 from protocol.node_configuration import NodeConfiguration
 from protocol.node_keys import NodeKeys
+from protocol.output import say
 from protocol.passphrase import ask_new
 from protocol.socket import MAX_PATH_BYTES, make_secret, private_folder
 from protocol.storage import write_atomically
@@ -146,21 +147,21 @@ def _init(
     ask = (lambda: ask_new(party)) if passphrase else None
     made = initialise(out, role=role, data=data, party=party, root=root, run_id=run_id, kem=kem, passphrase=ask)
     key = made.signing
-    typer.echo(f"configuration  {out / 'config.toml'}")
-    typer.echo(f"public key     {key.public_hex}")
-    typer.echo(f"fingerprint    {key.fingerprint}")
+    say(f"configuration  {out / 'config.toml'}")
+    say(f"public key     {key.public_hex}")
+    say(f"fingerprint    {key.fingerprint}")
     if not passphrase:
-        typer.echo(
+        say(
             f"key file       {out / _KEY_FILE}: it opens this node's keys; move it to another device and set "
             "node.key_file, or begin with --passphrase instead"
         )
     # Without the fingerprint: one that came with the key would prove nothing.
-    typer.echo("Whoever keeps the root key types this, and compares the fingerprint with you over another channel:")
-    typer.echo(
+    say("Whoever keeps the root key types this, and compares the fingerprint with you over another channel:")
+    say(
         f"learngene trust add --root-key root.key --trust trust.json --role {role} --party {party} "
         f"--public {key.public_hex}"
     )
-    typer.echo(f"The trust.json that comes of it belongs at {out / 'trust.json'}")
+    say(f"The trust.json that comes of it belongs at {out / 'trust.json'}")
 
 
 def initialise(

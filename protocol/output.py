@@ -1,23 +1,101 @@
-"""What commands print: tables, points in time, and the warning where something is used that should not be."""
+"""What commands print, all of it through one gate: lines, JSON, tables, and what Rich draws.
 
-import sys
-from collections.abc import Sequence
+Nothing else in the packages writes to the terminal (``tests/test_names_on_the_terminal.py``): what comes from elsewhere
+cannot steer it from here, and markup in a name is never read.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
+import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
+
+from protocol.encoding.visible_text import visible_line
 
 if TYPE_CHECKING:
     from protocol.learngene import Doubt
 
 
-def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+def say(line: str = "", *, error: bool = False) -> None:
+    """Print one line, on standard output or as an ``error``'s on the other."""
+    typer.echo(visible_line(line), err=error)
+
+
+def warn(line: str) -> None:
+    """Print a warning of one line on standard error."""
+    say(f"warning: {line}", error=True)
+
+
+def say_json(value: object, *, indent: int | None = None) -> None:
+    """Print JSON in ASCII: for programs, so nothing is cut, and a name comes out as it was."""
+    # Of what steers a terminal, `ensure_ascii` leaves this one.
+    typer.echo(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
+
+
+def plain(text: str, style: str = "") -> Text:
+    """One line of text for Rich, safe to show and without markup."""
+    return Text(visible_line(text), style)
+
+
+def lines(text: str) -> Text:
+    """As ``plain``, but the text's own line breaks stay. For texts of this program only."""
+    return Text("\n".join(visible_line(line) for line in text.split("\n")))
+
+
+class PlainTable(Table):
+    """A table of Rich in which a string is a plain text of one line, in cells, headings and title alike."""
+
+    def add_column(self, header: RenderableType = "", *arguments: object, **options: object) -> None:
+        """As Rich's."""
+        super().add_column(_plain(header), *arguments, **options)  # type: ignore[arg-type]
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        """As Rich's."""
+        plain_cells = (None if cell is None else _plain(cell) for cell in cells)
+        super().add_row(*plain_cells, style=style, end_section=end_section)
+
+
+def _plain(cell: RenderableType) -> RenderableType:
+    return plain(cell) if isinstance(cell, str) else cell
+
+
+def console(*, error: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
+    """Rich's console behind the gate: no markup, no emoji codes, no colours for what looks like a number.
+
+    Args:
+        error: write to standard error.
+        file: write there instead.
+        width: in columns; default: the terminal's.
+    """
+    return _Console(stderr=error, file=file, width=width, markup=False, emoji=False, highlight=False)
+
+
+class _Console(Console):
+    """Puts everything that is drawn through the gate, also bars and what a later hand forgets to make plain. By then
+    it is laid out: to keep columns straight, texts are made plain before."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """As Rich's."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(_gated(segment.text), segment.style)
+
+
+def _gated(drawn: str) -> str:
+    # Rich's own line breaks are in it.
+    return "\n".join(visible_line(line, length=10 * len(line)) for line in drawn.split("\n"))
+
+
+def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> PlainTable:
     """An empty table; the columns in ``right`` hold numbers. No column: rows of a name and its value."""
-    made = Table(
-        title=title,
+    made = PlainTable(
+        title=None if title is None else plain(title),
         box=box.SIMPLE_HEAD if columns else None,
         show_header=bool(columns),
         title_justify="left",
@@ -31,17 +109,17 @@ def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) ->
     return made
 
 
-def add_row(to: Table, *cells: str) -> None:
+def add_row(to: PlainTable, *cells: RenderableType) -> None:
     """Add a row of plain texts: what looks like markup in them stays as it is."""
-    to.add_row(*(Text(cell) for cell in cells))
+    to.add_row(*cells)
 
 
 def print_table(shown: Table) -> None:
     """To standard output: as wide as the terminal, or as wide as it needs where that is a file or a pipe."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000)
-    console.print(shown)
+    wide = console()
+    if not wide.is_terminal:
+        wide = console(width=1000)
+    wide.print(shown)
 
 
 def moment(seconds: int) -> str:
@@ -73,4 +151,4 @@ def warn_doubt(doubt: "Doubt", what: str, *, form: str, release: str) -> None:
         "withdrawn": "was withdrawn by the collective",
         "compromised": "was signed with a key that is revoked as compromised, so that a thief may have made it",
     }[doubt]
-    print(f"warning: {what} {why} ({form}, release {release[:16]}); request a new one", file=sys.stderr)
+    warn(f"{what} {why} ({form}, release {release[:16]}); request a new one")

@@ -1,38 +1,38 @@
 """The bar that commands show while they work."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from protocol.encoding.visible_text import visible_line
 from protocol.events import Observer
+from protocol.output import console, say
 
 
 @contextmanager
-def progress_bar(*, say: bool = True, thread: bool = True) -> Iterator[Observer]:
-    """A bar on standard error where that is a terminal; otherwise a line for each kind of work, if ``say``.
+def progress_bar(*, plain: bool = True, thread: bool = True) -> Iterator[Observer]:
+    """A bar on standard error where that is a terminal; otherwise a line for each kind of work, if ``plain``.
 
     Args:
         thread: draw the bar from a thread of its own; else whenever the observer is told.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    shown_on = console(error=True)
+    if not shown_on.is_terminal:
         said: set[str] = set()
 
         def write(done: int, total: int, text: str) -> None:
-            if say and text not in said:
+            if plain and text not in said:
                 said.add(text)
-                print(text, file=sys.stderr)
+                say(text, error=True)
 
         yield write
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, console=console, transient=True, auto_refresh=thread) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, console=shown_on, transient=True, auto_refresh=thread) as bar:
         task = bar.add_task("", total=None)
 
         def show(done: int, total: int, text: str) -> None:
-            bar.update(task, completed=done, total=total, description=text, refresh=not thread)
+            bar.update(task, completed=done, total=total, description=visible_line(text), refresh=not thread)
 
         yield show

@@ -10,7 +10,9 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from protocol.courier import MESSAGE_TYPE, UNREACHABLE, from_record, to_record
+from protocol.encoding.visible_text import visible_line, visible_name
 from protocol.errors import InputError, RefusedError, RunFailedError
+from protocol.output import say
 from protocol.socket import Frame
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ DEFAULT_FORMS = "condensed,paper"
 POLL_SECONDS = 2.0
 #: A wish that did not reach its node, or whose answer got lost, is repeated; every wish may be repeated.
 _ATTEMPTS = 5
+_LONGEST_REASON = 400
 
 app = ServerApp()
 
@@ -36,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     forms, individuals, patience = deployment_settings(context.run_config)
     nodes = _wait_for_nodes(grid, 1 + individuals, patience)
-    run_round(exchange_over(grid, check_flower), nodes, forms, print, time.sleep, check_flower)
+    run_round(exchange_over(grid, check_flower), nodes, forms, say, time.sleep, check_flower)
 
 
 def run_round(
@@ -123,7 +126,7 @@ class _Party:
         """The answer to a wish."""
         answer = self._exchange(self._node, Frame(word, words=words or {}, parts=parts or {}))
         if answer.word == "refused":
-            code = answer.words.get("code", "no code")
+            code = _word(answer, "code", "no code")
             raise PartyFailedError(f"{self.party} refused {word!r} ({code}); its own log says why", self.party)
         return answer
 
@@ -164,9 +167,9 @@ def _roles(ask: Exchange, nodes: Sequence[int]) -> tuple[_Party, list[_Party]]:
     for node in nodes:
         answer = ask(node, Frame("status"))
         if answer.word == "refused":
-            code = answer.words.get("code", "no code")
+            code = _word(answer, "code", "no code")
             raise RunFailedError(f"a node does not say what it is ({code}); is its node process running?")
-        party = _Party(ask, node, answer.words.get("party", str(node)))
+        party = _Party(ask, node, _word(answer, "party", str(node)))
         (collectives if answer.words.get("role") == "collective" else individuals).append(party)
     if len(collectives) != 1 or not individuals:
         counts = f"{len(collectives)} and {len(individuals)}"
@@ -175,6 +178,11 @@ def _roles(ask: Exchange, nodes: Sequence[int]) -> tuple[_Party, list[_Party]]:
     if len(set(names)) != len(names):
         raise RunFailedError(f"two nodes have the same name: {', '.join(sorted(names))}; give each its own `party`")
     return collectives[0], sorted(individuals, key=lambda individual: individual.party)
+
+
+def _word(answer: Frame, name: str, otherwise: str) -> str:
+    """What a node says for people; it can be anything."""
+    return visible_name(answer.words.get(name, otherwise), length=64)
 
 
 def _patient(exchange: Exchange, sleep: Callable[[float], None], check_alive: Callable[[], None]) -> Exchange:
@@ -225,12 +233,12 @@ def check_flower() -> None:
 
 def _answer(reply: Message) -> Frame:
     if reply.has_error():
-        logger.warning("a courier failed: %s", reply.error.reason)
+        logger.warning("a courier failed: %s", visible_name(str(reply.error.reason), length=_LONGEST_REASON))
         return _unreachable()
     try:
         return from_record(reply.content)
     except RefusedError as error:
-        logger.warning("a courier's answer is not a frame: %s", error)
+        logger.warning("a courier's answer is not a frame: %s", visible_line(str(error)))
         return _unreachable()
 
 

@@ -20,7 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError, LearngeneError, MalformedError, RunFailedError, TooLargeError
+from protocol.private_file import read_private
 from protocol.storage import write_atomically
 
 #: Longest path of a Unix socket on Linux, in bytes.
@@ -36,6 +38,7 @@ _GREETING = b"learngene socket 1\n"
 _NONCE_BYTES = 32
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _INTEGER_LIMIT = 2**63
+_MAX_SECRET_FILE_BYTES = 1024
 
 
 class DisconnectedError(LearngeneError):
@@ -260,23 +263,40 @@ def make_secret(path: Path) -> bytes:
     return secret
 
 
-def load_secret(path: Path) -> bytes:
-    """Read a secret of ``SECRET_BYTES`` bytes in hexadecimal.
+def load_secret(path: Path, *, node: int | None = None, group: int | None = None) -> bytes:
+    """Read a secret of ``SECRET_BYTES`` bytes in hexadecimal. It belongs to this user, to root or to the node's user.
+
+    Args:
+        path: its file.
+        node: number of the node's user.
+        group: number of the group of the node's courier, which may read it too.
 
     Raises:
-        InputError: there is none, it is not one, or all users may read it.
+        InputError: there is none, it is not one, it is somebody else's, or others may read or write it.
+    """
+    owners = (0,) if node is None else (0, node)
+    data = read_private(path, "the socket secret", max_bytes=_MAX_SECRET_FILE_BYTES, owners=owners, group=group)
+    try:
+        secret = bytes.fromhex(data.decode("ascii"))
+    except ValueError:
+        secret = b""
+    if len(secret) != SECRET_BYTES:
+        raise InputError(f"{visible_name(path)} is not a socket secret of {SECRET_BYTES} bytes in hexadecimal")
+    return secret
+
+
+def load_couriers_secret(path: Path, socket_path: Path) -> bytes:
+    """Read the secret of a node as its courier, who knows of the node's user and its group what the folder of the
+    socket says: the node makes it, and nobody else can.
+
+    Raises:
+        InputError: as :func:`load_secret`.
     """
     try:
-        if path.stat().st_mode & 0o007:
-            raise InputError(f"the socket secret {path} is open to all users; close it with: chmod 600 {path}")
-        secret = bytes.fromhex(path.read_text("ascii").strip())
-    except OSError as error:
-        raise InputError(f"cannot read the socket secret {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not a socket secret of {SECRET_BYTES} bytes in hexadecimal") from error
-    if len(secret) != SECRET_BYTES:
-        raise InputError(f"{path} is not a socket secret of {SECRET_BYTES} bytes in hexadecimal")
-    return secret
+        folder = os.stat(socket_path.parent)
+    except OSError:
+        return load_secret(path)
+    return load_secret(path, node=folder.st_uid, group=folder.st_gid)
 
 
 def simulation_folder(flower_run: int) -> Path:

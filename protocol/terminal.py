@@ -1,14 +1,19 @@
 """How every command of the project ends: an error is one line on stderr, and the exit code says what kind it was."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from io import TextIOWrapper
+from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import click
 import typer
 import typer.core
 
+from protocol.encoding.log_format import traceback_lines
+from protocol.encoding.visible_text import visible_line
 from protocol.errors import InputError, LearngeneError
 
 EXIT_FAILED = 1
@@ -48,6 +53,10 @@ def make_app(help_text: str) -> typer.Typer:
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0; 2 where the user gave something wrong; 1 where a run failed or something was refused;
     130 after Ctrl-C. ``arguments``: instead of the process's own."""
+    sys.excepthook = _show_crash
+    # What the terminal's encoding lacks is shown by its number, instead of ending the command.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(exit_code(lambda: typer.main.get_command(app).main(arguments, standalone_mode=False)))
 
 
@@ -57,9 +66,9 @@ def exit_code(command: Callable[[], Any]) -> int:
         result = command()
     except click.UsageError as error:
         hint = f"see: {error.ctx.command_path} --help" if error.ctx else "see --help"
-        return _say(f"{error.format_message().rstrip('.')}; {hint}", EXIT_USAGE)
+        return _say(f"{_one_line(error).rstrip('.')}; {hint}", EXIT_USAGE)
     except click.ClickException as error:
-        return _say(error.format_message(), EXIT_FAILED)
+        return _say(_one_line(error), EXIT_FAILED)
     except InputError as error:
         return _say(str(error), EXIT_USAGE)
     except LearngeneError as error:
@@ -74,9 +83,21 @@ def exit_code(command: Callable[[], Any]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _one_line(error: click.ClickException) -> str:
+    """Click breaks the lines of some messages."""
+    return re.sub(r"\s*\n\s*", " ", error.format_message())
+
+
 def _say(text: str, code: int) -> int:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    """The gate of every error, whatever built its line."""
+    print(f"error: {visible_line(text)}", file=sys.stderr)
     return code
+
+
+def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours, as Python shows it; its text can hold a name from elsewhere all the same."""
+    for line in traceback_lines(kind, error, trace):
+        print(line, file=sys.stderr)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,21 +1,19 @@
 """The commands ``learngene trust init|add|revoke|rotate|renew|show``: what whoever keeps the offline root key does."""
 
 import contextlib
-import json
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
-from rich.table import Table
 
 from protocol import keys
+from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError
 from protocol.files import check_free
 from protocol.keys import SigningKey, read_fingerprint, read_public
-from protocol.output import add_row, day, print_table, table
+from protocol.output import PlainTable, add_row, day, print_table, say, say_json, table, warn
 from protocol.passphrase import unlock_with
 from protocol.trust import PARTY_PATTERN, Handover, RevokedKey, Role, TrustedKey, TrustStore
 from protocol.trust_file import read_trust, write_trust
@@ -113,12 +111,12 @@ def init(
     else:
         store = before.taken_over(key.public_hex, expires_at)
     write_trust(out, store, key, new=True)
-    typer.echo(f"root           {key.public_hex}")
-    typer.echo(f"fingerprint    {key.fingerprint}")
+    say(f"root           {key.public_hex}")
+    say(f"fingerprint    {key.fingerprint}")
     if before is not None:
-        typer.echo(f"taken over     {len(store.keys)} keys and {len(store.revoked)} revoked ones; look: trust show")
+        say(f"taken over     {len(store.keys)} keys and {len(store.revoked)} revoked ones; look: trust show")
     _say_version(out, store)
-    typer.echo(f"Every node pins this root: collective-node init --root {key.public_hex} ...")
+    say(f"Every node pins this root: collective-node init --root {key.public_hex} ...")
 
 
 def add(
@@ -170,7 +168,7 @@ def revoke(
         raise InputError(f"{key!r} is revoked already, as {found.reason}: trust show")
     store = store.without_key(found.keyid, why)
     write_trust(trust, store, signing)
-    typer.echo(f"revoked        {found.role} {found.party}, {_fingerprint(found.public)} ({why})")
+    say(f"revoked        {found.role} {found.party}, {_fingerprint(found.public)} ({why})")
     _say_version(trust, store)
 
 
@@ -209,8 +207,8 @@ def rotate(
         new_key = SigningKey.load(new_root_key, unlock_with(new_key_file, purpose=f"the new root key {new_root_key}"))
         store = store.with_root(Handover.make(old_key, new_key))
         write_trust(trust, store, new_key)
-        typer.echo(f"root           {new_key.public_hex}")
-        typer.echo(f"fingerprint    {new_key.fingerprint}")
+        say(f"root           {new_key.public_hex}")
+        say(f"fingerprint    {new_key.fingerprint}")
     else:
         if not (party and role and public):
             raise InputError("give --party, --role and --public, or --new-root-key")
@@ -253,7 +251,7 @@ def show(
     """
     store = read_trust(trust, root=read_public(root, "--root") if root else None)
     if as_json:
-        typer.echo(json.dumps(_description(store, pinned=bool(root)), indent=2))
+        say_json(_description(store, pinned=bool(root)), indent=2)
     else:
         _show_tables(trust, store, pinned=bool(root))
 
@@ -342,23 +340,24 @@ def _fingerprint(public: str) -> str:
 
 
 def _say_pinned(key: TrustedKey, *, compared: bool) -> None:
-    typer.echo(f"pinned         {key.role} {key.party}, epoch {key.epoch}")
-    typer.echo(f"fingerprint    {_fingerprint(key.public)}")
+    say(f"pinned         {key.role} {key.party}, epoch {key.epoch}")
+    say(f"fingerprint    {_fingerprint(key.public)}")
     if not compared:
-        typer.echo(f"Compare it with {key.party} over another channel; if it differs, revoke the key.")
+        say(f"Compare it with {key.party} over another channel; if it differs, revoke the key.")
 
 
 def _say_version(path: Path, store: TrustStore) -> None:
-    typer.echo(f"version        {store.version} of {path}, holds until {day(store.expires_at)}; copy it to every node")
+    until = day(store.expires_at)
+    say(f"version        {store.version} of {visible_name(path)}, holds until {until}; copy it to every node")
     _warn(store)
 
 
 def _warn(store: TrustStore) -> None:
     left = store.expires_at - _now()
     if left < 0:
-        print("warning: the trust store is past its time and no node believes it: trust renew", file=sys.stderr)
+        warn("the trust store is past its time and no node believes it: trust renew")
     elif left < _SOON * _DAY:
-        print(f"warning: the trust store holds for {left // _DAY} more days: trust renew", file=sys.stderr)
+        warn(f"the trust store holds for {left // _DAY} more days: trust renew")
 
 
 def _description(store: TrustStore, *, pinned: bool) -> dict[str, object]:
@@ -381,10 +380,10 @@ def _description(store: TrustStore, *, pinned: bool) -> dict[str, object]:
 
 
 def _show_tables(path: Path, store: TrustStore, *, pinned: bool) -> None:
-    typer.echo(f"{path}: version {store.version}, holds until {day(store.expires_at)}")
-    typer.echo(f"root           {_fingerprint(store.root)}")
+    say(f"{visible_name(path)}: version {store.version}, holds until {day(store.expires_at)}")
+    say(f"root           {_fingerprint(store.root)}")
     for public in reversed(store.roots[:-1]):
-        typer.echo(f"before it      {_fingerprint(public)}")
+        say(f"before it      {_fingerprint(public)}")
     believed = _key_table("believed")
     for key in store.keys:
         add_row(believed, *_key_cells(key))
@@ -395,16 +394,16 @@ def _show_tables(path: Path, store: TrustStore, *, pinned: bool) -> None:
             add_row(revoked, *_key_cells(gone), f"{gone.reason}, version {gone.version}")
         print_table(revoked)
     if pinned:
-        typer.echo("The pinned root vouches for this file.")
+        say("The pinned root vouches for this file.")
     else:
-        typer.echo(
+        say(
             "NOT VERIFIED: no root was pinned, so anybody may have made this file; compare the root's fingerprint with"
             " whoever keeps it, or give --root."
         )
     _warn(store)
 
 
-def _key_table(title: str, *more: str) -> Table:
+def _key_table(title: str, *more: str) -> PlainTable:
     return table("role", "party", "epoch", "fingerprint", "key id", *more, title=title, right=("epoch",))
 
 

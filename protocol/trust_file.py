@@ -6,8 +6,9 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
+from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError
-from protocol.files import named_refusals, open_binary, shown, write_new
+from protocol.files import named_refusals, open_binary, write_new
 from protocol.keys import SigningKey
 from protocol.storage import write_atomically
 from protocol.trust import MAX_BYTES, TrustSeen, TrustStore, claimed_root, sign_trust, verify_trust
@@ -125,4 +126,4 @@ def _read(path: Path) -> tuple[_Stamp, bytes]:
 
 
 def _named(path: Path) -> str:
-    return f"the trust store {shown(path)}"
+    return f"the trust store {visible_name(path)}"

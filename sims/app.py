@@ -20,6 +20,7 @@ from protocol.events import Events
 from protocol.key_file import Unlock, make_key_file
 from protocol.keys import SigningKey
 from protocol.node import Role
+from protocol.output import say as print_line
 from protocol.relay import PartyFailedError, check_flower, exchange_over, run_round
 from protocol.socket import make_secret, private_folder, simulation_folder, simulation_paths
 from protocol.storage import write_atomically
@@ -54,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
     settings = from_run_config(config, environment=os.environ, individuals=len(nodes) - 1)
     check_machine(settings)
     run = open_run(settings, now=datetime.now(UTC))
-    print(f"{FOLDER_LINE}{run.folder}", flush=True)
+    print_line(f"{FOLDER_LINE}{run.folder}")
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
     except BaseException as error:
@@ -75,7 +76,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
     events = Events(run.folder / "events.jsonl")
 
     def say(text: str) -> None:
-        print(text, flush=True)
+        print_line(text)
         events.append("run", 0, 0, text)
 
     clock = _Clock()

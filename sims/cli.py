@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from protocol.errors import InputError, LearngeneError, RunFailedError
+from protocol.output import console, say
 from sims import privacy_command, world_command
 from sims.boundary import boundary_command
 from sims.datasets import DATASETS, check_data_named, dataset_name
@@ -145,14 +145,14 @@ def results(
     from sims.results import load
     from sims.tables import results_tables, summary_table
 
-    Console().print(results_tables(load(runs[0])) if len(runs) == 1 else summary_table(summary.of_folders(runs)))
+    console().print(results_tables(load(runs[0])) if len(runs) == 1 else summary_table(summary.of_folders(runs)))
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Make the figures and the report of a run again from its results.json."""
     from sims import report as report_module
 
-    Console().print(f"report         {report_module.write(run)}", soft_wrap=True, highlight=False)
+    say(f"report         {report_module.write(run)}")
 
 
 def _run_all(wanted: list[RunSettings]) -> None:
@@ -161,27 +161,27 @@ def _run_all(wanted: list[RunSettings]) -> None:
     from sims.run_folder import reserve_folder
     from sims.tables import results_tables, summary_table
 
-    console = Console()
+    shown_on = console()
     done: list[tuple[Path, Results]] = []
     for number, settings in enumerate(wanted, start=1):
         if len(wanted) > 1:
-            console.rule(f"run {number} of {len(wanted)}, seed {settings.seed}")
+            shown_on.rule(f"run {number} of {len(wanted)}, seed {settings.seed}")
         try:
-            folder, found = runner.run(settings, console)
+            folder, found = runner.run(settings, shown_on)
         except LearngeneError as error:
             if not done:
                 raise
             kept = ", ".join(str(path) for path, _ in done)
             raise RunFailedError(f"seed {settings.seed}: {error} (finished before it: {kept})") from error
         done.append((folder, found))
-        console.print(results_tables(found))
+        shown_on.print(results_tables(found))
         for name in ("results.json", "report.html"):
-            console.print(f"{name:<14} {folder / name}", soft_wrap=True, highlight=False)
+            say(f"{name:<14} {folder / name}")
     if len(done) > 1:
         total = summary.summarise(done)
-        console.print(summary_table(total))
+        shown_on.print(summary_table(total))
         place = reserve_folder(wanted[0].out, f"{wanted[0].dataset}-seeds", datetime.now(UTC))
-        console.print(f"{'summary.json':<14} {summary.write(total, place)}", soft_wrap=True, highlight=False)
+        say(f"{'summary.json':<14} {summary.write(total, place)}")
 
 
 def _say_plan(wanted: list[RunSettings]) -> None:
@@ -189,21 +189,20 @@ def _say_plan(wanted: list[RunSettings]) -> None:
     from sims.results import describe_settings
     from sims.runner import planned_folder
 
-    console = Console(soft_wrap=True, highlight=False)
     for settings in wanted:
         for name, value in describe_settings(settings).items():
-            console.print(f"{name:<36} {value}", markup=False)
+            say(f"{name:<36} {value}")
         images = "the stand-in" if settings.stand_in else settings.data or DATASETS[settings.dataset].origin
-        console.print(f"\nimages         {images}", markup=False)
-        console.print(
-            f"processes      collective, {', '.join(f'individual-{n + 1}' for n in range(settings.individuals))}"
-        )
+        say()
+        say(f"images         {images}")
+        say(f"processes      collective, {', '.join(f'individual-{n + 1}' for n in range(settings.individuals))}")
         for shots, count in settings.target_tasks.items():
             each = [len(range(number, count, settings.individuals)) for number in range(settings.individuals)]
-            console.print(f"target tasks   {count} at {shots} shots ({' + '.join(map(str, each))})")
-        console.print(f"folder         {planned_folder(settings, datetime.now(UTC))}")
-        console.print(f"command        {settings.command()}\n", markup=False)
-    console.print("nothing was run (--dry-run)")
+            say(f"target tasks   {count} at {shots} shots ({' + '.join(map(str, each))})")
+        say(f"folder         {planned_folder(settings, datetime.now(UTC))}")
+        say(f"command        {settings.command()}")
+        say()
+    say("nothing was run (--dry-run)")
 
 
 def _absolute(path: Path) -> str:

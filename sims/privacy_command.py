@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from protocol.output import console, say
 
 
 def register(app: typer.Typer) -> None:
@@ -30,11 +31,10 @@ def privacy(
     from sims import privacy_figure, privacy_table, report
     from sims.tables import privacy_tables
 
-    console = Console()
     table = privacy_table.of_folders(runs)
-    console.print(privacy_tables(table))
+    console().print(privacy_tables(table))
     image = privacy_figure.draw(table)
     for folder in runs:
         write_atomically(folder / privacy_table.PRIVACY_FIGURE, image)
-        console.print(f"{'privacy.json':<14} {privacy_table.write(table, folder)}", soft_wrap=True, highlight=False)
-        console.print(f"{'report.html':<14} {report.write(folder)}", soft_wrap=True, highlight=False)
+        say(f"{'privacy.json':<14} {privacy_table.write(table, folder)}")
+        say(f"{'report.html':<14} {report.write(folder)}")

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +13,17 @@ from pathlib import Path
 from types import TracebackType
 
 from protocol.confinement import isolated_start
+from protocol.encoding.visible_text import visible_line
 from protocol.errors import RunFailedError
+from protocol.files import open_binary
 from protocol.launcher import own_file
 from protocol.node import Role
 
 _PROC = Path("/proc")
 #: Longest reason that is taken from a log, characters.
 _REASON_CHARACTERS = 400
+#: Of a log that is read, bytes.
+_LOG_BYTES = 256 * 1024
 #: An error or a refusal in a node's log, as ``protocol.launcher`` and ``protocol.node`` write it.
 _LOG_RECORD = re.compile(r"[-0-9]{10} [:0-9]{8},\d{3} (?:ERROR |WARNING (?=refused ))(.*)")
 
@@ -53,12 +58,7 @@ class NodeProcess:
     @property
     def last_error(self) -> str:
         """What this process last wrote down as an error or a refusal, in one line; empty where there is none."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(self.log_start)
-                lines = file.read().decode("utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
+        lines = _end_of(self.log, self.log_start)
         found, traceback = "", False
         for line in lines:
             if match := _LOG_RECORD.match(line):
@@ -67,7 +67,7 @@ class NodeProcess:
                 traceback = True
             elif traceback and line[:1].strip():
                 found, traceback = line.strip(), False  # the line that names the exception
-        return found[:_REASON_CHARACTERS]
+        return visible_line(found, length=_REASON_CHARACTERS)
 
 
 class NodeProcesses:
@@ -230,8 +230,17 @@ def _ending(code: int) -> str:
 
 def _last_line(log: Path) -> str:
     """The last line of a log in brackets, where there is one: it usually says why."""
+    lines = [line for line in _end_of(log) if line.strip()]
+    return f" ({visible_line(lines[-1].strip(), length=200)})" if lines else ""
+
+
+def _end_of(log: Path, start: int = 0) -> list[str]:
+    """The last lines of a log, which the node writes: it may be of any size, and no file at all."""
     try:
-        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+        with open_binary(log) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return []
+            file.seek(max(start, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+            return file.read(_LOG_BYTES).decode("utf-8", errors="replace").split("\n")
     except OSError:
-        return ""
-    return f" ({lines[-1].strip()[:200]})" if lines else ""
+        return []

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from protocol.encoding.visible_text import visible_line
+from protocol.output import plain
+
 #: In plain output, one line of the same counter at most this often (seconds).
 PLAIN_INTERVAL = 10.0
 
@@ -147,11 +150,11 @@ class ProgressView:
         self._bars: Progress | None = None
         if console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.fields[party]}", style="cyan"),
+                TextColumn("{task.fields[party]}", style="cyan", markup=False),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[left]}", style="dim"),
+                TextColumn("{task.fields[left]}", style="dim", markup=False),
                 console=console,
                 transient=True,
             )
@@ -188,12 +191,12 @@ class ProgressView:
             self._line(event, f"{event.text} ({event.done}/{event.total})")
             return
         if key not in self._rows:
-            self._rows[key] = bars.add_task("", total=event.total, party=event.party, left="")
+            self._rows[key] = bars.add_task("", total=event.total, party=visible_line(event.party), left="")
         bars.update(
             self._rows[key],
             completed=event.done,
             total=event.total,
-            description=event.text,
+            description=visible_line(event.text),
             left=f"{left} left" if left else "",
         )
 
@@ -209,7 +212,7 @@ class ProgressView:
     def _line(self, event: Event, text: str) -> None:
         since = duration(max(0.0, self._clock() - self._started))
         style = "green" if event.kind == "crossing" else ""
-        line = Text.assemble((f"{since:>7}  ", "dim"), (f"{event.party:<13} ", "cyan"), (text, style))
+        line = Text.assemble(plain(f"{since:>7}  ", "dim"), plain(f"{event.party:<13} ", "cyan"), plain(text, style))
         # One line each, however long: a line of a log is not wrapped.
         self._console.print(line, soft_wrap=True)
 

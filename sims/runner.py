@@ -15,6 +15,7 @@ from typing import Protocol
 from rich.console import Console
 
 from protocol.errors import InputError, LearngeneError, RunFailedError
+from protocol.output import plain
 from protocol.storage import write_atomically
 from sims import flower
 from sims.images import count_images
@@ -80,7 +81,7 @@ def run(
     watcher = RunWatcher(folder, from_end=settings.resume)
     log: deque[str] = deque(maxlen=_LOG_LINES)
     status = "not submitted"
-    console.print(f"run folder     {folder}", soft_wrap=True, highlight=False)
+    console.print(plain(f"run folder     {folder}"), soft_wrap=True)
     try:
         with _terminate_as_interrupt(), as_file(files("sims") / settings.dataset) as app:
             submitted = submit(app, settings.to_run_config(), nodes=settings.individuals + 1)

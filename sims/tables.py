@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
+from protocol.output import PlainTable, plain
 from sims.privacy_table import PrivacyTable
 from sims.results import METRICS, Criterion, Results, metric_of, pair_key, pairs
 from sims.summary import ComparisonOverRuns, OverRuns, Summary
@@ -29,9 +28,9 @@ def results_tables(results: Results) -> RenderableType:
     if results.collective.open_world.cycles:
         parts += [_cycles(results), *_stream(results)]
     if results.collective.criterion is not None:
-        parts.append(Text(criterion_line(results.collective.criterion)))
+        parts.append(plain(criterion_line(results.collective.criterion)))
     if results.dataset.notice is not None:
-        parts.append(Text(results.dataset.notice, style="bold yellow"))
+        parts.append(plain(results.dataset.notice, style="bold yellow"))
     return Group(*parts)
 
 
@@ -64,9 +63,9 @@ def summary_table(summary: Summary) -> RenderableType:
         parts.append(_stream_over_runs(own))
     for run in summary.runs:
         if run.criterion is not None:
-            parts.append(Text(f"seed {run.seed}: {criterion_line(run.criterion)}"))
+            parts.append(plain(f"seed {run.seed}: {criterion_line(run.criterion)}"))
     if summary.dataset.notice:
-        parts.append(Text(summary.dataset.notice, style="bold yellow"))
+        parts.append(plain(summary.dataset.notice, style="bold yellow"))
     return Group(*parts)
 
 
@@ -88,7 +87,7 @@ def privacy_tables(table: PrivacyTable) -> RenderableType:
         shown.add_row("runs", *(f"{runs}, over {found.count} {found.over}" for runs, found in counts), style="dim")
         parts.append(shown)
     if table.dataset.notice:
-        parts.append(Text(table.dataset.notice, style="bold yellow"))
+        parts.append(plain(table.dataset.notice, style="bold yellow"))
     return Group(*parts)
 
 
@@ -166,7 +165,7 @@ def _cycles(results: Results) -> RenderableType:
 def _stream(results: Results) -> Iterator[RenderableType]:
     """How well each score told unknown images, in this run's own cycles."""
     if not results.collective.open_world.measured:
-        yield Text("Nobody knows the truth about this stream, so recognition was not measured.")
+        yield plain("Nobody knows the truth about this stream, so recognition was not measured.")
         return
     table = titled("recognising unknown images, %, before → after (FPR95: less is better)")
     table.add_column("cycle", justify="right")
@@ -229,12 +228,12 @@ def _stream_over_runs(own: ComparisonOverRuns) -> RenderableType:
     return table
 
 
-def titled(title: str) -> Table:
+def titled(title: str) -> PlainTable:
     """An empty table in the style of all tables of results."""
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    return PlainTable(title=plain(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
 
 
-def _run_columns(table: Table, summary: Summary) -> None:
+def _run_columns(table: PlainTable, summary: Summary) -> None:
     for run in summary.runs:
         table.add_column(f"seed {run.seed}", justify="right")
     table.add_column("mean", justify="right", no_wrap=True)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from protocol.output import PlainTable, console, plain, say
 from sims.datasets import DATASETS, dataset_name
 from sims.images import count_images, load_source
 from sims.settings import DATA_VARIABLE, typed_data
@@ -75,31 +74,32 @@ def make(
     check_free(out.expanduser())
     division, counts = count_images(data, dataset=name, stand_in=stand_in)
     check_enough(counts, division, plan)
-    console = Console(highlight=False)
     started = time.monotonic()
     source = load_source(
         data,
         dataset=name,
         stand_in=stand_in,
-        say=lambda line: console.print(line, markup=False, soft_wrap=True),
+        say=say,
     )
     world = make_world(source, source.division, plan, seed, out)
-    console.print(_table(world))
+    shown_on = console()
+    shown_on.print(_table(world))
     if source.notice:
-        console.print(f"[bold yellow]{source.notice}[/]", soft_wrap=True)
+        shown_on.print(plain(source.notice, "bold yellow"), soft_wrap=True)
     duplicates = world.description.duplicates
-    console.print(
+    say(
         f"Identical pictures left out: {duplicates.dropped} that recur across roles or parts, "
-        f"{duplicates.repeated} further copies.",
-        soft_wrap=True,
+        f"{duplicates.repeated} further copies."
     )
-    console.print(f"Made in {time.monotonic() - started:.1f} s: {world.folder}", soft_wrap=True)
+    say(f"Made in {time.monotonic() - started:.1f} s: {world.folder}")
 
 
-def _table(world: World) -> Table:
+def _table(world: World) -> PlainTable:
     description = world.description
     origin = {"folder": "from a folder", "download": "as published", "stand-in": "the drawn stand-in"}
-    table = Table(title=f"{description.dataset.name} ({origin[description.dataset.source]}), seed {description.seed}")
+    table = PlainTable(
+        title=plain(f"{description.dataset.name} ({origin[description.dataset.source]}), seed {description.seed}")
+    )
     for heading in ("party", "part"):
         table.add_column(heading)
     for heading in ("images", "target tasks"):

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
-from rich.console import Console
 
 from protocol.confinement import confine
 from protocol.errors import InputError, RunFailedError
-from protocol.output import print_table, table
+from protocol.output import print_table, say, table
 from protocol.storage import write_atomically
 from sims.boundary.attempt import Area, Attack, Attempt, make
 from sims.boundary.outcome import TITLES, LeftOut, Outcome, tables
@@ -47,27 +46,26 @@ def boundary(
         raise InputError(f"there is no folder {json.expanduser().absolute().parent} to write {json.name} to")
     if os.uname().sysname != "Linux":
         raise InputError("the boundary is Linux's (Landlock, seccomp), and so are the attacks; run this on Linux")
-    progress = Console(stderr=True, highlight=False, soft_wrap=True)
     if not confine.offered():
-        progress.print("This kernel confines no process: what only the operating system could stop is not enforced.")
+        _tell("This kernel confines no process: what only the operating system could stop is not enforced.")
     if list_only:
-        _list(areas, progress)
+        _list(areas)
         return
-    outcome = attack(areas, lambda line: progress.print(line, markup=False))
+    outcome = attack(areas, _tell)
     for shown in tables(outcome):
         print_table(shown)
-    print(outcome.line)
+    say(outcome.line)
     if json is not None:
         write_atomically(json.expanduser().absolute(), outcome.json())
     if not outcome.held:
         raise RunFailedError("the boundary did not hold" if outcome.count("escaped") else "a control failed")
 
 
-def attack(areas: Sequence[Area], say: Callable[[str], None]) -> Outcome:
+def attack(areas: Sequence[Area], tell: Callable[[str], None]) -> Outcome:
     """Make every attack of these areas, each with its control.
 
     Args:
-        say: is told what goes on, line by line.
+        tell: is told what goes on, line by line.
 
     Raises:
         RunFailedError: an area could not be set up.
@@ -75,16 +73,16 @@ def attack(areas: Sequence[Area], say: Callable[[str], None]) -> Outcome:
     attempts: list[Attempt] = []
     left_out: list[LeftOut] = []
     for area in areas:
-        say(f"{TITLES[area]}: setting up")
+        tell(f"{TITLES[area]}: setting up")
         with attacks(area) as found:
             for number, one in enumerate(found, start=1):
                 if one.lacks:
                     left_out.append(LeftOut(one.name, one.area, one.lacks))
-                    say(f"{area} {number}/{len(found)}  {one.name}: left out, {one.lacks}")
+                    tell(f"{area} {number}/{len(found)}  {one.name}: left out, {one.lacks}")
                     continue
                 made = make(one)
                 attempts.append(made)
-                say(f"{area} {number}/{len(found)}  {made.name}: unprotected {made.control}, here {made.confined}")
+                tell(f"{area} {number}/{len(found)}  {made.name}: unprotected {made.control}, here {made.confined}")
     return Outcome(tuple(attempts), tuple(left_out))
 
 
@@ -132,9 +130,13 @@ def _areas(words: Sequence[str]) -> list[Area]:
     return [area for area in known if not words or area in words]
 
 
-def _list(areas: Sequence[Area], progress: Console) -> None:
+def _tell(line: str) -> None:
+    say(line, error=True)
+
+
+def _list(areas: Sequence[Area]) -> None:
     for area in areas:
-        progress.print(f"{TITLES[area]}: setting up", markup=False)
+        _tell(f"{TITLES[area]}: setting up")
         with attacks(area) as found:
             shown = table("attack", "how", "lacks", title=TITLES[area])
             for one in found:

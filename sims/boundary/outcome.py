@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import get_args
 
 from pydantic import BaseModel, ConfigDict
-from rich.table import Table
 from rich.text import Text
 
 from protocol.confinement import confine
-from protocol.output import table
+from protocol.output import PlainTable, lines, table
 from sims.boundary.attempt import Area, Attempt, Confined, Control
 
 #: Heading of each area's table.
@@ -98,23 +97,23 @@ class Outcome:
         return document.model_dump_json(indent=1).encode() + b"\n"
 
 
-def tables(outcome: Outcome) -> list[Table]:
+def tables(outcome: Outcome) -> list[PlainTable]:
     """A table for each area that was attacked; behind them what is not enforced, with its reason, and what was left
     out."""
     made = [_of_area(area, outcome.attempts) for area in get_args(Area)]
     return [*(one for one in made if one.row_count), *_reasons(outcome), *_left_out(outcome)]
 
 
-def _of_area(area: Area, attempts: Sequence[Attempt]) -> Table:
+def _of_area(area: Area, attempts: Sequence[Attempt]) -> PlainTable:
     made = table("what was tried", "how", "unprotected", "here", title=TITLES[area])
     for one in attempts:
         if one.area == area:
             words = (Text(word, _STYLES[word]) for word in (one.control, one.confined))
-            made.add_row(Text(one.name), Text(one.tries), *words)
+            made.add_row(one.name, one.tries, *words)
     return made
 
 
-def _reasons(outcome: Outcome) -> list[Table]:
+def _reasons(outcome: Outcome) -> list[PlainTable]:
     made = []
     for title, chosen in (
         ("Escaped", [one for one in outcome.attempts if one.confined == "escaped"]),
@@ -126,16 +125,16 @@ def _reasons(outcome: Outcome) -> list[Table]:
             reasons.setdefault(one.detail or "no reason is known", []).append(one.name)
         shown = table("what was tried", "what is known of it", title=title)
         for reason, names in reasons.items():
-            shown.add_row(Text("\n".join(names)), Text(reason))
+            shown.add_row(lines("\n".join(names)), reason)
         if reasons:
             made.append(shown)
     return made
 
 
-def _left_out(outcome: Outcome) -> list[Table]:
+def _left_out(outcome: Outcome) -> list[PlainTable]:
     shown = table("what was left out", "what this machine lacks for it", title="Left out")
     for one in outcome.left_out:
-        shown.add_row(Text(one.name), Text(one.lacks))
+        shown.add_row(one.name, one.lacks)
     return [shown] if outcome.left_out else []
 
 

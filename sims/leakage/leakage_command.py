@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from protocol.errors import InputError, fault_line
+from protocol.output import console, say
 from protocol.storage import write_atomically
 from sims.leakage.leakage_settings import LeakageSettings
 from sims.progress import Event, ProgressView
@@ -77,21 +77,20 @@ def leakage(
     attacked = open_attacked(run, released(run))
     folder = (out or run / leakage_results.FOLDER).expanduser()
     _open_folder(folder, resume=resume)
-    with _progress() as say:
-        found = measure(attacked, settings, folder, _command(run, settings, change or []), say)
+    with _progress() as tell:
+        found = measure(attacked, settings, folder, _command(run, settings, change or []), tell)
     for place in (folder / leakage_results.FILE, *([] if json_file is None else [json_file.expanduser()])):
         leakage_results.write(place, found)
     for name, draw in leakage_figures.FIGURES.items():
         image = draw(found)
         if image is not None:
             write_atomically(folder / name, image)
-    console = Console()
-    console.print(leakage_tables(found))
-    console.print(f"results        {folder / leakage_results.FILE}", soft_wrap=True, highlight=False)
+    console().print(leakage_tables(found))
+    say(f"results        {folder / leakage_results.FILE}")
     if out is None and (run / "results.json").is_file():
         from sims import report
 
-        console.print(f"report         {report.write(run)}", soft_wrap=True, highlight=False)
+        say(f"report         {report.write(run)}")
 
 
 def _settings(changes: list[str], **given: int) -> LeakageSettings:
@@ -133,9 +132,9 @@ def _open_folder(folder: Path, *, resume: bool) -> None:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """Shows on standard error what is being done, how much of it is through, and the time left."""
-    with ProgressView(Console(stderr=True)) as view:
+    with ProgressView(console(error=True)) as view:
 
-        def say(text: str, done: int, total: int) -> None:
+        def tell(text: str, done: int, total: int) -> None:
             view.show([Event("leakage", text, time.time(), done, total, text)])
 
-        yield say
+        yield tell

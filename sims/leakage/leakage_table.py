@@ -1,9 +1,9 @@
 """What was measured about a release, as tables for a terminal."""
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from protocol.output import PlainTable, plain
 from sims.leakage.leakage_results import AttackResult, Leakage, Measure, Question, sentences
 from sims.tables import titled
 
@@ -22,13 +22,13 @@ def leakage_tables(found: Leakage) -> RenderableType:
     if found.reconstruction:
         parts.append(_reconstruction(found))
     parts.append(_controls(found))
-    parts += [Text(sentence) for sentence in sentences(found)]
+    parts += [plain(sentence) for sentence in sentences(found)]
     if found.notice:
-        parts.append(Text(found.notice, style="bold yellow"))
+        parts.append(plain(found.notice, style="bold yellow"))
     return Group(*parts)
 
 
-def _attacks(title: str, rows: tuple[AttackResult, ...], *, images: bool) -> Table:
+def _attacks(title: str, rows: tuple[AttackResult, ...], *, images: bool) -> PlainTable:
     table = titled(title)
     for heading in ("received", "attack"):
         table.add_column(heading)
@@ -54,7 +54,7 @@ def _attacks(title: str, rows: tuple[AttackResult, ...], *, images: bool) -> Tab
     return table
 
 
-def _reconstruction(found: Leakage) -> Table:
+def _reconstruction(found: Leakage) -> PlainTable:
     table = titled(f"Fisher diagonals of few images; released: {found.fisher_samples} (mean over the convolutions)")
     for heading in ("template", "noise"):
         table.add_column(heading)
@@ -82,7 +82,7 @@ def _reconstruction(found: Leakage) -> Table:
     return table
 
 
-def _controls(found: Leakage) -> Table:
+def _controls(found: Leakage) -> PlainTable:
     table = titled("controls")
     table.add_column("")
     table.add_column("what")

@@ -100,7 +100,7 @@ def test_what_is_missing_or_too_much(node: Path, tmp_path: Path, capsys: pytest.
     assert "none.toml" in refused(capsys, *home, "--config", "none.toml", "--", program)
     assert "no user no-such" in refused(capsys, *home, *config, "--user", "no-such", "--", program)
     (node / "socket.secret").chmod(0o644)
-    assert "open to all users" in refused(capsys, *home, *config, "--", program)
+    assert "chmod 600" in refused(capsys, *home, *config, "--", program)
     (node / "socket.secret").unlink()
     assert "cannot read the socket secret" in refused(capsys, *home, *config, "--", program)
 

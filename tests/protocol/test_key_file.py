@@ -165,13 +165,17 @@ def test_every_field_is_authenticated(changes: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kdf_memory_kib": 2**20 + 1}, "memory_kib"),
+        ({"kdf_memory_kib": 2**18 + 1}, "memory_kib"),
+        ({"kdf_memory_kib": 2**20}, "memory_kib"),
+        # Each within its own limit, and together too much work.
+        ({"kdf_memory_kib": 2**18, "kdf_iterations": 4}, "iterations times memory_kib"),
+        ({"kdf_memory_kib": 2**16 + 1, "kdf_iterations": 12}, "iterations times memory_kib"),
         ({"kdf_memory_kib": 2**40}, "memory_kib"),
         ({"kdf_memory_kib": 8}, "memory_kib"),
         ({"kdf_memory_kib": -1}, "memory_kib"),
         ({"kdf_memory_kib": True}, "memory_kib"),
         ({"kdf_memory_kib": "65536"}, "memory_kib"),
-        ({"kdf_iterations": 17}, "iterations"),
+        ({"kdf_iterations": 13}, "iterations"),
         ({"kdf_iterations": 10**9}, "iterations"),
         ({"kdf_iterations": 1}, "iterations"),
         ({"kdf_lanes": 0}, "lanes"),

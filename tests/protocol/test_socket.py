@@ -248,7 +248,7 @@ def test_a_secret_is_private_and_comes_back(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert door.load_secret(path) == secret
     path.chmod(0o644)
-    with pytest.raises(InputError, match="open to all"):
+    with pytest.raises(InputError, match="chmod 600"):
         door.load_secret(path)
 
 

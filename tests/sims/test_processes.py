@@ -74,7 +74,6 @@ ZeroDivisionError: division by zero"""
         (f"{TRACEBACK}\na line of a library", "ZeroDivisionError: division by zero"),
         (f"{TRACEBACK}\n{ERROR}", "adapt failed: choose lambda at most 3.2"),
         (f"{ERROR}\n2026-11-20 10:00:03,001 WARNING the other side of the socket went away", ERROR[30:]),
-        (f"{ERROR}{'x' * 10_000}", f"{ERROR[30:]}{'x' * 10_000}"[:400]),
     ],
 )
 def test_the_reason_is_the_last_error_that_this_process_wrote(tmp_path: Path, written: str, reason: str) -> None:
@@ -83,6 +82,33 @@ def test_the_reason_is_the_last_error_that_this_process_wrote(tmp_path: Path, wr
     process = sleeper("")
     process.wait()
     assert NodeProcess("individual-1", log, tmp_path / "node.sock", process, len(LOG)).last_error == reason
+
+
+def reason_in(log: Path) -> str:
+    process = sleeper("")
+    process.wait()
+    return NodeProcess("individual-1", log, log.parent / "node.sock", process).last_error
+
+
+def test_a_reason_is_short_and_steers_no_terminal(tmp_path: Path) -> None:
+    log = tmp_path / "node.log"
+    log.write_text(f"{ERROR} \x1b]0;mine\x07\u2028{ERROR} forged {'x' * 10_000}\n", encoding="utf-8")
+    reason = reason_in(log)
+    assert reason.startswith("adapt failed: choose lambda at most 3.2 \\x1b]0;mine\\x07\\u2028")
+    assert len(reason) <= 450
+
+
+def test_a_log_that_a_node_made_something_else_holds_nobody_up(tmp_path: Path) -> None:
+    log = tmp_path / "node.log"
+    os.mkfifo(log)
+    assert reason_in(log) == ""
+    log.unlink()
+    # Of a huge one the end is read.
+    with log.open("wb") as file:
+        file.truncate(2**40)
+        file.seek(0, os.SEEK_END)
+        file.write(f"\n{ERROR}\n".encode())
+    assert reason_in(log) == "adapt failed: choose lambda at most 3.2"
 
 
 def test_a_node_started_again_is_not_blamed_for_what_it_said_before(tmp_path: Path) -> None:

@@ -234,12 +234,13 @@ def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
         from pathlib import Path
         from protocol.confinement import privileges
         from protocol.errors import LearngeneError
-        from protocol.socket import Frame, ask, load_secret
+        from protocol.socket import Frame, ask, load_couriers_secret
         door = Path({str(door)!r})
         import encodings.idna, encodings.ascii
         privileges.become(privileges.User("x", {user}, {user}, {groups!r}))
         try:
-            print(ask(door / "node.sock", load_secret(door / "socket.secret"), Frame("echo")).word)
+            secret = load_couriers_secret(door / "socket.secret", door / "node.sock")
+            print(ask(door / "node.sock", secret, Frame("echo")).word)
         except LearngeneError as error:
             print(type(error.__cause__).__name__)
     """

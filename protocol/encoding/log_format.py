@@ -1,0 +1,39 @@
+"""A log in which every record is one line: what a record tells of cannot write a record of its own."""
+
+import logging
+import traceback
+from types import TracebackType
+
+from protocol.encoding.visible_text import visible_line
+
+#: As all our logs have it.
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class OneLineFormatter(logging.Formatter):
+    """Line breaks and what else steers a reader's terminal are shown in a message; a traceback follows in lines of its
+    own, none of which can look like a record."""
+
+    def __init__(self) -> None:
+        super().__init__(FORMAT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line of a record."""
+        return visible_line(super().formatMessage(record))
+
+    def formatException(  # noqa: N802 - logging's name
+        self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+    ) -> str:
+        """The lines of a traceback."""
+        return "" if ei[0] is None else "\n".join(traceback_lines(*ei))
+
+
+def traceback_lines(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> list[str]:
+    """A traceback as Python shows it, safe to show. The line that names an exception stays one line, whatever the
+    exception's text holds."""
+    lines: list[str] = []
+    for part in traceback.format_exception(kind, error, trace):
+        # Frames, and the inside of a group, are indented; a message begins with the exception's name.
+        whole = part.strip("\n")
+        lines += map(visible_line, whole.split("\n") if whole.startswith(" ") else [whole])
+    return lines
