@@ -4,16 +4,15 @@ Each line is canonical JSON and names the SHA-256 of the line before it, so that
 in or moved shows. That lines are missing at the end shows only to whoever kept the last digest.
 """
 
-import fcntl
+import io
 import os
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protocol import canonical_json
+from protocol import canonical_json, state_files
 from protocol.envelope import digest
 from protocol.errors import InputError, MalformedError, StorageFailedError, TooLargeError
 
@@ -26,6 +25,10 @@ NO_LINE = "0" * 64
 #: Stands for the digest of what was refused for its size alone.
 TOO_LARGE = ""
 _MAX_LINE_BYTES = 2048
+#: Of a log whose lines are all kept in memory: some 200,000.
+_MOST_KEPT_BYTES = 64 << 20
+_WHAT = "the log of crossings"
+_PATIENCE = 30.0
 
 
 class Crossing(BaseModel):
@@ -88,10 +91,9 @@ class Crossings:
         """
         sender, receiver = (self._party, peer) if direction == "out" else (peer, self._party)
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = state_files.open_to_write(self._path.parent, self._path.name, _WHAT, os.O_RDWR)
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                # Of the open file, not of the process (fcntl(2)): threads of one process wait for each other as well.
-                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+                state_files.lock_within(descriptor, _PATIENCE)
                 size, last = _last_line(descriptor)
                 number, previous = (_read(last).number + 1, digest(last)) if size else (1, NO_LINE)
                 crossing = Crossing(
@@ -112,10 +114,20 @@ class Crossings:
                 if os.pwrite(descriptor, line, size) != len(line):
                     raise OSError("the line was cut short")
                 os.fsync(descriptor)
-        except (OSError, MalformedError, TooLargeError) as error:
+        except (OSError, InputError, MalformedError, TooLargeError) as error:
             raise StorageFailedError(
                 f"cannot write the log of crossings {self._path}: {error}, so nothing is sent"
             ) from error
+
+
+class Summary(NamedTuple):
+    """What a log comes to that was verified line by line: how many lines, how many of them refused, the digest of the
+    last one, and whether one line has the digest that was asked for."""
+
+    lines: int
+    refused: int
+    head: str
+    holds: bool
 
 
 def verify_chain(data: bytes) -> Chain:
@@ -125,38 +137,74 @@ def verify_chain(data: bytes) -> Chain:
     Raises:
         MalformedError: it is broken; says at which line.
     """
-    crossings: list[Crossing] = []
-    head = NO_LINE
-    whole = data.rfind(b"\n") + 1
-    for line in data[:whole].splitlines():
-        place = f"line {len(crossings) + 1} of the log of crossings"
-        try:
-            crossing = _read(line)
-        except (MalformedError, TooLargeError) as error:
-            raise MalformedError(f"{place} is not one that was written: {error}") from None
-        if crossing.number != len(crossings) + 1 or crossing.previous != head:
-            raise MalformedError(f"{place} does not follow the one before: a line was changed, put in or taken out")
-        crossings.append(crossing)
-        head = digest(line)
-    if len(data) - whole > _MAX_LINE_BYTES:
-        raise MalformedError(
-            f"line {len(crossings) + 1} of the log of crossings has no end: what stands there is no line"
-        )
-    return Chain(tuple(crossings), head)
+    return _chain(io.BytesIO(data))
 
 
 def read_chain(path: Path) -> Chain:
     """Read and verify a log. No log: no crossings.
 
     Raises:
+        InputError: it cannot be read, or is too long to be kept in memory. MalformedError: it is broken.
+    """
+    file = state_files.open_to_read(path.parent, path.name, _WHAT)
+    if file is None:
+        return Chain((), NO_LINE)
+    with file:
+        if os.fstat(file.fileno()).st_size > _MOST_KEPT_BYTES:
+            raise InputError(
+                f"the log of crossings {path} has more than {_MOST_KEPT_BYTES} bytes, too many to show; note its head "
+                "(learngene audit verify), stop the node and move it away"
+            )
+        return _chain(file)
+
+
+def summarise(path: Path, head: str = NO_LINE) -> Summary:
+    """Verify a log of any length, in little memory. No log: no crossings.
+
+    Args:
+        head: a digest that a line of it may have.
+
+    Raises:
         InputError: it cannot be read. MalformedError: it is broken.
     """
-    try:
-        return verify_chain(path.read_bytes())
-    except FileNotFoundError:
-        return Chain((), NO_LINE)
-    except OSError as error:
-        raise InputError(f"cannot read the log of crossings {path}: {error.strerror}") from None
+    lines, refused, last, holds = 0, 0, NO_LINE, head == NO_LINE
+    file = state_files.open_to_read(path.parent, path.name, _WHAT)
+    if file is not None:
+        with file:
+            for crossing, last in _walk(file):
+                lines += 1
+                refused += crossing.decision != ALLOWED
+                holds = holds or last == head
+    return Summary(lines, refused, last, holds)
+
+
+def _chain(file: BinaryIO) -> Chain:
+    lines = [*_walk(file)]
+    return Chain(tuple(crossing for crossing, _ in lines), lines[-1][1] if lines else NO_LINE)
+
+
+def _walk(file: BinaryIO) -> Iterator[tuple[Crossing, str]]:
+    """Every line and its digest, verified; no more than one line is held."""
+    number, previous = 0, NO_LINE
+    while True:
+        try:
+            line = file.readline(_MAX_LINE_BYTES + 2)
+        except OSError as error:
+            raise InputError(f"cannot read the log of crossings: {error.strerror}") from None
+        number += 1
+        if not line.endswith(b"\n"):
+            if len(line) > _MAX_LINE_BYTES:
+                raise MalformedError(f"line {number} of the log of crossings has no end: what stands there is no line")
+            return
+        place = f"line {number} of the log of crossings"
+        try:
+            crossing = _read(line[:-1])
+        except (MalformedError, TooLargeError) as error:
+            raise MalformedError(f"{place} is not one that was written: {error}") from None
+        if crossing.number != number or crossing.previous != previous:
+            raise MalformedError(f"{place} does not follow the one before: a line was changed, put in or taken out")
+        previous = digest(line[:-1])
+        yield crossing, previous
 
 
 def read_crossings(path: Path) -> Sequence[Crossing]:

@@ -1,11 +1,12 @@
 """The commands ``learngene audit``: what crossed a site's border, and whether the log of it is whole."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from protocol.audit import ALLOWED, Chain, read_chain
+from protocol.audit import ALLOWED, NO_LINE, read_chain, summarise
 from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError, MalformedError
 from protocol.output import add_row, moment, print_table, say, say_json, table
@@ -36,7 +37,7 @@ def show(
     Example:
       learngene audit show individual/state
     """
-    chain = _read(log)
+    chain = read_chain(_path(log))
     crossings = [crossing for crossing in chain.crossings if not refused or crossing.decision != ALLOWED]
     if json_output:
         lines = [crossing.model_dump(by_alias=True) for crossing in crossings]
@@ -49,7 +50,7 @@ def show(
         at = moment(crossing.time)
         add_row(shown, str(crossing.number), at, *parties, crossing.kind, size, crossing.digest[:16], crossing.decision)
     print_table(shown)
-    _say_head(chain)
+    _say_head(len(chain.crossings), sum(crossing.decision != ALLOWED for crossing in chain.crossings), chain.head)
 
 
 def verify(
@@ -68,25 +69,23 @@ def verify(
 
     Lines cut off at the end show only with --head: note the head now and then, outside this machine.
     """
-    chain = _read(log)
-    if head:
-        heads = {crossing.previous for crossing in chain.crossings} | {chain.head}
-        if head.lower() not in heads:
-            raise MalformedError("the log does not hold the given line any more: its end was cut off, or it is another")
+    asked = head.lower() or NO_LINE
+    found = summarise(_path(log), asked)
+    if not found.holds:
+        raise MalformedError("the log does not hold the given line any more: its end was cut off, or it is another")
     if json_output:
-        say_json({"lines": len(chain.crossings), "head": chain.head})
+        say_json({"lines": found.lines, "head": found.head})
         return
-    _say_head(chain)
+    _say_head(found.lines, found.refused, found.head)
 
 
-def _read(log: Path) -> Chain:
+def _path(log: Path) -> Path:
     path = log / _NAME if log.is_dir() else log
-    if not path.exists():
+    if not os.path.lexists(path):
         raise InputError(f"there is no log of crossings {visible_name(path)}")
-    return read_chain(path)
+    return path
 
 
-def _say_head(chain: Chain) -> None:
-    refused = sum(crossing.decision != ALLOWED for crossing in chain.crossings)
-    say(f"{len(chain.crossings)} crossings, {refused} of them refused; the chain is whole")
-    say(f"head {chain.head}")
+def _say_head(lines: int, refused: int, head: str) -> None:
+    say(f"{lines} crossings, {refused} of them refused; the chain is whole")
+    say(f"head {head}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from protocol import blob, envelope, messages, sealing, verification
+from protocol import blob, content_keys, envelope, messages, sealing, verification
 from protocol.architecture import Architecture, Block, InputContract
 from protocol.encryption_key import EncryptionKey, Kem
 from protocol.events import Observer
@@ -404,7 +404,8 @@ def measure_audiences(
     request = b""
     with tempfile.TemporaryDirectory(prefix="learngene-bench-", dir=folder) as temporary:
         ledger = CollectiveLedger(Path(temporary))
-        release = ledger.add_release(bundle.release, _CONTENT_KEY, bundle.ciphertext)
+        closed = content_keys.close(_COLLECTIVE, _CONTENT_KEY, envelope.digest(bundle.release))
+        release = ledger.add_release(bundle.release, closed, bundle.ciphertext)
         for number, individual in enumerate(individuals):
             if number % step == 0:
                 observe(number, count, "granting")

@@ -86,7 +86,7 @@ def read_bundle(
 
 
 def _read_by_node(path: Path, config: Path) -> Reading:
-    node, now = node_of(config, "individual"), unix_seconds()
+    node = node_of(config, "individual")
     check_ledger(node)
     keys, policy = load_keys(node), load_policy(node.policy, "individual")
     ledger = IndividualLedger(node.state)
@@ -100,6 +100,7 @@ def _read_by_node(path: Path, config: Path) -> Reading:
         run_id=node.run_id,
         crossings=Crossings(node.state / "crossings.jsonl", node.party, unix_seconds),
     )
+    now = desk.time(unix_seconds())
     with named_refusals(path):
         opened = desk.verify_file(bundle_file.read(path, largest_blob=policy.largest_blob), now)
     sealed = opened.sealed

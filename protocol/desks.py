@@ -5,12 +5,13 @@ is recorded in the log of crossings.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, Self, TypeVar, get_args
 
 from protocol import blob as blobs
-from protocol import envelope, messages, sealing
+from protocol import content_keys, envelope, messages, sealing
 from protocol.architecture import Form
 from protocol.audit import Crossings
 from protocol.bundle_file import BundleFile
@@ -52,6 +53,8 @@ from protocol.verification import (
     verify_request,
 )
 
+logger = logging.getLogger(__name__)
+
 LedgerT = TypeVar("LedgerT", CollectiveLedger, IndividualLedger)
 
 _PARTNER: dict[Role, Role] = {"collective": "individual", "individual": "collective"}
@@ -78,7 +81,9 @@ class Withdrawal(NamedTuple):
 class _Desk(Generic[LedgerT]):
     """What both desks hold: key, trust store, ledger, policy, run, log of crossings.
 
-    ``trust`` is asked anew for each piece of work, so that a revocation reaches a desk that is open.
+    ``trust`` is asked anew for each piece of work, so that a revocation reaches a desk that is open. Every ``now`` is
+    compared with the latest time that the ledger remembers, and the later one is decided by: what has expired once is
+    not answered again where the clock is set back.
     """
 
     role: ClassVar[Role]
@@ -100,6 +105,7 @@ class _Desk(Generic[LedgerT]):
         self._ledger: LedgerT = ledger
         self._policy = policy
         self._run_id = run_id
+        self._clock_was_behind = False
         self.gate = Gate(policy, crossings, key=self._key, run_id=run_id, is_partner=self._is_partner)
         # Before anything is said in its name or to it.
         self._collective(trust())
@@ -144,6 +150,20 @@ class _Desk(Generic[LedgerT]):
     def _collective(self, trust: TrustStore) -> TrustedKey:
         """The collective's pinned key."""
         raise NotImplementedError
+
+    def time(self, now: int) -> int:
+        """The time to decide by, which never goes back; ``now``: what the clock says. A clock that stands further
+        behind than clocks may differ is named in the log, once.
+
+        Raises:
+            StorageFailedError: it could not be remembered.
+        """
+        later = self._ledger.time_after(now)
+        behind = later - now > SKEW
+        if behind and not self._clock_was_behind:
+            logger.warning("%s", behind_line(now, later, self.role))
+        self._clock_was_behind = behind
+        return later
 
     def _is_partner(self, keyid: str) -> bool:
         try:
@@ -191,6 +211,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             StorageFailedError: it could not be stored.
             ValueError: the content key sealed an earlier release.
         """
+        now = self.time(now)
         epoch = self._epoch(now)
         check_values(learngene.architecture, learngene.tensors)
         content = _content(learngene)
@@ -206,7 +227,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
                 and _names(published, withdrawn)
                 and self._says_the_same(published, learngene, content, epoch)
             ):
-                sealed = sealing.encrypt(published.content_key, blobs.encode(learngene.tensors))
+                sealed = sealing.encrypt(self._content_key(published), blobs.encode(learngene.tensors))
                 self._ledger.keep_blob(published, sealed)
                 return published
             made = self._append(learngene, head, withdrawn, now, epoch, content_key)
@@ -227,6 +248,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             ExpiredError: the trust store is past its time.
             StorageFailedError: a stored blob is gone or was changed, or a release could not be stored.
         """
+        now = self.time(now)
         epoch = self._epoch(now)
         made: list[StoredRelease] = []
         forms: list[Form] = [*get_args(Form)]
@@ -234,7 +256,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             head, withdrawn = self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)
             newest = self._ledger.latest(self._run_id, forms[-1])
             if newest is not None and self._is_granted_now(newest, now, epoch) and not _names(newest, withdrawn):
-                again = self._append(_opened(newest, self._ledger), head, withdrawn, now, epoch, content_key())
+                again = self._append(self._opened(newest), head, withdrawn, now, epoch, content_key())
                 if again is None:
                     continue
                 made.append(again)
@@ -268,7 +290,8 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         # What may not leave is not written down as released either.
         egress(self._policy, release)
         try:
-            return self._ledger.add_release(release, content_key, data)
+            closed = content_keys.close(self._key, content_key, envelope.digest(release))
+            return self._ledger.add_release(release, closed, data)
         except (EquivocationError, StorageFailedError):
             if (self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)) == (head, withdrawn):
                 raise
@@ -311,6 +334,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             RefusedError: its subclass for what is wrong with the request; ``PolicyDeniedError`` where nothing of that
                 form is published; ``ExpiredError`` where the newest release does not hold at this time.
         """
+        now = self.time(now)
         verified = self._verify_request(request, now)
         peer = verified.key.party
         self.gate.let_in(peer, "request", request)
@@ -341,6 +365,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         Raises:
             RefusedError: its subclass for what is wrong; ``WrongAudienceError``: a release never granted to the signer.
         """
+        now = self.time(now)
         try:
             verified = verify_receipt(data, trust=self._trust(), run_id=self._run_id, audience=self._key.keyid, now=now)
             self._ledger.add_receipt(verified.key.keyid, verified.payload.release, data)
@@ -385,7 +410,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             release.digest,
             key=self._key,
             now=now,
-            content_key=release.content_key,
+            content_key=self._content_key(release),
         )
         self._ledger.add_grant(request, release, grant, instead_of=instead_of)
         return grant
@@ -401,6 +426,19 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         )
         self.gate.let_out(request.key.party, {"abort": abort})
         return Withdrawal(abort)
+
+    def _content_key(self, release: StoredRelease) -> bytes:
+        """What a release of this signing key was sealed with."""
+        return content_keys.reopen(self._key, release.closed_key, release.digest)
+
+    def _opened(self, release: StoredRelease) -> Learngene:
+        """The learngene of a release of this signing key.
+
+        Raises:
+            StorageFailedError: its blob is gone or was changed, or its content key does not open.
+        """
+        tensors = blobs.decode(sealing.decrypt(self._content_key(release), self._ledger.blob(release)))
+        return Learngene(release.payload.architecture, tensors, release.payload.fisher, release.payload.dp)
 
     def _epoch(self, now: int) -> int:
         """The epoch of this collective's key, under a trust store that holds now."""
@@ -446,6 +484,17 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         )
 
 
+def behind_line(now: int, latest: int, role: Role) -> str:
+    """What is said of a clock that stands behind the latest time that was decided by."""
+    # Only here: what draws tables has no place in a node.
+    from protocol.output import moment
+
+    return (
+        f"the clock stands at {moment(now)}, and this node has decided by {moment(latest)} before: that time counts, "
+        f"and what has expired stays so. Set the clock right; where it was wrong before: {role}-node clock --forget"
+    )
+
+
 def _holds(payload: Payload, now: int) -> bool:
     """Whether a message that was made here once may be sent at this time; others would refuse it otherwise."""
     return payload.issued_at <= now + SKEW and now < payload.expires_at
@@ -459,16 +508,6 @@ def _named(withdrawn: list[StoredRelease]) -> tuple[str, ...]:
 def _names(release: StoredRelease, withdrawn: list[StoredRelease]) -> bool:
     """Whether a release tells its readers all of the withdrawn ones that a release can tell."""
     return set(_named(withdrawn)) <= set(release.payload.withdraws)
-
-
-def _opened(release: StoredRelease, ledger: CollectiveLedger) -> Learngene:
-    """The learngene of a release of our own.
-
-    Raises:
-        StorageFailedError: its blob is gone or was changed.
-    """
-    tensors = blobs.decode(sealing.decrypt(release.content_key, ledger.blob(release)))
-    return Learngene(release.payload.architecture, tensors, release.payload.fisher, release.payload.dp)
 
 
 def _blob_fault(release: bytes, blob: bytes) -> DigestMismatchError | None:
@@ -539,6 +578,7 @@ class IndividualDesk(_Desk[IndividualLedger]):
             PolicyDeniedError: the policy lets no request leave.
             ExpiredError: the trust store is past its time.
         """
+        now = self.time(now)
         trust = self._trust()
         trust.check_current(now)
         collective = self._collective(trust)
@@ -577,6 +617,7 @@ class IndividualDesk(_Desk[IndividualLedger]):
                 wrong, the release is remembered as seen, and so is what it withdraws. ``EquivocationError``: its text
                 names the files in which both releases are kept.
         """
+        now = self.time(now)
         trust = self._trust()
         collective = self._collective(trust)
         arrived = (("release", release), ("grant", grant), ("blob", blob))
@@ -616,6 +657,7 @@ class IndividualDesk(_Desk[IndividualLedger]):
         Raises:
             RefusedError: its subclass for what is wrong with it; nothing has changed then.
         """
+        now = self.time(now)
         trust = self._trust()
         try:
             verified = verify_abort(
@@ -669,6 +711,7 @@ class IndividualDesk(_Desk[IndividualLedger]):
         Raises:
             RefusedError: its subclass for the first step of the verification that fails.
         """
+        now = self.time(now)
         release = envelope.digest(bundle.release)
         committed = self._ledger.inherited(self._run_id, release) is not None
         holder = Holder(

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import AfterValidator, StringConstraints
 
 from protocol import key_file, proquint
@@ -17,7 +19,8 @@ _FINGERPRINT_BYTES = 16
 
 
 class SigningKey:
-    """A party's private key. It signs, and says which public key checks the signature; nothing else comes out."""
+    """A party's private key. It signs, says which public key checks the signature, and derives secrets; nothing else
+    comes out."""
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
@@ -77,6 +80,12 @@ class SigningKey:
     def sign(self, message: bytes) -> bytes:
         """The signature of ``message``, 64 bytes (RFC 8032, PureEdDSA)."""
         return self._private.sign(message)
+
+    def derive(self, purpose: bytes) -> bytes:
+        """32 secret bytes that only this key gives, others for each ``purpose`` (HKDF-SHA256, RFC 5869). They say
+        nothing of the key: what signs is made of the seed by SHA-512."""
+        seed = self._private.private_bytes_raw()
+        return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(seed)
 
     def __repr__(self) -> str:
         return f"SigningKey({self.keyid[:16]}...)"

@@ -9,24 +9,28 @@ import fcntl
 import importlib
 import logging
 import os
-import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from protocol import import_contract
+from protocol import import_contract, state_files
 from protocol.confinement import confine, namespaces, privileges
 from protocol.confinement.confine import Confinement
 from protocol.confinement.isolated_start import WORKING_FOLDER
 from protocol.confinement.privileges import User
 from protocol.confinement.warden import Warden
 from protocol.confinement.warden import start as start_warden
+from protocol.encoding.log_format import OneLineFormatter
+from protocol.encoding.visible_text import visible_line
 from protocol.errors import InputError, RunFailedError
 from protocol.node import Program, serve
 from protocol.node_configuration import NodeConfiguration, NodeTable, check, node_table, read
 from protocol.node_keys import NodeKeys, load_keys
 from protocol.socket import listen, load_secret, open_to_group
+
+#: A node's own log in its state folder.
+LOG = "node.log"
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +63,12 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     privileges.own_folder(node.state, user)
     with privileges.acting_as(user):
         lock = _lock(node.state)
-        log = _open_own(node.state, "node.log", os.O_WRONLY | os.O_APPEND)
+        log = state_files.open_to_write(node.state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
     _log_to(log)
     if not unconfined:
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
     # Before there are keys in memory that it would have as well.
-    warden = start_warden(log, user) if not unconfined and confine.offered() else None
+    warden = start_warden(log, user, clean=visible_line) if not unconfined and confine.offered() else None
     secret = load_secret(node.secret, node=None if user is None else user.uid, group=group)
     # Before the process is confined: a confined one need not be able to read a key file.
     keys = open_keys(node, user)
@@ -159,44 +163,9 @@ def imported(name: str) -> Any:  # noqa: ANN401 - the caller says what it expect
     return getattr(importlib.import_module(module), attribute)
 
 
-@contextlib.contextmanager
-def own_file(state: Path, name: str, flags: int) -> Iterator[int]:
-    """Open a file of a state folder, which may hold anything by now: a link or a pipe of that name makes way.
-
-    Raises:
-        InputError: a folder has that name, or the disk refuses.
-    """
-    descriptor = _open_own(state, name, flags)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _open_own(state: Path, name: str, flags: int) -> int:
-    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            for _ in range(2):
-                with contextlib.suppress(OSError):
-                    descriptor = os.open(name, flags, 0o600, dir_fd=folder)
-                    status = os.fstat(descriptor)
-                    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                        os.fchmod(descriptor, 0o600)
-                        return descriptor
-                    os.close(descriptor)
-                os.unlink(name, dir_fd=folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise InputError(f"{state / name} cannot be opened: {error.strerror}; remove it") from error
-    raise InputError(f"{state / name} is no file of this node; remove it")
-
-
 def _lock(state: Path) -> int:
     """Hold the state folder for this process; the lock goes with the process, however it ends."""
-    descriptor = _open_own(state, "lock", os.O_RDWR)
+    descriptor = state_files.open_to_write(state, state_files.LOCK, "the lock", os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -210,6 +179,6 @@ def _log_to(log: int) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(open(os.dup(log), "w", encoding="utf-8"))]  # noqa: SIM115
     if sys.stderr.isatty():
         handlers.append(logging.StreamHandler())
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers, force=True
-    )
+    for handler in handlers:
+        handler.setFormatter(OneLineFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from protocol import state_files
 from protocol.confinement import isolated_start
 from protocol.encoding.visible_text import visible_line
 from protocol.errors import RunFailedError
 from protocol.files import open_binary
-from protocol.launcher import own_file
+from protocol.launcher import LOG
 from protocol.node import Role
 
 _PROC = Path("/proc")
@@ -105,10 +106,12 @@ class NodeProcesses:
             inherited: descriptors that stay open in it.
         """
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = state / "node.log"
+        log = state / LOG
         name, given = (f"{role}_node", ["start"]) if module is None else (module, [])
         arguments = [*given, "--config", str(configuration), *options, "--lifeline", str(self._reader)]
-        with own_file(state, "node.log", os.O_WRONLY | os.O_APPEND) as output:
+        # The node may have put anything there when it ran before.
+        output = state_files.open_to_write(state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
+        try:
             log_start = os.fstat(output).st_size
             process = subprocess.Popen(
                 isolated_start.command(name, arguments),
@@ -120,6 +123,8 @@ class NodeProcesses:
                 pass_fds=(self._reader, *inherited),
                 start_new_session=True,  # Ctrl-C is for the command, which then ends its nodes in order
             )
+        finally:
+            os.close(output)
         node = NodeProcess(party, log, socket, process, log_start)
         self.nodes.append(node)
         return node

@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from protocol import envelope, messages, sealing, verification
+from protocol import content_keys, envelope, messages, sealing, verification
 from protocol.architecture import Form
 from protocol.confinement import confine
 from protocol.encryption_key import EncryptionKey
@@ -83,7 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     root = tmp_path_factory.mktemp("deployment")
     small_world(root / "world")
     sites = pinned_sites(root)
-    carried, memory = Carried(sites["collective"] / "state"), memory_can_be_read()
+    carried, memory = Carried(sites["collective"] / "state", signing_key(sites["collective"])), memory_can_be_read()
     with deployment(root / "relay", sites) as (flwr, relay):
         run("learngene", "relay-app", "--out", str(root / "app"))
         with Watch(relay if memory else {}, root / "relay", carried.pieces) as watch:
@@ -196,6 +196,7 @@ class Carried:
     """
 
     state: Path
+    key: SigningKey
     plaintexts: dict[str, bytes] = field(default_factory=dict)
     _pieces: dict[str, Pieces] = field(default_factory=dict)
 
@@ -216,10 +217,16 @@ class Carried:
         with contextlib.suppress(sqlite3.OperationalError, FileNotFoundError):
             database = sqlite3.connect(f"file:{self.state / 'ledger.db'}?mode=ro", uri=True)
             with contextlib.closing(database):
-                rows = database.execute("SELECT form, envelope, content_key FROM releases").fetchall()
-            for form, data, key in rows:
+                rows = database.execute("SELECT form, envelope, closed_key FROM releases").fetchall()
+            for form, data, closed in rows:
                 release = messages.decode(messages.Release, envelope.parse(data).payload)
+                key = content_keys.reopen(self.key, closed, envelope.digest(data))
                 yield form, (data, key, (self.state / "releases" / f"{release.ciphertext.sha256}.blob").read_bytes())
+
+
+def signing_key(home: Path) -> SigningKey:
+    """Of a node whose folder ``init`` made."""
+    return SigningKey.load(home / "signing.key", Unlock.key_file(home / "key.secret"))
 
 
 def small_world(folder: Path) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protocol import blob as blobs
-from protocol import sealing
+from protocol import content_keys, sealing
 from protocol.errors import RunFailedError
 from protocol.images import Normalisation
 from protocol.ledger import CollectiveLedger
@@ -184,10 +184,13 @@ class Round:
 
     def opened(self) -> list[bytes]:
         """The learngenes that crossed, as they were before they were sealed."""
-        ledger = CollectiveLedger(self.sites.collective.node.state)
+        site = self.sites.collective
+        ledger = CollectiveLedger(site.node.state)
         try:
             return [
-                sealing.decrypt(release.content_key, ledger.blob(release))
+                sealing.decrypt(
+                    content_keys.reopen(site.keys.signing, release.closed_key, release.digest), ledger.blob(release)
+                )
                 for release in ledger.releases(self.sites.run_id)
             ]
         finally:

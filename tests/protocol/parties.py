@@ -131,6 +131,10 @@ class Site:
             crossings=Crossings(self.folder / "crossings.jsonl", "collective", lambda: self.now),
         )
 
+    def set_clock(self, now: int) -> None:
+        """What an operator does where the clock was ahead: the site forgets it, and counts from ``now``."""
+        self.opened[0].set_time(now)
+
     def individual(
         self,
         key: SigningKey = INDIVIDUAL,

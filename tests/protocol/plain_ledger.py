@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from protocol.architecture import Form
+from protocol.content_keys import ClosedKey
 from protocol.errors import EquivocationError, InputError, RollbackError, StorageFailedError, WrongAudienceError
 from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State
 from protocol.messages import NO_RELEASE
@@ -206,7 +207,7 @@ class PlainStored:
     """A release as the collective keeps it."""
 
     data: bytes
-    content_key: bytes
+    content_key: ClosedKey
     release: PlainRelease
     ciphertext: bytes
     withdrawn: bool = False
@@ -249,7 +250,7 @@ class PlainCollective:
         return next((stored for stored in self.chain if stored.release.digest == digest), None)
 
     def add_release(self, stored: PlainStored) -> None:
-        if any(one.content_key == stored.content_key for one in self.chain):
+        if any(one.content_key.name == stored.content_key.name for one in self.chain):
             raise ValueError("a content key used twice")
         last = self.latest(stored.release.run_id)
         follows = (0, NO_RELEASE) if last is None else (last.release.seq, last.release.digest)
@@ -295,7 +296,7 @@ class PlainCollective:
         """As :func:`observe_collective`."""
         seen: Observation = {}
         for run in runs:
-            seen[f"{run} chain"] = [(one.data, one.content_key, one.withdrawn) for one in self.releases(run)]
+            seen[f"{run} chain"] = [(one.data, one.content_key.closed, one.withdrawn) for one in self.releases(run)]
             seen[f"{run} withdrawn"] = [one.data for one in self.releases(run) if one.withdrawn]
             for form in (None, *forms):
                 last = self.latest(run, form)
@@ -320,7 +321,7 @@ def observe_collective(
     seen: Observation = {}
     for run in runs:
         chain = ledger.releases(run)
-        seen[f"{run} chain"] = [(one.envelope, one.content_key, one.withdrawn) for one in chain]
+        seen[f"{run} chain"] = [(one.envelope, one.closed_key, one.withdrawn) for one in chain]
         seen[f"{run} withdrawn"] = [one.envelope for one in ledger.withdrawn(run)]
         for form in (None, *forms):
             last = ledger.latest(run, form)

@@ -25,6 +25,7 @@ from protocol import envelope
 from protocol.architecture import Architecture, Block, Form, InputContract
 from protocol.audit import Crossings
 from protocol.bundle_file import BundleFile
+from protocol.content_keys import ClosedKey
 from protocol.desks import Answer, CollectiveDesk, IndividualDesk, Withdrawal
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import RefusedError
@@ -685,7 +686,7 @@ class World:
             tuple(fields["withdraws"]),
         )
         blob = self.collective.ledger.blob(stored)
-        model.add_release(PlainStored(stored.envelope, stored.content_key, plain, blob))
+        model.add_release(PlainStored(stored.envelope, ClosedKey(stored.closed_key, digest), plain, blob))
         self.releases[stored.envelope] = _Published(stored.envelope, plain, fields["signer"], blob, learngene)
 
     def _learn_grant(self, request: str, fields: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protocol import audit, desks, envelope, messages
+from protocol import audit, content_keys, desks, envelope, messages
 from protocol import blob as blobs
 from protocol.audit import read_crossings
 from protocol.bundle_file import BundleFile
@@ -217,6 +218,7 @@ def test_a_request_whose_grant_alone_is_past_its_time_is_granted_the_same_releas
     published = collective.publish(learngene(), NOW, content_key(0))
     behind = NOW - SKEW
     request = there.individual().request("condensed", NOW, NONCE)
+    here.set_clock(behind)
     old = collective.answer_request(request, behind)
     assert isinstance(old, Answer)
     now = opened(Grant, old.grant).expires_at
@@ -234,11 +236,13 @@ def test_an_open_request_of_a_clock_that_was_ahead_is_made_anew(here: Site, ther
     early = there.individual().request("condensed", NOW + SKEW + 1, NONCE)
     with pytest.raises(ExpiredError, match="from the future"):
         collective.answer_request(early, NOW)
+    there.set_clock(NOW)
     request = there.individual().request("condensed", NOW, OTHER_NONCE)
     assert request != early
     there.individual().inherit(*collective.answer_request(request, NOW), NOW)
     # A little ahead is no matter: everybody allows for it.
     ahead = there.individual().request("condensed", NOW + SKEW, b"p" * 16)
+    there.set_clock(NOW)
     assert there.individual().request("condensed", NOW, OTHER_NONCE) == ahead
     assert isinstance(collective.answer_request(ahead, NOW), Answer)
 
@@ -246,6 +250,7 @@ def test_an_open_request_of_a_clock_that_was_ahead_is_made_anew(here: Site, ther
 def test_what_was_published_by_a_clock_that_was_ahead_is_published_anew(here: Site, there: Site) -> None:
     collective = here.collective()
     first = collective.publish(learngene(), NOW + SKEW + 1, content_key(0))
+    here.set_clock(NOW)
     request = there.individual().request("condensed", NOW, NONCE)
     with pytest.raises(ExpiredError, match="from the future; publish the learngene again"):
         collective.answer_request(request, NOW)
@@ -253,6 +258,7 @@ def test_what_was_published_by_a_clock_that_was_ahead_is_published_anew(here: Si
     assert (second.seq, second.payload.prev, second.payload.issued_at) == (2, first.digest, NOW)
     there.individual().inherit(*collective.answer_request(request, NOW), NOW)
     ahead = collective.publish(learngene(seed=1), NOW + SKEW, content_key(2))
+    here.set_clock(NOW)
     assert collective.publish(learngene(seed=1), NOW, content_key(3)) == ahead
 
 
@@ -261,6 +267,7 @@ def test_an_answer_by_a_clock_that_was_ahead_is_granted_anew(here: Site, there: 
     published = collective.publish(learngene(), NOW, content_key(0))
     request = individual.request("condensed", NOW, NONCE)
     early = collective.answer_request(request, NOW + SKEW + 1)
+    here.set_clock(NOW)
     with pytest.raises(ExpiredError, match="grant is from the future"):
         individual.inherit(*early, NOW)
     answer = collective.answer_request(request, NOW)
@@ -298,6 +305,8 @@ def test_a_receipt_of_a_clock_that_was_ahead_is_made_anew(here: Site, there: Sit
     ahead = NOW + 9 * SKEW
     answer = collective.answer_request(individual.request("condensed", ahead, NONCE), ahead)
     early = individual.inherit(*answer, ahead).receipt
+    for site in (here, there):
+        site.set_clock(NOW)
     with pytest.raises(ExpiredError):
         collective.accept_receipt(early, NOW)
     collective.accept_receipt(individual.inherit(*answer, NOW).receipt, NOW)
@@ -1018,6 +1027,7 @@ def test_only_what_would_be_granted_is_released_again(here: Site) -> None:
         (collective, paper.payload.expires_at),
     ):
         assert desk.release_again(now, lambda: content_key(2)) == []
+    here.set_clock(NOW)
     (made,) = collective.release_again(NOW, lambda: content_key(2))
     assert (made.payload.form, made.payload.withdraws) == ("paper", (first.digest,))
 
@@ -1378,3 +1388,103 @@ def test_a_learngene_whose_encryption_key_is_gone_comes_back_with_a_new_request(
     again = there.individual(encryption=OTHER_ENCRYPTION).learngene("condensed")
     assert again is not None
     assert again.sealed == after.sealed
+
+
+def test_what_has_expired_once_is_not_answered_again_by_a_clock_that_is_set_back(
+    here: Site, there: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over a restart, too; every kind of message that a site takes, and its own trust store."""
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    answer = collective.answer_request(individual.request("condensed", NOW, NONCE), NOW)
+    receipt = individual.inherit(*answer, NOW).receipt
+    published = collective.publish(learngene(seed=1), NOW, content_key(1))
+    request = there.individual().request("condensed", NOW, OTHER_NONCE)
+    second = collective.answer_request(request, NOW)
+    assert isinstance(second, Answer)
+    abort = make_abort(
+        run_id=RUN, audience=INDIVIDUAL.keyid, code="withdrawn", subject=published.digest, key=COLLECTIVE, now=NOW
+    )
+    # The control: a clock that is merely a little behind says nothing and refuses nothing.
+    assert here.collective().answer_request(request, NOW - SKEW) == second
+    there.individual().verify_file(BundleFile(*second), NOW - SKEW)
+    assert not caplog.records
+    late = NOW + LIFE + SKEW + 1
+    for desk in (here.collective(), there.individual()):
+        assert desk.time(late) == late
+    for attempt in (
+        lambda: here.collective().answer_request(request, NOW),
+        lambda: here.collective().accept_receipt(receipt, NOW),
+        lambda: there.individual().inherit(*second, NOW),
+        lambda: there.individual().verify_file(BundleFile(*second), NOW),
+        lambda: there.individual().accept_abort(abort, NOW),
+    ):
+        caplog.clear()
+        with pytest.raises(ExpiredError):
+            attempt()
+        # It is named, with what to do.
+        (record,) = caplog.records
+        assert "2027-01-15" in record.getMessage()
+        assert "clock --forget" in record.getMessage()
+    # Where the clock had been wrong, the operator says so.
+    for site in (here, there):
+        site.set_clock(NOW)
+    assert here.collective().answer_request(request, NOW) == second
+    there.individual().inherit(*second, NOW)
+
+
+def test_a_trust_store_that_has_expired_once_stays_so(here: Site) -> None:
+    end = TRUST.expires_at
+    here.collective().publish(learngene(), NOW, content_key(0))
+    for now in (end + SKEW + 1, NOW):
+        with pytest.raises(ExpiredError, match="trust store"):
+            here.collective().publish(learngene(seed=1), now, content_key(1))
+
+
+def test_status_and_a_second_message_of_the_same_second_write_nothing(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, content_key(0))
+    individual.request("condensed", NOW, NONCE)
+    database = there.opened[0]._database
+    before = database.total_changes
+    individual.request("condensed", NOW, NONCE)
+    assert database.total_changes == before
+    individual.request("condensed", NOW + 1, NONCE)
+    assert database.total_changes == before + 1
+
+
+def test_no_content_key_lies_open_on_the_collectives_disk(here: Site, there: Site) -> None:
+    """Searched for as raw bytes and as hexadecimal digits, in every file, the write-ahead log among them."""
+    key, other = secrets.token_bytes(32), secrets.token_bytes(32)
+    collective, individual = here.collective(), there.individual()
+    published = collective.publish(learngene(), NOW, key)
+    assert isinstance(collective.answer_request(individual.request("condensed", NOW, NONCE), NOW), Answer)
+    collective.withdraw(published.digest)
+    collective.publish(learngene(seed=1), NOW, other)
+
+    def found(piece: bytes) -> list[str]:
+        files = (path for path in here.folder.rglob("*") if path.is_file())
+        contents = {path.name: path.read_bytes() for path in files}
+        return [name for name, data in contents.items() if piece in data or piece.hex().encode() in data]
+
+    assert found(key) == found(other) == []
+    # The control: the closed one is found where the open one would be.
+    assert "ledger.db-wal" in found(published.closed_key)
+    for ledger in here.opened:
+        ledger.close()
+    assert found(key) == found(other) == []
+    assert found(published.closed_key) == ["ledger.db"]
+
+
+def test_a_closed_content_key_opens_only_for_its_release_and_its_collective(here: Site) -> None:
+    collective = here.collective()
+    first = collective.publish(learngene(), NOW, content_key(5))
+    second = collective.publish(learngene(seed=1), NOW, content_key(6))
+    assert content_keys.reopen(COLLECTIVE, first.closed_key, first.digest) == content_key(5)
+    for key, closed, digest in (
+        (COLLECTIVE, first.closed_key, second.digest),
+        (NEW_COLLECTIVE, first.closed_key, first.digest),
+        (COLLECTIVE, flipped(first.closed_key, 3), first.digest),
+    ):
+        with pytest.raises(StorageFailedError, match="does not open with this node's signing key"):
+            content_keys.reopen(key, closed, digest)

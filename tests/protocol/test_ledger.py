@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import envelope
+from protocol import content_keys, envelope
+from protocol.content_keys import ClosedKey
 from protocol.errors import EquivocationError, InputError, RollbackError, StorageFailedError, WrongAudienceError
 from protocol.ledger import MOST_EVIDENCE, CollectiveLedger, IndividualLedger, Inherited, State
 from protocol.make_messages import make_release
@@ -39,8 +40,8 @@ from tests.protocol.parties import (
 )
 
 
-def release(seq: int, prev: str, seed: int = 0) -> tuple[bytes, bytes, bytes]:
-    """Envelope, content key and sealed blob, as ``add_release`` takes them."""
+def release(seq: int, prev: str, seed: int = 0) -> tuple[bytes, ClosedKey, bytes]:
+    """Envelope, closed content key and sealed blob, as ``add_release`` takes them."""
     key = content_key(seed)
     data, sealed = make_release(
         learngene(seed),
@@ -53,7 +54,7 @@ def release(seq: int, prev: str, seed: int = 0) -> tuple[bytes, bytes, bytes]:
         now=NOW,
         content_key=key,
     )
-    return data, key, sealed
+    return data, content_keys.close(COLLECTIVE, key, envelope.digest(data)), sealed
 
 
 def envelopes_of(exchange: Exchange) -> VerifiedEnvelopes:
@@ -122,19 +123,19 @@ def test_a_content_key_seals_one_release_only(tmp_path: Path) -> None:
     first = ledger.add_release(*release(1, NO_RELEASE))
     data, key, sealed = release(2, first.digest, seed=1)
     with pytest.raises(ValueError, match="one release only"):
-        ledger.add_release(data, first.content_key, sealed)
+        ledger.add_release(data, content_keys.close(COLLECTIVE, content_key(0), envelope.digest(data)), sealed)
     assert ledger.releases(RUN) == [first]
     assert len(list((tmp_path / "releases").iterdir())) == 1
     ledger.add_release(data, key, sealed)
-    with pytest.raises(sqlite3.IntegrityError, match="content_key"):
-        ledger._database.execute("UPDATE releases SET content_key = ?", (key,))
+    with pytest.raises(sqlite3.IntegrityError, match="key_name"):
+        ledger._database.execute("UPDATE releases SET key_name = ?", (key.name,))
 
 
 def test_the_content_key_is_not_in_what_is_printed(tmp_path: Path) -> None:
     stored = CollectiveLedger(tmp_path).add_release(*release(1, NO_RELEASE, seed=7))
-    assert stored.content_key == content_key(7)
-    assert repr(stored.content_key) not in repr(stored)
-    assert "content_key" not in repr(stored)
+    assert content_keys.reopen(COLLECTIVE, stored.closed_key, stored.digest) == content_key(7)
+    assert repr(stored.closed_key) not in repr(stored)
+    assert "closed_key" not in repr(stored)
 
 
 def test_a_withdrawal_lasts(tmp_path: Path) -> None:

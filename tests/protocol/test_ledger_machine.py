@@ -13,8 +13,9 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from protocol import envelope, messages
+from protocol import content_keys, envelope, messages
 from protocol.architecture import Form
+from protocol.content_keys import ClosedKey
 from protocol.errors import EquivocationError, InputError, RefusedError, RollbackError, StorageFailedError
 from protocol.keys import SigningKey
 from protocol.ledger import CollectiveLedger, IndividualLedger, StoredRelease
@@ -86,13 +87,13 @@ class Link:
     """A release that a collective could make, signed and sealed."""
 
     data: bytes
-    content_key: bytes
+    content_key: ClosedKey
     ciphertext: bytes
     plain: PlainRelease
 
     @property
     def stored(self) -> StoredRelease:
-        return opened_release(self.data, self.content_key)
+        return opened_release(self.data, self.content_key.closed)
 
 
 @cache
@@ -112,7 +113,8 @@ def link(run: str, form: Form, epoch: int, seq: int, prev: str, seed: int, withd
         withdraws=withdraws,
     )
     digest = name_of(data)
-    return Link(data, content_key, ciphertext, PlainRelease(run, form, epoch, seq, digest, prev, withdraws))
+    closed = content_keys.close(COLLECTIVE, content_key, digest)
+    return Link(data, closed, ciphertext, PlainRelease(run, form, epoch, seq, digest, prev, withdraws))
 
 
 @cache
@@ -333,7 +335,7 @@ def _answered(one: Link, number: int) -> Answered:
         one.plain.digest,
         key=COLLECTIVE,
         now=NOW,
-        content_key=one.content_key,
+        content_key=content_keys.reopen(COLLECTIVE, one.content_key.closed, one.plain.digest),
     )
     envelopes = verify_envelopes(
         one.data,
