@@ -17,24 +17,17 @@ from protocol.errors import RunFailedError
 NUMBERS = {
     "read": (0, 63),
     "write": (1, 64),
-    "close": (3, 57),
-    "fstat": (5, 80),
-    "lseek": (8, 62),
     "mmap": (9, 222),
     "mprotect": (10, 226),
     "munmap": (11, 215),
     "brk": (12, 214),
-    "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
     "mremap": (25, 216),
     "madvise": (28, 233),
     "exit": (60, 93),
     "futex": (202, 98),
-    "restart_syscall": (219, 128),
     "clock_gettime": (228, 113),
     "exit_group": (231, 94),
-    "getrandom": (318, 278),
 }
 #: Calls whose third argument says what memory is for.
 _OF_MEMORY = ("mmap", "mprotect")

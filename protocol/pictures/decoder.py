@@ -7,39 +7,31 @@ that decoding needs is imported before anything is confined, and nothing from ou
 import contextlib
 import ctypes
 import gc
+import importlib
 import io
 import os
 import resource
 import signal
-import sys
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageOps,
-    ImagePalette,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    TiffTags,
-)
+from PIL import Image, ImageOps
 
 from protocol.confinement import landlock, privileges, strict_filter
 from protocol.pictures.formats import FORMATS
 from protocol.pictures.wire import ANSWER, MAX_PIXELS, REQUEST, Code
 
-with contextlib.suppress(ImportError):
-    from PIL import WebPImagePlugin
-
-#: What must be there before the process is confined, whichever picture asks for it first.
-_LOADED = (BmpImagePlugin, GifImagePlugin, ImagePalette, JpegImagePlugin, MpoImagePlugin, PngImagePlugin)
-_LOADED += (PpmImagePlugin, TiffImagePlugin, TiffTags)
+#: Pillow's modules for the formats that are read, and what these load when a picture first asks for it: nothing can be
+#: loaded once the process is confined.
+_MODULES = (
+    *(f"{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP")),
+    *("ImagePalette", "ImageColor", "TiffTags"),
+)
+for _name in _MODULES:
+    # A Pillow without WebP lacks its module.
+    with contextlib.suppress(ImportError):
+        importlib.import_module(f"PIL.{_name}")
 
 #: System calls of an interpreter that computes, and reads and writes what is open already.
 CALLS = (
@@ -52,13 +44,8 @@ CALLS = (
     "madvise",
     "mprotect",
     "futex",
-    "fstat",
-    "lseek",
-    "rt_sigprocmask",
-    "rt_sigreturn",
-    "restart_syscall",
     "clock_gettime",
-    "getrandom",
+    "rt_sigreturn",
     "exit",
     "exit_group",
 )
@@ -73,7 +60,9 @@ _DNG_VERSION = 50706
 _STRIP = 256
 
 
-class _RefusedPicture(Exception):
+class RefusedPictureError(Exception):
+    """The picture is not one that is read; ``code`` says why."""
+
     def __init__(self, code: Code) -> None:
         self.code = code
 
@@ -146,7 +135,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         data = requests.read(length)
         try:
             pixels = decode(data, FORMATS[number], channels=channels, height=height, width=width)
-        except _RefusedPicture as refused:
+        except RefusedPictureError as refused:
             _answer(answers, refused.code)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             _answer(answers, Code.TOO_MANY_PIXELS)
@@ -173,14 +162,14 @@ def decode(data: bytes, kind: str, *, channels: int, height: int, width: int) ->
         Exception: of any kind, it cannot be read so.
     """
     if kind not in Image.OPEN:
-        raise _RefusedPicture(Code.NOT_SUPPORTED)
+        raise RefusedPictureError(Code.NOT_SUPPORTED)
     mode, size = {1: "L", 3: "RGB"}[channels], (width, height)
     image: Image.Image
     with Image.open(io.BytesIO(data), formats=(kind,)) as opened:
         if opened.width * opened.height > MAX_PIXELS:
-            raise _RefusedPicture(Code.TOO_MANY_PIXELS)
+            raise RefusedPictureError(Code.TOO_MANY_PIXELS)
         if kind == "TIFF" and _DNG_VERSION in getattr(opened, "tag_v2", ()):
-            raise _RefusedPicture(Code.CAMERA_RAW)
+            raise RefusedPictureError(Code.CAMERA_RAW)
         image = opened
         ImageOps.exif_transpose(image, in_place=True)
     # Most images of prepared datasets are ready now.
@@ -198,10 +187,10 @@ def _plain(image: Image.Image) -> Image.Image:
         image = image.convert("I")
         lowest, highest = image.getextrema()
         if lowest < 0 or highest > 0xFFFF:  # type: ignore[operator]
-            raise _RefusedPicture(Code.BEYOND_16_BITS)
+            raise RefusedPictureError(Code.BEYOND_16_BITS)
         return image.point([round(value / 257) for value in range(1 << 16)], "L")
     if image.mode == "F":
-        raise _RefusedPicture(Code.FLOATING_POINT)
+        raise RefusedPictureError(Code.FLOATING_POINT)
     return _over_white(image) if image.has_transparency_data else image
 
 

@@ -171,4 +171,4 @@ class DecoderProcess(Generic[_Job]):
 
 def not_started(said: str) -> RunFailedError:
     """The error of a decoder that ended before it was ready."""
-    return RunFailedError(f"the program that decodes pictures does not start: {said}; is Pillow installed as it should?")
+    return RunFailedError(f"the program that decodes pictures does not start: {said}; install Pillow anew")

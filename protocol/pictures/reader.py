@@ -27,6 +27,8 @@ from protocol.pictures.wire import MAX_FILE_BYTES, MAX_PIXELS, REQUEST, Code
 
 #: Seconds that a picture may take, and that a decoder may take to start.
 SECONDS = 60.0
+#: Decoders at most: each may take some memory (``decoder.MEMORY_BYTES``).
+_MOST = 8
 #: Pictures that may be done while an earlier one is not.
 _WINDOW = 4096
 
@@ -70,7 +72,7 @@ class PictureReader:
     """Reads pictures, a few at a time; its decoders start when they are needed and end with this context.
 
     Args:
-        processes: decoders at most; None: as many as cores.
+        processes: decoders at most; None: as many as cores, up to 8.
         seconds: for one picture.
         command: the decoder's program.
 
@@ -82,7 +84,7 @@ class PictureReader:
     def __init__(
         self, processes: int | None = None, *, seconds: float = SECONDS, command: Sequence[str] = COMMAND
     ) -> None:
-        self._most = processes or len(os.sched_getaffinity(0))
+        self._most = processes or min(_MOST, len(os.sched_getaffinity(0)))
         self._seconds, self._command = seconds, command
         self._decoders: list[DecoderProcess[_Job]] = []
         self.confined = True
