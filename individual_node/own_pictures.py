@@ -1,18 +1,17 @@
 """Own pictures of any size and format, brought to a learngene's input contract: a folder per class, or single files."""
 
 import hashlib
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from protocol.architecture import InputContract
 from protocol.encoding.visible_text import is_plain, visible_name
 from protocol.errors import InputError
+from protocol.pictures.reader import PictureReader
 
 #: Called with the number of pictures that are read, and of all.
 ReadObserver = Callable[[int, int], None]
@@ -46,34 +45,38 @@ class OwnPictures:
         return tuple(np.bincount(self.labels, minlength=len(self.classes)).tolist())
 
 
-def read_tree(folder: Path, contract: InputContract, observe: ReadObserver | None = None) -> OwnPictures:
-    """Read ``folder/<class>/<picture>``.
+def read_tree(
+    folder: Path, contract: InputContract, observe: ReadObserver | None = None, *, reader: PictureReader | None = None
+) -> OwnPictures:
+    """Read ``folder/<class>/<picture>``, by decoders of its own where no ``reader`` is given.
 
     The same picture twice in a class counts once, or an estimate of the accuracy would be asked what it was taught.
 
     Raises:
         InputError: no such folder, fewer than two classes, a class without pictures, one picture in two classes, or
             something that is neither a class folder nor a picture; the message names it.
+        RunFailedError: a decoder does not start.
     """
+    if reader is None:
+        with PictureReader() as own:
+            return read_tree(folder, contract, observe, reader=own)
     listed = class_folders(folder)
-    total, done = sum(map(len, listed.values())), 0
+    files = [(file, label) for label, of_class in enumerate(listed.values()) for file in of_class]
     known: dict[bytes, tuple[Path, int]] = {}
     pictures: list[NDArray[np.uint8]] = []
     copies = []
-    for label, files in enumerate(listed.values()):
-        for file in files:
-            picture = read_picture(file, contract)
-            digest = hashlib.sha256(picture.tobytes()).digest()
-            first, other = known.setdefault(digest, (file, label))
-            if other != label:
-                raise InputError(f"{first} and {file} are the same picture in two classes; keep it in one")
-            if first == file:
-                pictures.append(picture)
-            else:
-                copies.append(file)
-            done += 1
-            if observe is not None:
-                observe(done, total)
+    read = reader.read_all([file for file, _ in files], contract)
+    for done, ((file, label), picture) in enumerate(zip(files, read, strict=True), 1):
+        digest = hashlib.sha256(picture.tobytes()).digest()
+        first, other = known.setdefault(digest, (file, label))
+        if other != label:
+            raise InputError(f"{first} and {file} are the same picture in two classes; keep it in one")
+        if first == file:
+            pictures.append(picture)
+        else:
+            copies.append(file)
+        if observe is not None:
+            observe(done, len(files))
     files_kept, labels = zip(*known.values(), strict=True)
     return OwnPictures(tuple(listed), files_kept, np.stack(pictures), np.array(labels, np.int64), tuple(copies))
 
@@ -118,48 +121,14 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def read_picture(file: Path, contract: InputContract) -> NDArray[np.uint8]:
-    """One picture as uint8 ``[H, W, C]``: turned upright, its shorter side resized, the middle cut out.
-
-    Of moving pictures the first frame counts; what is transparent becomes white.
+    """One picture as uint8 ``[H, W, C]``, by a decoder of its own; see :class:`PictureReader`.
 
     Raises:
         InputError: it cannot be read as a picture, or the contract is not for pictures.
+        RunFailedError: the decoder does not start.
     """
-    mode = {1: "L", 3: "RGB"}.get(contract.channels)
-    if mode is None:
-        raise InputError(f"the learngene takes images of {contract.channels} channels; pictures have 1 or 3")
-    size = (contract.width, contract.height)
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures and of odd metadata; what it cannot read it says by an error.
-            warnings.simplefilter("ignore")
-            with Image.open(file) as opened:
-                upright = ImageOps.exif_transpose(opened)
-            fitted = ImageOps.fit(_plain(upright, file).convert(mode), size, Image.Resampling.BICUBIC)
-    except InputError:
-        raise
-    except Image.DecompressionBombError:
-        raise InputError(f"{file} has too many pixels to be read safely; make it smaller") from None
-    except Exception as error:  # Pillow's readers raise many kinds, and each means the same to its user
-        reason = getattr(error, "strerror", None) or "it is damaged, or of a kind that is not known"
-        raise InputError(f"{file} cannot be read as a picture: {reason}; convert or remove it") from None
-    return np.asarray(fitted, np.uint8).reshape(contract.height, contract.width, contract.channels)
-
-
-def _plain(image: Image.Image, file: Path) -> Image.Image:
-    """The image in a mode of 8 bits a channel without transparency, from which Pillow converts soundly."""
-    if image.mode.startswith("I"):
-        # Pillow's own conversion cuts everything above 255 off.
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise InputError(f"{file} holds values beyond 16 bits; save it with 8 or 16 bits a channel")
-        return Image.fromarray((values.astype(np.float64) / 257).round().astype(np.uint8))
-    if image.mode == "F":
-        raise InputError(f"{file} holds floating-point values; save it with 8 or 16 bits a channel")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image
+    with PictureReader(1) as reader:
+        return reader.read(file, contract)
 
 
 def _entries(folder: Path) -> list[Path]:

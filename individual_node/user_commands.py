@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from protocol.architecture import Form
     from protocol.bundle_reading import Reading
     from protocol.learngene import Doubt
+    from protocol.pictures.reader import PictureReader
 
 _MODEL_HELP = "Folder that `adapt` wrote."
 
@@ -124,6 +125,7 @@ def adapt(
     from individual_node import adapted, own_pictures, own_task
     from protocol.files import check_free
     from protocol.images import choose_device
+    from protocol.pictures.reader import PictureReader
 
     check_free(out)
     node = None if config is None else _configuration(config)
@@ -137,9 +139,9 @@ def adapt(
     given = ["epochs=" + str(epochs)] if epochs is not None else []
     settings = _settings(node, chosen.name, [*given, *(change or [])])
     on = choose_device(device)
-    with progress_bar() as observe:
+    with progress_bar() as observe, PictureReader() as reader:
         pictures = own_pictures.read_tree(
-            data, architecture.input, lambda done, total: observe(done, total, "reading pictures")
+            data, architecture.input, lambda done, total: observe(done, total, "reading pictures"), reader=reader
         )
         model = own_task.adapt_to_pictures(
             verified,
@@ -153,6 +155,7 @@ def adapt(
             observe=observe,
         )
     adapted.save(model, out)
+    _say_unconfined(reader)
     _show_model(model.description, pictures)
     say(f"model  {out}")
     if reading.withdrawn:
@@ -180,15 +183,17 @@ def predict(
     import numpy as np
 
     from individual_node import adapted, own_pictures
+    from protocol.pictures.reader import PictureReader
 
     loaded = adapted.load(model)
     files = own_pictures.pictures_of(images)
     contract, classes = loaded.description.input, loaded.description.classes
     found = []
-    with progress_bar(plain=False) as observe:
-        for done, file in enumerate(files, 1):
-            found.append(loaded.classifier.probabilities(own_pictures.read_picture(file, contract)[None])[0])
-            observe(done, len(files), "naming pictures")
+    with progress_bar(plain=False) as observe, PictureReader() as reader:
+        for picture in reader.read_all(files, contract):
+            found.append(loaded.classifier.probabilities(picture[None])[0])
+            observe(len(found), len(files), "naming pictures")
+    _say_unconfined(reader)
     doubt = _say_doubt(loaded.description)
     best = [np.argsort(-row, kind="stable")[:top] for row in found]
     named = [[(classes[i], float(row[i])) for i in order] for row, order in zip(found, best, strict=True)]
@@ -218,12 +223,15 @@ def export(
     import numpy as np
 
     from individual_node import adapted, onnx_export, own_pictures
+    from protocol.pictures.reader import PictureReader
 
     loaded = adapted.load(model)
     if images:
         contract = loaded.description.input
         files = own_pictures.pictures_of(images)
-        pixels = np.stack([own_pictures.read_picture(file, contract) for file in files])
+        with PictureReader() as reader:
+            pixels = np.stack(list(reader.read_all(files, contract)))
+        _say_unconfined(reader)
     else:
         pixels = onnx_export.random_pictures(loaded)
     difference = onnx_export.export(loaded, onnx, pixels)
@@ -279,6 +287,15 @@ def _configuration(path: Path) -> "IndividualConfiguration":
     from protocol.node_configuration import load
 
     return load(path, IndividualConfiguration)
+
+
+def _say_unconfined(reader: "PictureReader") -> None:
+    """Say where the operating system did not confine what decoded the pictures."""
+    if not reader.confined:
+        warn(
+            "this kernel does not confine the program that decoded the pictures (docs/confinement.md); name only pictures "
+            "whose origin you trust"
+        )
 
 
 def _say_doubt(description: "Description") -> "Doubt | None":

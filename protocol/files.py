@@ -12,17 +12,17 @@ from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError, RefusedError, StorageFailedError, TooLargeError
 
 
-def open_binary(path: Path) -> BinaryIO:
+def open_binary(path: Path | str) -> BinaryIO:
     """Open a path for reading; a pipe with that name does not hold the program up. Its kind is for the caller to check.
 
     Raises:
         OSError: it cannot be opened.
     """
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
 
 
 @contextmanager
-def opened(path: Path, what: str) -> Iterator[BinaryIO]:
+def opened(path: Path | str, what: str) -> Iterator[BinaryIO]:
     """A file to be read, and nothing that only looks like one.
 
     Args:
@@ -56,6 +56,24 @@ def read_limited(path: Path, what: str, *, max_bytes: int) -> bytes:
     data = read_start(path, what, max_bytes=max_bytes + 1)
     if len(data) > max_bytes:
         raise TooLargeError(f"it has more than {max_bytes} bytes, the limit of {what}; give the right file")
+    return data
+
+
+def read_given(path: Path | str, what: str, *, max_bytes: int) -> bytes:
+    """The content of a file that a user names; of one that is too large nothing is read.
+
+    Raises:
+        InputError: as ``opened``; it is too large, or changes while it is read.
+    """
+    with opened(path, what) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise InputError(
+                f"{visible_name(path)} has {size} bytes, at most {max_bytes} are read of {what}; make it smaller"
+            )
+        data = file.read(size + 1)
+    if len(data) != size:
+        raise InputError(f"{visible_name(path)} changes while it is read; wait until it is whole")
     return data
 
 

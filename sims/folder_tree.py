@@ -1,21 +1,17 @@
 """A folder tree of images, one folder a class: which files are for training and which for testing, and their pixels."""
 
-import contextlib
 import os
-import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from individual_node.own_pictures import read_picture
 from protocol.architecture import InputContract
 from protocol.errors import InputError
+from protocol.pictures.reader import PictureReader
 from sims.division import Division
 
 Part = Literal["train", "test"]
@@ -87,37 +83,18 @@ def list_tree(root: Path, division: Division) -> FolderTree:
     )
 
 
-def read_images(files: Sequence[str], size: int) -> NDArray[np.uint8]:
-    """Images of any size and kind as ``[N, size, size, 3]`` uint8, RGB, each by ``read_image``, several at a time.
+def read_images(files: Sequence[str], size: int, reader: PictureReader) -> NDArray[np.uint8]:
+    """Images of any size and kind as ``[N, size, size, 3]`` uint8, RGB, as an individual reads its own pictures: turned
+    upright, the shorter side brought to ``size``, the middle cut out. An image that is so already keeps its pixels.
 
     Raises:
         InputError: a file cannot be read as an image.
+        RunFailedError: a decoder does not start.
     """
     images = np.empty((len(files), size, size, 3), np.uint8)
-
-    def read(index: int) -> None:
-        images[index] = read_image(files[index], size)
-
-    # Pillow releases the interpreter's lock. Threads that silence warnings, as `read_picture` does, may leave them
-    # silent; the outer context brings them back.
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(read, range(len(files))):
-            pass
+    for index, image in enumerate(reader.read_all(files, InputContract(height=size, width=size, channels=3))):
+        images[index] = image
     return images
-
-
-def read_image(file: str, size: int) -> NDArray[np.uint8]:
-    """One image as ``[size, size, 3]`` uint8, RGB, as an individual reads its own pictures: turned upright, the shorter
-    side brought to ``size``, the middle cut out. An image that is so already keeps its pixels.
-
-    Raises:
-        InputError: the file cannot be read as an image.
-    """
-    # The short way for the many: a small image of a prepared dataset. What fails here fails below, and is named there.
-    with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(file) as image:
-        if image.mode == "RGB" and image.size == (size, size) and not {"exif", "transparency"} & image.info.keys():
-            return np.asarray(image)
-    return read_picture(Path(file), InputContract(height=size, width=size, channels=3))
 
 
 def _has_parts(root: Path) -> bool:

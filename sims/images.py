@@ -1,26 +1,22 @@
 """Where images come from: a folder tree, the published CIFAR-100 archive, or the built-in stand-in."""
 
-import os
-import shutil
-import socket
-import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from protocol.errors import InputError
+from protocol.errors import InputError, StorageFailedError
+from protocol.pictures.reader import PictureReader
 from sims import glyphs
 from sims.cifar100.split import CIFAR100
+from sims.data import cifar100_archive
 from sims.datasets import DATASETS, DatasetName, check_data_named
 from sims.division import SPLIT_FILE, Division, read_split
 from sims.folder_tree import FolderTree, Part, is_tree, list_tree, read_images
@@ -32,9 +28,7 @@ CACHE = Path("~/.learngene/data")
 #: Seconds without an answer after which the network counts as absent.
 NETWORK_TIMEOUT = 8.0
 
-_URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"  # as torchvision has it; asked before importing that
-_ARCHIVE_FOLDER = "cifar-100-python"
-_ARCHIVE = "cifar-100-python.tar.gz"
+_URL, _ARCHIVE_FOLDER, _ARCHIVE = cifar100_archive.URL, cifar100_archive.FOLDER, cifar100_archive.ARCHIVE
 #: Images a class of the published set.
 _PUBLISHED: Mapping[Part, int] = {"train": 500, "test": 100}
 
@@ -230,13 +224,16 @@ def _read_found(found: _Found, say: Callable[[str], None]) -> ImageSource:
     tree = found.tree
     total = sum(sum(by_class.values()) for by_class in tree.counts.values())
     say(f"Reading {total:,} images from {tree.root} at {found.size}x{found.size} ({tree.layout}) ...")
-    sets = {
-        part: ImageSet(
-            read_images([file for files in by_class.values() for file in files], found.size),
-            np.arange(len(by_class), dtype=np.int64).repeat([len(files) for files in by_class.values()]),
-        )
-        for part, by_class in tree.files.items()
-    }
+    with PictureReader() as reader:
+        sets = {
+            part: ImageSet(
+                read_images([file for files in by_class.values() for file in files], found.size, reader),
+                np.arange(len(by_class), dtype=np.int64).repeat([len(files) for files in by_class.values()]),
+            )
+            for part, by_class in tree.files.items()
+        }
+    if not reader.confined:
+        say("This kernel does not confine the program that decoded them: use images whose origin you trust.")
     classes = found.division.classes
     reason = f"from {tree.root}, {tree.layout}"
     return ImageSource(found.name, "folder", classes, found.division, sets["train"], sets["test"], reason)
@@ -245,41 +242,23 @@ def _read_found(found: _Found, say: Callable[[str], None]) -> ImageSource:
 def _load_published_in(data: Path, say: Callable[[str], None]) -> ImageSource:
     if (data / _ARCHIVE_FOLDER).is_dir():
         return read_published(data)
-    say(f"Unpacking {data / _ARCHIVE} ...")
-    return _read_archive(data / _ARCHIVE)
+    archive = data / _ARCHIVE
+    say(f"Unpacking {archive} ...")
+    return _published(cifar100_archive.read_archive(archive), f"the published set, from {archive}")
 
 
 def read_published(root: Path) -> ImageSource:
-    """CIFAR-100 as published, from ``root/cifar-100-python``; torchvision compares every file with its checksum first.
+    """CIFAR-100 as published, from ``root/cifar-100-python``; every file is compared with its checksum first.
 
     Raises:
-        InputError: the files are damaged, or torchvision cannot be imported.
+        InputError: a file is missing or is not the published one.
     """
-    library = _torchvision_datasets()
-    try:
-        parts = [library.CIFAR100(str(root), train=train, download=False) for train in (True, False)]
-    except RuntimeError as error:
-        folder = root / _ARCHIVE_FOLDER
-        raise InputError(f"{folder} is not the published CIFAR-100 (checksum): remove it and fetch it again") from error
-    train, test = (
-        ImageSet(np.ascontiguousarray(part.data, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64))
-        for part in parts
-    )
-    classes = tuple(parts[0].classes)
-    return ImageSource("cifar100", "download", classes, CIFAR100, train, test, f"the published set, in {root}")
+    return _published(cifar100_archive.read_folder(root), f"the published set, in {root}")
 
 
-def _read_archive(archive: Path) -> ImageSource:
-    """Unpack beside nothing of the user's: into a temporary folder that goes away again."""
-    library = _torchvision_datasets()
-    from torchvision.datasets.utils import check_integrity, extract_archive
-
-    if not check_integrity(str(archive), library.CIFAR100.tgz_md5):
-        raise InputError(f"{archive} is not the published CIFAR-100 archive (checksum): fetch it again")
-    with tempfile.TemporaryDirectory(prefix="learngene-") as temporary:
-        extract_archive(str(archive), temporary)
-        source = read_published(Path(temporary))
-    return replace(source, reason=f"the published set, from {archive}")
+def _published(found: cifar100_archive.Published, reason: str) -> ImageSource:
+    train, test = (ImageSet(*found.parts[part]) for part in ("train", "test"))
+    return ImageSource("cifar100", "download", found.classes, CIFAR100, train, test, reason)
 
 
 def _download(cache: Path) -> str | None:
@@ -291,24 +270,25 @@ def _download(cache: Path) -> str | None:
     problem = _unreachable(_URL)
     if problem is not None:
         return problem
-    library = _torchvision_datasets()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=cache))
     except OSError as error:
         raise InputError(f"cannot write to {cache}: {error.strerror}") from error
     try:
-        with _socket_timeout(NETWORK_TIMEOUT):
-            library.CIFAR100(str(temporary), download=True)
-        if not (cache / _ARCHIVE_FOLDER).is_dir():  # another process may have been faster
-            os.rename(temporary / _ARCHIVE_FOLDER, cache / _ARCHIVE_FOLDER)
-    except RuntimeError as error:
-        raise InputError(f"what {_URL} sent is not the published archive: {error}") from error
+        with urllib.request.urlopen(_request(_URL, "GET"), timeout=NETWORK_TIMEOUT) as answer:
+            data = answer.read(cifar100_archive.MAX_BYTES)
     except (OSError, HTTPException) as error:
         return str(error)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        cifar100_archive.keep(data, cache)
+    except StorageFailedError as error:
+        if not (cache / _ARCHIVE_FOLDER).is_dir():  # another process may have been faster
+            raise InputError(f"cannot write to {cache}: {error}") from None
     return None
+
+
+def _request(url: str, method: str) -> urllib.request.Request:
+    return urllib.request.Request(url, method=method, headers={"User-Agent": "learngene"})
 
 
 def _unreachable(url: str) -> str | None:
@@ -317,8 +297,7 @@ def _unreachable(url: str) -> str | None:
 
     def ask() -> None:
         try:
-            request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "learngene"})
-            with urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT):
+            with urllib.request.urlopen(_request(url, "HEAD"), timeout=NETWORK_TIMEOUT):
                 answer.append(None)
         except (OSError, ValueError) as error:
             answer.append(str(getattr(error, "reason", error)))
@@ -327,26 +306,3 @@ def _unreachable(url: str) -> str | None:
     thread.start()
     thread.join(NETWORK_TIMEOUT)
     return answer[0] if answer else f"no answer in {NETWORK_TIMEOUT:g} s"
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision sets no time-out of its own, so a dead connection would hang for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _torchvision_datasets() -> ModuleType:
-    """Imported only where it is needed: it takes seconds, and a broken installation must not stop a folder tree."""
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"torchvision cannot be imported ({error}): install one that fits this torch, or give a folder tree"
-        ) from error
-    module: ModuleType = datasets
-    return module

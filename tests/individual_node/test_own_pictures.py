@@ -143,13 +143,6 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         read_picture(tmp_path / "whole.png", InputContract(height=8, width=8, channels=4))
 
 
-def test_a_picture_of_too_many_pixels_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
-    file = saved(tmp_path / "bomb.png", Image.fromarray(drawn()))
-    with pytest.raises(InputError, match=r"bomb\.png has too many pixels"):
-        read_picture(file, COLOUR)
-
-
 def test_a_tree_is_read_class_by_class(tmp_path: Path) -> None:
     folder = tree(tmp_path / "pictures", **{"leaf beetle": 2, "ant": 3})
     (folder / ".DS_Store").write_bytes(b"x")

@@ -1,6 +1,5 @@
 """Folder trees: which images are for training and which for testing, and how each is read."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,8 @@ import pytest
 from PIL import Image
 
 from protocol.errors import InputError
-from sims.folder_tree import ONE_IN, FolderTree, is_tree, list_tree, read_image, read_images
+from protocol.pictures.reader import PictureReader
+from sims.folder_tree import ONE_IN, FolderTree, is_tree, list_tree, read_images
 from tests.sims.made_tree import CLASSES, DIVISION, make_tree, pixels
 
 
@@ -20,7 +20,13 @@ def names(tree: FolderTree, part: str) -> dict[str, list[str]]:
 
 def read(tree: FolderTree, part: str, size: int = 32) -> np.ndarray:
     files = tree.files["train" if part == "train" else "test"].values()
-    return read_images([file for of_class in files for file in of_class], size)
+    with PictureReader(1) as reader:
+        return read_images([file for of_class in files for file in of_class], size, reader)
+
+
+def read_image(file: Path, size: int) -> np.ndarray:
+    with PictureReader(1) as reader:
+        return read_images([str(file)], size, reader)[0]
 
 
 def test_a_tree_is_read_in_the_order_of_names(tmp_path: Path) -> None:
@@ -108,7 +114,7 @@ def test_the_shorter_side_is_resized_and_the_middle_cut_out(tmp_path: Path) -> N
         file = tmp_path / f"{name}.png"
         Image.fromarray(picture).save(file)
         for size in (32, 84):
-            found = read_image(str(file), size)
+            found = read_image(file, size)
             assert found.shape == (size, size, 3)
             inner = found[4:-4, 4:-4]  # the edges are smoothed
             assert (inner == 120).all()
@@ -117,10 +123,10 @@ def test_the_shorter_side_is_resized_and_the_middle_cut_out(tmp_path: Path) -> N
 def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
     grey = pixels(7)[..., 0]
     Image.fromarray(grey).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_image(str(tmp_path / "grey.png"), 32), np.repeat(grey[..., None], 3, axis=2))
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png", 32), np.repeat(grey[..., None], 3, axis=2))
     few = Image.fromarray(pixels(8)).quantize(16)
     few.save(tmp_path / "palette.gif")
-    np.testing.assert_array_equal(read_image(str(tmp_path / "palette.gif"), 32), np.asarray(few.convert("RGB")))
+    np.testing.assert_array_equal(read_image(tmp_path / "palette.gif", 32), np.asarray(few.convert("RGB")))
 
 
 def test_an_image_that_its_camera_turned_stands_upright_at_any_size(tmp_path: Path) -> None:
@@ -128,7 +134,7 @@ def test_an_image_that_its_camera_turned_stands_upright_at_any_size(tmp_path: Pa
     exif = picture.getexif()
     exif[0x0112] = 3  # upside down
     picture.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_image(str(tmp_path / "turned.png"), 32), np.asarray(picture)[::-1, ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png", 32), np.asarray(picture)[::-1, ::-1])
 
 
 @pytest.mark.parametrize("keep", [0, 10, 60, 400])
@@ -139,10 +145,3 @@ def test_a_damaged_image_is_named(tmp_path: Path, keep: int, size: int) -> None:
     damaged.write_bytes(damaged.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"cat/0004\.png cannot be read"):
         read(list_tree(tmp_path, DIVISION), "train", size)
-
-
-def test_reading_leaves_warnings_as_they_were(tmp_path: Path) -> None:
-    make_tree(tmp_path, size=(40, 50))
-    before = list(warnings.filters)
-    read(list_tree(tmp_path, DIVISION), "train")
-    assert list(warnings.filters) == before

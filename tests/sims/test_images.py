@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pickle
 import re
 import tarfile
 from collections.abc import Iterator
@@ -18,9 +17,11 @@ import pytest
 from protocol.errors import InputError
 from sims import glyphs, images
 from sims.cifar100.split import CIFAR100
+from sims.data import cifar100_archive
 from sims.datasets import DATASETS
 from sims.imagenet100.split import IMAGENET100
 from sims.images import count_images, draw_stand_in, load_source, read_published
+from tests.sims.data.python2_pickle import pickled
 from tests.sims.made_tree import CLASSES, DIVISION, make_tree
 
 
@@ -176,43 +177,35 @@ def test_without_data_and_network_the_stand_in_says_what_it_is(tmp_path: Path, m
     )
 
 
-# The published archive, made small: the layout that torchvision reads, with checksums of its own.
+# The published archive, made small: written as Python 2 wrote it, with checksums of its own.
 
 
-def _publish(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write ``root/cifar-100-python`` and its archive, and tell torchvision their checksums; returns the archive."""
-    from torchvision import datasets
-
+def publish(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write ``root/cifar-100-python`` and its archive, and make their checksums the published ones; returns the
+    archive."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     names = sorted(CIFAR100.classes)
-    contents = {
-        "train": {"data": _planes(1, 200), "fine_labels": [index % 100 for index in range(200)]},
-        "test": {"data": _planes(2, 100), "fine_labels": list(range(100))},
-        "meta": {"fine_label_names": names},
+    contents: dict[str, dict[bytes, object]] = {
+        "train": {b"data": _planes(1, 200), b"fine_labels": [index % 100 for index in range(200)]},
+        "test": {b"data": _planes(2, 100), b"fine_labels": list(range(100))},
+        "meta": {b"fine_label_names": [name.encode() for name in names]},
     }
-    checksums = {}
     for name, content in contents.items():
-        data = pickle.dumps(content)
-        (folder / name).write_bytes(data)
-        checksums[name] = hashlib.md5(data).hexdigest()
+        (folder / name).write_bytes(pickled(content))
     archive = root / "cifar-100-python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, arcname=folder.name)
-    library = datasets.CIFAR100
-    monkeypatch.setattr(library, "train_list", [["train", checksums["train"]]])
-    monkeypatch.setattr(library, "test_list", [["test", checksums["test"]]])
-    monkeypatch.setattr(library, "meta", {**library.meta, "md5": checksums["meta"]})
-    monkeypatch.setattr(library, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    files = [archive, *(folder / name for name in contents)]
+    checksums = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
+    monkeypatch.setattr(cifar100_archive, "CHECKSUMS", checksums)
     return archive
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A web server on loopback that has the made archive, in the place of the published address; yields the archive."""
-    from torchvision import datasets
-
-    archive = _publish(tmp_path / "server", monkeypatch)
+    archive = publish(tmp_path / "server", monkeypatch)
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -225,7 +218,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         url = f"http://127.0.0.1:{listening.server_port}/{archive.name}"
-        monkeypatch.setattr(datasets.CIFAR100, "url", url)
         monkeypatch.setattr(images, "_URL", url)
         thread = Thread(target=listening.serve_forever, daemon=True)
         thread.start()
@@ -250,27 +242,26 @@ def _check_published(source: images.ImageSource) -> None:
 
 
 def test_the_published_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _publish(tmp_path, monkeypatch)
+    publish(tmp_path, monkeypatch)
     _check_published(load_source(tmp_path))
 
 
 def test_the_published_archive_is_read_and_nothing_is_left_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive = _publish(tmp_path / "made", monkeypatch)
+    archive = publish(tmp_path / "made", monkeypatch)
     (tmp_path / "given").mkdir()
     archive.rename(tmp_path / "given" / archive.name)
     _check_published(load_source(tmp_path / "given"))
     assert [path.name for path in (tmp_path / "given").iterdir()] == [archive.name]
 
 
-def test_a_changed_byte_is_found_before_anything_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = _publish(tmp_path, monkeypatch)
+def test_a_changed_byte_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = publish(tmp_path, monkeypatch)
     train = tmp_path / "cifar-100-python" / "train"
     changed = bytearray(train.read_bytes())
     changed[1000] ^= 1
     train.write_bytes(changed)
-    monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled a file that was not checked"))
     with pytest.raises(InputError, match="not the published CIFAR-100"):
         read_published(tmp_path)
     archive.write_bytes(archive.read_bytes()[:-1])

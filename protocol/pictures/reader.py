@@ -1,0 +1,234 @@
+"""Reading pictures that come from outside: the parent opens them, confined children decode them, nothing is believed.
+
+A child (``protocol.pictures.decoder``) gets a file's bytes and answers with pixels of the shape that was asked for, or
+with a code from a list. One that ends, hangs or answers anything else is replaced.
+"""
+
+import math
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.architecture import InputContract
+from protocol.encoding.visible_text import visible_name
+from protocol.errors import InputError
+from protocol.files import read_given
+from protocol.pictures.decoder_process import COMMAND, DecoderProcess, LostError, not_started
+from protocol.pictures.formats import FORMATS, HEAD_BYTES, NAMES, kind_of
+from protocol.pictures.wire import MAX_FILE_BYTES, MAX_PIXELS, REQUEST, Code
+
+#: Seconds that a picture may take, and that a decoder may take to start.
+SECONDS = 60.0
+#: Decoders at most: each may take some memory (``decoder.MEMORY_BYTES``).
+_MOST = 8
+#: Pictures that may be done while an earlier one is not.
+_WINDOW = 4096
+
+_CONVERT = "convert or remove it"
+_REASONS: dict[Code, str] = {
+    Code.DAMAGED: f"cannot be read as a picture: it is damaged, or not what its first bytes say; {_CONVERT}",
+    Code.TOO_MANY_PIXELS: f"has too many pixels to be read safely (at most {MAX_PIXELS:,}); make it smaller",
+    Code.CAMERA_RAW: "is a camera raw file (DNG), which is not read here; save it as JPEG or PNG",
+    Code.FLOATING_POINT: "holds floating-point values; save it with 8 or 16 bits a channel",
+    Code.BEYOND_16_BITS: "holds values beyond 16 bits; save it with 8 or 16 bits a channel",
+    Code.OUT_OF_MEMORY: "takes too much memory to be read safely; make it smaller",
+    Code.NOT_SUPPORTED: "is of a format that the installed Pillow lacks; save it as JPEG or PNG",
+}
+_LATE = f"cannot be read as a picture: that takes too long; {_CONVERT}"
+_DEADLY = f"cannot be read as a picture: the program that decodes it ended, or answered nonsense; {_CONVERT}"
+
+
+@dataclass
+class _Job:
+    """A picture to decode; ``tried``: a decoder was lost over it, which need not be its fault."""
+
+    number: int
+    file: Path | str
+    tried: bool = False
+
+
+@dataclass
+class _Work:
+    """What is asked for, and what is done of it, by number."""
+
+    jobs: deque[_Job]
+    contract: InputContract
+    done: dict[int, NDArray[np.uint8] | InputError] = field(default_factory=dict)
+
+    def refuse(self, job: _Job, reason: str) -> None:
+        """The picture is not one that is read."""
+        self.done[job.number] = InputError(f"{visible_name(job.file)} {reason}")
+
+
+class PictureReader:
+    """Reads pictures, a few at a time; its decoders start when they are needed and end with this context.
+
+    Args:
+        processes: decoders at most; None: as many as cores, up to 8.
+        seconds: for one picture.
+        command: the decoder's program.
+
+    Attributes:
+        confined: whether the operating system confines every decoder that was started so far. Where it does not, the
+            limits of memory and time hold all the same, and no other format is read.
+    """
+
+    def __init__(
+        self, processes: int | None = None, *, seconds: float = SECONDS, command: Sequence[str] = COMMAND
+    ) -> None:
+        self._most = processes or min(_MOST, len(os.sched_getaffinity(0)))
+        self._seconds, self._command = seconds, command
+        self._decoders: list[DecoderProcess[_Job]] = []
+        self.confined = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._decoders:
+            self._decoders.pop().end()
+
+    def read(self, file: Path, contract: InputContract) -> NDArray[np.uint8]:
+        """One picture, as :meth:`read_all`."""
+        (picture,) = self.read_all([file], contract)
+        return picture
+
+    def read_all(self, files: Sequence[Path | str], contract: InputContract) -> Iterator[NDArray[np.uint8]]:
+        """Pictures as uint8 ``[H, W, C]`` in the order of their files: turned upright, the shorter side resized, the
+        middle cut out. One call at a time.
+
+        Of moving pictures the first frame counts; what is transparent becomes white.
+
+        Raises:
+            InputError: the contract is not for pictures, or a file is not one that is read: the first in their order.
+            RunFailedError: a decoder does not start.
+        """
+        if contract.channels not in (1, 3):
+            raise InputError(f"the learngene takes images of {contract.channels} channels; pictures have 1 or 3")
+        work = _Work(deque(_Job(number, file) for number, file in enumerate(files)), contract)
+        try:
+            for number in range(len(files)):
+                while number not in work.done:
+                    self._hand_out(work, number)
+                    self._wait(work)
+                found = work.done.pop(number)
+                if isinstance(found, InputError):
+                    raise found
+                yield found
+        finally:
+            # Nobody asks for what these still decode.
+            for decoder in [one for one in self._decoders if one.waiting]:
+                self._end(decoder)
+
+    def _hand_out(self, work: _Work, wanted: int) -> None:
+        """Put pictures on their way to decoders that have room, until there are none of either."""
+        contract = work.contract
+        shape = (contract.channels, contract.height, contract.width)
+        while work.jobs and work.jobs[0].number < wanted + _WINDOW:
+            decoder = self._free_decoder()
+            if decoder is None:
+                return
+            job = work.jobs.popleft()
+            try:
+                number, data = _opened(job.file)
+            except InputError as error:
+                work.done[job.number] = error
+            else:
+                decoder.send(job, math.prod(shape), REQUEST.pack(number, *shape, len(data)), data)
+
+    def _free_decoder(self) -> DecoderProcess[_Job] | None:
+        """The decoder with the least to do, or a new one; None: all have enough."""
+        least = min(self._decoders, key=lambda decoder: len(decoder.waiting), default=None)
+        if least is not None and least.has_room:
+            return least
+        if len(self._decoders) >= self._most:
+            return None
+        self._decoders.append(DecoderProcess(self._command, self._seconds))
+        return self._decoders[-1]
+
+    def _wait(self, work: _Work) -> None:
+        """Take answers as they come, and give up decoders that are late."""
+        busy = [decoder for decoder in self._decoders if decoder.waiting]
+        if not busy:
+            return
+        poll = select.poll()
+        for decoder in busy:
+            poll.register(decoder.answers, select.POLLIN)
+            if decoder.sends:
+                poll.register(decoder.requests, select.POLLOUT)
+        soonest = min(decoder.deadline for decoder in busy) - time.monotonic()
+        ready = {descriptor for descriptor, _ in poll.poll(max(0, soonest) * 1000 + 1)}
+        for decoder in busy:
+            try:
+                if decoder.requests in ready:
+                    decoder.send_on()
+                if decoder.answers in ready:
+                    self._take(decoder, work)
+            except LostError:
+                self._give_up(decoder, work)
+            else:
+                if decoder.waiting and time.monotonic() > decoder.deadline:
+                    self._give_up(decoder, work, _LATE)
+
+    def _take(self, decoder: DecoderProcess[_Job], work: _Work) -> None:
+        contract = work.contract
+        for job, code, pixels in decoder.take():
+            if code is Code.PIXELS:
+                shape = (contract.height, contract.width, contract.channels)
+                work.done[job.number] = np.frombuffer(pixels, np.uint8).reshape(shape)
+            elif code is Code.OUT_OF_MEMORY and not job.tried:
+                # Others before it may have left the memory in pieces.
+                decoder.waiting.appendleft((job, 0))
+                raise LostError
+            else:
+                work.refuse(job, _REASONS[code])
+        self.confined = self.confined and decoder.confined is not False
+
+    def _give_up(self, decoder: DecoderProcess[_Job], work: _Work, late: str | None = None) -> None:
+        """Replace a decoder. What it worked on is refused where that was late, or lost a decoder twice; the rest is for
+        others.
+
+        Raises:
+            RunFailedError: it had not even started.
+        """
+        started = decoder.confined is not None
+        said = self._end(decoder)
+        if not started:
+            raise not_started(said)
+        jobs = [job for job, _ in decoder.waiting]
+        if jobs and (late or jobs[0].tried):
+            work.refuse(jobs.pop(0), late or _DEADLY)
+        elif jobs:
+            jobs[0].tried = True
+        work.jobs.extendleft(reversed(jobs))
+
+    def _end(self, decoder: DecoderProcess[_Job]) -> str:
+        self._decoders.remove(decoder)
+        return decoder.end()
+
+
+def _opened(file: Path | str) -> tuple[int, bytes]:
+    """Format (its position in ``FORMATS``) and content of a picture.
+
+    Raises:
+        InputError: it is no regular file, too large, or of a kind that is not read.
+    """
+    data = read_given(file, "a picture", max_bytes=MAX_FILE_BYTES)
+    kind = kind_of(data[:HEAD_BYTES])
+    if kind is None:
+        found = f"it is none of {NAMES}" if data else "it is empty"
+        raise InputError(f"{visible_name(file)} cannot be read as a picture: {found}; {_CONVERT}")
+    if kind.format is None:
+        raise InputError(f"{visible_name(file)} is a {kind.name}, which is not read here; {kind.advice}")
+    return FORMATS.index(kind.format), data

@@ -1,0 +1,1 @@
+"""Where a simulation's images come from."""
