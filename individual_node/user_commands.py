@@ -293,8 +293,8 @@ def _say_unconfined(reader: "PictureReader") -> None:
     """Say where the operating system did not confine what decoded the pictures."""
     if not reader.confined:
         warn(
-            "this kernel does not confine the program that decoded the pictures (docs/confinement.md); name only pictures "
-            "whose origin you trust"
+            "this kernel does not confine the program that decoded the pictures (docs/confinement.md); name only "
+            "pictures whose origin you trust"
         )
 
 
