@@ -98,10 +98,10 @@ def courier(
     confine.check_out_of_reach(rules, door.apart)
     privileges.give_up(owner, capabilities=not unconfined)
     os.umask(0o077)
+    privileges.close_inherited()
     _check_readable([program, door.secret, *_files(command)])
     found = confine.not_confined(COURIER) if unconfined else confine.confine(rules, home, COURIER, apart=door.apart)
     say(f"courier of {door.socket}, process {os.getpid()} of user {os.getuid()}: {found.line}", error=True)
-    privileges.close_inherited()
     os.execve(program, arguments, environment(home, os.environ))
 
 

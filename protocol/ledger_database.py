@@ -219,7 +219,7 @@ def _is_there(folder: Path) -> bool:
 
 def _make(folder: Path, tables: str) -> None:
     """Put an empty database there, all of it at once and never with a journal, unless another process just did."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = state_files.open_to_write(folder, f"{LEDGER}.lock", "the lock of the ledger", os.O_RDWR)
     try:
         state_files.lock_within(descriptor, 10.0)
         if not _is_there(folder):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -146,9 +146,9 @@ def running(pid: int) -> bool:
         return False
 
 
-def until(look: "Iterator[bool] | object") -> bool:
+def until(look: Callable[[], bool]) -> bool:
     for _ in range(200):
-        if look():  # type: ignore[operator]
+        if look():
             return True
         time.sleep(0.05)
     return False
