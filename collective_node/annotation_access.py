@@ -4,12 +4,15 @@ import hashlib
 import secrets
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from collective_node.unknown_set import place
+from protocol import state_files, strict_json
 from protocol.errors import InputError
 from protocol.storage import write_atomically
 
 _ACCESS_FILE = "access.json"
+_MOST_BYTES = 1 << 20
 
 
 class _Kept(BaseModel):
@@ -43,10 +46,12 @@ class Access:
         self._path = folder / _ACCESS_FILE
         self._tokens: set[str] = set()
         try:
-            self._kept = _Kept.model_validate_json(self._path.read_bytes())
-        except FileNotFoundError:
-            self._kept = _Kept(place=secrets.token_hex(16))
-        except (OSError, ValidationError) as error:
+            state, name = place(folder)
+            kept = state_files.read(state, f"{name}/{_ACCESS_FILE}", "what the page keeps", max_bytes=_MOST_BYTES)
+            if kept is not None:
+                strict_json.parse(kept)
+            self._kept = _Kept(place=secrets.token_hex(16)) if kept is None else _Kept.model_validate_json(kept)
+        except ValueError as error:
             raise InputError(f"{self._path} cannot be read; remove it, and open a new address") from error
         self.place = self._kept.place
 
@@ -80,7 +85,7 @@ class Access:
         """Forget every token and cookie."""
         self._tokens.clear()
         self._kept = self._kept.model_copy(update={"cookies": ()})
-        self._path.unlink(missing_ok=True)
+        state_files.remove(self._path)
 
     def _keep(self, **changes: object) -> None:
         self._kept = self._kept.model_copy(update=changes)
