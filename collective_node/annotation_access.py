@@ -1,12 +1,13 @@
 """Who may see the annotation page: an address that works once is exchanged for a cookie."""
 
 import hashlib
-import os
 import secrets
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from collective_node.unknown_set import place
+from protocol import state_files, strict_json
 from protocol.errors import InputError
 from protocol.private_file import read_private
 from protocol.storage import write_atomically
@@ -48,15 +49,18 @@ class Access:
         self._tokens: set[str] = set()
         try:
             self._kept = self._remembered()
-        except ValidationError as error:
+        except ValueError as error:
             raise InputError(f"{self._path} cannot be read; remove it, and open a new address") from error
         self.place = self._kept.place
 
     def _remembered(self) -> _Kept:
         """What the file says. It lies where the node writes, so it may be anything."""
-        if not os.path.lexists(self._path):
+        what, (state, name) = "the page's memory", place(self._path.parent)
+        if state_files.look(state, f"{name}/{_ACCESS_FILE}", what, max_bytes=_MAX_FILE_BYTES) is None:
             return _Kept(place=secrets.token_hex(16))
-        return _Kept.model_validate_json(read_private(self._path, "the page's memory", max_bytes=_MAX_FILE_BYTES))
+        kept = read_private(self._path, what, max_bytes=_MAX_FILE_BYTES)
+        strict_json.parse(kept)
+        return _Kept.model_validate_json(kept)
 
     @property
     def port(self) -> int:
@@ -88,7 +92,7 @@ class Access:
         """Forget every token and cookie."""
         self._tokens.clear()
         self._kept = self._kept.model_copy(update={"cookies": ()})
-        self._path.unlink(missing_ok=True)
+        state_files.remove(self._path)
 
     def _keep(self, **changes: object) -> None:
         self._kept = self._kept.model_copy(update=changes)

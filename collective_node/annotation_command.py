@@ -18,6 +18,7 @@ from collective_node.annotation_clusters import clusters
 from collective_node.annotation_labels import LabelBook, waiting_folder
 from collective_node.annotation_server import make_app
 from collective_node.unknown_set import CYCLES_FOLDER, load
+from protocol import state_files
 from protocol.errors import InputError, RunFailedError
 from protocol.node_configuration import node_table, read
 from protocol.output import say
@@ -25,6 +26,8 @@ from protocol.storage import write_atomically
 from protocol.terminal import EXIT_INTERRUPTED
 
 _BROWSER_FILE = "open.html"
+#: Grouping takes four bytes for each pair of images: 1.6 GB.
+_MOST_IMAGES = 20_000
 
 
 def annotate(config: Path, *, port: int, browser: bool) -> None:
@@ -47,6 +50,8 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
             'a node with person = "annotate" puts unknown images there in its open-world cycles'
         )
     unknown = load(folder)
+    if len(unknown) > _MOST_IMAGES:
+        raise InputError(f"{folder} holds {len(unknown)} images; more than {_MOST_IMAGES} cannot be grouped here")
     with LabelBook(folder, images=len(unknown), known=unknown.known) as book:
         access, groups = Access(folder), clusters(unknown)
         listener = _listen(port, access.port)
@@ -68,7 +73,7 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
         except KeyboardInterrupt:
             say()
         finally:
-            opened.unlink(missing_ok=True)
+            state_files.remove(opened)
             listener.close()
         labels = book.labels
         # Where SIGINT was ignored at the start, as for a job in the background, the server just returns.

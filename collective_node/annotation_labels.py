@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,14 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from collective_node.unknown_set import CYCLES_FOLDER
+from collective_node.unknown_set import CYCLES_FOLDER, place
+from protocol import state_files, strict_json
 from protocol.errors import InputError, RunFailedError, StorageFailedError
 from protocol.storage import synchronise_folder
 
 LABELS_FILE = "labels.jsonl"
 LONGEST_NAME = 64
+_WHAT = "the labels"
+#: Of a log at most: some 200,000 decisions.
+_MOST_BYTES = 16 << 20
+_is_cycle = re.compile(r"cycle-[0-9]{4}").fullmatch
 #: A class is learned from some images and tested on others.
 FEWEST_IMAGES = 2
 
@@ -88,6 +94,18 @@ class Labels:
     given: Mapping[int, str | None] = field(default_factory=dict)
     finished: bool = False
 
+    def check_within(self, images: int) -> None:
+        """Whether they are about ``images`` images and no others.
+
+        Raises:
+            InputError: they are about one that is not there.
+        """
+        if any(not 0 <= image < images for image in self.given):
+            raise InputError(
+                f"{LABELS_FILE} is about images that are not there (there are 0 to {images - 1}): it is another set's, "
+                "or was changed; move it away, and name them again"
+            )
+
     @property
     def dismissed(self) -> tuple[int, ...]:
         """Images that are of no class worth a name, ascending."""
@@ -148,7 +166,9 @@ def waiting_folder(state: Path) -> Path | None:
     Raises:
         InputError: its log cannot be read.
     """
-    for folder in sorted((state / CYCLES_FOLDER).glob("cycle-[0-9][0-9][0-9][0-9]"), reverse=True):
+    names = state_files.entries(state, CYCLES_FOLDER, "the folder of cycles")
+    for name in sorted(filter(_is_cycle, names), reverse=True):
+        folder = state / CYCLES_FOLDER / name
         if not read(folder).finished:
             return folder
     return None
@@ -170,10 +190,8 @@ class LabelBook:
     def __init__(self, folder: Path, *, images: int, known: Sequence[str]) -> None:
         self._images, self._known = images, tuple(known)
         self._path = folder / LABELS_FILE
-        try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise InputError(f"cannot write labels into {folder}: {error.strerror or error}") from error
+        state, name = place(folder)
+        self._descriptor = state_files.open_to_write(state, f"{name}/{LABELS_FILE}", _WHAT, os.O_RDWR | os.O_APPEND)
         try:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,10 +201,11 @@ class LabelBook:
                 ) from error
             self._decisions, self._size = _read_log(folder)
             synchronise_folder(folder)
+            self._labels = _replay(self._decisions)
+            self._labels.check_within(images)
         except BaseException:
             self.close()
             raise
-        self._labels = _replay(self._decisions)
         self._seen = {decision.id for decision in self._decisions}
 
     def __enter__(self) -> Self:
@@ -246,7 +265,10 @@ class LabelBook:
             )
         if decision.name is not None:
             decision = decision.model_copy(update={"name": self._spelling(decision.name)})
-        self._append(decision.model_dump_json(exclude_defaults=True).encode() + b"\n")
+        line = decision.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        if self._size + len(line) > _MOST_BYTES:
+            raise InputError("these images have more decisions than a log takes; finish them")
+        self._append(line)
         self._decisions.append(decision)
         self._seen.add(decision.id)
         self._labels = _replay(self._decisions)
@@ -272,22 +294,26 @@ class LabelBook:
 
 def _read_log(folder: Path) -> tuple[list[Decision], int]:
     """The decisions of a folder's log, and how many bytes they take."""
-    path = folder / LABELS_FILE
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    path, (state, name) = folder / LABELS_FILE, place(folder)
+    data = state_files.read(state, f"{name}/{LABELS_FILE}", _WHAT, max_bytes=_MOST_BYTES)
+    if data is None:
         if not folder.is_dir():
-            raise InputError(f"there is no folder {folder} of unknown images") from None
+            raise InputError(f"there is no folder {folder} of unknown images")
         return [], 0
-    except OSError as error:
-        raise InputError(f"cannot read the labels {path}: {error.strerror or error}") from error
-    decisions, size = [], 0
+    decisions: list[Decision] = []
+    standing, size = 0, 0
     for line in data.splitlines(keepends=True):
         try:
             if not line.endswith(b"\n"):
                 break
-            decisions.append(Decision.model_validate_json(line))
-        except ValidationError:
+            strict_json.parse(line)
+            decision = Decision.model_validate_json(line)
+            standing += {"undone": -1, "finished": 0}.get(decision.verdict, 1)
+            if standing < 0:
+                raise ValueError("it takes back what was never said")
+            decisions.append(decision)
+        # A model's error is one of these.
+        except ValueError:
             if size + len(line) == len(data):
                 break
             raise InputError(

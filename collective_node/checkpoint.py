@@ -1,7 +1,8 @@
 """What a killed collective goes on from: its whole state after the last task or cycle that it finished."""
 
-import shutil
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +12,20 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from collective_node.collective import Collective
+from collective_node.consolidation import Consolidation
 from collective_node.records import Comparison, CycleRecord, Named, TaskRecord
+from protocol import state_files, strict_json
 from protocol.errors import InputError
 from protocol.storage import write_folder_atomically
+
+_WHAT = "the checkpoint"
+_TENSORS, _PROGRESS = "state.safetensors", "progress.json"
+_is_state = re.compile(r"state-[0-9]{4,9}").fullmatch
+_is_left_over = re.compile(r"\.?state-[0-9]{4,9}(\.[a-z0-9_]+\.part)?").fullmatch
+_MOST_PROGRESS_BYTES = 16 << 20
+#: The header of a file of tensors at most.
+_MOST_HEADER_BYTES = 1 << 20
+_LONGEST_NAME = 256
 
 
 class Progress(BaseModel):
@@ -64,36 +76,136 @@ def store(
     tensors |= _prefixed("random", collective.random.state())
     if collective.consolidation is not None:
         tensors |= _prefixed("consolidation", collective.consolidation.tensors())
-    files = {"state.safetensors": save(tensors), "progress.json": progress.model_dump_json().encode()}
-    folder.mkdir(mode=0o700, exist_ok=True)
+    files = {_TENSORS: save(tensors), _PROGRESS: progress.model_dump_json().encode()}
+    state_files.subfolder(folder.parent, folder.name, "the folder of checkpoints")
     # Each state has a name of its own, so that none is ever replaced.
     name = f"state-{len(collective.tasks) + len(comparisons) + len(collective.cycles):04d}"
     write_folder_atomically(folder / name, files)
-    for other in (*folder.glob("state-*"), *folder.glob(".state-*.part")):  # earlier ones, and what a kill left of one
-        if other.name != name:
-            shutil.rmtree(other)
+    for other in _entries(folder):  # earlier ones, and what a kill left of one
+        if other != name and _is_left_over(other):
+            state_files.remove(folder / other)
 
 
-def latest(folder: Path) -> tuple[Progress, dict[str, dict[str, Tensor]]] | None:
-    """The newest checkpoint: progress, and tensors by what they belong to (``network``, ``momentum``, ``random``,
-    ``consolidation``); None where there is none.
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint of a folder, its tensors not yet read: what they must be follows from its progress.
+
+    It may be anything that a taken-over process left: nothing in it is unpickled, and what does not fit is refused.
+    """
+
+    folder: Path
+    name: str
+    progress: Progress
+
+    def check(self, *, tasks: int, cycles: int, comparisons: int, stream: int) -> None:
+        """Whether its progress is one that a run could have: at most so many ``tasks``, ``cycles`` and
+        ``comparisons``, one after the other, and from a stream of so many images.
+
+        Raises:
+            InputError: it is none.
+        """
+        found = self.progress
+        rows = [row for named in found.named for row in named.rows]
+        names = [name for named in found.named for name in named.names]
+        whole = (
+            len(found.tasks) <= tasks
+            and (len(found.tasks) == tasks or not (found.cycles or found.comparisons))
+            and len(found.cycles) == len(found.named) <= cycles
+            and len(found.comparisons) <= comparisons
+            and all(len(named.rows) == len(named.names) for named in found.named)
+            and len(rows) == len(set(rows))
+            and all(0 <= row < stream for row in rows)
+            and all(0 < len(name) <= _LONGEST_NAME for name in names)
+            and len(found.rho) == len(found.tasks)
+        )
+        if not whole:
+            raise self._refusal("it tells of a life that no run has")
+
+    def restore(self, collective: Collective) -> None:
+        """Put a collective, grown as its progress says, where it stood.
+
+        Raises:
+            InputError: its tensors are not those of such a collective.
+        """
+        found, network = self.progress, collective.network
+        if found.known != collective.known or any(len(row) != len(network.layers) for row in found.rho):
+            raise self._refusal("it tells of another network")
+        parameters = dict(network.named_parameters())
+        device = next(iter(parameters.values())).device
+        parts = {
+            "network": network.state_dict(),
+            "random": collective.random.state(),
+            "momentum": parameters,
+            "consolidation": {
+                f"{kind}.{name}": value for kind in ("anchor", "fisher") for name, value in parameters.items()
+            },
+        }
+        state = self._tensors({f"{part}/{name}": value for part, all in parts.items() for name, value in all.items()})
+        try:
+            network.load_state_dict(state["network"])
+            collective.random.restore(state["random"])
+            if "consolidation" in state:
+                collective.consolidation = Consolidation.from_tensors(
+                    {name: value.to(device) for name, value in state["consolidation"].items()}
+                )
+        except (KeyError, ValueError, RuntimeError):
+            raise self._refusal("its tensors are not whole") from None
+        collective.momentum = {name: value.to(device) for name, value in state.get("momentum", {}).items()}
+        collective.trend.sigma, collective.trend.rho = found.sigma, found.rho
+        collective.tasks, collective.cycles = found.tasks, found.cycles
+
+    def _tensors(self, allowed: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """By what they belong to; each is one of ``allowed``, of its type and shape."""
+        size = sum(value.numel() * value.element_size() for value in allowed.values())
+        data = state_files.read(
+            self.folder.parent,
+            f"{self.folder.name}/{self.name}/{_TENSORS}",
+            _WHAT,
+            max_bytes=size + _MOST_HEADER_BYTES,
+        )
+        try:
+            state = load(b"" if data is None else data)
+        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError):
+            raise self._refusal("its tensors cannot be read") from None
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            known = allowed.get(name)
+            if known is None or (value.dtype, value.shape) != (known.dtype, known.shape):
+                raise self._refusal("it holds other tensors than its network has")
+            part, _, rest = name.partition("/")
+            tensors.setdefault(part, {})[rest] = value
+        return tensors
+
+    def _refusal(self, why: str) -> InputError:
+        return _refusal(self.folder / self.name, why)
+
+
+def latest(folder: Path) -> Found | None:
+    """The newest checkpoint; None where there is none.
 
     Raises:
         InputError: it cannot be read.
     """
-    found = sorted(folder.glob("state-*"))
-    if not found:
+    names = [name for name in _entries(folder) if _is_state(name)]
+    if not names:
         return None
+    name = max(names, key=lambda name: int(name.removeprefix("state-")))
+    data = state_files.read(folder.parent, f"{folder.name}/{name}/{_PROGRESS}", _WHAT, max_bytes=_MOST_PROGRESS_BYTES)
     try:
-        progress = Progress.model_validate_json((found[-1] / "progress.json").read_bytes())
-        state = load((found[-1] / "state.safetensors").read_bytes())
-    except (OSError, ValidationError, SafetensorError) as error:
-        raise InputError(f"the checkpoint {found[-1]} cannot be read; remove it to go on from the start") from error
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        part, _, rest = name.partition("/")
-        tensors.setdefault(part, {})[rest] = value
-    return progress, tensors
+        strict_json.parse(b"" if data is None else data)
+        return Found(folder, name, Progress.model_validate_json(data or b""))
+    except ValidationError:
+        raise _refusal(folder / name, "its progress is of another form") from None
+    except ValueError as error:
+        raise _refusal(folder / name, str(error)) from None
+
+
+def _entries(folder: Path) -> list[str]:
+    return state_files.entries(folder.parent, folder.name, "the folder of checkpoints")
+
+
+def _refusal(path: Path, why: str) -> InputError:
+    return InputError(f"the checkpoint {path} cannot be read: {why}; remove it to go on from the start")
 
 
 def _prefixed(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -277,7 +277,7 @@ class Evolution:
         found = checkpoint.latest(self.folder)
         if found is None:
             return collective, []
-        progress, state = found
+        progress = found.progress
         if progress.setup != self.setup or progress.cycle_setup not in (None, self.cycle_setup):
             what = "" if progress.setup != self.setup else " of its open-world cycles"
             raise InputError(
@@ -289,20 +289,16 @@ class Evolution:
                 f"the checkpoint in {self.folder} was made with torch {progress.torch}, this is {torch.__version__}; "
                 "use that version, or another state folder"
             )
+        stream = 0 if self.stream is None else len(self.stream.images)
+        found.check(
+            tasks=len(self.sequence), cycles=self.settings.cycles, comparisons=len(self._compared()), stream=stream
+        )
         for number in range(len(progress.tasks)):
             self._grow(collective, number)
         for named in progress.named:
             assert self.stream is not None
             collective.learn_classes(collective.add_named(named, self.stream.images[named.rows]))
-        collective.network.load_state_dict(state["network"])
-        collective.momentum = {name: value.to(self.device) for name, value in state.get("momentum", {}).items()}
-        collective.random.restore(state["random"])
-        if "consolidation" in state:
-            collective.consolidation = Consolidation.from_tensors(
-                {name: value.to(self.device) for name, value in state["consolidation"].items()}
-            )
-        collective.trend.sigma, collective.trend.rho = progress.sigma, progress.rho
-        collective.tasks, collective.cycles = progress.tasks, progress.cycles
+        found.restore(collective)
         return collective, progress.comparisons
 
     def _grow(self, collective: Collective, number: int) -> None:

@@ -92,7 +92,9 @@ class Annotator:
         """What the person named; dismissed images and images of known classes are left out."""
         folder = cycle_folder(self.state, encounter.cycle + 1)
         store(folder, encounter.unknown)
-        named = self.wait(folder).new_classes(encounter.unknown.known)
+        labels = self.wait(folder)
+        labels.check_within(len(encounter.unknown))
+        named = labels.new_classes(encounter.unknown.known)
         rows = encounter.rows[encounter.flagged]
         pairs = [(int(rows[image]), name) for name, images in named.items() for image in images]
         return Named(rows=[row for row, _ in pairs], names=[name for _, name in pairs])

@@ -1,6 +1,7 @@
 """What a private collective releases: where each tensor comes from, and that it is made from its images only once."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,17 +11,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from collective_node.private_mechanism import Mechanism
-from protocol import blob
+from protocol import blob, state_files, strict_json
 from protocol.architecture import BLOCK_PARAMETERS, Architecture, Form
-from protocol.errors import InputError, RefusedError
+from protocol.errors import InputError, RefusedError, fault_line
 from protocol.learngene import DifferentialPrivacy, FisherDescription, Learngene
 from protocol.storage import write_folder_atomically
+from protocol.verification import check_values
 
 #: Trained by DP-SGD; a sum with noise; or the same whatever the images are.
 Provenance = Literal["trained", "noised", "constant"]
 Tensors = Mapping[str, NDArray[np.float32]]
 
 _FOLDER, _DESCRIPTION = "private", "private.json"
+_MOST_DESCRIPTION_BYTES = 1 << 20
 
 
 def provenance(architecture: Architecture) -> dict[str, Provenance]:
@@ -110,7 +113,7 @@ class Finished(BaseModel):
             files[_tensors_file(form)] = blob.encode(learngene.tensors)
         description = _Description(setup=setup, mechanism=self.mechanism, accuracy=self.accuracy, learngenes=kept)
         files[_DESCRIPTION] = description.model_dump_json().encode()
-        checkpoints.mkdir(mode=0o700, exist_ok=True)
+        state_files.subfolder(checkpoints.parent, checkpoints.name, "the folder of checkpoints")
         write_folder_atomically(checkpoints / _FOLDER, files)
 
     @classmethod
@@ -121,20 +124,21 @@ class Finished(BaseModel):
             InputError: it was made with other settings or images, or cannot be read.
         """
         folder = checkpoints / _FOLDER
-        if not folder.exists():
+        if not os.path.lexists(folder):
             return None
         try:
-            description = _Description.model_validate_json((folder / _DESCRIPTION).read_bytes())
+            text = _kept_file(checkpoints, _DESCRIPTION, max_bytes=_MOST_DESCRIPTION_BYTES)
+            strict_json.parse(text)
+            description = _Description.model_validate_json(text)
             learngenes = {
-                form: Learngene(
-                    one.architecture,
-                    blob.decode((folder / _tensors_file(form)).read_bytes()),
-                    one.fisher,
-                    one.guarantee,
-                )
+                form: Learngene(one.architecture, _kept_tensors(checkpoints, form, one), one.fisher, one.guarantee)
                 for form, one in description.learngenes.items()
             }
-        except (OSError, ValidationError, RefusedError, ValueError) as error:
+            for learngene in learngenes.values():
+                check_values(learngene.architecture, learngene.tensors)
+        except ValidationError as error:
+            raise InputError(f"what was kept in {folder} cannot be read: {fault_line(error)}") from None
+        except (RefusedError, ValueError) as error:
             raise InputError(f"what was kept in {folder} cannot be read: {error}") from None
         if description.setup != setup:
             raise InputError(
@@ -147,6 +151,20 @@ class Finished(BaseModel):
 def setup_of(evolution: str, settings: BaseModel) -> str:
     """A digest of all that a private evolution was asked for. ``evolution``: digest of images and seed."""
     return hashlib.sha256(f"{evolution} {settings.model_dump_json(exclude={'person'})}".encode()).hexdigest()
+
+
+def _kept_file(checkpoints: Path, name: str, *, max_bytes: int) -> bytes:
+    path = f"{checkpoints.name}/{_FOLDER}/{name}"
+    found = state_files.read(checkpoints.parent, path, "what was kept", max_bytes=max_bytes)
+    if found is None:
+        raise ValueError(f"there is no {name}")
+    return found
+
+
+def _kept_tensors(checkpoints: Path, form: Form, kept: _Kept) -> Tensors:
+    """As many as its architecture has; :class:`Learngene` compares names and shapes."""
+    shapes = {name: shape for name, (_, shape) in kept.architecture.tensors(fisher=True).items()}
+    return blob.decode(_kept_file(checkpoints, _tensors_file(form), max_bytes=blob.encoded_size(shapes)))
 
 
 def _tensors_file(form: Form) -> str:

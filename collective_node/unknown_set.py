@@ -2,18 +2,32 @@
 
 import io
 import json
+import math
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from protocol import state_files, strict_json
 from protocol.errors import InputError
 from protocol.storage import write_folder_atomically
 
 #: Folder of all cycles, in a node's state folder.
 CYCLES_FOLDER = "open-world"
 _DESCRIPTION = "unknown.json"
+_WHAT = "the unknown set"
+_MOST_DESCRIPTION_BYTES, _MOST_ARRAY_BYTES = 1 << 20, 1 << 30
+# NumPy's format 1.0, as np.save writes it (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html).
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)"
+    rb"\{'descr': '(?P<dtype>[|<]..)', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]{1,64})\), \} *\n",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +84,15 @@ def store(folder: Path, unknown: UnknownSet) -> None:
     Raises:
         InputError: the folder holds another unknown set. StorageFailedError: it could not be stored durably.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         before = load(folder)
         if before.known == unknown.known and np.array_equal(before.images, unknown.images):
             return
         raise InputError(f"{folder} holds other unknown images, and labels may belong to them; move it away first")
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state, name = place(folder)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if "/" in name:
+        state_files.subfolder(state, name.rpartition("/")[0], "the folder of cycles")
     description = {"version": 1, "known": list(unknown.known)}
     arrays: dict[str, NDArray[np.generic]] = {
         "images": unknown.images,
@@ -93,15 +110,71 @@ def load(folder: Path) -> UnknownSet:
         InputError: a file is missing or damaged, or the files do not fit each other.
     """
     try:
-        description = json.loads((folder / _DESCRIPTION).read_bytes())
-        if description["version"] != 1:
+        text = _file(folder, _DESCRIPTION, max_bytes=_MOST_DESCRIPTION_BYTES)
+        strict_json.parse(text)
+        description = _Description.model_validate_json(text)
+        if description.version != 1:
             raise ValueError("another version wrote it")
-        images, scores, features = (
-            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("images", "scores", "features")
+        return UnknownSet(
+            _array(folder, "images", np.uint8),
+            _array(folder, "scores", np.float64),
+            _array(folder, "features", np.float32),
+            description.known,
         )
-        return UnknownSet(images, scores, features, tuple(str(name) for name in description["known"]))
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} is not a whole unknown set ({error}); remove it, the node makes it anew") from error
+    except ValidationError:
+        raise _damaged(folder, f"{_DESCRIPTION} has another form") from None
+    except ValueError as error:
+        raise _damaged(folder, str(error)) from None
+
+
+def place(folder: Path) -> tuple[Path, str]:
+    """The state folder that an unknown set's folder belongs to, and its own name from there: what
+    :mod:`protocol.state_files` opens its files by."""
+    folder = Path(os.path.abspath(folder))
+    state = folder.parent.parent
+    return state, folder.relative_to(state).as_posix()
+
+
+_ScalarT = TypeVar("_ScalarT", bound=np.generic)
+
+
+class _Description(BaseModel):
+    """``unknown.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: int
+    known: tuple[str, ...]
+
+
+def _damaged(folder: Path, why: str) -> InputError:
+    return InputError(f"{folder} is not a whole unknown set ({why}); remove it, the node makes it anew")
+
+
+def _file(folder: Path, name: str, *, max_bytes: int) -> bytes:
+    state, own = place(folder)
+    found = state_files.read(state, f"{own}/{name}", _WHAT, max_bytes=max_bytes)
+    if found is None:
+        raise ValueError(f"there is no {name}")
+    return found
+
+
+def _array(folder: Path, name: str, dtype: type[_ScalarT]) -> NDArray[_ScalarT]:
+    """An array out of its file, whose header is read by its letters: it is a piece of Python to NumPy, and may ask it
+    for any amount of memory.
+
+    Raises:
+        ValueError: it is not what ``np.save`` makes of an array of this type.
+    """
+    data = _file(folder, f"{name}.npy", max_bytes=_MOST_ARRAY_BYTES)
+    header = _NPY.match(data)
+    if header is None or len(header[0]) - 10 != int.from_bytes(header["length"], "little"):
+        raise ValueError(f"{name} is no array of NumPy's format 1.0")
+    shape = tuple(int(side) for side in header["shape"].replace(b" ", b"").split(b",") if side)
+    kind = np.dtype(dtype)
+    if header["dtype"].decode() != kind.str or len(data) - header.end() != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"{name} has another type or size than its file")
+    return np.frombuffer(data, dtype, offset=header.end()).reshape(shape)
 
 
 def _npy(array: NDArray[np.generic]) -> bytes:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from protocol import state_files
 from protocol.errors import StorageFailedError
 
 
@@ -80,7 +81,7 @@ def _written_beside(path: Path, data: bytes, mode: int) -> Iterator[str]:
 def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
     """Make the folder ``path`` (0700) with these files (0600), all of them or none.
 
-    A folder that is at ``path`` gives way at the very end; a crash at that moment can leave nothing there, so what must
+    What is at ``path`` gives way at the very end; a crash at that moment can leave nothing there, so what must
     not be lost gets a new name each time.
 
     Raises:
@@ -91,8 +92,7 @@ def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
         temporary = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         for name, data in files.items():
             write_atomically(Path(temporary) / name, data, mode=0o600)
-        if path.exists():
-            shutil.rmtree(path)
+        state_files.remove(path)
         os.rename(temporary, path)
         temporary = None
         synchronise_folder(path.parent)

@@ -1,21 +1,32 @@
 """Live progress of a run: follows the nodes' own event files and records of crossings, and shows what is new."""
 
-import json
+import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from protocol import state_files, strict_json
 from protocol.encoding.visible_text import visible_line
+from protocol.errors import InputError
 from protocol.output import plain
+from sims.run_folder import individuals_of, state_folder
 
 #: In plain output, one line of the same counter at most this often (seconds).
 PLAIN_INTERVAL = 10.0
+_EVENTS, _CROSSINGS = "events.jsonl", "crossings.jsonl"
+#: Bytes of a log that are read at one look, and of a line.
+_MOST_AT_ONCE, _LONGEST_LINE = 1 << 20, 1 << 16
+#: Larger times and counters have no meaning; a float keeps smaller ones exactly.
+_MOST = 2.0**53
+_is_kind = re.compile(r"[a-z][a-z-]{0,31}").fullmatch
 
 
 @dataclass(frozen=True)
@@ -39,31 +50,43 @@ class Event:
 
 
 class Tail:
-    """New whole lines of a file that another process appends to. A half-written last line waits for its end."""
+    """New whole lines of a file that another process appends to; it may be a node that was taken over. A half-written
+    last line waits for its end; what is longer than any line is passed over, and so is what is no file."""
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
         self._path = path
-        self._offset = path.stat().st_size if from_end and path.is_file() else 0
+        self._offset = 0
+        if from_end and (file := self._open()) is not None:
+            with file:
+                self._offset = os.fstat(file.fileno()).st_size
 
     def poll(self) -> list[dict[str, object]]:
         """JSON objects of the lines that came since the last call; a line that is none is passed over."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:
+        file = self._open()
+        if file is None:
             return []
+        with file:
+            try:
+                file.seek(self._offset)
+                data = file.read(_MOST_AT_ONCE)
+            except OSError:
+                return []
         whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
+        # So much without an end is no line of ours.
+        self._offset += len(whole) if whole or len(data) < _MOST_AT_ONCE else len(data)
         found = []
         for line in whole.splitlines():
             try:
-                entry = json.loads(line)
+                found.append(strict_json.parse_object(line[:_LONGEST_LINE], max_depth=2))
             except ValueError:
                 continue
-            if isinstance(entry, dict):
-                found.append(entry)
         return found
+
+    def _open(self) -> BinaryIO | None:
+        try:
+            return state_files.open_to_read(self._path.parent, self._path.name, "the log")
+        except InputError:
+            return None
 
 
 class RunWatcher:
@@ -76,26 +99,28 @@ class RunWatcher:
 
     def __init__(self, folder: Path, *, from_end: bool = False) -> None:
         self._folder = folder
-        self._tails: dict[Path, Tail] = {}
+        self._tails: dict[tuple[str, str], Tail] = {}
         if from_end:
-            self._tails = {path: Tail(path, from_end=True) for path in self._files()}
+            self._tails = {key: Tail(path, from_end=True) for key, path in self._files().items()}
 
     def poll(self) -> list[Event]:
         """Events since the last call."""
         events = []
-        for path in self._files():
-            tail = self._tails.setdefault(path, Tail(path))
-            party = "run" if path.parent == self._folder else path.parent.parent.name
-            make = _crossing if path.name == "crossings.jsonl" else _event
+        for key, path in self._files().items():
+            party, name = key
+            tail = self._tails.setdefault(key, Tail(path))
+            make = _crossing if name == _CROSSINGS else _event
             events += [event for entry in tail.poll() if (event := make(party, entry)) is not None]
         return sorted(events, key=lambda event: event.time)
 
-    def _files(self) -> list[Path]:
-        nodes = self._folder / "nodes"
-        own = self._folder / "events.jsonl"
+    def _files(self) -> dict[tuple[str, str], Path]:
+        """Every log, by party and name."""
+        individuals = individuals_of(self._folder)
         # Crossings as the individuals have them: all go from or to one, and its own order is the order of the exchange.
-        events, crossings = nodes.glob("*/state/events.jsonl"), nodes.glob("individual-*/state/crossings.jsonl")
-        return [own, *sorted(events), *sorted(crossings)]
+        logs = [(party, _EVENTS) for party in ("collective", *individuals)]
+        logs += [(party, _CROSSINGS) for party in individuals]
+        found = {(party, name): state_folder(self._folder, party) / name for party, name in logs}
+        return {("run", _EVENTS): self._folder / _EVENTS} | found
 
 
 @dataclass
@@ -231,8 +256,8 @@ def duration(seconds: float | None) -> str:
 
 def _event(party: str, entry: dict[str, object]) -> Event | None:
     """A line of ``events.jsonl``; crossings are shown from their own record, which is the complete one."""
-    kind = str(entry.get("event", ""))
-    if kind in ("", "crossing"):
+    kind, text = entry.get("event"), entry.get("text")
+    if not isinstance(kind, str) or kind == "crossing" or not _is_kind(kind):
         return None
     try:
         return Event(
@@ -241,7 +266,7 @@ def _event(party: str, entry: dict[str, object]) -> Event | None:
             time=_number(entry.get("time")),
             done=int(_number(entry.get("done", 0))),
             total=int(_number(entry.get("total", 0))),
-            text=str(entry.get("text") or kind),
+            text=text if isinstance(text, str) and text else kind,
         )
     except ValueError:
         return None
@@ -258,6 +283,6 @@ def _crossing(party: str, entry: dict[str, object]) -> Event | None:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is no number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
+        raise ValueError("it is no number that is meant")
     return float(value)

@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -16,13 +17,14 @@ from collective_node.records import CycleFigures, Percent, StreamMetrics, TaskFi
 from collective_node.settings import Score, Strategy
 from individual_node import method_table
 from individual_node.method_table import FisherSource, Method
-from protocol import audit
+from protocol import audit, strict_json
 from protocol.architecture import Form
 from protocol.errors import InputError, MalformedError, RunFailedError, fault_line
 from protocol.learngene import FisherDescription
+from protocol.metrics import METRICS_FILE, read_metrics
 from protocol.storage import write_atomically
 from sims import images
-from sims.run_folder import read_record, read_settings, state_folder
+from sims.run_folder import individuals_of, read_record, read_settings, state_folder
 from sims.settings import RunSettings
 from sims.statistics import mean_interval, paired_difference
 
@@ -289,6 +291,14 @@ class IndividualMetrics(BaseModel):
     seconds: dict[str, float] = {}
 
 
+class _Seconds(BaseModel):
+    """A node's wall-clock times by name."""
+
+    model_config = _PART
+
+    seconds: dict[str, float]
+
+
 class Crossing(BaseModel):
     """One thing that went from one party to another. ``recorded_by``: whose records hold it, with the same digest."""
 
@@ -382,18 +392,20 @@ def collect(run_folder: Path) -> Results:
     """
     settings = read_settings(run_folder).settings
     record = read_record(run_folder)
-    nodes = run_folder / "nodes"
-    individuals = sorted(nodes.glob("individual-*"), key=_number)
+    individuals = {party: state_folder(run_folder, party) for party in individuals_of(run_folder)}
     if not individuals:
-        raise RunFailedError(f"{nodes} holds no individual; the run ended before its nodes were started")
-    collective, collective_seconds = _collective(state_folder(nodes / "collective") / "metrics.json")
-    metrics = [_read(state_folder(folder) / "metrics.json", IndividualMetrics) for folder in individuals]
+        raise RunFailedError(f"{run_folder} holds no individual; the run ended before its nodes were started")
+    center = state_folder(run_folder, "collective")
+    states = {"collective": center, **individuals}
+    documents = {party: _figures(state) for party, state in states.items()}
+    read = {party: state / METRICS_FILE for party, state in states.items()}
+    metrics = [_validate(read[party], IndividualMetrics, documents[party]) for party in individuals]
     accuracies = _merge(metrics, settings.target_tasks)
-    folders = [nodes / "collective", *individuals]
-    facts = {folder.name: _read(state_folder(folder) / "metrics.json", NodeFacts) for folder in folders}
+    facts = {party: _validate(read[party], NodeFacts, document) for party, document in documents.items()}
+    collective, collective_seconds = _collective(read["collective"], documents["collective"])
     confined = all(fact.confinement.startswith("confined") for fact in facts.values())
     seconds = {"run": record.seconds, "collective": collective_seconds}
-    seconds |= {folder.name: found.seconds for folder, found in zip(individuals, metrics, strict=True)}
+    seconds |= {party: found.seconds for party, found in zip(individuals, metrics, strict=True)}
     results = Results(
         dataset=_dataset(run_folder),
         profile=settings.profile,
@@ -404,7 +416,7 @@ def collect(run_folder: Path) -> Results:
         curves=_merge_curves(metrics),
         individuals=len(individuals),
         parameters={**collective.parameters, **metrics[0].parameters},
-        crossings=tuple(_crossings(nodes / "collective", individuals)),
+        crossings=tuple(_crossings(center, [*individuals.values()])),
         confinement="confined" if confined else "unconfined",
         nodes=facts,
         machine=_machine(),
@@ -512,17 +524,17 @@ def _merge_curves(metrics: list[IndividualMetrics]) -> dict[str, dict[int, Curve
     return merged
 
 
-def _collective(path: Path) -> tuple[CollectiveResult, dict[str, float]]:
+def _collective(path: Path, document: dict[str, object]) -> tuple[CollectiveResult, dict[str, float]]:
     """The collective's metrics without its times and the digests of what it released, and its times."""
-    document = _read_json(path)
-    seconds = {str(name): float(value) for name, value in dict(document.pop("seconds", {})).items()}
+    seconds = dict(_validate(path, _Seconds, {"seconds": document.pop("seconds", {})}).seconds)
     for name, record in _timed(document):
         taken = record.pop("seconds", None)
         if isinstance(taken, int | float):
             seconds[name] = float(taken)
     for name in NodeFacts.model_fields:
         document.pop(name, None)  # stands in `nodes`
-    for learngene in dict(document.get("learngenes", {})).values():
+    learngenes = document.get("learngenes")
+    for learngene in _records([*learngenes.values()] if isinstance(learngenes, dict) else []):
         learngene.pop("release", None)  # stands in `crossings`, the one place for what differs between equal runs
     result = _validate(path, CollectiveResult, document)
     trend, criterion = result.gradient_trend, result.criterion
@@ -554,7 +566,10 @@ def _records(found: object) -> list[dict[str, object]]:
 
 def _dataset(run_folder: Path) -> Dataset:
     path = run_folder / "world" / "collective" / "manifest.json"
-    found = _read_json(path).get("dataset")
+    try:
+        found = strict_json.parse_object(path.read_bytes()).get("dataset")
+    except (OSError, ValueError) as error:
+        raise RunFailedError(f"{path} cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise RunFailedError(f"{path} does not say which dataset it is")
     dataset = _validate(path, Dataset, {"name": found.get("name"), "source": found.get("source"), "notice": None})
@@ -571,21 +586,23 @@ def _crossings(collective: Path, individuals: list[Path]) -> Iterator[Crossing]:
 
     What only the collective recorded (sent and lost, or received from nobody known) comes last.
     """
-    unmatched = _read_crossings(state_folder(collective))
-    for folder in individuals:
-        for own in _read_crossings(state_folder(folder)):
-            partner = next((other for other in unmatched if _same(own, other)), None)
-            if partner is not None:
-                unmatched.remove(partner)
-            yield _crossing(own, both=partner is not None)
-    for left in unmatched:
-        yield _crossing(left, both=False)
+    unmatched: dict[Hashable, deque[audit.Crossing]] = {}
+    for record in _read_crossings(collective):
+        unmatched.setdefault(_crossed(record, record.direction), deque()).append(record)
+    for state in individuals:
+        for own in _read_crossings(state):
+            partners = unmatched.get(_crossed(own, "in" if own.direction == "out" else "out"))
+            yield _crossing(own, both=bool(partners))
+            if partners:
+                partners.popleft()
+    left = [record for records in unmatched.values() for record in records]
+    for record in sorted(left, key=lambda record: record.number):
+        yield _crossing(record, both=False)
 
 
-def _same(one: audit.Crossing, other: audit.Crossing) -> bool:
-    """Whether the two sides' records speak of the same thing that crossed."""
-    ignored = {"time", "direction", *_OF_ONE_LOG}
-    return one.direction != other.direction and one.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
+def _crossed(record: audit.Crossing, direction: audit.Direction) -> Hashable:
+    """What both sides' records of one crossing have in common, and the side that has it."""
+    return (direction, record.sender, record.receiver, record.kind, record.bytes, record.digest)
 
 
 def _crossing(record: audit.Crossing, *, both: bool) -> Crossing:
@@ -594,27 +611,22 @@ def _crossing(record: audit.Crossing, *, both: bool) -> Crossing:
     return Crossing.model_validate({**fields, "recorded_by": "both" if both else side})
 
 
-def _read_crossings(folder: Path) -> list[audit.Crossing]:
+def _read_crossings(state: Path) -> list[audit.Crossing]:
     try:
-        return list(audit.read_crossings(folder / "crossings.jsonl"))
+        return list(audit.read_crossings(state / "crossings.jsonl"))
     except (InputError, MalformedError) as error:
         raise RunFailedError(str(error)) from None
 
 
-def _read(path: Path, model: type[_Model]) -> _Model:
-    return _validate(path, model, _read_json(path))
-
-
-def _read_json(path: Path) -> dict:  # type: ignore[type-arg]
+def _figures(state: Path) -> dict[str, object]:
+    """What a node says of itself; it may have been taken over, and say anything."""
     try:
-        document = json.loads(path.read_bytes())
-    except OSError:
-        raise RunFailedError(f"{path} is missing: that party did not finish; its node.log says why") from None
-    except ValueError as error:
-        raise RunFailedError(f"{path} is no JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise RunFailedError(f"{path} is no JSON object")
-    return document
+        found = read_metrics(state)
+    except InputError as error:
+        raise RunFailedError(str(error)) from None
+    if found is None:
+        raise RunFailedError(f"{state / METRICS_FILE} is missing: that party did not finish; its node.log says why")
+    return found
 
 
 def _validate(path: Path, model: type[_Model], document: Mapping[str, object]) -> _Model:
@@ -622,11 +634,6 @@ def _validate(path: Path, model: type[_Model], document: Mapping[str, object]) -
         return model.model_validate(document)
     except ValidationError as error:
         raise RunFailedError(f"{path}: {fault_line(error)}") from None
-
-
-def _number(folder: Path) -> tuple[int, str]:
-    text = folder.name.removeprefix("individual-")
-    return (int(text) if text.isdecimal() else 0, folder.name)
 
 
 def _machine() -> dict[str, str | int]:

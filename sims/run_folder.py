@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -89,10 +91,27 @@ class OpenRun:
         run.close()
 
 
-def state_folder(home: Path) -> Path:
-    """What a node itself wrote, in its folder of a run; in runs of former versions that is one and the same."""
+#: Individuals are numbered from 1.
+_INDIVIDUAL = re.compile(r"individual-([1-9][0-9]{0,8})").fullmatch
+
+
+def state_folder(run: Path, party: str) -> Path:
+    """Where a party's node keeps its own files in a run folder. All that lies there is the node's: it is opened by
+    :mod:`protocol.state_files` alone."""
+    home = run / "nodes" / party
     state = home / "state"
-    return state if state.is_dir() else home
+    # In runs of former versions, a node's home was its state.
+    return home if (home / "metrics.json").exists() and not state.exists() else state
+
+
+def individuals_of(run: Path) -> list[str]:
+    """The individuals of a run by name, in the order of their numbers; none before its nodes are started."""
+    try:
+        names = os.listdir(run / "nodes")
+    except OSError:
+        return []
+    numbers = sorted(int(found[1]) for name in names if (found := _INDIVIDUAL(name)) is not None)
+    return [f"individual-{number}" for number in numbers]
 
 
 def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
