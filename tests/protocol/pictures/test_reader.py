@@ -93,10 +93,10 @@ def test_the_first_bad_picture_is_the_one_that_is_named(tmp_path: Path) -> None:
 
 
 def test_the_operating_system_confines_the_decoder_where_it_can(reader: PictureReader, tmp_path: Path) -> None:
-    from protocol.confinement import landlock, strict_filter
+    from protocol.confinement import landlock, seccomp
 
     whole(reader, tmp_path)
-    assert reader.confined is (landlock.abi() > 0 and strict_filter.offered())
+    assert reader.confined is (landlock.abi() > 0 and seccomp.offered())
 
 
 # Names and kinds.
