@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import InputError
+from protocol.files import read_given
+from protocol.pictures.arrays import read_array
 from protocol.storage import write_folder_atomically
 
 #: Folder of all cycles, in a node's state folder.
 CYCLES_FOLDER = "open-world"
 _DESCRIPTION = "unknown.json"
+_LARGEST_DESCRIPTION = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +96,12 @@ def load(folder: Path) -> UnknownSet:
         InputError: a file is missing or damaged, or the files do not fit each other.
     """
     try:
-        description = json.loads((folder / _DESCRIPTION).read_bytes())
+        description = json.loads(read_given(folder / _DESCRIPTION, "an unknown set", max_bytes=_LARGEST_DESCRIPTION))
         if description["version"] != 1:
             raise ValueError("another version wrote it")
-        images, scores, features = (
-            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("images", "scores", "features")
-        )
+        images, scores, features = (read_array(folder / f"{name}.npy") for name in ("images", "scores", "features"))
         return UnknownSet(images, scores, features, tuple(str(name) for name in description["known"]))
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
         raise InputError(f"{folder} is not a whole unknown set ({error}); remove it, the node makes it anew") from error
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -18,7 +19,7 @@ _MOST_AXES = 8
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-def read_array(path: Path) -> NDArray[np.generic]:
+def read_array(path: Path) -> NDArray[Any]:
     """The array of a ``.npy`` file; memory is taken only for what the file holds.
 
     Raises:
@@ -34,12 +35,10 @@ def read_array(path: Path) -> NDArray[np.generic]:
             raise InputError(f"{visible_name(path)} is no array of numbers ({_line(error)}); make it anew") from None
         left = os.fstat(file.fileno()).st_size - file.tell()
         plain = dtype.kind in _KINDS and dtype.subdtype is None and dtype.fields is None
-        if not plain or len(shape) > _MOST_AXES or any(not isinstance(side, int) or side < 0 for side in shape):
+        if not plain or len(shape) > _MOST_AXES or any(type(side) is not int or side < 0 for side in shape):
             raise InputError(f"{visible_name(path)} holds something else than numbers; make it anew")
         if math.prod(shape) * dtype.itemsize != left:
-            raise InputError(
-                f"{visible_name(path)} says that it holds {shape} numbers, but has {left} bytes; copy it again"
-            )
+            raise InputError(f"{visible_name(path)} has {left} bytes, not what its header says; copy it again")
         array = np.fromfile(file, dtype, math.prod(shape))
     if array.nbytes != left:
         raise InputError(f"{visible_name(path)} changes while it is read; wait until it is whole")
