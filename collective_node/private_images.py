@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import InputError
+from protocol.pictures.arrays import read_array
 
 #: What reading a folder can raise that holds something else.
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError)
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, InputError)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read(folder: Path) -> PrivateImages:
         names.append("stream_images")
     try:
         classes = _names(folder, "classes")
-        arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
+        arrays = {name: read_array(folder / f"{name}.npy") for name in names}
     except UNREADABLE as error:
         raise InputError(f"{folder} is not a collective's folder of a world ({error}); make one first") from error
     for part in ("train", "heldout"):
@@ -80,10 +81,10 @@ def read_truth(folder: Path) -> Truth:
     try:
         names = _names(folder, "human_classes")
         arrays = {
-            name: np.load(folder / "human" / f"{name}.npy", allow_pickle=False)
+            name: read_array(folder / "human" / f"{name}.npy")
             for name in ("stream_labels", "heldout_images", "heldout_labels")
         }
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise InputError(
             f'{folder / "human"} holds no labels of the stream ({error}); set person = "annotate" where a person names'
         ) from error

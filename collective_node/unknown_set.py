@@ -2,9 +2,7 @@
 
 import io
 import json
-import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from protocol import state_files, strict_json
 from protocol.errors import InputError
+from protocol.pictures.arrays import read_opened
 from protocol.storage import write_folder_atomically
 
 #: Folder of all cycles, in a node's state folder.
@@ -22,12 +21,6 @@ CYCLES_FOLDER = "open-world"
 _DESCRIPTION = "unknown.json"
 _WHAT = "the unknown set"
 _MOST_DESCRIPTION_BYTES, _MOST_ARRAY_BYTES = 1 << 20, 1 << 30
-# NumPy's format 1.0, as np.save writes it (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html).
-_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<length>..)"
-    rb"\{'descr': '(?P<dtype>[|<]..)', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]{1,64})\), \} *\n",
-    re.DOTALL,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,21 +153,23 @@ def _file(folder: Path, name: str, *, max_bytes: int) -> bytes:
 
 
 def _array(folder: Path, name: str, dtype: type[_ScalarT]) -> NDArray[_ScalarT]:
-    """An array out of its file, whose header is read by its letters: it is a piece of Python to NumPy, and may ask it
-    for any amount of memory.
+    """An array of this type.
 
     Raises:
-        ValueError: it is not what ``np.save`` makes of an array of this type.
+        ValueError: it is not there, or no array of that type. InputError: it is not the state's own file.
     """
-    data = _file(folder, f"{name}.npy", max_bytes=_MOST_ARRAY_BYTES)
-    header = _NPY.match(data)
-    if header is None or len(header[0]) - 10 != int.from_bytes(header["length"], "little"):
-        raise ValueError(f"{name} is no array of NumPy's format 1.0")
-    shape = tuple(int(side) for side in header["shape"].replace(b" ", b"").split(b",") if side)
-    kind = np.dtype(dtype)
-    if header["dtype"].decode() != kind.str or len(data) - header.end() != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"{name} has another type or size than its file")
-    return np.frombuffer(data, dtype, offset=header.end()).reshape(shape)
+    (state, own), path = place(folder), folder / f"{name}.npy"
+    file = state_files.open_to_read(state, f"{own}/{path.name}", _WHAT)
+    if file is None:
+        raise ValueError(f"there is no {path.name}")
+    with file:
+        try:
+            array = read_opened(file, path)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+    if array.dtype != np.dtype(dtype) or array.nbytes > _MOST_ARRAY_BYTES:
+        raise ValueError(f"{name} has another type or size")
+    return array
 
 
 def _npy(array: NDArray[np.generic]) -> bytes:

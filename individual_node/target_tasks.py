@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import InputError
+from protocol.pictures.arrays import read_array
 
 Row = Annotated[int, Field(ge=0)]
 
@@ -99,11 +100,11 @@ def read(folder: Path) -> PrivateImages:
     """
     try:
         arrays = {
-            name: np.load(folder / f"{name}.npy", allow_pickle=False)
+            name: read_array(folder / f"{name}.npy")
             for name in ("support_images", "support_labels", "test_images", "test_labels")
         }
         described = _Tasks.model_validate(json.loads((folder / "tasks.json").read_text()))
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, RecursionError, ValidationError, InputError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} is not an individual's folder of a world ({reason}); make one first") from error
     tasks: dict[int, list[TargetTask]] = {}

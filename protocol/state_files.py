@@ -235,7 +235,8 @@ def _folder_of(state: Path, name: str) -> Iterator[tuple[int, str, int]]:
 
 def _check(state: Path, name: str, what: str, status: os.stat_result, owner: int) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{what} {state / name} is not a file; move away what stands there")
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a file"
+        raise InputError(f"{what} {state / name} is {kind}; move away what stands there")
     if status.st_uid not in (owner, os.geteuid()):
         raise InputError(f"{what} {state / name} belongs to the user {status.st_uid}, not to the node; move it away")
     if status.st_nlink > 1:

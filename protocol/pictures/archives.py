@@ -1,7 +1,9 @@
 """Files out of a tar archive of unknown origin, held in memory: nothing is unpacked to the disk."""
 
+import gzip
 import io
 import tarfile
+import zlib
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
@@ -9,6 +11,8 @@ from protocol.errors import InputError
 
 #: Members that an archive may have.
 MAX_MEMBERS = 1000
+#: Bytes that the archive may add to those of its files.
+_OF_ITS_OWN = 2 << 20
 
 
 def read_members(data: bytes, names: Collection[str], what: str, *, max_bytes: int) -> dict[str, bytes]:
@@ -23,24 +27,31 @@ def read_members(data: bytes, names: Collection[str], what: str, *, max_bytes: i
             folders that stay where they are unpacked: a link, a device, an absolute name, ``..``.
     """
     found: dict[str, bytes] = {}
-    total = count = 0
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as archive:
-            for member in archive:
-                total, count = total + member.size, count + 1
-                if total > max_bytes or count > MAX_MEMBERS:
-                    raise InputError(f"{what} unpacks to more than {max_bytes} bytes or {MAX_MEMBERS} files; refuse it")
+        with tarfile.open(fileobj=io.BytesIO(_unpacked(data, what, max_bytes)), mode="r:") as archive:
+            for count, member in enumerate(archive, 1):
                 path = PurePosixPath(member.name)
                 if not (member.isreg() or member.isdir()) or path.is_absolute() or ".." in path.parts:
                     raise InputError(f"{what} holds what is neither a file nor a folder below it; refuse it")
+                if count > MAX_MEMBERS or str(path) in found:
+                    raise InputError(f"{what} holds more than {MAX_MEMBERS} files, or one of them twice; refuse it")
                 if member.isreg() and str(path) in names:
-                    if str(path) in found:
-                        raise InputError(f"{what} holds {path} twice; refuse it")
                     content = archive.extractfile(member)
                     assert content is not None
                     found[str(path)] = content.read()
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-        raise InputError(f"{what} is no whole tar archive ({error}); fetch it again") from None
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error):
+        raise InputError(f"{what} is no whole tar archive; fetch it again") from None
     if missing := sorted(set(names) - set(found)):
         raise InputError(f"{what} lacks {missing[0]}; fetch it again")
     return found
+
+
+def _unpacked(data: bytes, what: str, max_bytes: int) -> bytes:
+    """Without gzip, if it has any; first of all, as a header inside may be a bomb as well as a file."""
+    most = max_bytes + _OF_ITS_OWN
+    if data.startswith(b"\x1f\x8b"):
+        with gzip.open(io.BytesIO(data)) as packed:
+            data = packed.read(most + 1)
+    if len(data) > most:
+        raise InputError(f"{what} unpacks to more than {max_bytes} bytes; refuse it")
+    return data

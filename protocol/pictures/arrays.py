@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -18,29 +19,32 @@ _MOST_AXES = 8
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-def read_array(path: Path) -> NDArray[np.generic]:
+def read_array(path: Path) -> NDArray[Any]:
     """The array of a ``.npy`` file; memory is taken only for what the file holds.
 
     Raises:
         InputError: it is no regular file, or no array of numbers that ends where the file does.
     """
     with opened(path, "the array") as file:
-        try:
-            version = npy.read_magic(file)
-            if version not in _HEADERS:
-                raise ValueError(f"version {version[0]}.{version[1]} of the format")
-            shape, fortran, dtype = _HEADERS[version](file)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError) as error:
-            raise InputError(f"{visible_name(path)} is no array of numbers ({_line(error)}); make it anew") from None
-        left = os.fstat(file.fileno()).st_size - file.tell()
-        plain = dtype.kind in _KINDS and dtype.subdtype is None and dtype.fields is None
-        if not plain or len(shape) > _MOST_AXES or any(not isinstance(side, int) or side < 0 for side in shape):
-            raise InputError(f"{visible_name(path)} holds something else than numbers; make it anew")
-        if math.prod(shape) * dtype.itemsize != left:
-            raise InputError(
-                f"{visible_name(path)} says that it holds {shape} numbers, but has {left} bytes; copy it again"
-            )
-        array = np.fromfile(file, dtype, math.prod(shape))
+        return read_opened(file, path)
+
+
+def read_opened(file: BinaryIO, path: Path) -> NDArray[Any]:
+    """As :func:`read_array`, from a file that is open already; ``path``: its name, for messages."""
+    try:
+        version = npy.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"version {version[0]}.{version[1]} of the format")
+        shape, fortran, dtype = _HEADERS[version](file)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError) as error:
+        raise InputError(f"{visible_name(path)} is no array of numbers ({_line(error)}); make it anew") from None
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    plain = dtype.kind in _KINDS and dtype.subdtype is None and dtype.fields is None
+    if not plain or len(shape) > _MOST_AXES or any(type(side) is not int or side < 0 for side in shape):
+        raise InputError(f"{visible_name(path)} holds something else than numbers; make it anew")
+    if math.prod(shape) * dtype.itemsize != left:
+        raise InputError(f"{visible_name(path)} has {left} bytes, not what its header says; copy it again")
+    array = np.fromfile(file, dtype, math.prod(shape))
     if array.nbytes != left:
         raise InputError(f"{visible_name(path)} changes while it is read; wait until it is whole")
     return array.reshape(shape, order="F" if fortran else "C")

@@ -18,7 +18,8 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
-from protocol.confinement import landlock, privileges, strict_filter
+from protocol.confinement import landlock, privileges, seccomp
+from protocol.confinement.allowed_calls import ALWAYS, Alternatives, CallPolicy, Check
 from protocol.pictures.formats import FORMATS
 from protocol.pictures.wire import ANSWER, MAX_PIXELS, REQUEST, Code
 
@@ -33,21 +34,12 @@ for _name in _MODULES:
     with contextlib.suppress(ImportError):
         importlib.import_module(f"PIL.{_name}")
 
+_CALLS = "read write munmap mremap brk madvise futex clock_gettime rt_sigreturn exit exit_group"
+_PROT_EXEC = 4
+_NOT_TO_BE_RUN: Alternatives = ((Check(2, (0,), mask=_PROT_EXEC),),)
 #: System calls of an interpreter that computes, and reads and writes what is open already.
-CALLS = (
-    "read",
-    "write",
-    "mmap",
-    "munmap",
-    "mremap",
-    "brk",
-    "madvise",
-    "mprotect",
-    "futex",
-    "clock_gettime",
-    "rt_sigreturn",
-    "exit",
-    "exit_group",
+POLICY = CallPolicy(
+    {**dict.fromkeys(_CALLS.split(), ALWAYS), "mmap": _NOT_TO_BE_RUN, "mprotect": _NOT_TO_BE_RUN},
 )
 #: Bytes of memory beyond what the started process has, and seconds of processor time, all pictures together.
 MEMORY_BYTES = 1536 << 20
@@ -91,7 +83,7 @@ def confine_itself() -> bool:
     # Ctrl-C is for the parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limits = _limits()
-    files, calls = landlock.abi() > 0, strict_filter.offered()
+    files, calls = landlock.abi() > 0, seccomp.offered()
     nothing = os.open(os.devnull, os.O_RDWR)
     privileges.drop_capabilities()
     landlock.set_no_new_privileges()
@@ -102,7 +94,7 @@ def confine_itself() -> bool:
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     if calls:
-        strict_filter.install(CALLS)
+        seccomp.restrict(POLICY)
     return files and calls
 
 

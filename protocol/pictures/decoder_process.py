@@ -66,6 +66,11 @@ class DecoderProcess(Generic[_Job]):
         self._since = time.monotonic()
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def has_room(self) -> bool:
         """Whether another picture may be sent already."""
         return len(self.waiting) < _AHEAD and self._unsent_bytes < _BYTES_AHEAD

@@ -25,6 +25,7 @@ from protocol import content_keys, sealing
 from protocol.errors import RunFailedError
 from protocol.images import Normalisation
 from protocol.ledger import CollectiveLedger
+from protocol.pictures.arrays import read_array
 from sims.boundary.attempt import Attack, Finding
 from sims.boundary.recording_relay import DATABASE, DONE
 from sims.boundary.search import SURELY_FOUND, Pieces, holding, memory_can_be_read, memory_of
@@ -239,7 +240,7 @@ def _plant(party: str, data: Path, rng: np.random.Generator) -> tuple[Canary, ..
     """Put a party's canaries among all of its images, and beside them as PNG files."""
     images = [draw_canary(rng) for _ in range(CANARIES)]
     for path in data.glob("*_images.npy"):
-        rows = np.load(path)
+        rows = read_array(path)
         for number, image in enumerate(images):
             rows[number * _EVERY // CANARIES :: _EVERY] = image
         np.save(path, rows)

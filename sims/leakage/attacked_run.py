@@ -15,6 +15,7 @@ from protocol.desks import IndividualDesk
 from protocol.errors import InputError
 from protocol.learngene import Learngene
 from protocol.node_desk import node_of, open_desk
+from protocol.pictures.arrays import read_array
 from sims.leakage.probe import LabelledImages
 from sims.run_folder import RunRecord, SettingsFile, read_record, read_settings
 from sims.worlds import World, load_world
@@ -140,7 +141,7 @@ def _novel(world: World) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]
     folder = world.folder_of(world.individuals[0])
     names = json.loads((folder / "manifest.json").read_text())["classes"]
     arrays = {
-        name: np.load(folder / f"{name}.npy", allow_pickle=False)
+        name: read_array(folder / f"{name}.npy")
         for name in ("support_images", "support_labels", "test_images", "test_labels")
     }
     return {
