@@ -59,6 +59,18 @@ def read_limited(path: Path, what: str, *, max_bytes: int) -> bytes:
     return data
 
 
+def read_input(path: Path, what: str, *, max_bytes: int) -> bytes:
+    """As ``read_limited``, for files whose size is a mistake of the user's like any other.
+
+    Raises:
+        InputError: as ``opened``, or it holds more.
+    """
+    try:
+        return read_limited(path, what, max_bytes=max_bytes)
+    except TooLargeError as error:
+        raise InputError(f"cannot read {what} {visible_name(path)}: {error}") from None
+
+
 def check_free(path: Path) -> None:
     """Whether something new may be written there, to be asked before any work.
 

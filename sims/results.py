@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from collective_node.private_mechanism import Mechanism
 from collective_node.records import CycleFigures, Percent, StreamMetrics, TaskFigures
@@ -19,6 +19,7 @@ from individual_node.method_table import FisherSource, Method
 from protocol import audit
 from protocol.architecture import Form
 from protocol.errors import InputError, MalformedError, RunFailedError, fault_line
+from protocol.files import read_input
 from protocol.learngene import FisherDescription
 from protocol.storage import write_atomically
 from sims import images
@@ -94,12 +95,16 @@ NOT_COMPARABLE = "These figures cannot be compared with the paper's."
 #: Sources of images; the first two are real ones.
 Source = Literal["folder", "download", "stand-in"]
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+_FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 #: Of a node's file only what is asked for is read.
 _PART = ConfigDict(frozen=True, extra="ignore")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 Points = float
+#: Of results.json, or what a node measured.
+_MAX_BYTES = 256 << 20
+#: Names of methods, parties, datasets: they stand in tables, figures and file names of whoever reads the results.
+Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
 
 
 class Dataset(BaseModel):
@@ -107,7 +112,7 @@ class Dataset(BaseModel):
 
     model_config = _FROZEN
 
-    name: str
+    name: Word
     source: Source
     notice: str | None
 
@@ -120,7 +125,13 @@ class MethodResult(BaseModel):
     mean: Percent
     ci95: Points | None
     tasks: int
-    per_task: tuple[Percent, ...]
+    per_task: tuple[Percent, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _as_many_as_tasks(self) -> "MethodResult":
+        if len(self.per_task) != self.tasks:
+            raise ValueError(f"{len(self.per_task)} accuracies are given for {self.tasks} tasks")
+        return self
 
 
 class PairedResult(BaseModel):
@@ -141,6 +152,12 @@ class Curve(BaseModel):
     epochs: tuple[float, ...]
     accuracy: tuple[Percent, ...]
     tasks: int
+
+    @model_validator(mode="after")
+    def _as_many_as_epochs(self) -> "Curve":
+        if len(self.epochs) != len(self.accuracy):
+            raise ValueError(f"{len(self.accuracy)} accuracies are given for {len(self.epochs)} epochs")
+        return self
 
 
 class NodeCurve(BaseModel):
@@ -175,6 +192,12 @@ class GradientTrend(BaseModel):
     rho: tuple[tuple[float | None, ...], ...]
     sigma: float
 
+    @model_validator(mode="after")
+    def _as_many_as_layers(self) -> "GradientTrend":
+        if len(self.layers) != len(self.rho) or len({len(row) for row in self.rho}) > 1:
+            raise ValueError("rho does not have a row for each layer and a column for each task")
+        return self
+
 
 class Similarity(BaseModel):
     """The second criterion (arXiv 2305.02279): linear CKA of each convolution with a pseudo-descendant's most similar
@@ -202,6 +225,15 @@ class Criterion(BaseModel):
     settled: tuple[bool, ...]
     found: int
     similarity: Similarity | None
+
+    @model_validator(mode="after")
+    def _as_many_as_layers(self) -> "Criterion":
+        numbers = (*self.chosen, *(self.similarity.layers if self.similarity else ()))
+        if not all(1 <= number <= len(self.settled) for number in numbers):
+            raise ValueError(f"a layer has a number that is not 1 to {len(self.settled)}")
+        if self.similarity is not None and len(self.similarity.per_layer) != len(self.settled):
+            raise ValueError("the similarity is not given for each layer")
+        return self
 
     @property
     def settled_layers(self) -> tuple[int, ...]:
@@ -283,9 +315,9 @@ class IndividualMetrics(BaseModel):
 
     model_config = _PART
 
-    methods: dict[str, dict[int, dict[int, Percent]]]
-    curves: dict[str, dict[int, NodeCurve]] = {}
-    parameters: dict[str, int] = {}
+    methods: dict[Word, dict[int, dict[int, Percent]]]
+    curves: dict[Word, dict[int, NodeCurve]] = {}
+    parameters: dict[Word, int] = {}
     seconds: dict[str, float] = {}
 
 
@@ -294,9 +326,9 @@ class Crossing(BaseModel):
 
     model_config = _FROZEN
 
-    source: str = Field(alias="from")
-    target: str = Field(alias="to")
-    kind: str
+    source: Word = Field(alias="from")
+    target: Word = Field(alias="to")
+    kind: Word
     bytes: int
     digest: str
     recorded_by: Literal["both", "sender", "receiver"]
@@ -311,20 +343,28 @@ class Results(BaseModel):
 
     format: Literal[1] = 1
     dataset: Dataset
-    profile: str
+    profile: Word
     seed: int
-    methods: dict[str, dict[int, MethodResult]]
+    methods: dict[Word, dict[int, MethodResult]]
     paired: dict[str, dict[int, PairedResult]]
     collective: CollectiveResult
-    curves: dict[str, dict[int, Curve]]
+    curves: dict[Word, dict[int, Curve]]
     individuals: int
-    parameters: dict[str, int]
+    parameters: dict[Word, int]
     crossings: tuple[Crossing, ...]
     confinement: Literal["confined", "unconfined"]
-    nodes: dict[str, NodeFacts]
+    nodes: dict[Word, NodeFacts]
     machine: dict[str, str | int]
     versions: dict[str, str]
     seconds: dict[str, dict[str, float]]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Results":
+        for shots in self.shots:
+            counts = {by_shots[shots].tasks for by_shots in self.methods.values() if shots in by_shots}
+            if len(counts) > 1:
+                raise ValueError(f"at {shots} shots, methods have different numbers of tasks")
+        return self
 
     @property
     def paper(self) -> PaperFigures | None:
@@ -365,7 +405,7 @@ def load(run_folder: Path) -> Results:
     if not path.is_file():
         raise InputError(f"{run_folder} holds no results.json: it is no run, or one that has not finished")
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return Results.model_validate_json(read_input(path, "the results", max_bytes=_MAX_BYTES))
     except ValidationError as error:
         raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
 
@@ -607,10 +647,10 @@ def _read(path: Path, model: type[_Model]) -> _Model:
 
 def _read_json(path: Path) -> dict:  # type: ignore[type-arg]
     try:
-        document = json.loads(path.read_bytes())
-    except OSError:
-        raise RunFailedError(f"{path} is missing: that party did not finish; its node.log says why") from None
-    except ValueError as error:
+        document = json.loads(read_input(path, "what a party measured", max_bytes=_MAX_BYTES))
+    except InputError:
+        raise RunFailedError(f"{path} cannot be read: that party did not finish; its node.log says why") from None
+    except (ValueError, RecursionError) as error:
         raise RunFailedError(f"{path} is no JSON: {error}") from None
     if not isinstance(document, dict):
         raise RunFailedError(f"{path} is no JSON object")

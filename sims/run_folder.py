@@ -13,8 +13,12 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import InputError, fault_line
+from protocol.files import read_input
 from protocol.storage import write_atomically
 from sims.settings import RunSettings
+
+#: Of a record or the settings of a run.
+_MAX_BYTES = 16 << 20
 
 Status = Literal["running", "failed", "finished"]
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -228,8 +232,8 @@ def _lock(folder: Path) -> TextIOWrapper:
 def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
     path = folder / name
     try:
-        return model.model_validate_json(path.read_bytes())
-    except OSError:
+        return model.model_validate_json(read_input(path, "the record", max_bytes=_MAX_BYTES))
+    except InputError:
         raise InputError(f"{folder} is no folder of a run: it has no readable {name}") from None
     except ValidationError as error:
         raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
