@@ -195,7 +195,7 @@ class GradientTrend(BaseModel):
     @model_validator(mode="after")
     def _as_many_as_layers(self) -> "GradientTrend":
         if len(self.layers) != len(self.rho) or len({len(row) for row in self.rho}) > 1:
-            raise ValueError("rho does not have a row for each layer and a column for each task")
+            raise ValueError(f"rho must have one row for each of the {len(self.layers)} layers, all as long")
         return self
 
 
@@ -229,10 +229,10 @@ class Criterion(BaseModel):
     @model_validator(mode="after")
     def _as_many_as_layers(self) -> "Criterion":
         numbers = (*self.chosen, *(self.similarity.layers if self.similarity else ()))
-        if not all(1 <= number <= len(self.settled) for number in numbers):
-            raise ValueError(f"a layer has a number that is not 1 to {len(self.settled)}")
+        if not all(number >= 1 for number in numbers):
+            raise ValueError("layers are numbered from 1")
         if self.similarity is not None and len(self.similarity.per_layer) != len(self.settled):
-            raise ValueError("the similarity is not given for each layer")
+            raise ValueError(f"settled must hold each of the {len(self.similarity.per_layer)} layers of the similarity")
         return self
 
     @property
@@ -308,6 +308,13 @@ class CollectiveResult(BaseModel):
     parameters: dict[str, int] = {}
     weights_sha256: str | None = None
     privacy: Mechanism | None = None
+
+    @model_validator(mode="after")
+    def _criterion_of_every_layer(self) -> "CollectiveResult":
+        trend, criterion = self.gradient_trend, self.criterion
+        if trend and criterion and len(criterion.settled) != len(trend.layers):
+            raise ValueError(f"the criterion must hold each of the {len(trend.layers)} layers")
+        return self
 
 
 class IndividualMetrics(BaseModel):
@@ -555,24 +562,19 @@ def _merge_curves(metrics: list[IndividualMetrics]) -> dict[str, dict[int, Curve
 def _collective(path: Path) -> tuple[CollectiveResult, dict[str, float]]:
     """The collective's metrics without its times and the digests of what it released, and its times."""
     document = _read_json(path)
-    seconds = {str(name): float(value) for name, value in dict(document.pop("seconds", {})).items()}
-    for name, record in _timed(document):
-        taken = record.pop("seconds", None)
-        if isinstance(taken, int | float):
-            seconds[name] = float(taken)
+    try:
+        seconds = {str(name): float(value) for name, value in dict(document.pop("seconds", {})).items()}
+        for name, record in _timed(document):
+            taken = record.pop("seconds", None)
+            if isinstance(taken, int | float):
+                seconds[name] = float(taken)
+        for learngene in dict(document.get("learngenes", {})).values():
+            learngene.pop("release", None)  # stands in `crossings`, the one place for what differs between equal runs
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunFailedError(f"{path} is not what a collective writes: {error}") from None
     for name in NodeFacts.model_fields:
         document.pop(name, None)  # stands in `nodes`
-    for learngene in dict(document.get("learngenes", {})).values():
-        learngene.pop("release", None)  # stands in `crossings`, the one place for what differs between equal runs
-    result = _validate(path, CollectiveResult, document)
-    trend, criterion = result.gradient_trend, result.criterion
-    if trend and (len(trend.rho) != len(trend.layers) or len({len(row) for row in trend.rho}) > 1):
-        raise RunFailedError(f"{path}: gradient_trend.rho must have one row for each of the {len(trend.layers)} layers")
-    if trend and criterion:
-        counts = [len(criterion.settled), *([len(criterion.similarity.per_layer)] if criterion.similarity else [])]
-        if set(counts) != {len(trend.layers)}:
-            raise RunFailedError(f"{path}: criterion must hold each of the {len(trend.layers)} layers, not {counts}")
-    return result, seconds
+    return _validate(path, CollectiveResult, document), seconds
 
 
 def _timed(document: Mapping[str, object]) -> Iterator[tuple[str, dict[str, object]]]:
