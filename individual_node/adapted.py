@@ -179,7 +179,7 @@ def load(folder: Path) -> AdaptedModel:
         raise InputError(f"{visible_name(folder / WEIGHTS)} is not the file that {DESCRIPTION} names; adapt again")
     try:
         return AdaptedModel(description, _classifier(description, data))
-    except (MalformedError, TooLargeError, ValueError) as error:
+    except (MalformedError, TooLargeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"{visible_name(folder / WEIGHTS)} does not fit {DESCRIPTION}: {error}; adapt again") from None
 
 
@@ -198,11 +198,14 @@ def network_of(description: Description) -> nn.Module:
 
 def _classifier(description: Description, data: bytes) -> PictureClassifier:
     channels = np.zeros(description.input.channels, np.float32)
-    classifier = PictureClassifier(network_of(description), channels, channels)
     tensors = blob.decode(data)
-    expected = {name: value for name, value in classifier.state_dict().items() if not _counts(name)}
-    if {name: array.shape for name, array in tensors.items()} != {n: tuple(v.shape) for n, v in expected.items()}:
+    # Without memory first: a description of another's can ask for a network of any size.
+    with torch.device("meta"):
+        outline = PictureClassifier(network_of(description), channels, channels).state_dict()
+    expected = {name: tuple(value.shape) for name, value in outline.items() if not _counts(name)}
+    if {name: array.shape for name, array in tensors.items()} != expected:
         raise ValueError("the tensors are not those of the network")
+    classifier = PictureClassifier(network_of(description), channels, channels)
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise ValueError(f"the tensor {name} holds NaN or infinity")
