@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.errors import InputError
-from protocol.storage import write_folder_atomically
+from protocol.storage import make_folder, write_folder_atomically
 
 #: Folder of all cycles, in a node's state folder.
 CYCLES_FOLDER = "open-world"
@@ -75,7 +75,7 @@ def store(folder: Path, unknown: UnknownSet) -> None:
         if before.known == unknown.known and np.array_equal(before.images, unknown.images):
             return
         raise InputError(f"{folder} holds other unknown images, and labels may belong to them; move it away first")
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder.parent)
     description = {"version": 1, "known": list(unknown.known)}
     arrays: dict[str, NDArray[np.generic]] = {
         "images": unknown.images,

@@ -1,12 +1,17 @@
 """Progress of long work: who is told of it, and a node's own record of it, which never crosses the socket."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 #: Told of work as it goes on: how much is done, of how much, and what it is.
 Observer = Callable[[int, int, str], None]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 class Events:
@@ -29,5 +34,5 @@ class Events:
             return
         self._last[event] = now
         line = {"time": now, "event": event, "done": done, "total": total, "text": text}
-        with self._path.open("a", encoding="utf-8") as file:
+        with open(self._path, "a", encoding="utf-8", opener=_private) as file:
             file.write(json.dumps(line) + "\n")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from protocol.errors import InputError
+from protocol.storage import make_folder
 from sims import glyphs
 from sims.cifar100.split import CIFAR100
 from sims.datasets import DATASETS, DatasetName, check_data_named
@@ -293,7 +294,7 @@ def _download(cache: Path) -> str | None:
         return problem
     library = _torchvision_datasets()
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        make_folder(cache)
         temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=cache))
     except OSError as error:
         raise InputError(f"cannot write to {cache}: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import InputError, fault_line
 from protocol.files import read_input
-from protocol.storage import write_atomically
+from protocol.storage import make_folder, write_atomically
 from sims.settings import RunSettings
 
 #: Of a record or the settings of a run.
@@ -107,7 +108,7 @@ def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
     """
     name = f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{subject}"
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for attempt in range(1, 1000):
             folder = out / (name if attempt == 1 else f"{name}-{attempt}")
             try:
@@ -141,7 +142,7 @@ def open_run(
     else:
         folder = settings.folder or reserve_folder(settings.out, settings.dataset, now)
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(folder)
         except OSError as error:
             raise InputError(f"folder: cannot write to {folder}: {error.strerror}") from None
         if any(folder.iterdir()):
@@ -220,7 +221,8 @@ def is_locked(folder: Path) -> bool:
 
 
 def _lock(folder: Path) -> TextIOWrapper:
-    handle = open(folder / "lock", "a", encoding="utf-8")  # noqa: SIM115 - held open for as long as the run
+    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    handle = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 - held open for as long as the run
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
