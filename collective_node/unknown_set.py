@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from protocol import state_files, strict_json
 from protocol.errors import InputError
 from protocol.pictures.arrays import read_opened
-from protocol.storage import write_folder_atomically
+from protocol.storage import make_folder, write_folder_atomically
 
 #: Folder of all cycles, in a node's state folder.
 CYCLES_FOLDER = "open-world"
@@ -83,7 +83,7 @@ def store(folder: Path, unknown: UnknownSet) -> None:
             return
         raise InputError(f"{folder} holds other unknown images, and labels may belong to them; move it away first")
     state, name = place(folder)
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(state)
     if "/" in name:
         state_files.subfolder(state, name.rpartition("/")[0], "the folder of cycles")
     description = {"version": 1, "known": list(unknown.known)}

@@ -7,7 +7,7 @@ grew from. Nothing is unpickled, and the tensors are read by the protocol's own 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from individual_node.reconstruction import IndividualNetwork
 from individual_node.settings import OwnLayers
 from protocol import blob
 from protocol.architecture import Architecture, Form, InputContract
+from protocol.encoding.visible_text import visible_name
 from protocol.envelope import digest
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
-from protocol.files import check_free
+from protocol.files import check_free, read_given
 from protocol.messages import Digest, RunId
 from protocol.storage import write_folder_atomically
 
@@ -31,6 +32,9 @@ DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 #: Pictures that are classified at once.
 _BATCH = 256
 _LARGEST_DESCRIPTION = 1 << 20
+_LARGEST_WEIGHTS = 1 << 30
+#: Characters of the longest class name.
+_LONGEST_CLASS = 100
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -80,9 +84,9 @@ class Description(BaseModel):
     model_config = _STRICT
 
     format: Literal[1] = 1
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[Annotated[str, Field(min_length=1, max_length=_LONGEST_CLASS)], ...] = Field(min_length=2)
     pictures: tuple[int, ...]
-    method: str
+    method: str = Field(max_length=64)
     network: Literal["feature-head", "individual"]
     learngene: Lineage
     architecture: Architecture
@@ -161,23 +165,22 @@ def load(folder: Path) -> AdaptedModel:
         InputError: it is no such folder, or what it holds was changed or does not fit together.
     """
     try:
-        with (folder / DESCRIPTION).open("rb") as file:
-            text = file.read(_LARGEST_DESCRIPTION)
-        data = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{folder} is no model ({error.filename}: {error.strerror}); `individual-node adapt` writes one"
-        ) from None
+        text = read_given(folder / DESCRIPTION, "the description", max_bytes=_LARGEST_DESCRIPTION)
+        data = read_given(folder / WEIGHTS, "the weights", max_bytes=_LARGEST_WEIGHTS)
+    except InputError as error:
+        raise InputError(f"{visible_name(folder)} is no model ({error}); `individual-node adapt` writes one") from None
     try:
         description = Description.model_validate_json(text)
     except ValidationError as error:
-        raise InputError(f"{folder / DESCRIPTION} is no description of a model: {fault_line(error)}") from None
+        raise InputError(
+            f"{visible_name(folder / DESCRIPTION)} is no description of a model: {fault_line(error)}"
+        ) from None
     if digest(data) != description.weights:
-        raise InputError(f"{folder / WEIGHTS} is not the file that {DESCRIPTION} names; adapt again")
+        raise InputError(f"{visible_name(folder / WEIGHTS)} is not the file that {DESCRIPTION} names; adapt again")
     try:
         return AdaptedModel(description, _classifier(description, data))
-    except (MalformedError, TooLargeError, ValueError) as error:
-        raise InputError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {error}; adapt again") from None
+    except (MalformedError, TooLargeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{visible_name(folder / WEIGHTS)} does not fit {DESCRIPTION}: {error}; adapt again") from None
 
 
 def weights_of(classifier: PictureClassifier) -> bytes:
@@ -195,11 +198,14 @@ def network_of(description: Description) -> nn.Module:
 
 def _classifier(description: Description, data: bytes) -> PictureClassifier:
     channels = np.zeros(description.input.channels, np.float32)
-    classifier = PictureClassifier(network_of(description), channels, channels)
     tensors = blob.decode(data)
-    expected = {name: value for name, value in classifier.state_dict().items() if not _counts(name)}
-    if {name: array.shape for name, array in tensors.items()} != {n: tuple(v.shape) for n, v in expected.items()}:
+    # Without memory first: a description of another's can ask for a network of any size.
+    with torch.device("meta"):
+        outline = PictureClassifier(network_of(description), channels, channels).state_dict()
+    expected = {name: tuple(value.shape) for name, value in outline.items() if not _counts(name)}
+    if {name: array.shape for name, array in tensors.items()} != expected:
         raise ValueError("the tensors are not those of the network")
+    classifier = PictureClassifier(network_of(description), channels, channels)
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise ValueError(f"the tensor {name} holds NaN or infinity")

@@ -1,6 +1,5 @@
 """The command ``learngene``: keys, trust, bundle files, the relay's app; simulations where they are installed."""
 
-import shutil
 from importlib.metadata import entry_points
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,7 +17,9 @@ from protocol import (
     trust_commands,
 )
 from protocol.errors import InputError
+from protocol.files import write_new
 from protocol.output import say
+from protocol.storage import make_folder
 from protocol.terminal import make_app, run_app
 
 #: Entry points of this group are called with the application and add their commands to it.
@@ -58,8 +59,8 @@ def relay_app(out: Annotated[Path, typer.Option(help="Folder to make.")]) -> Non
         raise InputError(f"{out} exists already and is not overwritten; choose another folder")
     with as_file(files("protocol") / "flower_app" / "pyproject.toml") as source:
         try:
-            out.mkdir(parents=True)
-            shutil.copyfile(source, out / "pyproject.toml")
+            make_folder(out, mode=0o755)
+            write_new(out / "pyproject.toml", source.read_bytes(), mode=0o644)
         except OSError as error:
             raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
     say(f"{out / 'pyproject.toml'}")

@@ -23,7 +23,7 @@ from pathlib import Path
 from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError, LearngeneError, MalformedError, RunFailedError, TooLargeError
 from protocol.private_file import read_private
-from protocol.storage import write_atomically
+from protocol.storage import make_folder, write_atomically
 
 #: Longest path of a Unix socket on Linux, in bytes.
 MAX_PATH_BYTES = 107
@@ -230,7 +230,7 @@ def private_folder(folder: Path) -> Path:
         InputError: it is a link, somebody else's, or open to others.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         status = folder.lstat()
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
@@ -374,7 +374,7 @@ def _limit(connection: socket.socket, deadline: float) -> None:
 
 def _group_folder(folder: Path, group: int) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         status = folder.lstat()
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error

@@ -105,6 +105,21 @@ def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def make_folder(path: Path, *, mode: int = 0o700) -> None:
+    """Make a folder where there is none, and every folder above it that is missing, all with this mode whatever the
+    umask leaves open (``Path.mkdir`` gives its mode to the last one only).
+
+    Raises:
+        OSError: one cannot be made, or something else has its name.
+    """
+    for folder in (*reversed(path.absolute().parents), path.absolute()):
+        if not folder.is_dir():
+            with contextlib.suppress(FileExistsError):  # Another process was quicker.
+                folder.mkdir(mode=mode)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+
 def synchronise_folder(path: Path) -> None:
     """Make the folder's own entries durable (a rename is not, until its folder is synced)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,5 +1,6 @@
 """How every command of the project ends: an error is one line on stderr, and the exit code says what kind it was."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -54,6 +55,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     """Run a command and exit: 0; 2 where the user gave something wrong; 1 where a run failed or something was refused;
     130 after Ctrl-C. ``arguments``: instead of the process's own."""
     sys.excepthook = _show_crash
+    # Nothing that a command or a library under it makes is open to other users' writing, whatever the shell's umask.
+    os.umask(os.umask(0o077) | 0o022)
     # What the terminal's encoding lacks is shown by its number, instead of ending the command.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

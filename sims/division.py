@@ -6,12 +6,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError, fault_line
+from protocol.files import read_given
 
 #: Stands in a folder tree of images beside ``train/`` and ``test/``, or beside the class folders.
 SPLIT_FILE = "split.json"
 #: Height and width to which the images of a tree are brought whose split says nothing else, pixels.
 SPLIT_SIZE = 32
+_MAX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Division:
 
 
 #: The name of a class folder: a name, not a way to another place.
-ClassName = Annotated[str, Field(pattern=r"^[^/\\.\x00][^/\\\x00]*$")]
+ClassName = Annotated[str, Field(pattern=r"^[^/\\.\x00][^/\\\x00]*$", max_length=255)]
 
 
 class Split(BaseModel):
@@ -80,11 +83,9 @@ def read_split(path: Path) -> Split:
         InputError: it cannot be read, is no JSON, or lacks a role, names a class twice or holds an unknown key.
     """
     try:
-        return Split.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return Split.model_validate_json(read_given(path, "the split", max_bytes=_MAX_BYTES))
     except ValidationError as error:
         raise InputError(
-            f"{path}: {fault_line(error)}; it holds lists of class folders under base, open_world and novel, and may "
-            "hold size and names"
+            f"{visible_name(path)}: {fault_line(error)}; it holds lists of class folders under base, open_world and "
+            "novel, and may hold size and names"
         ) from error

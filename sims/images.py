@@ -14,6 +14,7 @@ from PIL import Image
 
 from protocol.errors import InputError, StorageFailedError
 from protocol.pictures.reader import PictureReader
+from protocol.storage import make_folder
 from sims import glyphs
 from sims.cifar100.split import CIFAR100
 from sims.data import cifar100_archive
@@ -271,7 +272,7 @@ def _download(cache: Path) -> str | None:
     if problem is not None:
         return problem
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        make_folder(cache)
     except OSError as error:
         raise InputError(f"cannot write to {cache}: {error.strerror}") from error
     try:

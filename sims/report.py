@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import stdev
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
+from protocol.encoding.visible_text import visible_line
 from protocol.storage import write_atomically
 from sims.figures import DOTS_PER_INCH, FIGURES
 from sims.leakage import leakage_figures, leakage_results
@@ -102,6 +104,13 @@ def write(run_folder: Path) -> Path:
     return path
 
 
+def _shown(value: object) -> object:
+    """What a template puts in: the page escapes it, and what reorders or hides a line is shown besides."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return visible_line(value, length=10 * len(value))
+
+
 def _embedded(name: str, image: bytes) -> Figure:
     uri = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
     width = int.from_bytes(image[16:20])  # the first field of a PNG's header chunk
@@ -111,7 +120,9 @@ def _embedded(name: str, image: bytes) -> Figure:
 def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], leakage: Leakage | None = None) -> str:
     """The report's HTML; everything that comes from a file is escaped. ``leakage``: None where nothing was measured."""
     kept, record = read_settings(run_folder), read_record(run_folder)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     environment.filters["interval"] = interval_text
     environment.filters["number"] = number_text
     environment.filters["verdict"] = verdict

@@ -8,9 +8,9 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from collective_node.private_mechanism import Mechanism
 from collective_node.records import CycleFigures, Percent, StreamMetrics, TaskFigures
@@ -20,6 +20,7 @@ from individual_node.method_table import FisherSource, Method
 from protocol import audit, strict_json
 from protocol.architecture import Form
 from protocol.errors import InputError, MalformedError, RunFailedError, fault_line
+from protocol.files import read_given
 from protocol.learngene import FisherDescription
 from protocol.metrics import METRICS_FILE, read_metrics
 from protocol.storage import write_atomically
@@ -96,12 +97,16 @@ NOT_COMPARABLE = "These figures cannot be compared with the paper's."
 #: Sources of images; the first two are real ones.
 Source = Literal["folder", "download", "stand-in"]
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+_FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 #: Of a node's file only what is asked for is read.
 _PART = ConfigDict(frozen=True, extra="ignore")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 Points = float
+#: Of results.json, or what a node measured.
+_MAX_BYTES = 256 << 20
+#: Names of methods, parties, datasets: they stand in tables, figures and file names of whoever reads the results.
+Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
 
 
 class Dataset(BaseModel):
@@ -109,7 +114,7 @@ class Dataset(BaseModel):
 
     model_config = _FROZEN
 
-    name: str
+    name: Word
     source: Source
     notice: str | None
 
@@ -122,7 +127,13 @@ class MethodResult(BaseModel):
     mean: Percent
     ci95: Points | None
     tasks: int
-    per_task: tuple[Percent, ...]
+    per_task: tuple[Percent, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _as_many_as_tasks(self) -> "MethodResult":
+        if len(self.per_task) != self.tasks:
+            raise ValueError(f"{len(self.per_task)} accuracies are given for {self.tasks} tasks")
+        return self
 
 
 class PairedResult(BaseModel):
@@ -143,6 +154,12 @@ class Curve(BaseModel):
     epochs: tuple[float, ...]
     accuracy: tuple[Percent, ...]
     tasks: int
+
+    @model_validator(mode="after")
+    def _as_many_as_epochs(self) -> "Curve":
+        if len(self.epochs) != len(self.accuracy):
+            raise ValueError(f"{len(self.accuracy)} accuracies are given for {len(self.epochs)} epochs")
+        return self
 
 
 class NodeCurve(BaseModel):
@@ -177,6 +194,12 @@ class GradientTrend(BaseModel):
     rho: tuple[tuple[float | None, ...], ...]
     sigma: float
 
+    @model_validator(mode="after")
+    def _as_many_as_layers(self) -> "GradientTrend":
+        if len(self.layers) != len(self.rho) or len({len(row) for row in self.rho}) > 1:
+            raise ValueError(f"rho must have one row for each of the {len(self.layers)} layers, all as long")
+        return self
+
 
 class Similarity(BaseModel):
     """The second criterion (arXiv 2305.02279): linear CKA of each convolution with a pseudo-descendant's most similar
@@ -204,6 +227,15 @@ class Criterion(BaseModel):
     settled: tuple[bool, ...]
     found: int
     similarity: Similarity | None
+
+    @model_validator(mode="after")
+    def _as_many_as_layers(self) -> "Criterion":
+        numbers = (*self.chosen, *(self.similarity.layers if self.similarity else ()))
+        if not all(number >= 1 for number in numbers):
+            raise ValueError("layers are numbered from 1")
+        if self.similarity is not None and len(self.similarity.per_layer) != len(self.settled):
+            raise ValueError(f"settled must hold each of the {len(self.similarity.per_layer)} layers of the similarity")
+        return self
 
     @property
     def settled_layers(self) -> tuple[int, ...]:
@@ -279,15 +311,22 @@ class CollectiveResult(BaseModel):
     weights_sha256: str | None = None
     privacy: Mechanism | None = None
 
+    @model_validator(mode="after")
+    def _criterion_of_every_layer(self) -> "CollectiveResult":
+        trend, criterion = self.gradient_trend, self.criterion
+        if trend and criterion and len(criterion.settled) != len(trend.layers):
+            raise ValueError(f"the criterion must hold each of the {len(trend.layers)} layers")
+        return self
+
 
 class IndividualMetrics(BaseModel):
     """``metrics.json`` of one individual: method -> shots -> run-wide task number -> accuracy."""
 
     model_config = _PART
 
-    methods: dict[str, dict[int, dict[int, Percent]]]
-    curves: dict[str, dict[int, NodeCurve]] = {}
-    parameters: dict[str, int] = {}
+    methods: dict[Word, dict[int, dict[int, Percent]]]
+    curves: dict[Word, dict[int, NodeCurve]] = {}
+    parameters: dict[Word, int] = {}
     seconds: dict[str, float] = {}
 
 
@@ -304,9 +343,9 @@ class Crossing(BaseModel):
 
     model_config = _FROZEN
 
-    source: str = Field(alias="from")
-    target: str = Field(alias="to")
-    kind: str
+    source: Word = Field(alias="from")
+    target: Word = Field(alias="to")
+    kind: Word
     bytes: int
     digest: str
     recorded_by: Literal["both", "sender", "receiver"]
@@ -321,20 +360,28 @@ class Results(BaseModel):
 
     format: Literal[1] = 1
     dataset: Dataset
-    profile: str
+    profile: Word
     seed: int
-    methods: dict[str, dict[int, MethodResult]]
+    methods: dict[Word, dict[int, MethodResult]]
     paired: dict[str, dict[int, PairedResult]]
     collective: CollectiveResult
-    curves: dict[str, dict[int, Curve]]
+    curves: dict[Word, dict[int, Curve]]
     individuals: int
-    parameters: dict[str, int]
+    parameters: dict[Word, int]
     crossings: tuple[Crossing, ...]
     confinement: Literal["confined", "unconfined"]
-    nodes: dict[str, NodeFacts]
+    nodes: dict[Word, NodeFacts]
     machine: dict[str, str | int]
     versions: dict[str, str]
     seconds: dict[str, dict[str, float]]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Results":
+        for shots in self.shots:
+            counts = {by_shots[shots].tasks for by_shots in self.methods.values() if shots in by_shots}
+            if len(counts) > 1:
+                raise ValueError(f"at {shots} shots, methods have different numbers of tasks")
+        return self
 
     @property
     def paper(self) -> PaperFigures | None:
@@ -375,7 +422,7 @@ def load(run_folder: Path) -> Results:
     if not path.is_file():
         raise InputError(f"{run_folder} holds no results.json: it is no run, or one that has not finished")
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return Results.model_validate_json(read_given(path, "the results", max_bytes=_MAX_BYTES))
     except ValidationError as error:
         raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
 
@@ -536,15 +583,7 @@ def _collective(path: Path, document: dict[str, object]) -> tuple[CollectiveResu
     learngenes = document.get("learngenes")
     for learngene in _records([*learngenes.values()] if isinstance(learngenes, dict) else []):
         learngene.pop("release", None)  # stands in `crossings`, the one place for what differs between equal runs
-    result = _validate(path, CollectiveResult, document)
-    trend, criterion = result.gradient_trend, result.criterion
-    if trend and (len(trend.rho) != len(trend.layers) or len({len(row) for row in trend.rho}) > 1):
-        raise RunFailedError(f"{path}: gradient_trend.rho must have one row for each of the {len(trend.layers)} layers")
-    if trend and criterion:
-        counts = [len(criterion.settled), *([len(criterion.similarity.per_layer)] if criterion.similarity else [])]
-        if set(counts) != {len(trend.layers)}:
-            raise RunFailedError(f"{path}: criterion must hold each of the {len(trend.layers)} layers, not {counts}")
-    return result, seconds
+    return _validate(path, CollectiveResult, document), seconds
 
 
 def _timed(document: Mapping[str, object]) -> Iterator[tuple[str, dict[str, object]]]:

@@ -15,8 +15,12 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import InputError, fault_line
-from protocol.storage import write_atomically
+from protocol.files import read_given
+from protocol.storage import make_folder, write_atomically
 from sims.settings import RunSettings
+
+#: Of a record or the settings of a run.
+_MAX_BYTES = 16 << 20
 
 Status = Literal["running", "failed", "finished"]
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -122,7 +126,7 @@ def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
     """
     name = f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{subject}"
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for attempt in range(1, 1000):
             folder = out / (name if attempt == 1 else f"{name}-{attempt}")
             try:
@@ -156,7 +160,7 @@ def open_run(
     else:
         folder = settings.folder or reserve_folder(settings.out, settings.dataset, now)
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(folder)
         except OSError as error:
             raise InputError(f"folder: cannot write to {folder}: {error.strerror}") from None
         if any(folder.iterdir()):
@@ -235,7 +239,8 @@ def is_locked(folder: Path) -> bool:
 
 
 def _lock(folder: Path) -> TextIOWrapper:
-    handle = open(folder / "lock", "a", encoding="utf-8")  # noqa: SIM115 - held open for as long as the run
+    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    handle = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 - held open for as long as the run
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -247,8 +252,8 @@ def _lock(folder: Path) -> TextIOWrapper:
 def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
     path = folder / name
     try:
-        return model.model_validate_json(path.read_bytes())
-    except OSError:
+        return model.model_validate_json(read_given(path, "the record", max_bytes=_MAX_BYTES))
+    except InputError:
         raise InputError(f"{folder} is no folder of a run: it has no readable {name}") from None
     except ValidationError as error:
         raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None

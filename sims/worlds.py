@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.errors import InputError
+from protocol.storage import make_folder
 from sims.division import Division
 from sims.folder_tree import Part
 from sims.images import ImageSet, ImageSource, Kind, notice
@@ -234,7 +235,7 @@ def make_world(source: ImageSource, division: Division, plan: WorldPlan, seed: i
     check_free(out)
     cut = _cut(source, division, plan, seed)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent, mode=0o755)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as error:
         raise InputError(f"cannot write to {out.parent}: {error.strerror}") from error

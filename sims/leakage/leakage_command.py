@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from protocol.errors import InputError, fault_line
 from protocol.output import console, say
-from protocol.storage import write_atomically
+from protocol.storage import make_folder, write_atomically
 from sims.leakage.leakage_settings import LeakageSettings
 from sims.progress import Event, ProgressView
 
@@ -121,7 +121,7 @@ def _open_folder(folder: Path, *, resume: bool) -> None:
         InputError: it holds something and is not to be resumed, or cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
         taken = any(folder.iterdir())
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from protocol.errors import InputError, fault_line
+from protocol.files import read_given
 from protocol.storage import write_atomically
 from sims.leakage.attack_metrics import Bounds
 from sims.leakage.leakage_settings import LeakageSettings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 FOLDER, FILE = "leakage", "leakage.json"
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+_MAX_BYTES = 64 << 20
 Share = float
 Question = Literal["membership", "class presence"]
 
@@ -235,8 +237,8 @@ def load(path: Path) -> Leakage:
         InputError: there are none, or another version wrote them.
     """
     try:
-        return Leakage.model_validate_json(path.read_bytes())
-    except OSError:
+        return Leakage.model_validate_json(read_given(path, "the measurement", max_bytes=_MAX_BYTES))
+    except InputError:
         raise InputError(f"{path} cannot be read: measure with `learngene leakage RUN` first") from None
     except ValidationError as error:
         raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None

@@ -21,7 +21,7 @@ from protocol.architecture import Architecture
 from protocol.errors import InputError
 from protocol.events import Events
 from protocol.learngene import FisherDescription, Learngene
-from protocol.storage import write_folder_atomically
+from protocol.storage import make_folder, write_folder_atomically
 
 _TENSORS, _DESCRIPTION = "learngene.safetensors", "learngene.json"
 
@@ -120,7 +120,7 @@ def train_shadows(
     Raises:
         InputError: a stored shadow was made of something else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     shadows = []
     for number in range(count):
         images = images_of(number)
