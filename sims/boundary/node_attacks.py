@@ -45,6 +45,8 @@ def hostile_node(stage: Stage, site: Site, *, unconfined: bool) -> Iterator[Atta
             site,
             unconfined=unconfined,
             module=HOSTILE,
+            # A launcher that protects nothing hands on what the shell has.
+            environment=stage.shell if unconfined else {},
             stdin=stage.terminal.descriptor,
             inherited=(left_open, terminal),
         ) as process,

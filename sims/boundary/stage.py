@@ -143,6 +143,11 @@ class Stage:
         """Wake the other party's node, where it was stopped."""
         os.kill(self.pid, signal.SIGCONT)
 
+    @property
+    def shell(self) -> dict[str, str]:
+        """What the environment of the operator's shell holds besides."""
+        return {_OPERATORS: self.operators}
+
     @contextlib.contextmanager
     def careless(self) -> Iterator[tuple[int, int]]:
         """As a careless operator starts a process: with a file of the other party's and a terminal left open; the
@@ -256,7 +261,7 @@ def set_stage(folder: Path) -> Iterator[Stage]:
         started(sites.individual, unconfined=not confine.offered(), environment=environment) as process,
     ):
         made = Stage(sites, process.process.pid, mark, listeners, outside, terminal)
-        os.environ[_OPERATORS] = made.operators
+        os.environ |= made.shell
         try:
             yield made
         finally:

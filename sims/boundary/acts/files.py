@@ -155,16 +155,18 @@ def read_through_parent_folders(aims: Aims) -> bytes:
     return read(f"{aims['own']}/../../../../../../../../{aims['private']}")
 
 
-@act("enter another's folder", "chdir there, which nothing forbids, and open by a short name", PRIVATE, _OPEN, _OPEN)
+@act("enter another's folder", "chdir there, and open by a short name", PRIVATE, system_calls("chdir"), _OPEN)
 def read_from_its_folder(aims: Aims) -> bytes:
     with step("open O_PATH"):
         back = os.open(".", os.O_PATH)
     try:
         with step("chdir"):
             os.chdir(aims["data"])
-        return read(Path(aims["private"]).name)
+        try:
+            return read(Path(aims["private"]).name)
+        finally:
+            os.fchdir(back)
     finally:
-        os.fchdir(back)
         os.close(back)
 
 
@@ -199,7 +201,7 @@ def read_from_thread(aims: Aims) -> bytes:
     return found[0]
 
 
-@act("follow a link that it made", "a symbolic link in its state", PRIVATE, files("symlink"), files("symlink"))
+@act("follow a link that it made", "a symbolic link in its state", PRIVATE, system_calls("symlink"), files("symlink"))
 def follow_new_link(aims: Aims) -> bytes:
     link = Path(aims["own"]) / "new-link"
     with step("symlink"):
@@ -215,7 +217,7 @@ def follow_planted_link(aims: Aims) -> bytes:
     return read(f"{aims['own']}/planted-link")
 
 
-@act("link another's file here", "a hard link in its state", PRIVATE, files("link", "EXDEV"), files("link", "EXDEV"))
+@act("link another's file here", "a hard link in its state", PRIVATE, system_calls("link"), files("link", "EXDEV"))
 def link_here(aims: Aims) -> bytes:
     link = Path(aims["own"]) / "hard-link"
     with step("link"):

@@ -7,7 +7,7 @@ import os
 import struct
 
 from .act import DONE, Aims, Seen, StoppedError, act, call, checked, libc, step
-from .expectation import Open, system_calls
+from .expectation import Open, files, system_calls
 from .seen import GRANTED, MEMORY, changes, gets
 
 SHARED_MACHINE = Open(
@@ -127,9 +127,14 @@ def copy_pipe(aims: Aims) -> bytes:
 # --- What nothing stops on one machine ------------------------------------------------------------------------------
 
 
-@act("lock a file that both may read", "flock", GRANTED, SHARED_MACHINE)
-def lock_shared_file(aims: Aims) -> bytes:
-    """A lock on a file that both may read: held or not is a bit."""
+@act(
+    "lock a whole file that both may read",
+    "flock: held or not is a bit",
+    GRANTED,
+    system_calls("flock"),
+    SHARED_MACHINE,
+)
+def lock_whole_file(aims: Aims) -> bytes:
     descriptor = os.open(aims["system_file"], os.O_RDONLY)
     try:
         with step("flock"):
@@ -140,7 +145,19 @@ def lock_shared_file(aims: Aims) -> bytes:
     return DONE
 
 
-@act("watch how busy the machine is", "/proc/stat", gets(lambda stage: b"cpu"), SHARED_MACHINE)
+@act("lock bytes of a file that both may read", "F_SETLK: SQLite needs it for its own", GRANTED, SHARED_MACHINE)
+def lock_shared_file(aims: Aims) -> bytes:
+    descriptor = os.open(aims["system_file"], os.O_RDONLY)
+    try:
+        with step("fcntl F_SETLK"):
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1)
+    finally:
+        os.close(descriptor)
+    return DONE
+
+
+@act("watch how busy the machine is", "/proc/stat", gets(lambda stage: b"cpu"), *[files("open")] * 2)
 def read_load(aims: Aims) -> bytes:
     """A bit a second, for whoever can make it busy."""
     with step("open"):
@@ -149,7 +166,7 @@ def read_load(aims: Aims) -> bytes:
         return file.read(200)
 
 
-@act("watch what others read", "mincore of a shared file", GRANTED, SHARED_MACHINE)
+@act("watch what others read", "mincore of a shared file", GRANTED, system_calls("mincore"), SHARED_MACHINE)
 def probe_page_cache(aims: Aims) -> bytes:
     """Which pages of a shared library somebody has read of late."""
     descriptor = os.open(aims["system_file"], os.O_RDONLY)

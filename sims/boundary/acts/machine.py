@@ -8,6 +8,7 @@ import struct
 
 from .act import Aims, Seen, act, read, step
 from .expectation import Open, files, system_calls
+from .network import some_socket
 from .seen import gets
 
 _SIOCGIFCONF, _SIOCGIFHWADDR = 0x8912, 0x8927
@@ -48,27 +49,27 @@ def list_routes(aims: Aims) -> bytes:
 
 @act(
     "ask for the machine's addresses",
-    "SIOCGIFCONF on a Unix socket, which is one of the sockets that it may have",
+    "SIOCGIFCONF on its own Unix socket",
     gets(lambda stage: socket.inet_aton("127.0.0.1")),
     system_calls("ioctl SIOCGIFCONF"),
 )
 def ask_addresses(aims: Aims) -> bytes:
     buffer = array.array("B", bytes(4096))
     address, size = buffer.buffer_info()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one, step("ioctl SIOCGIFCONF"):
+    with some_socket() as one, step("ioctl SIOCGIFCONF"):
         fcntl.ioctl(one, _SIOCGIFCONF, bytearray(struct.pack("=iiQ", size, 0, address)))
     return buffer.tobytes()
 
 
 @act(
     "ask for a network card's number",
-    "SIOCGIFHWADDR on a Unix socket",
+    "SIOCGIFHWADDR on its own Unix socket",
     Seen(evidence=lambda stage, evidence: len(evidence) == 8),
     system_calls("ioctl SIOCGIFHWADDR"),
 )
 def ask_card(aims: Aims) -> bytes:
     name = aims["interface"].encode()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one, step("ioctl SIOCGIFHWADDR"):
+    with some_socket() as one, step("ioctl SIOCGIFHWADDR"):
         return fcntl.ioctl(one, _SIOCGIFHWADDR, name.ljust(16, b"\0") + bytes(24))[16:24]
 
 

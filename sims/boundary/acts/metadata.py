@@ -287,8 +287,8 @@ def time_presence(aims: Aims) -> bytes:
     "ask how full the other's disk is",
     "statfs",
     gets(lambda stage: str(os.statvfs(stage.victim.data).f_blocks).encode()),
+    system_calls("statfs"),
     _SAME_METADATA,
-    None,
     users("statfs"),
 )
 def ask_space(aims: Aims) -> bytes:

@@ -1,7 +1,9 @@
 """The network, and sockets of every kind."""
 
+import contextlib
 import os
 import socket
+import stat
 
 from .act import DONE, Aims, StoppedError, act, step
 from .expectation import Open, network, scopes, system_calls, users
@@ -15,6 +17,27 @@ _ONE_USER = Open(
 )
 # Names of errors of getaddrinfo(3), where nothing answers and no table can be read.
 _NAMES = {getattr(socket, name): name for name in ("EAI_AGAIN", "EAI_FAIL", "EAI_NONAME", "EAI_SYSTEM")}
+
+
+def some_socket() -> socket.socket:
+    """A Unix socket, for who may not make one: a node has its own door, and a filter refuses a call before it looks at
+    what it is made on."""
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except PermissionError:
+        for number in range(3, 64):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(number).st_mode):
+                    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(number))
+        raise
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends; as :func:`some_socket` for who may not make them."""
+    try:
+        return socket.socketpair()
+    except PermissionError:
+        return some_socket(), some_socket()
 
 
 def _connect(kind: int, family: int, address: tuple[str, int] | str, token: str) -> bytes:
@@ -93,14 +116,11 @@ def listen_tcp(aims: Aims) -> bytes:
     return _listen(socket.AF_INET, ("127.0.0.1", 0))
 
 
-_CONNECT = system_calls("connect")
-
-
 @act(
     "speak to the other node",
     "its socket",
     gets(lambda stage: b"learngene socket"),
-    _CONNECT,
+    _SOCKET,
     None,
     users("connect"),
 )
@@ -114,7 +134,7 @@ def connect_other_node(aims: Aims) -> bytes:
         return one.recv(64)
 
 
-@act("connect by a Unix path", "to a listener", HEARD, _CONNECT, _ONE_USER, users("connect"))
+@act("connect by a Unix path", "to a listener", HEARD, _SOCKET, _ONE_USER, users("connect"))
 def connect_unix_path(aims: Aims) -> bytes:
     return _connect(socket.SOCK_STREAM, socket.AF_UNIX, aims["unix_stream"], aims["token"])
 
@@ -134,7 +154,7 @@ def send_unix_pair(aims: Aims) -> bytes:
     return DONE
 
 
-@act("connect to an abstract socket", "no path, so no file's mode", HEARD, _CONNECT, scopes("connect"))
+@act("connect to an abstract socket", "no path, so no file's mode", HEARD, _SOCKET, scopes("connect"))
 def connect_abstract(aims: Aims) -> bytes:
     return _connect(socket.SOCK_STREAM, socket.AF_UNIX, "\0" + aims["abstract_stream"], aims["token"])
 
@@ -144,15 +164,12 @@ def send_abstract(aims: Aims) -> bytes:
     return _send(socket.AF_UNIX, "\0" + aims["abstract_datagram"], aims["token"])
 
 
-_BIND = system_calls("bind")
-
-
-@act("listen on an abstract socket", "a door that no folder's mode guards", GRANTED, _BIND)
+@act("listen on an abstract socket", "a door that no folder's mode guards", GRANTED, _SOCKET)
 def listen_abstract(aims: Aims) -> bytes:
     return _listen(socket.AF_UNIX, "\0" + aims["token"])
 
 
-@act("open a second door", "a Unix socket in its state", GRANTED, _BIND)
+@act("open a second door", "a Unix socket in its state", GRANTED, _SOCKET)
 def listen_in_own_folder(aims: Aims) -> bytes:
     path = f"{aims['own']}/door"
     try:
@@ -162,18 +179,33 @@ def listen_in_own_folder(aims: Aims) -> bytes:
             os.unlink(path)
 
 
+@act("connect by its own door", "connect on the socket that it was given", GRANTED, system_calls("connect"))
+def connect_own_socket(aims: Aims) -> bytes:
+    """Where it may make a socket, by that."""
+    with some_socket() as one:
+        one.settimeout(_SECONDS)
+        with step("connect"):
+            one.connect(aims["unix_stream"])
+    return DONE
+
+
+@act("bind its own door anew", "bind on the socket that it was given", GRANTED, system_calls("bind"))
+def bind_own_socket(aims: Aims) -> bytes:
+    with some_socket() as one, step("bind"):
+        one.bind("\0" + aims["token"])
+    return DONE
+
+
 @act("take a socket that its courier opened", "recvmsg with SCM_RIGHTS", GRANTED, system_calls("recvmsg"))
 def receive_descriptor(aims: Aims) -> bytes:
     """Take an open file from a message, as a courier could send a socket that is connected."""
-    one, other = socket.socketpair()
+    one, other = _pair()
     with one, other:
-        try:
+        sent = 0
+        # Who stands outside can send one all the same: what counts is whether such a message can be taken.
+        with contextlib.suppress(PermissionError):
             socket.send_fds(other, [b"x"], [other.fileno()])
             sent = 1
-        except PermissionError:
-            # Who stands outside can send one all the same: what counts is whether such a message can be taken.
-            other.sendall(b"x")
-            sent = 0
         with step("recvmsg"):
             descriptors = socket.recv_fds(one, 1, 1)[1]
         for descriptor in descriptors:
@@ -185,7 +217,7 @@ def receive_descriptor(aims: Aims) -> bytes:
 
 @act("hand an open file to its courier", "sendmsg with SCM_RIGHTS", GRANTED, system_calls("sendmsg"))
 def send_descriptor(aims: Aims) -> bytes:
-    one, other = socket.socketpair()
+    one, other = _pair()
     with one, other, step("sendmsg"):
         socket.send_fds(one, [b"x"], [one.fileno()])
     return DONE

@@ -5,7 +5,6 @@ import ctypes
 import fcntl
 import os
 import resource
-import socket
 import struct
 
 from .act import DONE, Aims, act, call, otherwise, step
@@ -54,24 +53,27 @@ def queue_signal(aims: Aims) -> bytes:
 
 @act(
     "let the kernel signal the other node",
-    "F_SETOWN and F_SETSIG on a socket of its own",
+    "F_SETOWN and F_SETSIG on a pipe of its own",
     STOPPED,
     system_calls("fcntl F_SETOWN"),
     # The kernel asks when it would send, and then does not.
-    scopes("send", NO_EFFECT),
+    scopes("write", NO_EFFECT),
 )
 def stop_by_owner(aims: Aims) -> bytes:
-    """As the owner of a socket on which something arrives."""
-    one, other = socket.socketpair()
-    with one, other:
+    """As the owner of a pipe in which something arrives."""
+    reading, writing = os.pipe()
+    try:
         with step("fcntl F_SETOWN"):
-            fcntl.fcntl(one, fcntl.F_SETOWN, int(aims["pid"]))
+            fcntl.fcntl(reading, fcntl.F_SETOWN, int(aims["pid"]))
         with step("fcntl F_SETSIG"):
-            fcntl.fcntl(one, _F_SETSIG, _SIGSTOP)
+            fcntl.fcntl(reading, _F_SETSIG, _SIGSTOP)
         with step("fcntl F_SETFL"):
-            fcntl.fcntl(one, fcntl.F_SETFL, fcntl.fcntl(one, fcntl.F_GETFL) | os.O_ASYNC)
-        with step("send"):
-            other.send(b"x")
+            fcntl.fcntl(reading, fcntl.F_SETFL, fcntl.fcntl(reading, fcntl.F_GETFL) | os.O_ASYNC)
+        with step("write"):
+            os.write(writing, b"x")
+    finally:
+        os.close(reading)
+        os.close(writing)
     return DONE
 
 

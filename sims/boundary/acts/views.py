@@ -1,5 +1,6 @@
 """Another view of the file system: roots, mounts, namespaces, devices."""
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -71,7 +72,8 @@ def pivot_root(aims: Aims) -> bytes:
         _own_mounts()
         folder = aims["data"].encode()
         libc.mount(folder, folder, None, ctypes.c_ulong(_BIND), None)
-        os.chdir(folder)
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         call("pivot_root", b".", b".")
         return read("/" + Path(aims["private"]).name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .act import DONE, Aims, act, step
-from .expectation import files, users
+from .expectation import files, system_calls, users
 from .seen import GRANTED, changes, unlike, writable
 
 if TYPE_CHECKING:
@@ -75,15 +75,12 @@ def write_file(aims: Aims) -> bytes:
     return _append(aims["writable"], aims["token"])
 
 
-_TRUNCATE = files("truncate")
-
-
 @act(
     "cut another's file",
     "truncate by path",
     unlike("cuttable", lambda now, before, token: now == b""),
-    _TRUNCATE,
-    _TRUNCATE,
+    system_calls("truncate"),
+    files("truncate"),
     users("truncate"),
 )
 def cut_file(aims: Aims) -> bytes:
