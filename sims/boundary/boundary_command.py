@@ -13,6 +13,7 @@ from protocol.confinement import confine
 from protocol.errors import InputError, RunFailedError
 from protocol.output import print_table, say, table
 from protocol.storage import write_atomically
+from sims.boundary.acts.expectation import Expected
 from sims.boundary.attempt import Area, Attack, Attempt, make
 from sims.boundary.outcome import TITLES, LeftOut, Outcome, tables
 
@@ -35,7 +36,8 @@ def boundary(
     """Attack both parties on this machine, and show what an unprotected control did and what happened here.
 
     Exit code 0: nothing escaped. What the operating system does not enforce is listed apart, and is not counted as
-    stopped. 1: something escaped, or a control failed, so that its attempt shows nothing.
+    stopped. 1: something escaped; or an attempt failed in another way than was expected, or its control failed, so that
+    it shows nothing.
 
     Example:
 
@@ -58,7 +60,7 @@ def boundary(
     if json is not None:
         write_atomically(json.expanduser().absolute(), outcome.json())
     if not outcome.held:
-        raise RunFailedError("the boundary did not hold" if outcome.count("escaped") else "a control failed")
+        raise RunFailedError(outcome.failure)
 
 
 def attack(areas: Sequence[Area], tell: Callable[[str], None]) -> Outcome:
@@ -138,7 +140,8 @@ def _list(areas: Sequence[Area]) -> None:
     for area in areas:
         _tell(f"{TITLES[area]}: setting up")
         with attacks(area) as found:
-            shown = table("attack", "how", "lacks", title=TITLES[area])
+            shown = table("attack", "how", "what is to stop it", "lacks", title=TITLES[area])
             for one in found:
-                shown.add_row(one.name, one.tries, one.lacks)
+                stops = str(one.holds) if isinstance(one.holds, Expected) else "nothing"
+                shown.add_row(one.name, one.tries, stops, one.lacks)
         print_table(shown)

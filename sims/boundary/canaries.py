@@ -26,7 +26,8 @@ from protocol.errors import RunFailedError
 from protocol.images import Normalisation
 from protocol.ledger import CollectiveLedger
 from protocol.pictures.arrays import read_array
-from sims.boundary.attempt import Attack, Finding
+from sims.boundary.acts.expectation import protocol
+from sims.boundary.attempt import Attack, Escaped, Found, Refusal
 from sims.boundary.recording_relay import DATABASE, DONE
 from sims.boundary.search import SURELY_FOUND, Pieces, holding, memory_can_be_read, memory_of
 from sims.boundary.sites import Site, Sites, make_sites, started
@@ -54,6 +55,8 @@ _COLLECTIVE = {
 }
 _INDIVIDUAL = {"methods": ["condensed"], "epochs": 1, "curve_tasks": 1}
 _WINDOWS = 8
+#: What a search comes to where nothing is refused, as there is nothing to be found.
+NOTHING = "nothing found"
 
 
 @dataclass(frozen=True)
@@ -401,13 +404,13 @@ def attack_on(place: Place) -> Attack:
         with place.with_planted(b"".join(b"\0" * 16 + part for _, part in samples)) as content:
             return place.search.found_in(content) >= {name for name, _ in samples}
 
-    def confined() -> Finding:
+    def confined() -> Found:
         size, found = 0, set[str]()
         for chunk in place.content():
             size += len(chunk)
             found |= place.search.found_in([chunk])
         if not size:
             raise RunFailedError("there was nothing to search")
-        return Finding("escaped", ", ".join(sorted(found))) if found else Finding("blocked", f"{size} bytes searched")
+        return Escaped(", ".join(sorted(found))) if found else Refusal("search", NOTHING, f"{size} bytes")
 
-    return Attack(place.name, "canaries", place.tries, control, confined, lacks=place.lacks)
+    return Attack(place.name, "canaries", place.tries, protocol("search", NOTHING), control, confined, place.lacks)

@@ -9,109 +9,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from protocol.confinement import confine
 from protocol.errors import RunFailedError
-from sims.boundary import hostile_acts
+from sims.boundary import acts
+from sims.boundary.acts.act import Outcome
+from sims.boundary.acts.every import TRIALS as EVERY
 from sims.boundary.attempt import Attack
-from sims.boundary.hostile_acts import Outcome
-from sims.boundary.node_attacks import TRIALS as NODE_TRIALS
-from sims.boundary.sites import Site
-from sims.boundary.stage import HEARD, Attacker, Stage, Trial, attacks_of, set_stage
+from sims.boundary.stage import Stage, set_stage
+from sims.boundary.trials import Attacker, attacks_of
 
-_ONE_USER = (
-    "Landlock does not look at the path of a Unix socket on this kernel, and a courier needs one; where each site has "
-    "a user of its own, the folder's mode (0700) stops it"
-)
 # Seconds for an answer.
 _PATIENCE = 60.0
-#: What a courier tries on its site's node, by the acts of a hostile node. A courier is to reach the network, and its
-#: node's door with the secret for it; there, nothing is an attack.
-_ACTS = (
-    "read_file",
-    "list_folder",
-    "read_key",
-    "read_key_file",
-    "read_log",
-    "read_ledger",
-    "read_accounts",
-    "read_by_raw_call",
-    "read_by_c_library",
-    "map_file",
-    "reopen_path_descriptor",
-    "read_through_own_root",
-    "read_from_thread",
-    "read_from_child",
-    "read_by_program",
-    "read_by_program_in_memory",
-    "run_dropped_program",
-    "follow_new_link",
-    "follow_planted_link",
-    "link_here",
-    "move_here",
-    "exchange",
-    "open_by_handle",
-    "read_inherited",
-    "change_root",
-    "mount_here",
-    "clone_mount",
-    "pivot_root",
-    "new_namespaces",
-    "join_namespace",
-    "make_device",
-    "drop_in_data",
-    "write_file",
-    "cut_file",
-    "remove_file",
-    "replace_file",
-    "drop_in_temporary",
-    "drop_in_shared_memory",
-    "drop_in_site_packages",
-    "drop_in_package",
-    "change_own_configuration",
-    "change_own_trust",
-    "change_mode",
-    "change_owner",
-    "change_owner_by_descriptor",
-    "change_time",
-    "set_attribute",
-    "get_attribute",
-    "watch_folder",
-    "ask_size",
-    "read_memory_file",
-    "read_memory_by_call",
-    "write_memory",
-    "trace",
-    "read_environment",
-    "read_through_its_root",
-    "list_descriptors",
-    "take_descriptor",
-    "list_processes",
-    "stop_by_signal",
-    "stop_by_descriptor",
-    "stop_by_owner",
-    "limit_other",
-    "slow_other",
-    "regain_capabilities",
-    "run_set_user_id",
-    "ring_of_calls",
-    "leave_key",
-    "type_into_terminal",
-    "read_terminal",
-    "shared_segment",
-    "existing_segment",
-    "message_queue",
-    "connect_abstract",
-    "send_abstract",
-)
 
 
-def _trials() -> list[Trial]:
-    by_act = {trial.act: trial for trial in NODE_TRIALS}
-    trials = [by_act[act] for act in _ACTS]
+def _named(text: str) -> str:
+    """The same for a courier, whose victim is its own site's node."""
     words = (
         ("the other party's", "its node's"),
         ("the other node", "its node"),
@@ -120,20 +36,18 @@ def _trials() -> list[Trial]:
         ("its own configuration", "its node's configuration"),
         ("its own trust store", "its node's trust store"),
     )
-
-    def named(text: str) -> str:
-        for old, new in words:
-            text = text.replace(old, new)
-        return text
-
-    there = "speak to a third party's Unix socket"
-    return [
-        *(replace(trial, name=f"courier: {named(trial.name)}", tries=named(trial.tries)) for trial in trials),
-        Trial(f"courier: {there}", "connect_unix_path", "connect to a path", HEARD, _ONE_USER),
-    ]
+    for old, new in words:
+        text = text.replace(old, new)
+    return text
 
 
-TRIALS = _trials()
+#: Each with what it comes to. A courier is to reach the network, and its node's door with the secret for it; there,
+#: nothing is an attack.
+TRIALS = tuple(
+    (replace(trial, name=f"courier: {_named(trial.name)}", tries=_named(trial.tries)), trial.courier)
+    for trial in EVERY
+    if trial.courier is not None
+)
 
 
 @contextlib.contextmanager
@@ -145,7 +59,7 @@ def courier_attacks(folder: Path) -> Iterator[list[Attack]]:
     """
     with set_stage(folder) as stage, contextlib.ExitStack() as stack:
         control = stack.enter_context(hostile_courier(stage, folder / "no-courier", confined=False))
-        confined: tuple[Attacker, Site, Path] | RunFailedError
+        confined: Attacker | RunFailedError
         if confine.offered():
             confined = stack.enter_context(hostile_courier(stage, folder / "courier", confined=True))
         else:
@@ -154,7 +68,7 @@ def courier_attacks(folder: Path) -> Iterator[list[Attack]]:
 
 
 @contextlib.contextmanager
-def hostile_courier(stage: Stage, home: Path, *, confined: bool) -> Iterator[tuple[Attacker, Site, Path]]:
+def hostile_courier(stage: Stage, home: Path, *, confined: bool) -> Iterator[Attacker]:
     """Beside the node of the site that is attacked: a program in place of Flower's SuperNode.
 
     Args:
@@ -162,43 +76,64 @@ def hostile_courier(stage: Stage, home: Path, *, confined: bool) -> Iterator[tup
         confined: start it by ``learngene courier``; else by itself.
     """
     home.mkdir(mode=0o700)
-    script, asked, answered = home / "hostile.py", home / "asked", home / "answered"
-    shutil.copyfile(hostile_acts.__file__, script)
-    for pipe in (asked, answered):
-        os.mkfifo(pipe, 0o600)
-    program = [sys.executable, str(script), str(asked), str(answered)]
+    program = [sys.executable, "-m", "acts", *copy_acts(home)]
     if confined:
         start = "from protocol.cli import main; main()"
         options = ["--home", str(home), "--config", str(stage.victim.config)]
         program = [sys.executable, "-c", start, "courier", *options, "--", *program]
-    # It is started as a careless operator starts it: on a terminal, with a descriptor left open.
-    left_open = os.open(stage.victim.private, os.O_RDONLY)
+    with answering(stage, home, program) as attacker:
+        yield attacker
+
+
+def copy_acts(home: Path) -> tuple[str, str]:
+    """Put the acts into a folder, with the two pipes of one who makes them; the paths of these."""
+    shutil.copytree(Path(acts.__file__).parent, home / "acts", ignore=shutil.ignore_patterns("__pycache__"))
+    pipes = home / "asked", home / "answered"
+    for pipe in pipes:
+        os.mkfifo(pipe, 0o600)
+    return str(pipes[0]), str(pipes[1])
+
+
+@contextlib.contextmanager
+def answering(stage: Stage, home: Path, program: Sequence[str], *, user: int | None = None) -> Iterator[Attacker]:
+    """A process that makes the acts in ``home``, started as a careless operator starts it.
+
+    Args:
+        user: whose it is, where it is another's; it is given nothing then.
+    """
     # For both, so that neither end waits for the other.
-    questions, answers = os.open(asked, os.O_RDWR | os.O_CLOEXEC), os.open(answered, os.O_RDWR | os.O_CLOEXEC)
-    with (home / "log").open("wb") as log:
+    questions, answers = (os.open(home / name, os.O_RDWR | os.O_CLOEXEC) for name in ("asked", "answered"))
+    with contextlib.ExitStack() as stack:
+        for descriptor in (questions, answers):
+            stack.callback(os.close, descriptor)
+        left_open, terminal = stack.enter_context(stage.careless())
+        log = stack.enter_context((home / "log").open("wb"))
         process = subprocess.Popen(
             program,
-            stdin=stage.terminal,
+            stdin=stage.terminal.descriptor if user is None else subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=home,
-            pass_fds=(left_open,),
+            pass_fds=(left_open, terminal) if user is None else (),
             start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
         )
+        stack.callback(_end, process)
 
-    def attack(act: str, aims: Mapping[str, str]) -> Outcome:
-        question = {"name": act, "aims": {**aims, "inherited": str(left_open)}}
-        os.write(questions, json.dumps(question).encode() + b"\n")
-        answer = json.loads(_line(answers, process))
-        return answer["word"], base64.b64decode(answer["evidence"]), answer["errno"]
+        def make(act: str, aims: Mapping[str, str]) -> Outcome:
+            given = {"inherited": str(left_open), "terminal": str(terminal)}
+            os.write(questions, json.dumps({"name": act, "aims": {**aims, **given}}).encode() + b"\n")
+            answer = json.loads(_line(answers, process))
+            return Outcome(**{**answer, "evidence": base64.b64decode(answer["evidence"])})
 
-    try:
-        yield attack, stage.victim, home / "work"
-    finally:
-        process.kill()
-        process.wait()
-        for descriptor in (left_open, questions, answers):
-            os.close(descriptor)
+        yield Attacker(make, stage.victim, home / "work", lambda: process.poll() is None)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
 
 
 def _line(pipe: int, process: "subprocess.Popen[bytes]") -> bytes:

@@ -25,14 +25,16 @@ from protocol.make_messages import make_request
 from protocol.node_desk import unix_seconds
 from protocol.socket import Frame
 from sims.boundary import hostile_app, hostile_relay
-from sims.boundary.attempt import Attack, Finding
+from sims.boundary.acts.expectation import Expected, Holds, Open, files, protocol, scopes
+from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, Refusal
 from sims.boundary.flower_deployment import Deployment
-from sims.boundary.message_attacks import Forger, paired_sites
 from sims.boundary.sites import Sites, started
 from sims.boundary.unprotected import UnprotectedNode, serving
+from sims.boundary.wish_attacks import paired_sites
+from sims.boundary.wishes.target import Forger
 
 _MARK = "LEARNGENE_BOUNDARY_MEMORY"
-_OPEN_NETWORK = (
+_OPEN_NETWORK = Open(
     "a courier is what reaches the network, and the kernel tells no relay from another host by its address; it has "
     "nothing but sealed messages to send"
 )
@@ -45,15 +47,14 @@ class _Theft:
     Attributes:
         act: of ``sims.boundary.hostile_app``, with what it is made on.
         shows: whether what came back shows that it succeeded.
-        stopped: the errors by which it counts as stopped.
+        holds: the refusal that is expected, or why there is none.
     """
 
     name: str
     tries: str
     act: tuple[str, str, str]
     shows: Callable[[bytes], bool]
-    stopped: tuple[str, ...] = ("PermissionError",)
-    unstoppable: str = ""
+    holds: Holds
 
 
 @contextlib.contextmanager
@@ -123,55 +124,63 @@ def _thefts(sites: Sites, pid: int, mark: bytes, port: int, heard: bytearray) ->
             "the ClientApp of the archive opens a file in the party's data folder",
             ("read", str(site.private), ""),
             lambda found: site.marker in found,
+            files("open"),
         ),
         _Theft(
             "an app lists the images",
             "the ClientApp of the archive lists the party's data folder",
             ("list", str(site.data), ""),
             lambda found: b"private.bin" in found,
+            files("open"),
         ),
         _Theft(
             "an app reads the signing key",
             "the ClientApp of the archive opens the file with the node's key",
             ("read", str(node.key), ""),
             lambda found: key in found,
+            files("open"),
         ),
         _Theft(
             "an app reads what opens the keys",
             "the ClientApp of the archive opens the key file",
             ("read", str(node.key_file), ""),
             lambda found: node.key_file is not None and node.key_file.read_bytes()[:32] in found,
+            files("open"),
         ),
         _Theft(
             "an app reads the ledger",
             "the ClientApp of the archive opens the node's state",
             ("read", str(node.state / "ledger.db"), ""),
             lambda found: ledger in found,
+            files("open"),
         ),
         _Theft(
             "an app writes into the state",
             "the ClientApp of the archive leaves a file in the node's state folder",
             ("write", str(node.state / "written"), written),
             lambda found: found == written.encode(),
+            files("open"),
         ),
         _Theft(
             "an app reads the node's memory",
             "the ClientApp of the archive searches the memory of the node's process",
             ("memory", str(pid), mark.hex().encode().hex()),
             lambda found: mark.hex().encode() in found,
+            files("open"),
         ),
         _Theft(
             "an app sends the node a signal",
             "the ClientApp of the archive could end the node's process",
             ("signal", str(pid), ""),
             lambda found: found == b"there",
+            scopes("kill"),
         ),
         _Theft(
             "an app sends elsewhere what it has",
             "the ClientApp of the archive connects to a host that is not the relay",
             ("send", str(port), sent),
             lambda found: found == sent.encode() and sent.encode() in heard,
-            unstoppable=_OPEN_NETWORK,
+            _OPEN_NETWORK,
         ),
     ]
 
@@ -180,23 +189,16 @@ _Found = Mapping[str, Mapping[str, str]]
 
 
 def _theft_attack(theft: _Theft, outside: _Found, inside: _Found, confined: bool) -> Attack:
-    def there() -> Finding:
-        if not confined and not theft.unstoppable:
-            return Finding("not enforced", "this kernel does not confine a courier")
+    def there() -> Found:
+        if not confined and isinstance(theft.holds, Expected):
+            return NotEnforced("this kernel does not confine a courier")
         found = inside[theft.name]
         if "found" in found:
-            return Finding("escaped", "it came back in the app's reply")
-        if found["error"] not in theft.stopped:
-            raise LookupError(f"{found['error']} is not how it should have been stopped")
-        return Finding("blocked", found["error"])
+            return Escaped("it came back in the app's reply")
+        return Refusal(found["call"], found["error"])
 
     return Attack(
-        theft.name,
-        "deployment",
-        theft.tries,
-        lambda: theft.shows(_bytes(outside[theft.name])),
-        there,
-        unstoppable=theft.unstoppable,
+        theft.name, "deployment", theft.tries, theft.holds, lambda: theft.shows(_bytes(outside[theft.name])), there
     )
 
 
@@ -210,56 +212,53 @@ def _shadowing(outside: _Found, inside: _Found) -> Attack:
         "an app archive stands in the way of our packages",
         "deployment",
         "the archive has a package called protocol, and Flower finds it before ours",
+        Open("Flower puts the archive first, so no data, key or decision lies where it runs"),
         lambda: runs(outside),
-        lambda: "escaped" if runs(inside) else "blocked",
-        unstoppable="Flower puts the archive first, so no data, key or decision lies where it runs",
+        lambda: Escaped() if runs(inside) else Failed("our own package was found first"),
     )
 
 
 def _relay_attacks(naive: _Found, real: _Found) -> list[Attack]:
-    """What a relay could do that overheard bundles; an attack succeeded where a bundle was taken that should not be."""
+    """What a relay could do that overheard bundles."""
+    return [
+        _relay_attack(naive, real, *described)
+        for described in (
+            (
+                "replayed",
+                "a replayed bundle through Flower",
+                "the relay brings the bundle of a moment ago once more",
+                "receipt",
+            ),
+            (
+                "swapped",
+                "another individual's bundle through Flower",
+                "the relay swaps two individuals' bundles",
+                "wrong_audience",
+            ),
+            (
+                "crossed",
+                "another run's bundle through Flower",
+                "the relay crosses two runs of one collective",
+                "wrong_run",
+            ),
+        )
+    ]
 
-    def taken(answers: _Found, name: str) -> bool:
+
+def _relay_attack(naive: _Found, real: _Found, name: str, title: str, tries: str, code: str) -> Attack:
+    """It succeeded where a bundle was taken that should not be."""
+
+    def taken(answers: _Found) -> bool:
         answer = answers[name]
         # The same receipt again is what a node gives that takes nothing twice.
         same = name == "replayed" and answer.get("receipt") == answers["honest"]["receipt"]
         return answer["word"] == "receipt" and not same
 
-    described = (
-        (
-            "replayed",
-            "a replayed bundle through Flower",
-            "the relay brings the bundle of a moment ago once more",
-            "receipt",
-        ),
-        (
-            "swapped",
-            "another individual's bundle through Flower",
-            "the relay swaps two individuals' bundles",
-            "wrong_audience",
-        ),
-        ("crossed", "another run's bundle through Flower", "the relay crosses two runs of one collective", "wrong_run"),
-    )
-
-    def confined(name: str, expected: str) -> Finding:
+    def confined() -> Found:
         answer = real[name]
-        if taken(real, name):
-            return Finding("escaped")
-        said = answer.get("code", answer["word"])
-        if said != expected:
-            raise LookupError(f"answered {said!r} in place of {expected!r}")
-        return Finding("blocked", said)
+        return Escaped() if taken(real) else Refusal("inherit", answer.get("code", answer["word"]))
 
-    return [
-        Attack(
-            title,
-            "deployment",
-            tries,
-            lambda name=name: taken(naive, name),  # type: ignore[misc]
-            lambda name=name, expected=expected: confined(name, expected),  # type: ignore[misc]
-        )
-        for name, title, tries, expected in described
-    ]
+    return Attack(title, "deployment", tries, protocol("inherit", code), lambda: taken(naive), confined)
 
 
 def _bytes(found: Mapping[str, str]) -> bytes:

@@ -5,6 +5,7 @@ it, and the ServerApp writes that down.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -37,10 +38,14 @@ def steal(message: Message, context: Context) -> Message:
 
 def _attempt(act: str, target: str, more: str) -> dict[str, str]:
     acts = {"read": _read, "list": _list, "write": _write, "memory": _memory, "signal": _signal, "send": _send}
+    # What each does first that could be refused: it is known by that name.
+    calls = {"signal": "kill", "send": "connect"}
     try:
         return {"found": acts[act](target, more).hex()}
-    except Exception as error:  # whatever stops it is what is asked for
-        return {"error": type(error).__name__}
+    except OSError as error:
+        return {"call": calls.get(act, "open"), "error": errno.errorcode.get(error.errno or 0, str(error.errno))}
+    except Exception as error:  # whatever it is, it is no refusal
+        return {"call": "", "error": type(error).__name__}
 
 
 def _read(path: str, _: str) -> bytes:

@@ -12,14 +12,15 @@ from protocol.node import Role
 from protocol.node_configuration import NodeConfiguration
 from protocol.node_keys import NodeKeys
 from protocol.socket import Frame
-from sims.boundary.hostile_acts import perform
+from sims.boundary.acts.act import Outcome
+from sims.boundary.acts.every import perform
 
 #: The wish that names an act and its aims.
 ATTACK = "attack"
 
 
 class HostileProgram:
-    """Answers ``status`` as a node does, and makes the attack of ``sims.boundary.hostile_acts`` that a wish names."""
+    """Answers ``status`` as a node does, and makes the act of ``sims.boundary.acts`` that a wish names."""
 
     role: Role = "collective"
 
@@ -28,16 +29,23 @@ class HostileProgram:
         self._confinement = confinement
 
     def handle(self, wish: Frame) -> Frame:
-        """The outcome of an attack; see :func:`sims.boundary.hostile_acts.perform`."""
+        """The outcome of an act."""
         if wish.word != ATTACK:
             return Frame("status", words={"confinement": self._confinement.line})
         aims = {name: text for name, text in wish.words.items() if name != "act"}
-        word, evidence, number = perform(wish.words["act"], aims)
-        return Frame(word, numbers={"errno": number}, parts={"evidence": evidence})
+        found = perform(wish.words["act"], aims)
+        words = {"call": found.call, "error": found.error}
+        return Frame(found.word, words=words, parts={"evidence": found.evidence})
 
     def let_out(self, answer: Frame) -> Frame:
         """An attacker has no gate."""
         return answer
+
+
+def outcome_of(answer: Frame) -> Outcome:
+    """The outcome of an act, out of the answer that brought it."""
+    words = answer.words
+    return Outcome(answer.word, answer.parts.get("evidence", b""), words.get("call", ""), words.get("error", ""))
 
 
 def make(configuration: NodeConfiguration, confinement: Confinement, keys: NodeKeys) -> HostileProgram:

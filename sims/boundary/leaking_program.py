@@ -21,7 +21,8 @@ from protocol.node_desk import unix_seconds
 from protocol.node_keys import NodeKeys
 from protocol.policy_file import load_policy
 from protocol.socket import Frame, send_frame
-from sims.boundary.leaks import DATA_BYTES, LEAKS, PARTNER, honest_messages
+from sims.boundary.leaks.every import LEAKS
+from sims.boundary.leaks.leak import DATA_BYTES, PARTNER, honest_messages
 
 #: What the wish says where the gate is to be left out: that is the control.
 WITHOUT_GATE = "without-gate"

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from protocol.confinement import confine
 from protocol.output import PlainTable, lines, table
+from sims.boundary.acts.expectation import Guard
 from sims.boundary.attempt import Area, Attempt, Confined, Control
 
 #: Heading of each area's table.
@@ -27,6 +28,7 @@ _STYLES: dict[Control | Confined, str] = {
     "blocked": "green",
     "escaped": "bold red",
     "not enforced": "yellow",
+    "not shown": "bold magenta",
 }
 
 
@@ -57,8 +59,17 @@ class Outcome:
 
     @property
     def held(self) -> bool:
-        """Whether nothing escaped and every control succeeded. What is not enforced is told, and no failure."""
-        return bool(self.attempts) and not self.count("escaped") and not self.worthless
+        """Whether nothing escaped, all was shown, and every control succeeded. What is not enforced is told, and no
+        failure."""
+        failed = self.count("escaped") or self.count("not shown") or self.worthless
+        return bool(self.attempts) and not failed
+
+    @property
+    def failure(self) -> str:
+        """Why it did not hold, in some words."""
+        if self.count("escaped"):
+            return "the boundary did not hold"
+        return "a control failed" if self.worthless else "an attempt failed in another way than was expected"
 
     @property
     def line(self) -> str:
@@ -81,17 +92,7 @@ class Outcome:
             ),
             summary=dict(Counter({word: self.count(word) for word in get_args(Confined)})),
             held=self.held,
-            attempts=[
-                _Attempt(
-                    name=one.name,
-                    area=one.area,
-                    tries=one.tries,
-                    control=one.control,
-                    confined=one.confined,
-                    detail=one.detail,
-                )
-                for one in self.attempts
-            ],
+            attempts=[_written(one) for one in self.attempts],
             left_out=[_LeftOut(name=one.name, area=one.area, lacks=one.lacks) for one in self.left_out],
         )
         return document.model_dump_json(indent=1).encode() + b"\n"
@@ -117,6 +118,10 @@ def _reasons(outcome: Outcome) -> list[PlainTable]:
     made = []
     for title, chosen in (
         ("Escaped", [one for one in outcome.attempts if one.confined == "escaped"]),
+        (
+            "Not shown: it failed in another way than was expected",
+            [one for one in outcome.attempts if one.confined == "not shown"],
+        ),
         ("Worthless: the control did not succeed", list(outcome.worthless)),
         ("Not enforced", [one for one in outcome.attempts if one.confined == "not enforced"]),
     ):
@@ -149,13 +154,42 @@ class _Machine(_Strict):
     confines: bool
 
 
+class _Expected(_Strict):
+    call: str
+    errors: list[str]
+    guard: Guard
+
+
+class _Refusal(_Strict):
+    call: str
+    errno: str
+
+
 class _Attempt(_Strict):
     name: str
     area: Area
     tries: str
     control: Control
     confined: Confined
+    expected: _Expected | None
+    refusal: _Refusal | None
     detail: str
+
+
+def _written(one: Attempt) -> _Attempt:
+    expected, refusal = one.expected, one.refusal
+    return _Attempt(
+        name=one.name,
+        area=one.area,
+        tries=one.tries,
+        control=one.control,
+        confined=one.confined,
+        expected=_Expected(call=expected.call, errors=list(expected.errors), guard=expected.guard)
+        if expected
+        else None,
+        refusal=_Refusal(call=refusal.call, errno=refusal.error) if refusal else None,
+        detail=one.detail,
+    )
 
 
 class _LeftOut(_Strict):
@@ -165,7 +199,7 @@ class _LeftOut(_Strict):
 
 
 class _Document(_Strict):
-    version: int = 1
+    version: int = 2
     machine: _Machine
     summary: dict[str, int]
     held: bool

@@ -1,4 +1,4 @@
-"""Where a hostile process attacks: the other party's real node, its files, listeners of all kinds; and who saw what.
+"""Where a hostile process attacks: the other party's real node, its files, a terminal, listeners; and who saw what.
 
 Whether an attack reached anything is judged here, from outside: by bytes that the attacker brought home, by what came
 to a listener, by what changed.
@@ -6,99 +6,58 @@ to a listener, by what changed.
 
 import contextlib
 import ctypes
-import errno
+import fcntl
 import os
-import pty
 import secrets
-import selectors
 import shutil
 import signal
 import socket
+import struct
 import sysconfig
 import tempfile
-import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import protocol
 from protocol.confinement import confine
-from protocol.errors import RunFailedError
-from sims.boundary.attempt import Area, Attack, Confined, Finding
-from sims.boundary.hostile_acts import DONE, Outcome
+from sims.boundary.acts.act import StoppedError, call, libc
+from sims.boundary.listeners import Listeners
 from sims.boundary.sites import Site, Sites, make_sites, started
+from sims.boundary.terminal import Terminal
 
-#: Errors by which a kernel stops something, or says that it has nothing of the kind.
-REFUSALS = frozenset(
-    {
-        errno.EPERM,
-        errno.EACCES,
-        errno.EXDEV,
-        errno.ENOSYS,
-        errno.EAFNOSUPPORT,
-        errno.EPROTONOSUPPORT,
-        errno.EOPNOTSUPP,
-        errno.EROFS,
-    }
-)
-_MARK, _SCRATCH = "LEARNGENE_BOUNDARY_MARK", "LEARNGENE_BOUNDARY_SCRATCH"
+_MARK, _SCRATCH, _OPERATORS = "LEARNGENE_BOUNDARY_MARK", "LEARNGENE_BOUNDARY_SCRATCH", "LEARNGENE_BOUNDARY_TOKEN"
 _NOBODY = 65534
-# Seconds: until what was done shows; how long is waited for it here; and where it was refused already.
-_SHOWS, _SHOWS_HERE, _STAYS_AWAY = 2.0, 1.0, 0.05
-
-#: Makes an act: its name and its aims.
-Attacker = Callable[[str, Mapping[str, str]], Outcome]
-
-
-@dataclass(frozen=True)
-class Reached:
-    """How it is seen that an act reached something: by what it brought home, and by what it changed.
-
-    Attributes:
-        evidence: whether what it brought home shows it.
-        effect: whether the world shows it, given the token of this run; looked at even where the act was stopped.
-    """
-
-    evidence: Callable[["Stage", bytes], bool] | None = None
-    effect: Callable[["Stage", str], bool] | None = None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An attack by one act of ``sims.boundary.hostile_acts``; the fields are those of :class:`Attack`.
-
-    Attributes:
-        lacks: what this machine lacks for the control, asked when the stage is set; empty where nothing.
-        prepare: is done before each run, with its token.
-    """
-
-    name: str
-    act: str
-    tries: str
-    reached: Reached
-    unstoppable: str = ""
-    lacks: Callable[["Stage"], str] = lambda stage: ""
-    prepare: Callable[["Stage", str], None] = lambda stage, token: None
+_AT_FDCWD = -100
+_NAME_BYTES = 15
+# Descriptors that are left open get numbers that no other file of a process gets.
+_LEFT_OPEN = 700
+_GROUPS = Path("/sys/fs/cgroup")
+#: Small files of the victim's that an attack may spoil.
+_SPOILED = ("movable", "writable", "cuttable", "removable", "replaceable", "chmodable", "attributed", "listed")
 
 
 class Stage:
-    """What stands around the attackers, until the ``with`` of :func:`stage` ends.
+    """What stands around the attackers, until the ``with`` of :func:`set_stage` ends.
 
     Attributes:
         pid: of the other party's node process.
         mark: text in that process's memory, and nowhere else.
-        terminal: descriptor of the operator's terminal.
+        operators: text in the environment that attackers are started from.
+        terminal: the operator's.
+        handle: of the victim's image, as the kernel names files past their paths; empty where it gives none.
     """
 
     def __init__(
-        self, sites: Sites, pid: int, mark: str, listeners: "Listeners", outside: Path, terminal: int, keyboard: int
+        self, sites: Sites, pid: int, mark: str, listeners: Listeners, outside: Path, terminal: Terminal
     ) -> None:
         self.sites, self.pid, self.mark = sites, pid, mark
-        self.listeners, self._outside = listeners, outside
-        self.terminal, self._keyboard = terminal, keyboard
+        self.listeners, self._outside, self.terminal = listeners, outside, terminal
         self.segment = _shared_segment(mark)
+        self.operators = secrets.token_hex(16)
+        self.package = Path(protocol.__file__).parent
+        self.handle = _handle(self.victim.private)
 
     @property
     def victim(self) -> Site:
@@ -113,18 +72,20 @@ class Stage:
             site: the attacker's own.
             token: what is to show up somewhere if the act succeeds.
         """
-        files, node = self._files, self.victim.node
+        node = self.victim.node
         assert node.key_file is not None
         place, size, scratch = _environment(self.pid)
-        ports = self.listeners.addresses
         return {
-            **{name: str(path) for name, path in files.items()},
-            **ports,
+            **{name: str(self.victim.data / name) for name in _SPOILED},
+            **self.listeners.addresses,
+            "link": str(self.victim.data / "link"),
+            "set_user_id": str(self._outside / "id"),
             "token": token,
             "pid": str(self.pid),
             "environment": str(place),
             "environment_size": str(size),
             "scratch": str(scratch),
+            "variable": _OPERATORS,
             "private": str(self.victim.private),
             "data": str(self.victim.data),
             "key": str(node.key),
@@ -136,27 +97,20 @@ class Stage:
             "own": str(own),
             "own_data": str(site.data),
             "own_config": str(site.config),
-            "own_trust": str(site.folder / "trust.json"),
+            "own_trust": str(site.node.trust),
             "temporary_drop": str(self._drop(Path(tempfile.gettempdir()), token)),
             "shared_memory_drop": str(self._drop(Path("/dev/shm"), token)),
             "site_packages": sysconfig.get_path("purelib"),
-            "package": str(Path(protocol.__file__).parent),
+            "package": str(self.package),
+            "package_file": str(self.package / "__init__.py"),
             "interpreter": sysconfig.get_path("stdlib"),
             "system_file": os.path.realpath(sysconfig.get_path("stdlib") + "/os.py"),
+            "interface": socket.if_nameindex()[-1][1],
+            "handle": self.handle.hex(),
             "group": str(_NOBODY),
             "time": str(int(time.time()) - 1000),
             "ipc_key": str(int(token[:7], 16)),
             "segment": str(self.segment),
-        }
-
-    @property
-    def _files(self) -> dict[str, Path]:
-        """Small files of the victim's that an attack may spoil."""
-        names = ("movable", "writable", "cuttable", "removable", "replaceable", "chmodable", "attributed", "listed")
-        return {
-            **{name: self.victim.data / name for name in names},
-            "link": self.victim.data / "link",
-            "set_user_id": self._outside / "id",
         }
 
     @staticmethod
@@ -165,28 +119,47 @@ class Stage:
 
     def set_up(self, own: Path) -> None:
         """Put everything that an act may have changed back to where it was, in the victim's site and the attacker's."""
-        for name, path in self._files.items():
-            if name not in ("link", "set_user_id"):
-                path.unlink(missing_ok=True)
-                path.write_bytes(self.victim.marker + b"\n")
-                path.chmod(0o600)
+        data = self.victim.data
+        for name in _SPOILED:
+            (data / name).unlink(missing_ok=True)
+            (data / name).write_bytes(self.victim.marker + b"\n")
+            (data / name).chmod(0o600)
         # Text, for a shell that cannot read anything else.
-        self._files["listed"].write_text(self.victim.marker.hex() + "\n")
+        (data / "listed").write_text(self.victim.marker.hex() + "\n")
         with contextlib.suppress(OSError):
-            os.setxattr(self._files["attributed"], "user.note", self.mark.encode())
-        self._files["link"].unlink(missing_ok=True)
-        self._files["link"].symlink_to(self.mark)
-        (self.victim.data / "dropped").unlink(missing_ok=True)
-        termios.tcflush(self.terminal, termios.TCIFLUSH)
+            os.setxattr(data / "attributed", "user.note", self.mark.encode())
+        (data / "link").unlink(missing_ok=True)
+        (data / "link").symlink_to(self.mark)
+        (data / "dropped").unlink(missing_ok=True)
+        self.terminal.set_up()
         shutil.rmtree(own, ignore_errors=True)
-        (own / "race").mkdir(parents=True)
+        for name in ("harmless", "planted"):
+            (own / "race" / name).mkdir(parents=True)
         (own / "planted-link").symlink_to(self.victim.private)
-        (own / "race" / "link").symlink_to(self.victim.private)
-        (own / "race" / "file").write_bytes(b"harmless")
+        (own / "race" / "planted" / "file").symlink_to(self.victim.private)
+        (own / "race" / "harmless" / "file").write_bytes(b"harmless")
 
     def go_on(self) -> None:
         """Wake the other party's node, where it was stopped."""
         os.kill(self.pid, signal.SIGCONT)
+
+    @property
+    def shell(self) -> dict[str, str]:
+        """What the environment of the operator's shell holds besides."""
+        return {_OPERATORS: self.operators}
+
+    @contextlib.contextmanager
+    def careless(self) -> Iterator[tuple[int, int]]:
+        """As a careless operator starts a process: with a file of the other party's and a terminal left open; the
+        numbers of these two descriptors. The shell's environment holds a secret meanwhile."""
+        left_open = os.open(self.victim.private, os.O_RDONLY)
+        numbers = tuple(_high(number) for number in (left_open, self.terminal.descriptor))
+        os.close(left_open)
+        try:
+            yield numbers[0], numbers[1]
+        finally:
+            for number in numbers:
+                os.close(number)
 
     # --- What can be seen -------------------------------------------------------------------------------------------
 
@@ -201,9 +174,13 @@ class Stage:
         path.unlink(missing_ok=True)
         return found
 
+    def in_own(self, file: Callable[[Site], Path], token: str) -> bool:
+        """Whether the token stands in this file of a site, whichever the attacker's is."""
+        return any(token.encode() in file(site).read_bytes() for site in self.sites.all)
+
     def stopped(self) -> bool:
         """Whether the other party's node stands still."""
-        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return _fields(self.pid)[0] == "T"
 
     def scratch(self) -> bytes:
         """What stands now in the other node's environment."""
@@ -211,14 +188,58 @@ class Stage:
 
     def type(self, token: str) -> None:
         """What the operator does at the terminal."""
-        os.write(self._keyboard, token.encode() + b"\n")
+        self.terminal.type(token + "\n")
 
-    def typed(self, token: str) -> bool:
-        """Whether somebody typed the token into the terminal."""
-        os.set_blocking(self.terminal, False)
-        with contextlib.suppress(BlockingIOError):
-            return token.encode() in os.read(self.terminal, 4096)
+    def sibling(self, token: str) -> bool:
+        """Whether this process has a child of that name that it did not start; it is ended."""
+        for pid in _children():
+            if _name(pid) == token[:_NAME_BYTES]:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return True
         return False
+
+    def orphan(self, pid: int) -> bool:
+        """Whether a process is there; it is ended."""
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def named(self, token: str) -> bool:
+        """Whether any process of this machine bears the token."""
+        return any(_name(int(path.name)) == token[:_NAME_BYTES] for path in Path("/proc").glob("[0-9]*"))
+
+    def held_up(self) -> bool:
+        """Whether who opens a file of the package would have to wait."""
+        try:
+            os.close(os.open(self.package / "__init__.py", os.O_RDONLY | os.O_NONBLOCK))
+        except BlockingIOError:
+            return True
+        return False
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the tree of control groups tells the number of the other party's node."""
+        return any(
+            str(self.pid) in path.read_text().split() for path in _GROUPS.rglob("cgroup.procs") if path.is_file()
+        )
+
+    def wake(self, seconds: float) -> None:
+        """From now on for so long: wake whoever waits on the first word of a file of the package."""
+        threading.Thread(target=self._wake, args=(time.monotonic() + seconds,), daemon=True).start()
+
+    def _wake(self, deadline: float) -> None:
+        descriptor = os.open(self.package / "__init__.py", os.O_RDONLY)
+        libc.mmap.restype = ctypes.c_void_p
+        place = libc.mmap(None, ctypes.c_size_t(4096), 1, 1, descriptor, ctypes.c_long(0))
+        os.close(descriptor)
+        while time.monotonic() < deadline:
+            # FUTEX_WAKE, shared.
+            call("futex", ctypes.c_void_p(place), 1, 1, None, None, 0)
+            time.sleep(0.02)
+        libc.munmap(ctypes.c_void_p(place), ctypes.c_size_t(4096))
 
 
 @contextlib.contextmanager
@@ -233,250 +254,64 @@ def set_stage(folder: Path) -> Iterator[Stage]:
     outside.mkdir(mode=0o711)
     _set_user_id_program(outside / "id")
     (sites.individual.data / "images").mkdir()
-    master, terminal = pty.openpty()
     environment = {_MARK: mark, _SCRATCH: "." * 32}
-    try:
-        with (
-            Listeners(outside) as listeners,
-            started(sites.individual, unconfined=not confine.offered(), environment=environment) as process,
-        ):
-            made = Stage(sites, process.process.pid, mark, listeners, outside, terminal, master)
-            try:
-                yield made
-            finally:
-                _remove_segment(made.segment)
-    finally:
-        os.close(master)
-        os.close(terminal)
-
-
-def attacks_of(
-    stage: Stage,
-    trials: list[Trial],
-    area: Area,
-    control: tuple[Attacker, Site, Path],
-    confined: tuple[Attacker, Site, Path] | RunFailedError,
-) -> list[Attack]:
-    """The attacks of these trials.
-
-    Args:
-        control: an attacker whom nothing holds, the site that it is in, and a folder that it may write to.
-        confined: the same with everything in place; or why this kernel cannot have it.
-    """
-    return [_attack(stage, trial, area, control, confined) for trial in trials]
-
-
-def _attack(
-    stage: Stage,
-    trial: Trial,
-    area: Area,
-    control: tuple[Attacker, Site, Path],
-    confined: tuple[Attacker, Site, Path] | RunFailedError,
-) -> Attack:
-    def made(attacker: Attacker, site: Site, own: Path, patience: float) -> tuple[bool, Outcome]:
-        token = secrets.token_hex(16)
-        stage.set_up(own)
-        trial.prepare(stage, token)
-        aims = stage.aims(own, site, token)
-        config, trust = site.config.read_bytes(), (site.folder / "trust.json").read_bytes()
+    with (
+        Terminal() as terminal,
+        Listeners(outside) as listeners,
+        started(sites.individual, unconfined=not confine.offered(), environment=environment) as process,
+    ):
+        made = Stage(sites, process.process.pid, mark, listeners, outside, terminal)
+        os.environ |= made.shell
         try:
-            outcome = attacker(trial.act, aims)
-            reached = False
-            if outcome[0] == "done":
-                seen = trial.reached.evidence
-                reached = seen is not None and seen(stage, outcome[1])
-            effect = trial.reached.effect
-            if effect is not None:
-                deadline = time.monotonic() + (patience if outcome[0] == "done" else _STAYS_AWAY)
-                while not (reached := effect(stage, token)) and time.monotonic() < deadline:
-                    time.sleep(0.01)
-            return reached, outcome
+            yield made
         finally:
-            stage.go_on()
-            (site.data / "dropped").unlink(missing_ok=True)
-            site.config.write_bytes(config)
-            (site.folder / "trust.json").write_bytes(trust)
-
-    def unprotected() -> bool:
-        reached, (word, evidence, _) = made(*control, _SHOWS)
-        if word != "done":
-            raise RunFailedError(evidence.decode(errors="replace"))
-        return reached
-
-    def protected() -> Confined | Finding:
-        if isinstance(confined, RunFailedError):
-            return Finding("not enforced", str(confined))
-        reached, (word, evidence, number) = made(*confined, _SHOWS_HERE)
-        if reached:
-            return Finding("escaped", "it went through")
-        text = evidence.decode(errors="replace") if word != "done" else "it brought nothing home"
-        if word == "broken" or (word == "stopped" and number not in REFUSALS):
-            raise RunFailedError(text)
-        return Finding("blocked", text)
-
-    return Attack(
-        trial.name, area, trial.tries, unprotected, protected, unstoppable=trial.unstoppable, lacks=trial.lacks(stage)
-    )
-
-
-class Listeners:
-    """A listener of every kind that a process on this machine could tell something to.
-
-    Attributes:
-        addresses: where they listen, by the names of aims.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._selector, self._over = selectors.DefaultSelector(), threading.Event()
-        self.received = bytearray()
-        self.addresses: dict[str, str] = {}
-        name = secrets.token_hex(8)
-        self._add("tcp", socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0))
-        self._add("udp", socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0))
-        with contextlib.suppress(OSError):
-            self._add("tcp6", socket.AF_INET6, socket.SOCK_STREAM, ("::1", 0))
-        for word, kind in (("stream", socket.SOCK_STREAM), ("datagram", socket.SOCK_DGRAM)):
-            self._add(f"unix_{word}", socket.AF_UNIX, kind, str(folder / f"{word}.sock"))
-            self._add(f"abstract_{word}", socket.AF_UNIX, kind, f"\0boundary-{name}-{word}")
-        self._thread = threading.Thread(target=self._listen, name="listeners", daemon=True)
-
-    def __enter__(self) -> "Listeners":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        for key in list(self._selector.get_map().values()):
-            assert isinstance(key.fileobj, socket.socket)
-            key.fileobj.close()
-        self._selector.close()
-
-    def _add(self, name: str, family: int, kind: int, address: tuple[str, int] | str) -> None:
-        listener = socket.socket(family, kind)
-        listener.bind(address)
-        if kind == socket.SOCK_STREAM:
-            listener.listen()
-        listener.setblocking(False)
-        self._selector.register(listener, selectors.EVENT_READ, kind)
-        bound = listener.getsockname()
-        if isinstance(bound, bytes):
-            self.addresses[name] = bound[1:].decode()
-        else:
-            self.addresses[name] = bound if isinstance(bound, str) else str(bound[1])
-
-    def _listen(self) -> None:
-        while not self._over.is_set():
-            for key, _ in self._selector.select(0.05):
-                listener = key.fileobj
-                assert isinstance(listener, socket.socket)
-                with contextlib.suppress(OSError):
-                    if key.data == socket.SOCK_DGRAM:
-                        self.received += listener.recv(4096)
-                        continue
-                    connection, _ = listener.accept()
-                    with connection:
-                        connection.settimeout(1.0)
-                        self.received += connection.recv(4096)
-
-
-# --- How it is seen that an attack succeeded ------------------------------------------------------------------------
-
-
-def gets(what: Callable[[Stage], bytes]) -> Reached:
-    """By these bytes in what it brought home."""
-    return Reached(evidence=lambda stage, evidence: what(stage) in evidence)
-
-
-def changes(effect: Callable[[Stage, str], bool]) -> Reached:
-    """By what is different now."""
-    return Reached(effect=effect)
-
-
-#: By the kernel's doing what it was asked for.
-GRANTED = Reached(evidence=lambda stage, evidence: evidence == DONE)
-#: By bytes that stand in the victim's data and nowhere else.
-PRIVATE = gets(lambda stage: stage.victim.marker)
-#: By bytes that stand in the memory of the victim's process and nowhere else.
-MEMORY = gets(lambda stage: stage.mark.encode())
-#: By the token's arrival at a listener.
-HEARD = changes(lambda stage, token: stage.heard(token))
-#: By the victim's standing still.
-STOPPED = changes(lambda stage, token: stage.stopped())
-
-
-# --- What a control needs -------------------------------------------------------------------------------------------
-
-
-def root_only(stage: Stage) -> str:
-    """Only root can do it at all."""
-    return "" if os.geteuid() == 0 else "only root can make the control"
-
-
-def tracing(stage: Stage) -> str:
-    """Only where a process may look into another of the same user."""
-    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
-    if os.geteuid() == 0 or not scope.exists() or scope.read_text().strip() == "0":
-        return ""
-    return "this kernel lets nobody but root look into a process that is no child (kernel.yama.ptrace_scope)"
-
-
-def writable(folder: Callable[[], str]) -> Callable[[Stage], str]:
-    """Only where this user may write there, without a name (O_TMPFILE)."""
-
-    def lacks(stage: Stage) -> str:
-        try:
-            os.close(os.open(folder(), os.O_TMPFILE | os.O_WRONLY, 0o600))
-        except OSError as error:
-            return f"this user cannot write to {folder()}: {error.strerror}"
-        return ""
-
-    return lacks
-
-
-def family(number: int, kind: int, protocol_number: int = 0) -> Callable[[Stage], str]:
-    """Only where this kernel has such sockets, and lets this user have one."""
-
-    def lacks(stage: Stage) -> str:
-        try:
-            socket.socket(number, kind, protocol_number).close()
-        except OSError as error:
-            return f"this machine gives nobody like us such a socket: {error.strerror}"
-        return ""
-
-    return lacks
-
-
-def attributes(stage: Stage) -> str:
-    """Only where the file system keeps extended attributes."""
-    try:
-        os.setxattr(stage.victim.private, "user.note", b"x")
-    except OSError as error:
-        return f"this file system keeps no extended attributes: {error.strerror}"
-    return ""
-
-
-def setting(name: str, allowed: tuple[str, ...]) -> Callable[[Stage], str]:
-    """Only where a setting of the kernel does not forbid it to everybody, root aside."""
-
-    def lacks(stage: Stage) -> str:
-        path = Path("/proc/sys") / name.replace(".", "/")
-        if path.exists() and path.read_text().strip() not in allowed:
-            return f"this kernel forbids it to everybody: {name} = {path.read_text().strip()}"
-        return ""
-
-    return lacks
+            del os.environ[_OPERATORS]
+            _remove_segment(made.segment)
 
 
 # --- Small things ---------------------------------------------------------------------------------------------------
 
 
+def _high(number: int) -> int:
+    """The same file, by a number that nothing else gets."""
+    return fcntl.fcntl(number, fcntl.F_DUPFD, _LEFT_OPEN)
+
+
+def _fields(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _children() -> list[int]:
+    """Of this process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if _fields(int(path.name))[1] == str(os.getpid()):
+                found.append(int(path.name))
+    return found
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    return ""
+
+
 def _environment(pid: int) -> tuple[int, int, int]:
     """Where a process keeps its environment: address, bytes; and the address of our scratch in it."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _fields(pid)
     start, end = int(fields[47]), int(fields[48])
     content = Path(f"/proc/{pid}/environ").read_bytes()
     return start, end - start, start + content.index(f"{_SCRATCH}=".encode()) + len(_SCRATCH) + 1
+
+
+def _handle(path: Path) -> bytes:
+    handle, mount = ctypes.create_string_buffer(struct.pack("=Ii", 128, 0), 136), ctypes.c_int()
+    try:
+        call("name_to_handle_at", _AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), 0)
+    except StoppedError:
+        return b""
+    return handle.raw
 
 
 def _set_user_id_program(path: Path) -> None:
@@ -489,7 +324,6 @@ def _set_user_id_program(path: Path) -> None:
 
 def _shared_segment(text: str) -> int:
     """A System V segment of our own that holds this; its number."""
-    libc = ctypes.CDLL(None, use_errno=True)
     number = int(libc.shmget(0, 4096, 0o1600))
     libc.shmat.restype = ctypes.c_void_p
     address = libc.shmat(number, None, 0)
@@ -499,4 +333,4 @@ def _shared_segment(text: str) -> int:
 
 
 def _remove_segment(number: int) -> None:
-    ctypes.CDLL(None).shmctl(number, 0, None)
+    libc.shmctl(number, 0, None)

@@ -5,18 +5,13 @@ import pytest
 from sims.boundary.attempt import Attack, make
 
 
-def check(attack: Attack, *, stoppable: bool = True) -> None:
-    """Make the attack and its control.
-
-    Args:
-        stoppable: whether the operating system can stop it at all.
-    """
+def check(attack: Attack) -> None:
+    """Make the attack and its control: it is refused as it is expected to be."""
     if attack.lacks:
         pytest.skip(f"left out: {attack.lacks}")
     made = make(attack)
     assert made.control == "succeeded", made.detail
-    assert made.confined != "escaped", made.detail
+    assert made.confined not in ("escaped", "not shown"), made.detail
     if made.confined == "not enforced":
         # Said, and never passed.
         pytest.skip(f"not enforced: {made.detail}")
-    assert stoppable, "it counts as unstoppable, and was stopped"

@@ -1,11 +1,13 @@
 """``learngene boundary``: what it prints, writes and ends with; and that its judges see an escape."""
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pytest
@@ -14,11 +16,14 @@ from protocol.confinement import confine
 from protocol.errors import RunFailedError
 from protocol.terminal import make_app
 from sims.boundary import boundary_command
-from sims.boundary.attempt import Area, Attack, Confined, Finding, make
+from sims.boundary.acts.act import ACTS, DONE, Aims, perform, step
+from sims.boundary.acts.expectation import NO_EFFECT, Guard, Open, files
+from sims.boundary.attempt import Area, Attack, Escaped, Failed, Found, NotEnforced, Refusal, make
 from sims.boundary.boundary_command import attack, attacks
 from sims.boundary.node_attacks import TRIALS, hostile_node
 from sims.boundary.outcome import LeftOut, Outcome
-from sims.boundary.stage import attacks_of, set_stage
+from sims.boundary.stage import set_stage
+from sims.boundary.trials import attacks_of
 from tests.two_folders import Done, refused, run
 
 SCHEMA = {
@@ -26,7 +31,7 @@ SCHEMA = {
     "required": ["version", "machine", "summary", "held", "attempts", "left_out"],
     "additionalProperties": False,
     "properties": {
-        "version": {"const": 1},
+        "version": {"const": 2},
         "held": {"type": "boolean"},
         "machine": {
             "type": "object",
@@ -35,18 +40,23 @@ SCHEMA = {
         },
         "summary": {
             "type": "object",
-            "required": ["blocked", "escaped", "not enforced"],
+            "required": ["blocked", "escaped", "not enforced", "not shown"],
             "additionalProperties": {"type": "integer"},
         },
         "attempts": {
             "type": "array",
             "items": {
                 "type": "object",
-                "required": ["name", "area", "tries", "control", "confined", "detail"],
-
+                "required": ["name", "area", "tries", "control", "confined", "expected", "refusal", "detail"],
                 "properties": {
                     "control": {"enum": ["succeeded", "failed"]},
-                    "confined": {"enum": ["blocked", "escaped", "not enforced"]},
+                    "confined": {"enum": ["blocked", "escaped", "not enforced", "not shown"]},
+                    "expected": {
+                        "type": ["object", "null"],
+                        "required": ["call", "errors", "guard"],
+                        "properties": {"errors": {"minItems": 1}, "guard": {"enum": list(get_args(Guard))}},
+                    },
+                    "refusal": {"type": ["object", "null"], "required": ["call", "errno"]},
                 },
             },
         },
@@ -59,8 +69,12 @@ SCHEMA = {
 }  # fmt: skip
 
 
-def an_attack(name: str, *, control: bool = True, confined: Confined = "blocked", lacks: str = "") -> Attack:
-    return Attack(name, "node", "tries it", lambda: control, lambda: confined, lacks=lacks)
+OPEN_REFUSED = files("open")
+REFUSED = Refusal("open", "EACCES")
+
+
+def an_attack(name: str, *, control: bool = True, found: Found = REFUSED, lacks: str = "") -> Attack:
+    return Attack(name, "node", "tries it", OPEN_REFUSED, lambda: control, lambda: found, lacks)
 
 
 @pytest.fixture
@@ -81,27 +95,31 @@ def boundary(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
 
 
 def test_a_boundary_that_holds(boundary: Callable[..., Done], tmp_path: Path) -> None:
-    made = [an_attack("one"), an_attack("two", confined="not enforced"), an_attack("three", lacks="a moon")]
+    made = [an_attack("one"), an_attack("two", found=NotEnforced("an old kernel")), an_attack("three", lacks="a moon")]
     done = boundary(made, "--only", "node", "--only", "courier", "--json", tmp_path / "found.json")
     assert done.code == 0, done.err
-    assert done.out.endswith("4 attempts: 2 blocked, 0 escaped, 2 not enforced; every control succeeded\n")
+    assert done.out.endswith("4 attempts: 2 blocked, 0 escaped, 2 not enforced, 0 not shown; every control succeeded\n")
     assert "a moon" in done.out
     # Progress is told apart from the result.
     assert "node 1/3  one: unprotected succeeded, here blocked" in done.err
     document = json.loads((tmp_path / "found.json").read_text())
     jsonschema.validate(document, SCHEMA)
     assert document["held"]
-    assert document["summary"] == {"blocked": 2, "escaped": 0, "not enforced": 2}
+    assert document["summary"] == {"blocked": 2, "escaped": 0, "not enforced": 2, "not shown": 0}
     assert [(one["area"], one["name"]) for one in document["attempts"]] == [
         (area, name) for area in ("node", "courier") for name in ("one", "two")
     ]
+    first, second = document["attempts"][:2]
+    assert first["expected"] == {"call": "open", "errors": ["EACCES"], "guard": "files"}
+    assert first["refusal"] == {"call": "open", "errno": "EACCES"}
+    assert second["refusal"] is None
     assert document["left_out"][0] == {"name": "three", "area": "node", "lacks": "a moon"}
     assert document["machine"]["kernel"] == os.uname().release
 
 
 def test_an_escape_fails_and_is_told(boundary: Callable[..., Done], tmp_path: Path) -> None:
     done = boundary(
-        [an_attack("one"), an_attack("out", confined="escaped")], "--only", "node", "--json", tmp_path / "found.json"
+        [an_attack("one"), an_attack("out", found=Escaped())], "--only", "node", "--json", tmp_path / "found.json"
     )
     assert done.code == 1
     assert done.err.endswith("error: the boundary did not hold\n")
@@ -121,11 +139,13 @@ def test_a_list_makes_no_attack(boundary: Callable[..., Done]) -> None:
     def never() -> bool:
         raise AssertionError("it was made")
 
-    made = Attack("one", "node", "tries it", never, lambda: "blocked")
+    made = Attack("one", "node", "tries it", OPEN_REFUSED, never, lambda: REFUSED)
     done = boundary([made], "--list", "--only", "node")
     assert done.code == 0
     assert "one" in done.out
     assert "tries it" in done.out
+    # The table breaks its lines.
+    assert str(OPEN_REFUSED) in " ".join(done.out.split())
 
 
 def test_an_unknown_area_and_a_missing_folder_are_refused(boundary: Callable[..., Done], tmp_path: Path) -> None:
@@ -133,12 +153,36 @@ def test_an_unknown_area_and_a_missing_folder_are_refused(boundary: Callable[...
     refused(boundary([], "--json", tmp_path / "nowhere" / "found.json"), "there is no folder")
 
 
-def test_an_attack_that_goes_wrong_counts_as_an_escape() -> None:
-    def broken() -> Confined:
+@pytest.mark.parametrize(
+    "found",
+    [
+        Refusal("connect", "EACCES"),
+        Refusal("open", "ENOENT"),
+        Refusal("open", NO_EFFECT),
+        Refusal("", "EACCES"),
+        Failed("it brought nothing home"),
+    ],
+    ids=lambda found: str(found),
+)
+def test_another_failure_than_the_expected_one_is_not_shown(
+    found: Found, boundary: Callable[..., Done], tmp_path: Path
+) -> None:
+    done = boundary([an_attack("one"), an_attack("two", found=found)], "--only", "node", "--json", tmp_path / "f.json")
+    assert done.code == 1
+    assert done.err.endswith("error: an attempt failed in another way than was expected\n")
+    assert "2 attempts: 1 blocked, 0 escaped, 0 not enforced, 1 not shown" in done.out
+    second = json.loads((tmp_path / "f.json").read_text())["attempts"][1]
+    # What was expected and what came are both told.
+    assert str(OPEN_REFUSED) in second["detail"]
+    assert second["detail"] != make(an_attack("three")).detail
+
+
+def test_an_attack_that_goes_wrong_is_not_shown() -> None:
+    def broken() -> Found:
         raise RunFailedError("it fell over")
 
-    made = make(Attack("one", "node", "tries it", lambda: True, broken))
-    assert made.confined == "escaped"
+    made = make(Attack("one", "node", "tries it", OPEN_REFUSED, lambda: True, broken))
+    assert made.confined == "not shown"
     assert "it fell over" in made.detail
 
 
@@ -146,19 +190,44 @@ def test_a_control_that_goes_wrong_counts_as_failed() -> None:
     def broken() -> bool:
         raise RunFailedError("it fell over")
 
-    made = make(Attack("one", "node", "tries it", broken, lambda: "blocked"))
+    made = make(Attack("one", "node", "tries it", OPEN_REFUSED, broken, lambda: REFUSED))
     assert made.control == "failed"
     assert "it fell over" in made.detail
 
 
 def test_only_what_is_known_to_be_unstoppable_is_excused() -> None:
-    escaped = Attack("one", "node", "tries it", lambda: True, lambda: Finding("escaped", "out"))
+    escaped = an_attack("one", found=Escaped("out"))
     assert make(escaped).confined == "escaped"
-    excused = make(replace(escaped, unstoppable="nothing can"))
+    excused = make(replace(escaped, holds=Open("nothing can")))
     assert (excused.confined, excused.detail) == ("not enforced", "nothing can")
-    # What is stopped all the same is not called unstoppable.
-    stopped = replace(escaped, confined=lambda: "blocked", unstoppable="nothing can")
-    assert make(stopped).confined == "blocked"
+    # What is stopped all the same was not understood.
+    assert make(replace(escaped, holds=Open("nothing can"), confined=lambda: REFUSED)).confined == "not shown"
+
+
+def test_an_act_is_known_by_the_call_that_was_refused() -> None:
+    """And what it does not name is no refusal."""
+
+    def refused(aims: Aims) -> bytes:
+        with step("first"):
+            pass
+        with step("open"):
+            raise PermissionError(errno.EACCES, "no")
+
+    def unnamed(aims: Aims) -> bytes:
+        raise PermissionError(errno.EACCES, "no")
+
+    def done(aims: Aims) -> bytes:
+        with step("send"):
+            return DONE
+
+    found = {}
+    for act in (refused, unnamed, done):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(ACTS, "tried", act)
+            found[act.__name__] = perform("tried", {})
+    assert found["refused"][2:] == ("open", "EACCES")
+    assert found["unnamed"].word == "broken"
+    assert found["done"] == ("done", DONE, "send", "")
 
 
 def test_an_outcome_of_nothing_does_not_hold() -> None:
@@ -175,7 +244,7 @@ def test_the_judges_see_every_escape(tmp_path_factory: pytest.TempPathFactory) -
         ):
             found = [one for one in attacks_of(stage, TRIALS, "node", control, here) if not one.lacks]
             made = {one.name: make(one) for one in found}
-        excused = {one.name for one in found if one.unstoppable}
+        excused = {one.name for one in found if isinstance(one.holds, Open)}
     assert len(made) > 80
     assert {name: one.confined for name, one in made.items()} == {
         name: "not enforced" if name in excused else "escaped" for name in made

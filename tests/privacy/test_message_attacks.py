@@ -15,16 +15,9 @@ from protocol.keys import SigningKey
 from protocol.policy import Policy
 from protocol.socket import Frame
 from sims.boundary.attempt import Attempt, make
-from sims.boundary.leaks import (
-    DATA_BYTES,
-    LEAKS,
-    PARTNER,
-    Leak,
-    free_bytes,
-    fullest,
-    honest_messages,
-    read_fullest,
-)
+from sims.boundary.leaks.every import LEAKS
+from sims.boundary.leaks.hidden import free_bytes, fullest, read_fullest
+from sims.boundary.leaks.leak import DATA_BYTES, PARTNER, Leak, honest_messages
 from sims.boundary.message_attacks import message_attacks
 
 #: What is known not to be stopped; nothing else may join it unnoticed.

@@ -5,24 +5,28 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from protocol.confinement import confine
+from sims.boundary.acts.act import Trial
+from sims.boundary.acts.expectation import Open
 from sims.boundary.attempt import Attack, make
 from sims.boundary.boundary_command import attacks
 from sims.boundary.node_attacks import TRIALS
-from sims.boundary.stage import Trial
 from tests.privacy.judging import check
 
 #: What nothing on a kernel stops, and no other attack is to be counted so.
 UNSTOPPABLE = {
+    "ask_name",
     "ask_presence",
     "ask_process",
     "ask_size",
     "ask_space",
+    "fill_disk",
     "lock_shared_file",
     "probe_page_cache",
     "read_link",
     "read_load",
-    "read_terminal",
+    "rename_itself",
     "time_presence",
+    "wait_for_wake",
 }
 
 
@@ -32,14 +36,14 @@ def found() -> Iterator[Mapping[str, Attack]]:
         yield {attack.name: attack for attack in all_of_them}
 
 
-@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.act)
+@pytest.mark.parametrize("trial", [trial for trial, _ in TRIALS], ids=lambda trial: trial.act)
 def test_a_node_that_was_taken_over(trial: Trial, found: Mapping[str, Attack]) -> None:
-    check(found[trial.name], stoppable=trial.act not in UNSTOPPABLE)
+    check(found[trial.name])
 
 
 def test_what_is_excused_is_what_cannot_be_stopped() -> None:
-    assert {trial.act for trial in TRIALS if trial.unstoppable} == UNSTOPPABLE
-    assert len({trial.name for trial in TRIALS}) == len(TRIALS)
+    assert {trial.act for trial, holds in TRIALS if isinstance(holds, Open)} == UNSTOPPABLE
+    assert len({trial.name for trial, _ in TRIALS}) == len(TRIALS)
 
 
 def test_where_the_kernel_confines_nothing_nothing_counts_as_blocked(monkeypatch: pytest.MonkeyPatch) -> None:

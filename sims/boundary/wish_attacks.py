@@ -1,0 +1,111 @@
+"""From outside: wishes and messages of a hostile relay, or of a hostile collective, brought to real nodes."""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from protocol import sealing
+from protocol.architecture import Form
+from protocol.desks import CollectiveDesk
+from protocol.keys import SigningKey
+from protocol.ledger import CollectiveLedger, IndividualLedger
+from protocol.node_desk import open_desk, unix_seconds
+from protocol.trust import Role, TrustStore
+from protocol.trust_file import write_trust
+from sims.boundary.attempt import Attack, Escaped
+from sims.boundary.door_attacks import door_attacks
+from sims.boundary.frame_attacks import frame_attacks
+from sims.boundary.leaks.leak import small_learngene
+from sims.boundary.sites import Site, Sites, make_sites, started
+from sims.boundary.size_attacks import size_attacks
+from sims.boundary.unprotected import UnprotectedNode
+
+# Each registers its own when it is imported.
+from sims.boundary.wishes import at_collective, at_individual  # noqa: F401
+from sims.boundary.wishes.target import WISHES, Forger, Scene, Target, Wish
+
+_TRUST_SECONDS = 7 * 24 * 3600
+
+
+def paired_sites(folder: Path, *others: tuple[str, SigningKey]) -> Sites:
+    """Two sites that trust each other and no third, but for ``others``: further individuals, by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sites = make_sites(folder)
+    store = TrustStore(root=sites.root.public_hex, expires_at=unix_seconds() + _TRUST_SECONDS)
+    for site in (sites.collective, sites.individual):
+        store = store.with_key(site.keys.signing.public_hex, site.role, site.party)
+    for party, key in others:
+        store = store.with_key(key.public_hex, "individual", party)
+    for site in (sites.collective, sites.individual):
+        write_trust(site.folder / "trust.json", store, sites.root)
+    return sites
+
+
+@contextlib.contextmanager
+def wish_attacks(folder: Path, *, unconfined: bool = False) -> Iterator[list[Attack]]:
+    """Wishes, messages and frames brought to the real node processes of both parties; the control is a node that does
+    what it is wished and believes what comes."""
+    other = SigningKey.generate()
+    sites = paired_sites(folder, ("individual-2", other))
+    collective, individual = sites.collective, sites.individual
+    desk = open_desk(collective.node, CollectiveDesk, new=True)
+    desk.publish(small_learngene(1), unix_seconds(), secrets.token_bytes(sealing.CONTENT_KEY_BYTES))
+    forger, stranger = (Forger(key, sites.run_id) for key in (collective.keys.signing, SigningKey.generate()))
+    scene = Scene(sites, forger, stranger, other)
+    with contextlib.ExitStack() as stack:
+        for site in (collective, individual):
+            stack.enter_context(started(site, unconfined=unconfined))
+        real: dict[Role, Target] = {"collective": _real_collective(sites), "individual": _real_individual(sites)}
+        naive = {site.role: _unprotected(site) for site in (collective, individual)}
+        yield [
+            *(_attack(wish, scene, real[wish.role], naive[wish.role]) for wish in WISHES),
+            *frame_attacks(individual, folder / "frames"),
+            *door_attacks(individual, folder / "door"),
+            *size_attacks(sites),
+        ]
+
+
+def _attack(wish: Wish, scene: Scene, real: Target, naive: Target) -> Attack:
+    return Attack(
+        wish.name,
+        "messages",
+        wish.tries,
+        wish.expected,
+        lambda: isinstance(wish.by(naive, scene), Escaped),
+        lambda: wish.by(real, scene),
+    )
+
+
+def _real_individual(sites: Sites) -> Target:
+    site = sites.individual
+
+    def inherited() -> object:
+        ledger = IndividualLedger(site.node.state)
+        try:
+            return [found and found.release for found in (ledger.latest(sites.run_id, form) for form in get_args(Form))]
+        finally:
+            ledger.close()
+
+    return Target(site.ask, inherited, lambda: 0, site.marker, str(site.private), site.folder)
+
+
+def _real_collective(sites: Sites) -> Target:
+    site = sites.collective
+
+    def receipts() -> int:
+        ledger = CollectiveLedger(site.node.state)
+        try:
+            return sum(len(ledger.receipts(release.digest)) for release in ledger.releases(sites.run_id))
+        finally:
+            ledger.close()
+
+    return Target(site.ask, lambda: None, receipts, site.marker, str(site.private), site.folder)
+
+
+def _unprotected(site: Site) -> Target:
+    node = UnprotectedNode(site.role, site.node, site.keys)
+    return Target(
+        node.handle, lambda: node.inherited, lambda: node.receipts, site.marker, str(site.private), site.folder
+    )

@@ -1,0 +1,1 @@
+"""Wishes and messages that a hostile relay, or a hostile partner, brings to a node."""

@@ -1,0 +1,162 @@
+"""The node that is attacked by wishes, who attacks it, and how an attack is registered."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol import envelope, messages
+from protocol.canonical_json import Value
+from protocol.encryption_key import EncryptionKey
+from protocol.keys import SigningKey
+from protocol.make_messages import make_grant
+from protocol.messages import Release, Request
+from protocol.node_desk import unix_seconds
+from protocol.socket import Frame
+from protocol.trust import Role
+from sims.boundary.acts.expectation import Expected, protocol
+from sims.boundary.attempt import Escaped, Refusal
+from sims.boundary.leaks.leak import KNOWN_KEY, Honest, altered, honest_messages
+from sims.boundary.sites import Sites
+
+
+@dataclass(frozen=True)
+class Target:
+    """A node that is attacked by wishes.
+
+    Attributes:
+        ask: brings it a wish.
+        inherited: what it has taken; another answer than before: it took something.
+        receipts: receipts that it has counted.
+        private: what stands in its data and must not come out.
+        image: path of the file in which that stands.
+        folder: its own, whose path must not come out either.
+    """
+
+    ask: Callable[[Frame], Frame]
+    inherited: Callable[[], object]
+    receipts: Callable[[], int]
+    private: bytes
+    image: str
+    folder: Path
+
+    def shows(self, answer: Frame, *secret: bytes) -> bool:
+        """Whether an answer holds what is private, or another secret, as it is or in hexadecimal."""
+        texts = [word.encode() for word in answer.words.values()]
+        return any(
+            form in text
+            for hidden in (self.private, *secret)
+            for form in (hidden, hidden.hex().encode())
+            for text in (*answer.parts.values(), *texts)
+        )
+
+    def request(self) -> bytes:
+        """A request of an individual's, fresh."""
+        return self.ask(Frame("request", words={"form": "condensed"})).part("request")
+
+
+class Forger:
+    """Who signs as a collective: itself hostile, or a stranger."""
+
+    def __init__(self, key: SigningKey, run_id: str) -> None:
+        self.key, self.run_id, self.seq = key, run_id, 0
+        encryption = EncryptionKey.from_raw("x25519", bytes(32))
+        self.honest = honest_messages("collective", key, encryption, run_id=run_id, now=unix_seconds())
+
+    def bundle(
+        self,
+        request: bytes,
+        make: Callable[[Honest], Frame] | None = None,
+        *,
+        in_release: Mapping[str, Value] | None = None,
+        in_grant: Mapping[str, Value] | None = None,
+    ) -> dict[str, bytes]:
+        """Release, grant and blob that answer a request, properly sealed.
+
+        Args:
+            make: the release and its blob; by default an honest learngene.
+            in_release, in_grant: other fields.
+        """
+        # Every second number: neighbours would be compared with each other.
+        self.seq += 2
+        frame = Frame("bundle", parts=self.honest.parts) if make is None else make(self.honest)
+        chain: dict[str, Value] = {"seq": self.seq, "prev": f"{self.seq:064x}"}
+        release, data = (
+            altered(frame.parts["release"], self.key, **(chain | dict(in_release or {}))),
+            frame.parts["blob"],
+        )
+        described = messages.decode(Release, envelope.parse(self.honest.parts["release"]).payload)
+        content = described.ciphertext.model_copy(update={"size": len(data), "sha256": envelope.digest(data)})
+        run_id = (in_release or {}).get("run_id", self.run_id)
+        grant = make_grant(
+            messages.decode(Request, envelope.parse(request).payload),
+            envelope.digest(request),
+            described.model_copy(update={"ciphertext": content, "run_id": run_id}),
+            envelope.digest(release),
+            key=self.key,
+            now=unix_seconds(),
+            content_key=KNOWN_KEY,
+        )
+        return {"release": release, "grant": altered(grant, self.key, **(in_grant or {})), "blob": data}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Who attacks.
+
+    Attributes:
+        sites: where.
+        forger: the collective, hostile.
+        stranger: somebody whom nobody pinned.
+        other: key of a further individual, whom both trust.
+    """
+
+    sites: Sites
+    forger: Forger
+    stranger: Forger
+    other: SigningKey
+
+
+#: An attack by wishes: what came of it.
+ByWishes = Callable[[Target, Scene], Refusal | Escaped]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """An attack by wishes on a node of this role; the fields are those of an attack."""
+
+    role: Role
+    name: str
+    tries: str
+    expected: Expected
+    by: ByWishes
+
+
+WISHES: list[Wish] = []
+
+
+def against(role: Role, name: str, tries: str, wish: str, code: str) -> Callable[[ByWishes], ByWishes]:
+    """Register an attack. ``wish`` is what is refused, and ``code`` what is answered."""
+
+    def register(by: ByWishes) -> ByWishes:
+        WISHES.append(Wish(role, name, tries, protocol(wish, code), by))
+        return by
+
+    return register
+
+
+def outcome(wish: str, answer: Frame, *, reached: bool) -> Refusal | Escaped:
+    """What the answer to a wish says; without a code, its own word."""
+    return Escaped() if reached else Refusal(wish, answer.words.get("code", answer.word))
+
+
+def shown_by(target: Target, *wishes: Frame) -> Refusal | Escaped:
+    """Reached where the answers to wishes hold something private."""
+    answers = [target.ask(wish) for wish in wishes]
+    return outcome(wishes[-1].word, answers[-1], reached=any(map(target.shows, answers)))
+
+
+def inheriting(target: Target, parts: Mapping[str, bytes]) -> Refusal | Escaped:
+    """Reached where what was forged is inherited."""
+    before = target.inherited()
+    answer = target.ask(Frame("inherit", parts=parts))
+    return outcome("inherit", answer, reached=target.inherited() != before)
