@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import warnings
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1
 _GET_DUMPABLE = 3
 _DEVICE = struct.Struct("16sH14x")
+_NOT_LINUX = "only Linux has network namespaces"
 # Loaded here: in a child of a fork nothing may be loaded, only called.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 #: The kinds in the order in which a process joins them: the user namespace gives the right to join the other.
@@ -42,6 +44,8 @@ def enter_network(*, loopback: bool) -> str:
     Raises:
         RunFailedError: the process has a second thread, or was moved only in part; it is to end then.
     """
+    if sys.platform != "linux":
+        return _NOT_LINUX
     if len(os.listdir("/proc/self/task")) > 1:
         raise RunFailedError("a process with a second thread cannot leave the machine's network as a whole")
     code, through_user = _find_way(loopback=loopback)
@@ -63,6 +67,8 @@ def offered() -> str:
     Returns:
         An empty string, or in plain words what refuses it.
     """
+    if sys.platform != "linux":
+        return _NOT_LINUX
     code, _ = _find_way(loopback=True)
     return _reason(code) if code else ""
 

@@ -1,0 +1,67 @@
+"""Folders of one run: private, locked for as long as the run goes on, and removed when nobody holds them any more."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+
+from protocol.errors import InputError
+from protocol.socket import MAX_PATH_BYTES, private_folder
+
+#: The longest path that Ray binds a socket to, below its temporary folder.
+_LONGEST_OF_RAY = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+
+
+@dataclass(frozen=True)
+class OwnFolder:
+    """A folder (0700) that belongs to the run that holds it."""
+
+    path: Path
+    _lock: TextIOWrapper
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it. May be called again."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def make_own_folder(parent: Path, prefix: str) -> OwnFolder:
+    """A new folder in ``parent``; those of the same prefix that a killed command left behind are removed.
+
+    Raises:
+        OSError: ``parent`` cannot be written.
+    """
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (parent / "lock").open("w") as gate:
+        # One at a time, so that nobody takes a folder that has no lock yet for an abandoned one.
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        for folder in parent.glob(f"{prefix}*"):
+            with contextlib.suppress(OSError), (folder / "lock").open("w") as abandoned:
+                fcntl.flock(abandoned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        own = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = (own / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return OwnFolder(own, lock)
+
+
+def make_temporary_folder() -> OwnFolder:
+    """A new folder for everything temporary of a run, whose path is short enough for Ray's sockets.
+
+    Raises:
+        InputError: the folder cannot be made, or somebody else has made it.
+    """
+    own = f"learngene-{os.getuid()}"
+    bases = [tempfile.gettempdir(), "/tmp"]
+    fitting = [base for base in bases if len(f"{base}/{own}/t-12345678{_LONGEST_OF_RAY}".encode()) <= MAX_PATH_BYTES]
+    if not fitting:
+        raise InputError(f"the temporary folder {bases[0]} has too long a path for sockets; set TMPDIR=/tmp")
+    parent = private_folder(Path(fitting[0]) / own)
+    try:
+        return make_own_folder(parent, "t-")
+    except OSError as error:
+        raise InputError(f"cannot write to the temporary folder {parent}: {error.strerror or error}") from error

@@ -1,0 +1,44 @@
+"""The program of a run's SuperLink: ``python -I -m sims.run.superlink READY``.
+
+Flower's own command, but for two things: nobody else can take its port before it does, and it answers this user only.
+"""
+
+import os
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+from flwr.superlink.cli import flower_superlink
+
+from sims.run.same_user import SameUserOnly, offered
+
+
+def main() -> None:
+    """Serve until a signal; once the server answers, its port goes in one line to the descriptor ``READY``."""
+    ready = int(sys.argv[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                os.write(ready, f"{port}\n".encode())
+                os.close(ready)
+
+        def serve(app: Any, *, host: str, port: int, reload: bool, workers: int, **settings: Any) -> None:  # noqa: ANN401
+            guarded = SameUserOnly(app) if offered() else app
+            Server(uvicorn.Config(guarded, **settings)).run(sockets=[listener])
+
+        # Flower offers no option for either. Should it once serve in another way, it meets with a port that is taken.
+        uvicorn.run = serve  # type: ignore[assignment]
+        sys.argv = [
+            "flower-superlink",
+            *("--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1"),
+            *("--port", str(port), "--disable-runtime-dependency-installation"),
+        ]
+        flower_superlink()
+
+
+if __name__ == "__main__":
+    main()

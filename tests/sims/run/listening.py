@@ -1,0 +1,105 @@
+"""What listens: every socket of some processes that somebody else could reach, by process, with its network."""
+
+import contextlib
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+_PROC = Path("/proc")
+_LISTEN = "0A"
+_ACCEPTS_CONNECTIONS = 0x10000
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A socket that others can reach.
+
+    Attributes:
+        pid: of one process that has it open.
+        network: the network namespace that it is in.
+        kind: ``tcp``, ``udp``, ``raw``, ``packet``, ``unix``.
+        address: an IP address, a path, or ``@name`` in the abstract namespace.
+        port: 0 where there is none.
+    """
+
+    pid: int
+    network: str
+    kind: str
+    address: str
+    port: int = 0
+
+    @property
+    def on_loopback(self) -> bool:
+        return self.kind in ("tcp", "udp") and ip_address(self.address).is_loopback
+
+
+def network_of(pid: int | str) -> str:
+    return os.readlink(_PROC / str(pid) / "ns" / "net")
+
+
+def listeners(pids: Iterable[int]) -> set[Listener]:
+    """Every listener of these processes; those that have ended meanwhile are left out."""
+    holders: dict[str, dict[str, int]] = defaultdict(dict)
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            network = network_of(pid)
+            for descriptor in (_PROC / str(pid) / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    target = os.readlink(descriptor)
+                    if target.startswith("socket:["):
+                        holders[network][target[8:-1]] = pid
+    found: set[Listener] = set()
+    for network, by_inode in holders.items():
+        for inode, kind, address, port in _table(by_inode.values()):
+            if inode in by_inode:
+                found.add(Listener(by_inode[inode], network, kind, address, port))
+    return found
+
+
+def _table(pids: Iterable[int]) -> list[tuple[str, str, str, int]]:
+    """Inode, kind, address and port of every listener in the network of these processes, by one that still runs."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            return [*_internet(pid), *_packet(pid), *_unix(pid)]
+    return []
+
+
+def _internet(pid: int) -> Iterable[tuple[str, str, str, int]]:
+    for name in ("tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6"):
+        for fields in _lines(pid, name):
+            address, _, port = fields[1].partition(":")
+            # Without a connection, whoever reaches it may send to it.
+            if not name.startswith("tcp") or fields[3] == _LISTEN:
+                yield fields[9], name.removesuffix("6"), str(_address(address)), int(port, 16)
+
+
+def _packet(pid: int) -> Iterable[tuple[str, str, str, int]]:
+    return ((fields[8], "packet", "", 0) for fields in _lines(pid, "packet"))
+
+
+def _unix(pid: int) -> Iterable[tuple[str, str, str, int]]:
+    for fields in _lines(pid, "unix"):
+        datagram = int(fields[4], 16) == 2
+        if len(fields) > 7 and (int(fields[3], 16) & _ACCEPTS_CONNECTIONS or datagram):
+            yield fields[6], "unix", " ".join(fields[7:]), 0
+
+
+def _lines(pid: int, name: str) -> list[list[str]]:
+    try:
+        return [line.split() for line in (_PROC / str(pid) / "net" / name).read_text("utf-8").splitlines()[1:]]
+    except FileNotFoundError:  # a kernel without this family
+        return []
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    """Of the kernel's notation: words of four bytes in this machine's order. Mapped IPv4 is told as such."""
+    words = (int(text[start : start + 8], 16).to_bytes(4, byteorder=_ORDER) for start in range(0, len(text), 8))
+    address = ip_address(b"".join(words))
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
+
+
+_ORDER = sys.byteorder
