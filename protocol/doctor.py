@@ -24,7 +24,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from protocol import launcher
-from protocol.confinement import confine, landlock, privileges, seccomp, warden
+from protocol.confinement import confine, landlock, namespaces, privileges, seccomp, warden
 from protocol.confinement.confine import COURIER, GUARDS, NODE, Profile
 from protocol.confinement.landlock import Access
 from protocol.confinement.privileges import User
@@ -83,7 +83,16 @@ def examine_machine(*, gpu: bool) -> list[Finding]:
         found += _guards(_confined(confine.courier_rules(folder, ()), folder, COURIER), "courier: ", stops=False)
     root = os.geteuid() == 0
     found.append(Finding("user", "ok", f"{os.geteuid()}" + (", root: [node] user lets a node go on as another" * root)))
-    return [*found, *_gpu(child, "auto", gpu), clock()]
+    return [*found, simulation(), *_gpu(child, "auto", gpu), clock()]
+
+
+def simulation() -> Finding:
+    """Whether ``learngene run`` gets a network of its own here, which no other user of this machine reaches."""
+    refused = namespaces.offered()
+    if not refused:
+        return Finding("simulation", "ok", "a run works in a network of its own")
+    advice = "other users of this machine are refused, but can connect; allow user namespaces to keep them out"
+    return Finding("simulation", "not enforced", f"a run works on the machine's loopback: {refused}", advice)
 
 
 def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> list[Finding]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import tomli_w
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from pydantic import TypeAdapter
 
 from protocol.confinement import confine
 from protocol.encryption_key import EncryptionKey
@@ -29,6 +30,8 @@ from protocol.trust_file import write_trust
 from sims import report, results
 from sims.images import load_source
 from sims.processes import NodeProcesses
+from sims.run.environment import REACH
+from sims.run.reach import Reach
 from sims.run_folder import OpenRun, open_run
 from sims.settings import RunSettings, Value, check_machine, from_run_config
 from sims.worlds import load_world, make_world
@@ -54,7 +57,9 @@ def main(grid: Grid, context: Context) -> None:
     config: dict[str, Value] = dict(context.run_config)
     settings = from_run_config(config, environment=os.environ, individuals=len(nodes) - 1)
     check_machine(settings)
-    run = open_run(settings, now=datetime.now(UTC))
+    # Only `learngene run` says who reaches it; elsewhere the SuperLink is Flower's own.
+    reach: Reach = TypeAdapter(Reach).validate_python(os.environ.get(REACH, "machine"))
+    run = open_run(settings, now=datetime.now(UTC), reach=reach)
     print_line(f"{FOLDER_LINE}{run.folder}")
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from protocol.confinement import isolated_start
 from protocol.errors import InputError, RunFailedError
 from sims.run import environment
 from sims.run.enclosure import Enclosure
 from sims.run.own_folder import OwnFolder, make_own_folder, make_temporary_folder
+from sims.run.reach import SENTENCES, reach_of_run
 
 #: Flower's own folder: apart from the user's ``~/.flwr``, so that nothing there changes or is picked up.
 DEFAULT_HOME = Path("~/.learngene/flower")
@@ -32,8 +34,16 @@ class FlowerRun:
         self._environment = environment.of_run(home.path, temporary.path)
         self._logs: list[subprocess.Popen[str]] = []
 
+    @property
+    def notice(self) -> str:
+        """What is to be said of who reaches the run; empty where only its own processes do."""
+        refused = self.enclosure.refused
+        return f"{SENTENCES[reach_of_run(refused)]} ({refused})" if refused else ""
+
     def stream(self) -> Iterator[str]:
         """Lines of the run's log, without colours, from the start until the run has ended."""
+        if self.enclosure.ended:
+            return
         process = subprocess.Popen(
             [_program("flwr"), "log", self.run_id, "local", "--stream"],
             env=self._environment,
@@ -143,7 +153,7 @@ def submit(
     temporary = make_temporary_folder()
     with (own.path / "superlink.out").open("wb") as output:
         enclosure = Enclosure(
-            lambda ready: [sys.executable, "-I", "-m", "sims.run.superlink", str(ready)],
+            lambda ready: isolated_start.command("sims.run.superlink", [str(ready)]),
             environment=environment.of_run(own.path, temporary.path),
             folder=own.path,
             output=output,

@@ -114,13 +114,23 @@ def load_source(
     if data is not None:
         found = _find(data.expanduser(), dataset)
         return _load_published_in(data.expanduser(), say) if found is None else _read_found(found, say)
+    problem = fetch_published(cache, say=say)
+    if problem is not None:
+        return draw_stand_in(f"no data folder was given and CIFAR-100 could not be downloaded: {problem}")
+    return read_published(cache.expanduser())
+
+
+def fetch_published(cache: Path = CACHE, *, say: Callable[[str], None] = lambda line: None) -> str | None:
+    """Download the published CIFAR-100 where ``cache`` lacks it; what prevented it, or None where it is there.
+
+    Raises:
+        InputError: the cache cannot be written, or what arrived is not the published archive.
+    """
     cache = cache.expanduser()
-    if not (cache / _ARCHIVE_FOLDER).is_dir():
-        say("No data folder was given: fetching CIFAR-100 (169 MB) ...")
-        problem = _download(cache)
-        if problem is not None:
-            return draw_stand_in(f"no data folder was given and CIFAR-100 could not be downloaded: {problem}")
-    return read_published(cache)
+    if (cache / _ARCHIVE_FOLDER).is_dir():
+        return None
+    say("No data folder was given: fetching CIFAR-100 (169 MB) ...")
+    return _download(cache)
 
 
 def count_images(

@@ -17,6 +17,7 @@ from sims.leakage import leakage_figures, leakage_results
 from sims.leakage.leakage_results import Leakage
 from sims.privacy_table import PRIVACY_FIGURE
 from sims.results import METHODS, METRICS, Results, describe_settings, load, metric_of, pair_key, pairs
+from sims.run.reach import SENTENCES
 from sims.run_folder import read_record, read_settings
 from sims.wording import (
     METRIC_NAMES,
@@ -156,6 +157,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
         command=kept.settings.command(),
         unconfined=UNCONFINED,
         confined=CONFINED,
+        reach="" if record.reach is None else SENTENCES[record.reach],
         seconds=[(f"{who}: {what}", value) for who, by in results.seconds.items() for what, value in by.items()],
         individual_bytes=sum(crossing.bytes for crossing in from_individuals),
         individual_kinds=sorted({crossing.kind for crossing in from_individuals}),

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocol.errors import InputError, fault_line
 from protocol.files import read_given
 from protocol.storage import make_folder, write_atomically
+from sims.run.reach import Reach
 from sims.settings import RunSettings
 
 #: Of a record or the settings of a run.
@@ -27,7 +28,12 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class RunRecord(BaseModel):
-    """``run.json``: what has become of a run. ``seconds`` are wall-clock times by name."""
+    """``run.json``: what has become of a run.
+
+    Attributes:
+        seconds: wall-clock times by name.
+        reach: who reached what it listened on; None where an older version did not write it down.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +43,7 @@ class RunRecord(BaseModel):
     failure: str | None = None
     started: str
     seconds: dict[str, float] = {}
+    reach: Reach | None = None
 
 
 class SettingsFile(BaseModel):
@@ -143,11 +150,18 @@ def open_run(
     settings: RunSettings,
     *,
     now: datetime,
+    reach: Reach | None = None,
     new_run_id: Callable[[], str] = lambda: secrets.token_hex(16),
 ) -> OpenRun:
     """Open the folder that the settings ask for: a new one, a named empty one, or with ``resume`` an unfinished one.
 
     A resumed run keeps its run id, its settings and everything that its nodes have stored.
+
+    Args:
+        settings: which folder, and what is kept in it.
+        now: the run's start, and the name of a new folder.
+        reach: who reaches what the run listens on.
+        new_run_id: makes its 128 random bits.
 
     Raises:
         InputError: a named folder that already holds something, nothing to resume, other settings, or a run that
@@ -156,7 +170,7 @@ def open_run(
     if settings.resume:
         folder = resume_folder(settings)
         lock = _lock(folder)
-        record = read_record(folder).model_copy(update={"status": "running", "failure": None})
+        record = read_record(folder).model_copy(update={"status": "running", "failure": None, "reach": reach})
     else:
         folder = settings.folder or reserve_folder(settings.out, settings.dataset, now)
         try:
@@ -167,7 +181,7 @@ def open_run(
             raise InputError(f"{folder} is not empty; give a new folder, or --resume to go on with the run in it")
         lock = _lock(folder)
         started = now.astimezone(UTC).isoformat(timespec="seconds")
-        record = RunRecord(run_id=new_run_id(), status="running", started=started)
+        record = RunRecord(run_id=new_run_id(), status="running", started=started, reach=reach)
         _write_json(folder / "settings.json", SettingsFile(settings=settings))
     run = OpenRun(folder, record, lock)
     run.update()

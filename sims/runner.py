@@ -18,7 +18,7 @@ from protocol.errors import InputError, LearngeneError, RunFailedError
 from protocol.output import plain
 from protocol.storage import write_atomically
 from sims import flower
-from sims.images import count_images
+from sims.images import count_images, fetch_published
 from sims.progress import ProgressView, RunWatcher
 from sims.results import Results, load
 from sims.run_folder import (
@@ -40,6 +40,9 @@ _LOG_LINES = 20_000
 
 class SubmittedRun(Protocol):
     """What the runner needs of ``sims.flower.FlowerRun``."""
+
+    @property
+    def notice(self) -> str: ...
 
     def stream(self) -> Iterator[str]: ...
 
@@ -76,6 +79,9 @@ def run(
                 f"a task of {settings.collective.classes_per_task} classes needs as many base classes; there are "
                 f"{len(division.base)}: --set collective.classes_per_task={len(division.base)}"
             )
+        if settings.data is None and not settings.stand_in:
+            # A run has no network to fetch them by. Without them it draws the stand-in, and says so.
+            fetch_published(say=lambda line: console.print(line, highlight=False))
     folder = _folder(settings, clock)
     settings = settings.model_copy(update={"folder": folder})
     watcher = RunWatcher(folder, from_end=settings.resume)
@@ -86,6 +92,8 @@ def run(
         with _terminate_as_interrupt(), as_file(files("sims") / settings.dataset) as app:
             submitted = submit(app, settings.to_run_config(), nodes=settings.individuals + 1)
             try:
+                if submitted.notice:
+                    console.print(submitted.notice, highlight=False)
                 status = _follow(submitted, folder, watcher, log, console, clock)
             finally:
                 submitted.close()

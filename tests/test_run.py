@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jsonschema
@@ -20,11 +20,14 @@ import matplotlib
 import pytest
 
 import sims
-from protocol.confinement import confine
+from protocol.confinement import confine, namespaces
 from sims.figures import FIGURES
 from sims.processes import Process, alive, end_all
 from sims.results import schema
+from sims.run.reach import SENTENCES, reach_of_run
 from sims.run_folder import read_record, read_settings
+from tests.sims.run.knocking import Answers, knock
+from tests.sims.run.listening import Listener, listeners, network_of
 from tests.sims.test_report import Page, title_is_red
 from tests.test_deployment import free_ports
 
@@ -58,6 +61,7 @@ class Look:
         moments: at every look, process id -> party of a node, or the command of any other process.
         nodes: party -> process ids of its node.
         held: party -> paths that its node had open or mapped at some moment.
+        listening: every socket that others could reach at some moment, and the command of its process.
     """
 
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -65,6 +69,7 @@ class Look:
     moments: list[dict[int, str]] = field(default_factory=list)
     nodes: dict[str, set[int]] = field(default_factory=dict)
     held: dict[str, set[str]] = field(default_factory=dict)
+    listening: dict[Listener, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -83,6 +88,8 @@ class Look:
                 self.nodes.setdefault(party, set()).add(process.pid)
                 self.held.setdefault(party, set()).update(open_paths(process.pid))
         self.moments.append(moment)
+        for listener in listeners(moment):
+            self.listening.setdefault(listener, moment[listener.pid])
 
     def remaining(self, seconds: float = 15.0) -> list[Process]:
         """Those that are still there after so much time."""
@@ -191,6 +198,7 @@ class Ended:
     err: str
     look: Look
     run: Path
+    answers: Answers | None = None
 
     @property
     def results(self) -> dict[str, object]:
@@ -218,15 +226,15 @@ class Place:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
 
-    def learngene(self, out: Path, *more: str, meanwhile: Callable[[], None] | None = None) -> Ended:
+    def learngene(self, out: Path, *more: str, meanwhile: "Callable[[Look], None] | None" = None) -> Ended:
         """``learngene run cifar100`` until it ends; the one run folder in ``out`` is its own."""
         flags = [word for name, value in EXPERIMENT.items() for word in _flag(name, value)]
         command = ["learngene", "run", "cifar100", *flags, "--out", str(out), *more]
         look = Look()
         with _ended(look), look.going_on():
-            process = self._start(command, look)
+            process = self._start(command, look, **HOSTILE)
             if meanwhile is not None:
-                meanwhile()
+                meanwhile(look)
             stdout, stderr = process.communicate(timeout=300)
         [folder] = out.iterdir()
         return Ended(process.returncode, stdout, stderr, look, folder)
@@ -241,7 +249,8 @@ class Place:
         ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http), "FLWR_LOCAL_CONTROL_API_PORT": str(control)}
         look = Look()
         with _ended(look), look.going_on():
-            process = self._start(command, look, FLWR_HOME=str(self.root / "flwr"), **ports)
+            ray = {"RAY_ADDRESS": HOSTILE["RAY_ADDRESS"], "RAY_AUTH_MODE": "disabled"}
+            process = self._start(command, look, FLWR_HOME=str(self.root / "flwr"), **ports, **ray)
             stdout, stderr = process.communicate(timeout=300)
         [folder] = out.iterdir()
         return Ended(process.returncode, stdout, stderr, look, folder)
@@ -256,6 +265,17 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+#: What a user may have set, and no process of a run must heed.
+HOSTILE = {
+    "RAY_ADDRESS": "192.0.2.1:6379",
+    "RAY_AUTH_MODE": "disabled",
+    "http_proxy": "http://192.0.2.1:3128",
+    "FORCE_COLOR": "1",
+    "PYTHONINSPECT": "1",
+    "FLWR_INTERNAL_GRPC_CONTROL_API": "1",
+}
 
 
 def _flag(name: str, value: str | int | bool) -> list[str]:
@@ -282,8 +302,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def whole(place: Place) -> Ended:
-    """A run without interruption."""
-    return place.learngene(place.root / "whole")
+    """A run without interruption, at whose sockets somebody knocked while the collective learned."""
+    out, answers = place.root / "whole", []
+
+    def meanwhile(look: Look) -> None:
+        wait_for(lambda: any(' evolves"' in path.read_text() for path in out.glob("*/events.jsonl")))
+        found = {command: listener for listener, command in look.listening.items() if alive_now(listener)}
+        [superlink] = [listener.pid for command, listener in found.items() if "sims.run.superlink" in command]
+        [ray] = [listener.pid for command, listener in found.items() if "gcs_server" in command]
+        ports = [listener for listener in look.listening if alive_now(listener)]
+        answers.append(knock(ports, superlink=superlink, ray=ray, as_another=os.geteuid() == 0))
+
+    ended = place.learngene(out, meanwhile=meanwhile)
+    return replace(ended, answers=answers[0])
 
 
 @pytest.fixture(scope="module")
@@ -291,11 +322,9 @@ def killed(place: Place) -> Ended:
     """A run whose collective was killed while it learned its second task."""
     out = place.root / "killed"
 
-    def kill() -> None:
-        deadline = time.monotonic() + 180
-        while not (found := list(out.glob("*/nodes/collective/state/checkpoint/state-0001"))):
-            assert time.monotonic() < deadline, "no first task"
-            time.sleep(0.02)
+    def kill(look: Look) -> None:
+        wait_for(lambda: any(out.glob("*/nodes/collective/state/checkpoint/state-0001")))
+        found = list(out.glob("*/nodes/collective/state/checkpoint/state-0001"))
         log = (found[0].parents[1] / "node.log").read_text()
         os.kill(int(log.rpartition(" starts as process ")[2].split()[0]), signal.SIGKILL)
 
@@ -342,7 +371,7 @@ def test_the_report_says_whether_the_nodes_were_confined(whole: Ended) -> None:
 @pytest.mark.slow
 def test_each_party_is_a_process_of_its_own_beside_flowers(whole: Ended) -> None:
     look = whole.look
-    wanted = (*PARTIES, "flower-superlink", "flwr-simulation", "ray::")
+    wanted = (*PARTIES, "sims.run.superlink", "flwr-simulation", "ray::")
     # At one moment, and a moment has each process id once.
     assert any(all(any(name in found for found in moment.values()) for name in wanted) for moment in look.moments)
     assert {party: len(ids) for party, ids in look.nodes.items()} == dict.fromkeys(PARTIES, 1)
@@ -364,6 +393,86 @@ def test_no_node_opens_a_file_of_another_party(whole: Ended, party: str) -> None
 def test_nothing_is_left_of_a_finished_run(whole: Ended, place: Place) -> None:
     assert len(whole.look.started) > len(PARTIES)
     assert whole.look.remaining() == []
+
+
+#: What may listen in a run: a word of the command, the kind of socket, how many.
+MEANT = {
+    ("sims.run.superlink", "tcp"): 1,
+    ("flwr-simulation", "tcp"): 1,
+    ("gcs_server", "tcp"): 1,
+    ("raylet", "tcp"): 2,
+    ("raylet", "unix"): 2,
+    ("ray::RuntimeEnvAgent", "tcp"): 1,
+    ("ray::", "tcp"): 1,
+    ("collective_node", "unix"): 1,
+    ("individual_node", "unix"): 1,
+}
+
+
+def who_listens(look: Look) -> dict[tuple[str, str], list[Listener]]:
+    """The listeners of a run under their words of ``MEANT``, or under the whole command where there is none."""
+    found: dict[tuple[str, str], list[Listener]] = {}
+    for listener, command in look.listening.items():
+        words = [word for word, kind in MEANT if word in command and kind == listener.kind]
+        found.setdefault((words[0] if words else command, listener.kind), []).append(listener)
+    return found
+
+
+@pytest.mark.slow
+def test_nothing_listens_in_a_run_but_what_is_meant_to(whole: Ended) -> None:
+    found = who_listens(whole.look)
+    assert {key: len(sockets) for key, sockets in found.items()} == MEANT
+    every = [listener for sockets in found.values() for listener in sockets]
+    assert all(listener.on_loopback for listener in every if listener.kind == "tcp")
+    # Ray's and the nodes' sockets: in the run's own folder, which went with it.
+    places = {Path(listener.address).parts[:4] for listener in every if listener.kind == "unix"}
+    [(root, temporary, own, name)] = places
+    assert own == f"learngene-{os.getuid()}"
+    assert not Path(root, temporary, own, name).exists()
+    # All in one network, which is not the machine's where the kernel gives another.
+    [network] = {listener.network for listener in every}
+    assert (network != network_of("self")) == (namespaces.offered() == "")
+
+
+@pytest.mark.slow
+def test_nobody_outside_a_run_is_answered_and_nobody_inside_without_the_token(whole: Ended) -> None:
+    answers = whole.answers
+    assert answers is not None
+    assert answers.enclosed == (namespaces.offered() == "")
+    # The controls: from inside, Flower answers, and with the token all services of Ray do.
+    assert answers.inside[answers.superlink] == "200"
+    ray = answers.inside.keys() - {answers.superlink}
+    assert sorted(answers.inside_with_token[port] for port in ray) == ["404", *["OK"] * 5]
+    assert sorted(answers.inside[port] for port in ray) == ["401", *["UNAUTHENTICATED"] * 5]
+    for outside in filter(None, (answers.outside, answers.outside_as_another)):
+        if answers.enclosed:
+            assert set(outside.values()) == {"not reached"}
+        else:
+            assert sorted(outside[port] for port in ray) == ["401", *["UNAUTHENTICATED"] * 5]
+    if answers.outside_as_another and not answers.enclosed:
+        assert answers.outside_as_another[answers.superlink] == "403"
+
+
+@pytest.mark.slow
+def test_the_record_and_the_report_say_who_reaches_a_run(whole: Ended) -> None:
+    reach = reach_of_run(namespaces.offered())
+    assert read_record(whole.run).reach == reach
+    assert SENTENCES[reach] in Page((whole.run / "report.html").read_text(encoding="utf-8")).text
+    assert (SENTENCES[reach][:40] in whole.out) == (reach != "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_a_run_whose_command_ended_early(place: Place, how: signal.Signals) -> None:
+    def end(look: Look) -> None:
+        wait_for(lambda: any("raylet" in command for command in look.moments[-1].values()))
+        [command] = [pid for pid, command in look.moments[-1].items() if "learngene run" in command]
+        os.kill(command, how)
+
+    ended = place.learngene(place.root / f"ended-by-{how.name}", meanwhile=end)
+    assert ended.code in (-how, 130)
+    assert len(ended.look.started) > len(PARTIES)
+    assert ended.look.remaining() == []
 
 
 @pytest.mark.slow
@@ -419,6 +528,11 @@ def test_flowers_own_command_gives_the_same_results(whole: Ended, place: Place) 
     assert STAND_IN in report
     assert STAND_IN in ended.out
     assert ended.look.remaining() == []
+    # Its daemon is Flower's own, open to every user of the machine; Ray keeps to itself all the same.
+    listening = [listener for listener in ended.look.listening if listener.kind != "unix"]
+    assert len(listening) == sum(count for (_, kind), count in MEANT.items() if kind == "tcp")
+    assert all(listener.on_loopback for listener in listening)
+    assert read_record(ended.run).reach == "machine"
 
 
 @pytest.mark.slow
@@ -442,6 +556,17 @@ def comparable(results: Mapping[str, object]) -> dict[str, object]:
         **{name: value for name, value in results.items() if name != "seconds"},
         "crossings": [{name: value for name, value in one.items() if name != "digest"} for one in crossings],
     }
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 180.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+def alive_now(listener: Listener) -> bool:
+    return listener in listeners([listener.pid])
 
 
 def _text(line: str) -> str:

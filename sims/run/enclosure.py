@@ -17,17 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
-from protocol.confinement import namespaces, privileges
+from protocol.confinement import isolated_start, namespaces, privileges
 from protocol.errors import RunFailedError
 from sims.processes import descendants
-from sims.run import same_user
 from sims.run.environment import REACH
-
-#: Who reaches what a run listens on: ``run``: only its own processes, in a network of their own; ``user``: any process
-#: of this user, on the machine's loopback; ``machine``: every user of this machine, on the loopback.
-Reach = Literal["run", "user", "machine"]
+from sims.run.reach import reach_of_run
 
 _SET_CHILD_SUBREAPER, _SET_PARENT_DEATH_SIGNAL = 36, 1
 # Loaded here: between fork and exec nothing may be loaded, only called.
@@ -42,19 +38,22 @@ class Enclosure:
 
     Attributes:
         refused: why it has no network of its own; empty where it has.
-        reach: who reaches it.
         said: the one line that the command wrote to the descriptor ``READY``.
     """
 
     def __init__(
         self, command: Callable[[int], Sequence[str]], *, environment: Mapping[str, str], folder: Path, output: BinaryIO
     ) -> None:
-        """Start the command, by the number of its descriptor ``READY``, in ``folder``."""
+        """Start the command, by the number of its descriptor ``READY``, in ``folder``.
+
+        Raises:
+            InputError: the project is installed where an isolated process does not look.
+        """
         reader, self._lifeline = os.pipe()
         self._ready, ready = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "sims.run.enclosure", str(reader), str(ready), *command(ready)],
+                isolated_start.command("sims.run.enclosure", [str(reader), str(ready), *command(ready)]),
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -68,10 +67,6 @@ class Enclosure:
             os.close(ready)
         self.refused = ""
         self.said = ""
-
-    @property
-    def reach(self) -> Reach:
-        return reach(self.refused)
 
     @property
     def ended(self) -> bool:
@@ -119,13 +114,6 @@ class Enclosure:
             raise RunFailedError("a process of the run cannot be ended; look for it with: ps -ef")
 
 
-def reach(refused: str) -> Reach:
-    """Who reaches a run, by what refused it a network of its own."""
-    if not refused:
-        return "run"
-    return "user" if same_user.offered() else "machine"
-
-
 def end_with_parent() -> None:
     """This process ends when the one that started it does (Linux): for a child between fork and exec."""
     if sys.platform == "linux":
@@ -148,7 +136,7 @@ def main() -> None:
         _LIBC.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.write(ready, f"{json.dumps(refused)}\n".encode())
     child = subprocess.Popen(
-        command, env={**os.environ, REACH: reach(refused)}, pass_fds=(ready,), preexec_fn=_die_with_parent
+        command, env={**os.environ, REACH: reach_of_run(refused)}, pass_fds=(ready,), preexec_fn=_die_with_parent
     )
     os.close(ready)
     ended = _reap(child.pid)

@@ -9,39 +9,22 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-#: Variables that are taken over where they are set.
-PASSED = frozenset(
-    {
-        # Who the user is, and where programs and the user's own files lie.
-        *("PATH", "HOME", "USER", "LOGNAME"),
-        # Language and time.
-        *("LANG", "LANGUAGE", "TZ"),
-        # Which libraries and devices there are, and how many threads work.
-        *("LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
-        *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"),
-        "PYTORCH_CUDA_ALLOC_CONF",
-        # Where matplotlib keeps its list of fonts.
-        "MPLCONFIGDIR",
-    }
-)
-#: So are all variables that begin like this: the parts of the locale.
-PASSED_PREFIX = "LC_"
+from protocol.confinement import isolated_start
+
+#: What a run takes over beside what every isolated process does: where matplotlib keeps its list of fonts.
+PASSED_ON = isolated_start.PASSED_ON | {"MPLCONFIGDIR"}
 
 #: Folder for everything temporary of a run.
 TEMPORARY = "LEARNGENE_RUN_TEMPORARY"
-#: Who reaches the run: a word of ``sims.run.enclosure.Reach``.
+#: Who reaches the run: a word of ``sims.run.reach.Reach``.
 REACH = "LEARNGENE_RUN_REACH"
-
-
-def passed(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of ``environment`` that a run takes over."""
-    return {name: value for name, value in environment.items() if name in PASSED or name.startswith(PASSED_PREFIX)}
 
 
 def of_run(flower_home: Path, temporary: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Environment of a run's SuperLink and of the Flower commands that speak with it: this Python's programs first,
     files in the run's own folders, no telemetry."""
-    kept = passed(environment)
+    kept = isolated_start.environment(environment)
+    kept |= {name: environment[name] for name in PASSED_ON & environment.keys()}
     return {
         **kept,
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", os.defpath))),

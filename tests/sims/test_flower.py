@@ -1,60 +1,15 @@
-"""Flower's own folders, locked while a run lasts and removed after a command that was killed; commands that fail."""
+"""Flower's commands that fail, and its folder that cannot be written."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 
 from protocol.errors import InputError, RunFailedError
 from sims import flower
-from sims.flower import FlowerRun, _own_folder
-
-KEEPER = """
-import sys, time
-from pathlib import Path
-from sims.flower import _own_folder
-folder, lock = _own_folder(Path(sys.argv[1]))
-print(folder, flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-def test_folders_of_killed_commands_go_and_those_of_living_ones_stay(home: Path) -> None:
-    command = [sys.executable, "-c", KEEPER, str(home)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            theirs = Path(process.stdout.readline().strip())
-            (theirs / "ffs").mkdir()
-            ours, lock = _own_folder(home)
-            assert ours != theirs
-            assert (theirs / "ffs").is_dir()
-        finally:
-            process.kill()
-    third, another = _own_folder(home)
-    assert not theirs.exists()
-    assert ours.is_dir()
-    lock.close()
-    another.close()
-    last, again = _own_folder(home)
-    again.close()
-    assert list(home.glob("run-*")) == [last]
-    assert third != last
-
-
-def test_other_things_in_the_folder_are_left_alone(home: Path) -> None:
-    (home / "running").mkdir(parents=True)
-    (home / "run-file").touch()
-    _, lock = _own_folder(home)
-    lock.close()
-    assert (home / "running").is_dir()
-    assert (home / "run-file").is_file()
+from sims.flower import FlowerRun
+from sims.run.enclosure import Enclosure
+from sims.run.own_folder import make_own_folder
 
 
 def test_a_folder_that_cannot_be_written_is_wrong_input(tmp_path: Path) -> None:
@@ -63,17 +18,36 @@ def test_a_folder_that_cannot_be_written_is_wrong_input(tmp_path: Path) -> None:
         flower.submit(tmp_path, {}, home=tmp_path / "file" / "flower")
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> FlowerRun:
+    """A run whose SuperLink does nothing."""
+    home, temporary = make_own_folder(tmp_path / "home", "run-"), make_own_folder(tmp_path / "temporary", "t-")
+    with open(os.devnull, "wb") as output:
+        enclosure = Enclosure(
+            lambda ready: ["sh", "-c", f"echo 1 >/dev/fd/{ready}; exec sleep 60"],
+            environment=dict(os.environ),
+            folder=home.path,
+            output=output,
+        )
+    assert enclosure.wait_until_ready(60.0)
+    return FlowerRun(home, temporary, enclosure)
+
+
 def test_a_command_without_an_answer_is_a_failed_run(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: FlowerRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\nexec sleep 60\n", encoding="utf-8")
     silent.chmod(0o755)
     monkeypatch.setattr(flower, "_program", lambda name: str(silent))
     monkeypatch.setattr(flower, "_COMMAND_SECONDS", 0.1)
-    own, lock = _own_folder(home)
-    with (
-        FlowerRun(own, subprocess.Popen(["sleep", "60"]), lock) as run,
-        pytest.raises(RunFailedError, match=r"`flwr list` gave no answer in 0\.1 s"),
-    ):
+    with run, pytest.raises(RunFailedError, match=r"`flwr list` gave no answer in 0\.1 s"):
         run.status()
+
+
+def test_a_closed_run_is_lost_and_leaves_no_folder(run: FlowerRun, tmp_path: Path) -> None:
+    run.close()
+    run.close()
+    assert run.status() == "lost"
+    assert list(run.stream()) == []
+    assert not list(tmp_path.glob("*/run-*")) + list(tmp_path.glob("*/t-*"))

@@ -26,11 +26,17 @@ from sims.summary import summarise
 from tests.sims.made_run import make_run
 
 
+@pytest.fixture(autouse=True)
+def _no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "fetch_published", lambda **how: None)
+
+
 class MadeFlower:
     """Stands for Flower: what ``work`` does with the settings happens where a ServerApp would do it."""
 
     def __init__(self, work: object) -> None:
         self.work = work
+        self.notice = ""
         self.closed = 0
         self.nodes = 0
         self.config: Mapping[str, Value] = {}

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -43,29 +42,24 @@ def network_of(pid: int | str) -> str:
 
 def listeners(pids: Iterable[int]) -> set[Listener]:
     """Every listener of these processes; those that have ended meanwhile are left out."""
-    holders: dict[str, dict[str, int]] = defaultdict(dict)
+    holders: dict[str, int] = {}
+    members: dict[str, int] = {}
     for pid in pids:
         with contextlib.suppress(OSError):
-            network = network_of(pid)
+            members[network_of(pid)] = pid
             for descriptor in (_PROC / str(pid) / "fd").iterdir():
                 with contextlib.suppress(OSError):
                     target = os.readlink(descriptor)
                     if target.startswith("socket:["):
-                        holders[network][target[8:-1]] = pid
+                        holders[target[8:-1]] = pid
     found: set[Listener] = set()
-    for network, by_inode in holders.items():
-        for inode, kind, address, port in _table(by_inode.values()):
-            if inode in by_inode:
-                found.add(Listener(by_inode[inode], network, kind, address, port))
-    return found
-
-
-def _table(pids: Iterable[int]) -> list[tuple[str, str, str, int]]:
-    """Inode, kind, address and port of every listener in the network of these processes, by one that still runs."""
-    for pid in pids:
+    # A process may have left the network that its socket is in.
+    for network, pid in members.items():
         with contextlib.suppress(OSError):
-            return [*_internet(pid), *_packet(pid), *_unix(pid)]
-    return []
+            for inode, kind, address, port in (*_internet(pid), *_packet(pid), *_unix(pid)):
+                if inode in holders:
+                    found.add(Listener(holders[inode], network, kind, address, port))
+    return found
 
 
 def _internet(pid: int) -> Iterable[tuple[str, str, str, int]]:
