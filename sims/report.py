@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that holds everything, figures included, and opens anywhere."""
 
 import base64
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -9,8 +10,11 @@ from statistics import stdev
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib import rc_context
 
 from protocol.encoding.visible_text import visible_line
+from protocol.errors import InputError
+from protocol.files import read_given
 from protocol.storage import write_atomically
 from sims.figures import DOTS_PER_INCH, FIGURES
 from sims.leakage import leakage_figures, leakage_results
@@ -49,6 +53,7 @@ CONFINED = (
 
 #: The widest figure fills the page.
 _CSS_PIXELS_PER_INCH = 84
+_PNG, _LARGEST_FIGURE = b"\x89PNG\r\n\x1a\n", 32 << 20
 _CAPTIONS = {
     "accuracy.png": "Mean accuracy of every method with its 95 % interval over the target tasks.",
     "curves.png": "Mean accuracy over the target tasks while the individuals adapt.",
@@ -85,21 +90,22 @@ def write(run_folder: Path) -> Path:
     """
     results = load(run_folder)
     figures = {}
-    for name, draw in FIGURES.items():
-        image = draw(results)
-        if image is None:  # the page says why
-            continue
-        write_atomically(run_folder / name, image)
-        figures[name] = _embedded(name, image)
-    over_runs = run_folder / PRIVACY_FIGURE  # `learngene privacy` has put it there
-    if over_runs.is_file():
-        figures[PRIVACY_FIGURE] = _embedded(PRIVACY_FIGURE, over_runs.read_bytes())
-    leakage = leakage_results.of_run(run_folder)
-    if leakage is not None:
-        for name, draw_leakage in leakage_figures.FIGURES.items():
-            image = draw_leakage(leakage)
-            if image is not None:  # the file stands with the measurement
-                figures[name] = _embedded(name, image)
+    # A name may hold a dollar sign, and is no formula.
+    with rc_context({"text.parse_math": False}):
+        for name, draw in FIGURES.items():
+            image = draw(results)
+            if image is None:  # the page says why
+                continue
+            write_atomically(run_folder / name, image)
+            figures[name] = _embedded(name, image)
+        if os.path.lexists(run_folder / PRIVACY_FIGURE):  # `learngene privacy` has put it there
+            figures[PRIVACY_FIGURE] = _embedded(PRIVACY_FIGURE, _read_figure(run_folder / PRIVACY_FIGURE))
+        leakage = leakage_results.of_run(run_folder)
+        if leakage is not None:
+            for name, draw_leakage in leakage_figures.FIGURES.items():
+                image = draw_leakage(leakage)
+                if image is not None:  # the file stands with the measurement
+                    figures[name] = _embedded(name, image)
     path = run_folder / "report.html"
     write_atomically(path, render(run_folder, results, figures, leakage).encode())
     return path
@@ -110,6 +116,18 @@ def _shown(value: object) -> object:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return visible_line(value, length=10 * len(value))
+
+
+def _read_figure(path: Path) -> bytes:
+    """A PNG of the run folder, and no other file: the page may travel, and a link might lead anywhere.
+
+    Raises:
+        InputError: it is none.
+    """
+    image = read_given(path, "a figure", max_bytes=_LARGEST_FIGURE)
+    if not image.startswith(_PNG):
+        raise InputError(f"{path} is no PNG picture; remove it, and `learngene privacy` makes it again")
+    return image
 
 
 def _embedded(name: str, image: bytes) -> Figure:

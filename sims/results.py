@@ -24,7 +24,7 @@ from protocol.files import read_given
 from protocol.learngene import FisherDescription
 from protocol.metrics import METRICS_FILE, read_metrics
 from protocol.storage import write_atomically
-from sims import images
+from sims import images, result_bounds
 from sims.run_folder import individuals_of, read_record, read_settings, state_folder
 from sims.settings import RunSettings
 from sims.statistics import mean_interval, paired_difference
@@ -422,9 +422,11 @@ def load(run_folder: Path) -> Results:
     if not path.is_file():
         raise InputError(f"{run_folder} holds no results.json: it is no run, or one that has not finished")
     try:
-        return Results.model_validate_json(read_given(path, "the results", max_bytes=_MAX_BYTES))
+        results = Results.model_validate_json(read_given(path, "the results", max_bytes=_MAX_BYTES))
     except ValidationError as error:
         raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
+    result_bounds.check(results, str(path))
+    return results
 
 
 def collect(run_folder: Path) -> Results:
