@@ -23,13 +23,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from protocol import launcher
+from protocol import launcher, state_files
 from protocol.confinement import confine, landlock, namespaces, privileges, seccomp, warden
 from protocol.confinement.confine import COURIER, GUARDS, NODE, Profile
 from protocol.confinement.landlock import Access
 from protocol.confinement.privileges import User
+from protocol.desks import behind_line
 from protocol.errors import LearngeneError, RunFailedError
 from protocol.keys import key_identifier
+from protocol.ledger import CollectiveLedger, IndividualLedger
+from protocol.ledger_database import LEDGER
+from protocol.messages import SKEW
 from protocol.node import Role
 from protocol.node_configuration import STRICT, NodeTable, check, node_table, read
 from protocol.output import moment
@@ -126,7 +130,14 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
     found += _guards(child, "", stops=not node.unconfined)
     found += [_users(node, user)]
     found += _files(node, path, user, role, now)
-    return [*found, *_gpu(child, node.device, gpu), clock()]
+    with privileges.acting_as(user):
+        latest, ledger = _ledger(node, role)
+    return [
+        *found,
+        ledger,
+        *_gpu(child, node.device, gpu),
+        clock() if latest <= now + SKEW else _behind(now, latest, role),
+    ]
 
 
 def clock() -> Finding:
@@ -138,6 +149,11 @@ def clock() -> Finding:
         advice = "have it set by a time service (timedatectl set-ntp true); messages more than 300 s off are refused"
         return Finding("clock", "not enforced", f"{said}, and nothing is known to keep it right", advice)
     return Finding("clock", "ok", said)
+
+
+def _behind(now: int, latest: int, role: Role) -> Finding:
+    found, _, advice = behind_line(now, latest, role).partition(". ")
+    return Finding("clock", "wrong", found, advice)
 
 
 class _Child(BaseModel):
@@ -368,17 +384,31 @@ def _check_private(folder: Path) -> None:
 
 
 def _locked(node: NodeTable) -> bool:
-    try:
-        descriptor = os.open(node.state / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    lock = state_files.open_to_read(node.state, state_files.LOCK, "the lock")
+    if lock is None:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
     return False
+
+
+def _ledger(node: NodeTable, role: Role) -> tuple[int, Finding]:
+    """The latest time that the node has decided by (0: none), and whether its ledger opens."""
+    if not os.path.lexists(node.state / LEDGER):
+        return 0, Finding("ledger", "ok", "made at the first start")
+    try:
+        ledger = CollectiveLedger(node.state) if role == "collective" else IndividualLedger(node.state)
+        try:
+            latest = ledger.latest_time()
+        finally:
+            ledger.close()
+    except LearngeneError as error:
+        return 0, _failure("ledger", error)
+    said = "nothing was decided yet" if latest is None else f"last decided by {moment(latest)}"
+    return latest or 0, Finding("ledger", "ok", f"whole, and as this version makes it; {said}")
 
 
 def _socket(node: NodeTable) -> str:

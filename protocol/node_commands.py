@@ -11,6 +11,7 @@ import tomli_w
 import typer
 from pydantic import ValidationError
 
+from protocol import clock_commands
 from protocol.confinement.isolated_start import become_isolated
 from protocol.doctor_commands import GpuOption, JsonOption, show
 from protocol.encryption_key import EncryptionKey, Kem
@@ -134,6 +135,7 @@ def node_app(role: Role, model: str, program: str) -> typer.Typer:
         """Write a commented configuration, fresh keys with what opens them, and a socket secret."""
         _init(out, role, data, party, root, run_id, passphrase=passphrase, kem=kem_named(kem))
 
+    clock_commands.register(app, role)
     # A collective has no encryption key to choose.
     app.command("init")(init_collective if role == "collective" else init_individual)
     return app

@@ -159,22 +159,27 @@ class Parcel:
     parts: tuple[bytes, ...]
 
 
+_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'clock' ORDER BY name"
+
+
 @dataclass
 class _Party:
     folder: Path
     trust: TrustStore
     #: How far its clock is off, in seconds.
     offset: int = 0
+    #: The latest time that it decided anything by.
+    seen: int = 0
     watch: Watch | None = None
     observer: sqlite3.Connection | None = None
     _tables: tuple[str, ...] = ()
     _rows: tuple[int, tuple[object, ...]] | None = None
 
     def dump(self) -> tuple[object, ...]:
-        """Every row of its database, and its files."""
+        """Every row of its database but for the time, and its files."""
         if self.observer is None:
             self.observer = sqlite3.connect(f"file:{self.folder / 'ledger.db'}?mode=ro", uri=True)
-            names = self.observer.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+            names = self.observer.execute(_TABLES)
             self._tables = tuple(name for (name,) in names)
         # It counts what other connections have committed.
         (version,) = self.observer.execute("PRAGMA data_version").fetchone()
@@ -319,7 +324,7 @@ class World:
         self.epoch = 0
         template, published = _published_before(folder.parent, rng.randrange(3))
         shutil.copytree(template, folder / "collective")
-        self.collective = Collective(folder / "collective", TRUSTS[0], rng.randint(-100, 100))
+        self.collective = Collective(folder / "collective", TRUSTS[0], rng.randint(-100, 100), seen=NOW)
         self.collective.start()
         for run in RUNS:
             seeds = [(form, seed) for one, form, seed in published if one == run]
@@ -344,7 +349,8 @@ class World:
 
     def publish(self, run: str, form: Form, seed: int, cut: Cut | None = None) -> None:
         """The collective publishes a content; the same one twice is one release."""
-        learngene, now, key = content(seed, form), self._time(self.collective), self.collective.key
+        clock, now = self._decides(self.collective)
+        learngene, key = content(seed, form), self.collective.key
         last = self.latest(run, form)
         withdrawn = any(
             one.learngene is learngene and one.plain.run_id == run and self._is_withdrawn(one)
@@ -359,7 +365,7 @@ class World:
         )
         with self._cut(self.collective, cut) as fate:
             try:
-                self.collective.desks[run].publish(learngene, now, self.rng.randbytes(32))
+                self.collective.desks[run].publish(learngene, clock, self.rng.randbytes(32))
                 self.expect(not withdrawn, "a withdrawn learngene was published again")
             except RefusedError as error:
                 self.expect(withdrawn, f"an honest learngene was not published: {error}")
@@ -397,7 +403,7 @@ class World:
     def request(self, who: int, run: str, form: Form, *, fresh: bool = False, cut: Cut | None = None) -> Parcel | None:
         """An individual asks for a form. None: the power failed."""
         individual = self.individuals[who]
-        now = self._time(individual)
+        clock, now = self._decides(individual)
         exchange = individual.model.exchanges.get((run, form))
         again = (
             exchange is not None
@@ -407,7 +413,7 @@ class World:
             and read(exchange.request)["audience"] == individual.collective
         )
         with self._cut(individual, cut) as fate:
-            data = individual.desks[run].request(form, now, self.rng.randbytes(16), fresh=fresh)
+            data = individual.desks[run].request(form, clock, self.rng.randbytes(16), fresh=fresh)
         if fate.cut is not None:
             stored = individual.ledger.open_request(run, form)
             if not fate.stored or stored is None:
@@ -453,7 +459,7 @@ class World:
 
     def _deliver_to_collective(self, parcel: Parcel, cut: Cut | None) -> Outcome:
         collective, run, (data,) = self.collective, parcel.run, parcel.parts
-        now = self._time(collective)
+        clock, now = self._decides(collective)
         foresee = self._foresee_request if parcel.channel == "request" else self._foresee_receipt
         plan = foresee(run, data, now)
         outcome: Outcome = plan.outcome
@@ -461,9 +467,9 @@ class World:
         with self._cut(collective, cut) as fate:
             try:
                 if parcel.channel == "request":
-                    answer = collective.desks[run].answer_request(data, now)
+                    answer = collective.desks[run].answer_request(data, clock)
                 else:
-                    collective.desks[run].accept_receipt(data, now)
+                    collective.desks[run].accept_receipt(data, clock)
                 self.expect(plan.outcome != "refused", f"a {parcel.channel} was accepted that must be refused")
             except RefusedError as error:
                 self.expect(plan.outcome == "refused", f"an honest {parcel.channel} was refused: {error!r}")
@@ -525,7 +531,7 @@ class World:
 
     def _deliver_to_individual(self, parcel: Parcel, cut: Cut | None) -> Outcome:
         who, run = self.individuals[parcel.who], parcel.run
-        now, desk, arrived = self._time(who), who.desks[run], None
+        (clock, _), desk, arrived = self._decides(who), who.desks[run], None
         foresee = {"bundle": self._foresee_bundle, "file": self._foresee_file, "abort": self._foresee_abort}
         plan = foresee[parcel.channel](who, run, parcel.parts)
         outcome: Outcome = plan.outcome
@@ -534,11 +540,11 @@ class World:
             try:
                 if parcel.channel == "bundle":
                     release, grant, blob = parcel.parts
-                    arrived = desk.inherit(release, grant, blob, now)
+                    arrived = desk.inherit(release, grant, blob, clock)
                 elif parcel.channel == "file":
-                    self._compare(desk.verify_file(BundleFile(*parcel.parts), now))
+                    self._compare(desk.verify_file(BundleFile(*parcel.parts), clock))
                 else:
-                    desk.accept_abort(parcel.parts[0], now)
+                    desk.accept_abort(parcel.parts[0], clock)
                 self.expect(plan.outcome != "refused", f"a {parcel.channel} was accepted that must be refused")
             except RefusedError as error:
                 self.expect(plan.outcome == "refused", f"an honest {parcel.channel} was refused: {error!r}")
@@ -647,7 +653,18 @@ class World:
         return bool(fields["issued_at"] - SKEW <= now < fields["expires_at"])
 
     def _time(self, party: Individual | Collective) -> int:
-        return self.now + party.offset
+        """What it would decide by now: never earlier than before."""
+        return max(self.now + party.offset, party.seen)
+
+    def _decides(self, party: Individual | Collective) -> tuple[int, int]:
+        """What its clock says, and what it decides by and remembers."""
+        party.seen = self._time(party)
+        return self.now + party.offset, party.seen
+
+    def forget_time(self, party: Individual | Collective) -> None:
+        """What its operator does where its clock was ahead and is right now."""
+        party.seen = self.now + party.offset
+        party.ledger.set_time(party.seen)
 
     def _published(self, digest: str) -> _Published:
         return next(one for one in self.releases.values() if one.plain.digest == digest)
@@ -790,6 +807,7 @@ class World:
         """Whoever was not concerned is as it was, byte for byte; whoever was is as the oracle says."""
         for number, one in enumerate(self.parties):
             dump = one.dump()
+            self.expect(one.seen == (one.ledger.latest_time() or 0), "another time is remembered than was decided by")
             if one is not party or unchanged:
                 self.expect(dump == self._dumps[number], "a database changed that must not have changed")
                 continue
@@ -870,6 +888,8 @@ class Relay:
             individual.offset = 0
             world.learn_trust(who)
         world.collective.offset = 0
+        for party in world.parties:
+            world.forget_time(party)
         who, run, form = self._anybody(), self.rng.choice(RUNS), self.rng.choice(FORMS)
         world.mend(run, form)
         individual, last = world.individuals[who], world.latest(run, form)
@@ -932,6 +952,8 @@ class Relay:
         else:
             party = self.rng.choice(self.world.parties)
             party.offset = self.rng.choice([self.rng.randint(-100, 100), -5 * 3600, 3 * 86400])
+            if self.rng.random() < 0.5:
+                self.world.forget_time(party)
         self.tally["clock", "accepted"] += 1
 
     def _restart(self) -> None:

@@ -15,6 +15,7 @@ from protocol import desks, envelope, messages, verification
 from protocol.desks import CollectiveDesk, IndividualDesk
 from protocol.errors import RevokedKeyError
 from protocol.ledger import CollectiveLedger, IndividualLedger
+from protocol.ledger_database import LedgerDatabase
 from protocol.trust import Role, TrustedKey, TrustStore
 from tests.protocol.plain_ledger import memory_folder
 from tests.protocol.relay_simulator import ViolationError, run_schedule
@@ -129,12 +130,23 @@ def key_for_in_spite_of_revocation(self: TrustStore, keyid: str, role: Role) -> 
 
 
 KEY_FOR = TrustStore.key_for
+
+
+def what_the_clock_says(
+    ledger: LedgerDatabase, now: int, remember: Callable[..., int] = LedgerDatabase.time_after
+) -> int:
+    """Remembered, and not used."""
+    remember(ledger, now)
+    return now
+
+
 WEAKENED: dict[str, tuple[object, str, Callable[..., object]]] = {
     "signatures are not checked": (envelope, "check_signature", nothing),
     "revoked keys are believed": (TrustStore, "key_for", key_for_in_spite_of_revocation),
     "the envelopes need not agree": (verification, "_check_agreement", nothing),
     "nothing need have been requested": (verification, "_check_requested", nothing),
     "nothing is ever past its time": (verification, "_check_time", nothing),
+    "time goes back where the clock does": (LedgerDatabase, "time_after", what_the_clock_says),
     "the chain is not looked at": (verification, "_check_chain", nothing),
     "anybody's message to anybody": (verification, "_check_addressed", nothing),
     "the individual stores everything again": (IndividualLedger, "_is_whole", lambda *_: False),
