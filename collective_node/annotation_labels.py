@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from collective_node.unknown_set import CYCLES_FOLDER, place
 from protocol import state_files, strict_json
+from protocol.encoding.visible_text import is_plain
 from protocol.errors import InputError, RunFailedError, StorageFailedError
 from protocol.storage import synchronise_folder
 
@@ -41,8 +42,8 @@ def clean_name(text: str) -> str:
     name = " ".join(unicodedata.normalize("NFC", text).split())
     if not 1 <= len(name) <= LONGEST_NAME:
         raise ValueError(f"a name has 1 to {LONGEST_NAME} characters")
-    if not name.isprintable():
-        raise ValueError("a name has only characters that can be printed")
+    if not is_plain(name):
+        raise ValueError("a name has only characters that can be seen")
     return name
 
 

@@ -46,9 +46,10 @@ def show(
     shown = table("number", "time", "from", "to", "kind", "bytes", "sha256", "decision", right=("number", "bytes"))
     for crossing in crossings:
         size = f"{crossing.bytes:,}"
-        parties = crossing.sender, crossing.receiver
+        # A log is whoever's wrote it.
+        who, what = (crossing.sender, crossing.receiver, crossing.kind), (crossing.digest[:16], crossing.decision)
         at = moment(crossing.time)
-        add_row(shown, str(crossing.number), at, *parties, crossing.kind, size, crossing.digest[:16], crossing.decision)
+        add_row(shown, str(crossing.number), at, *map(visible_name, who), size, *map(visible_name, what))
     print_table(shown)
     _say_head(len(chain.crossings), sum(crossing.decision != ALLOWED for crossing in chain.crossings), chain.head)
 

@@ -28,7 +28,11 @@ def progress_bar(*, plain: bool = True, thread: bool = True) -> Iterator[Observe
 
         yield write
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}", markup=False),
+    )
     with Progress(*columns, console=shown_on, transient=True, auto_refresh=thread) as bar:
         task = bar.add_task("", total=None)
 

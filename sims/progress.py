@@ -178,7 +178,7 @@ class ProgressView:
                 TextColumn("{task.fields[party]}", style="cyan", markup=False),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
                 TextColumn("{task.fields[left]}", style="dim", markup=False),
                 console=console,
                 transient=True,

@@ -38,6 +38,7 @@ from collective_node.annotation_labels import (
 )
 from collective_node.annotation_server import MAX_BODY_BYTES, make_app
 from collective_node.unknown_set import UnknownSet, cycle_folder, store
+from protocol.encoding.visible_text import is_plain
 from protocol.errors import InputError, RunFailedError, StorageFailedError
 from protocol.keys import SigningKey
 from protocol.node_commands import initialise
@@ -251,7 +252,7 @@ def test_a_clean_name_is_clean(text: str) -> None:
         return
     assert clean_name(name) == name
     assert 1 <= len(name) <= 64
-    assert name.isprintable()
+    assert is_plain(name)
 
 
 @pytest.mark.parametrize(
