@@ -5,6 +5,7 @@ processes reaches the network, its own home and one node's socket, and no other 
 """
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ import typer
 
 from protocol.confinement import confine, privileges
 from protocol.confinement.confine import COURIER
+from protocol.confinement.warden import start as start_warden
+from protocol.encoding.visible_text import visible_line
 from protocol.errors import InputError
 from protocol.node_configuration import node_table, read
 from protocol.output import say
@@ -37,6 +40,8 @@ _PASSED_ON = frozenset(
         *("TMPDIR", "XDG_CACHE_HOME"),
     )
 )
+#: What Flower colours its lines with.
+_COLOUR = re.compile(r"(\x1b\[[0-9;]{0,16}m)")
 _PASSED_ON_PREFIXES = ("LC_", "FLWR_")
 
 
@@ -99,10 +104,31 @@ def courier(
     privileges.give_up(owner, capabilities=not unconfined)
     os.umask(0o077)
     privileges.close_inherited()
+    if not unconfined:
+        _leave_the_terminal()
     _check_readable([program, door.secret, *_files(command)])
     found = confine.not_confined(COURIER) if unconfined else confine.confine(rules, home, COURIER, apart=door.apart)
     say(f"courier of {door.socket}, process {os.getpid()} of user {os.getuid()}: {found.line}", error=True)
     os.execve(program, arguments, environment(home, os.environ))
+
+
+def _leave_the_terminal() -> None:
+    """Standard input is empty; what is printed on a terminal goes there through a process that keeps its colours and
+    shows every other control as text: a terminal can be read, and made to answer, by whoever holds it."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+    if terminals:
+        warden = start_warden(nothing, None, clean=_coloured)
+        assert warden.output is not None
+        for number in terminals:
+            os.dup2(warden.output, number)
+        os.close(warden.output)
+    os.close(nothing)
+
+
+def _coloured(line: str) -> str:
+    return "".join(part if _COLOUR.fullmatch(part) else visible_line(part) for part in _COLOUR.split(line))
 
 
 def with_door(command: Sequence[str], door: Door) -> list[str]:

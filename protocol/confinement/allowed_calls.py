@@ -93,10 +93,15 @@ def node_policy(pid: int, *, cuda: bool = False) -> CallPolicy:
     """The list of a node process.
 
     Args:
-        pid: its number: it may signal itself only.
+        pid: its number: it may signal, and ask about, itself only.
         cuda: with what computing on a GPU needs; not recorded on a real one.
     """
-    return NODE | CallPolicy({"tgkill": _where(0, pid)}) | (CUDA if cuda else CallPolicy({}))
+    own: dict[str, Alternatives] = {
+        "tgkill": _where(0, pid),
+        # Of itself; of another it would say that it is there.
+        "sched_getaffinity": _where(0, 0, pid),
+    }
+    return NODE | CallPolicy(own) | (CUDA if cuda else CallPolicy({}))
 
 
 #: Reading, writing, and the files beneath the paths that Landlock opens.

@@ -110,6 +110,14 @@ def _source(area: Area, folder: Path) -> contextlib.AbstractContextManager[list[
             from sims.boundary.courier_attacks import courier_attacks
 
             return courier_attacks(folder)
+        case "users":
+            from sims.boundary.user_attacks import user_attacks
+
+            return user_attacks(folder)
+        case "starts":
+            from sims.boundary.start_attacks import start_attacks
+
+            return start_attacks(folder)
         case "messages":
             from sims.boundary.message_attacks import message_attacks
 

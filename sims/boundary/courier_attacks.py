@@ -68,12 +68,13 @@ def courier_attacks(folder: Path) -> Iterator[list[Attack]]:
 
 
 @contextlib.contextmanager
-def hostile_courier(stage: Stage, home: Path, *, confined: bool) -> Iterator[Attacker]:
+def hostile_courier(stage: Stage, home: Path, *, confined: bool, by_hand: bool = False) -> Iterator[Attacker]:
     """Beside the node of the site that is attacked: a program in place of Flower's SuperNode.
 
     Args:
         home: folder of the courier's own, to be made.
         confined: start it by ``learngene courier``; else by itself.
+        by_hand: what it prints goes to the operator's terminal.
     """
     home.mkdir(mode=0o700)
     program = [sys.executable, "-m", "acts", *copy_acts(home)]
@@ -81,7 +82,7 @@ def hostile_courier(stage: Stage, home: Path, *, confined: bool) -> Iterator[Att
         start = "from protocol.cli import main; main()"
         options = ["--home", str(home), "--config", str(stage.victim.config)]
         program = [sys.executable, "-c", start, "courier", *options, "--", *program]
-    with answering(stage, home, program) as attacker:
+    with answering(stage, home, program, by_hand=by_hand) as attacker:
         yield attacker
 
 
@@ -95,11 +96,14 @@ def copy_acts(home: Path) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def answering(stage: Stage, home: Path, program: Sequence[str], *, user: int | None = None) -> Iterator[Attacker]:
+def answering(
+    stage: Stage, home: Path, program: Sequence[str], *, user: int | None = None, by_hand: bool = False
+) -> Iterator[Attacker]:
     """A process that makes the acts in ``home``, started as a careless operator starts it.
 
     Args:
         user: whose it is, where it is another's; it is given nothing then.
+        by_hand: what it prints goes to the operator's terminal.
     """
     # For both, so that neither end waits for the other.
     questions, answers = (os.open(home / name, os.O_RDWR | os.O_CLOEXEC) for name in ("asked", "answered"))
@@ -111,7 +115,7 @@ def answering(stage: Stage, home: Path, program: Sequence[str], *, user: int | N
         process = subprocess.Popen(
             program,
             stdin=stage.terminal.descriptor if user is None else subprocess.DEVNULL,
-            stdout=log,
+            stdout=stage.terminal.descriptor if by_hand else log,
             stderr=subprocess.STDOUT,
             cwd=home,
             pass_fds=(left_open, terminal) if user is None else (),
@@ -128,7 +132,7 @@ def answering(stage: Stage, home: Path, program: Sequence[str], *, user: int | N
             answer = json.loads(_line(answers, process))
             return Outcome(**{**answer, "evidence": base64.b64decode(answer["evidence"])})
 
-        yield Attacker(make, stage.victim, home / "work", lambda: process.poll() is None)
+        yield Attacker(make, stage.victim, home / "work", lambda: process.poll() is None, user)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

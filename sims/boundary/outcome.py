@@ -18,6 +18,8 @@ from sims.boundary.attempt import Area, Attempt, Confined, Control
 TITLES: dict[Area, str] = {
     "node": "Node: its program is the attacker's",
     "courier": "Courier: in place of Flower's SuperNode runs the attacker's program",
+    "users": "Users: a process of another user of this machine, which nothing confines",
+    "starts": "Starts: what a node that was taken over leaves in its state for its next start",
     "messages": "Messages: what crosses, and what a node is asked for",
     "deployment": "Deployment: a whole one of Flower's, with a hostile app or relay",
     "canaries": "Canaries: marked images, searched for in everything that leaves a process",

@@ -1,5 +1,6 @@
 """Attacks out of acts: each is made by an attacker whom nothing holds, and by one with everything in place."""
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,12 +27,14 @@ class Attacker:
         site: that it is in.
         own: a folder that it may write to.
         alive: whether it still is; one that ended became something else.
+        user: whose it is, where that is another's than ours.
     """
 
     make: Callable[[str, Mapping[str, str]], Outcome]
     site: Site
     own: Path
     alive: Callable[[], bool] = lambda: True
+    user: int | None = None
 
 
 def attacks_of(
@@ -88,6 +91,8 @@ def _made(stage: Stage, trial: Trial, attacker: Attacker, patience: float) -> tu
     """Make the act: whether it reached anything, and what it says. Afterwards all is as it was."""
     token, site = secrets.token_hex(16), attacker.site
     stage.set_up(attacker.own)
+    if attacker.user is not None:
+        os.chown(attacker.own, attacker.user, attacker.user)
     trial.prepare(stage, token)
     aims = stage.aims(attacker.own, site, token)
     kept = {path: path.read_bytes() for path in (site.config, site.node.trust)}

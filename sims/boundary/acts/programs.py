@@ -205,7 +205,7 @@ def become_program(aims: Aims) -> bytes:
     "memfd_create and fexecve",
     PRIVATE,
     system_calls("memfd_create"),
-    files("open"),
+    system_calls("memfd_create"),
 )
 def read_by_program_in_memory(aims: Aims) -> bytes:
     program = call("memfd_create", b"cat", 0)

@@ -8,13 +8,13 @@ import resource
 import struct
 
 from .act import DONE, Aims, act, call, otherwise, step
-from .expectation import NO_EFFECT, scopes, system_calls, users
+from .expectation import scopes, system_calls, users
 from .seen import GRANTED, STOPPED
 
 _SIGSTOP, _F_SETSIG = 19, 10
 
 
-@act("stop the other node by a signal", "kill", STOPPED, scopes("kill"), scopes("kill"), users("kill", "EPERM"))
+@act("stop the other node by a signal", "kill", STOPPED, system_calls("kill"), scopes("kill"), users("kill", "EPERM"))
 def stop_by_signal(aims: Aims) -> bytes:
     with step("kill"):
         os.kill(int(aims["pid"]), _SIGSTOP)
@@ -55,9 +55,7 @@ def queue_signal(aims: Aims) -> bytes:
     "let the kernel signal the other node",
     "F_SETOWN and F_SETSIG on a pipe of its own",
     STOPPED,
-    system_calls("fcntl F_SETOWN"),
-    # The kernel asks when it would send, and then does not.
-    scopes("write", NO_EFFECT),
+    *[system_calls("fcntl F_SETOWN")] * 2,
 )
 def stop_by_owner(aims: Aims) -> bytes:
     """As the owner of a pipe in which something arrives."""

@@ -20,6 +20,8 @@ _TIOCSCTTY, _TIOCSTI, _TIOCSETD = 0x540E, 0x5412, 0x5423
 # A token and the end of its line.
 _TYPED_BYTES = 33
 _NONE = launcher("fstat", "ENOTTY")
+# Asks for the title, which comes back as if it were typed (XTWINOPS 21).
+_QUERY = b"\x1b[21t"
 
 
 def _terminal(aims: Aims) -> int | None:
@@ -98,9 +100,9 @@ def read_terminal(aims: Aims) -> bytes:
     _NONE,
 )
 def print_on_terminal(aims: Aims) -> bytes:
-    """A title that it sets and asks for comes back as if it were typed (XTWINOPS 21)."""
+    """A title that it sets and asks for comes back as if it were typed."""
     with step("write"):
-        os.write(_given(aims), f"\x1b]2;{aims['token']}\x07\x1b[21t".encode())
+        os.write(_given(aims), f"\x1b]2;{aims['token']}\x07".encode() + _QUERY)
     return DONE
 
 
@@ -152,3 +154,28 @@ def make_terminal(aims: Aims) -> bytes:
     with step("open"):
         os.close(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
     return DONE
+
+
+# --- Started by hand, so that what it prints goes to the terminal ---------------------------------------------------
+
+
+@act(
+    "print on the terminal that it was started on",
+    "writes a query to its standard output: what the terminal answers is typed into the operator's shell",
+    changes(lambda stage, token: _QUERY in stage.terminal.shown()),
+)
+def print_by_output(aims: Aims) -> bytes:
+    with step("write"):
+        os.write(1, aims["token"].encode() + _QUERY + b"\n")
+    return DONE
+
+
+@act(
+    "read the terminal that it was started on",
+    "what is typed, by its standard output: a terminal is open for both",
+    Seen(evidence=lambda stage, evidence: len(evidence) == _TYPED_BYTES),
+    prepare=lambda stage, token: stage.type(token),
+)
+def read_by_output(aims: Aims) -> bytes:
+    with step("read"):
+        return os.read(1, 4096)

@@ -1,9 +1,12 @@
 """Writing where others read: the other's files, places that all processes share, what its own next start reads."""
 
+import base64
 import os
+import signal
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,3 +221,29 @@ def change_own_configuration(aims: Aims) -> bytes:
 )
 def change_own_trust(aims: Aims) -> bytes:
     return _append(aims["own_trust"], aims["token"])
+
+
+# --- For its own next start (sims.boundary.start_attacks) -----------------------------------------------------------
+
+
+@act("leave a file in its own state", "which is its own, and no attack by itself", GRANTED)
+def plant_file(aims: Aims) -> bytes:
+    path = Path(aims["path"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(base64.b64decode(aims["content"]))
+    return DONE
+
+
+@act(
+    "stay when it is told to end",
+    "no way out of the process is left: neither its lifeline nor SIGTERM ends it",
+    GRANTED,
+)
+def refuse_to_end(aims: Aims) -> bytes:
+    def stay(status: int) -> None:
+        while True:
+            time.sleep(1.0)
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os._exit = stay  # type: ignore[assignment]
+    return DONE

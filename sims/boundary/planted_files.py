@@ -1,0 +1,119 @@
+"""Links and pipes in a node's state, in place of the files that its next start opens."""
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.errors import InputError, RunFailedError
+from protocol.socket import DisconnectedError, Frame
+from sims.boundary.attempt import Escaped, Found, Refusal
+from sims.boundary.sites import Site, started
+
+#: What stood in the file that a link leads to.
+_BEFORE = b"as it was"
+# Seconds: a pipe that a start still waits at holds it; a whole start.
+_HELD, _WHOLE = 0.5, 60.0
+
+#: How it was seen not to be followed.
+REPLACED, LEFT, REFUSED = "replaced", "not followed", "start refused"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A link or a pipe of a name in the state folder.
+
+    Attributes:
+        name: of the file; what a start does with it otherwise is in ``tries``.
+        kind: ``link`` leads to a file outside; ``folder`` is a link to a folder outside; ``pipe`` makes whoever opens
+            it wait.
+        ends: what may become of it.
+    """
+
+    name: str
+    kind: str
+    ends: tuple[str, ...]
+
+    def plant(self, state: Path, outside: Path) -> None:
+        """Put it there; ``outside``: a folder of its own for what it leads to."""
+        state.mkdir(mode=0o700, exist_ok=True)
+        outside.mkdir(mode=0o700, parents=True)
+        path, target = state / self.name, outside / "target"
+        path.unlink(missing_ok=True)
+        if self.kind == "pipe":
+            os.mkfifo(path, 0o600)
+        elif self.kind == "link":
+            target.write_bytes(_BEFORE)
+            target.chmod(0o640)
+            path.symlink_to(target)
+        else:
+            target.mkdir(mode=0o750)
+            (target / "kept").write_bytes(_BEFORE)
+            path.symlink_to(target)
+
+    def followed(self, outside: Path) -> bool:
+        """Whether anything is different in what it leads to."""
+        target = outside / "target"
+        if self.kind == "link":
+            return target.read_bytes() != _BEFORE or target.stat().st_mode & 0o777 != 0o640
+        if self.kind == "folder":
+            return [path.name for path in target.iterdir()] != ["kept"] or target.stat().st_mode & 0o777 != 0o750
+        return False
+
+    def naively(self, state: Path) -> None:
+        """What a start that does not look does."""
+        path = state / self.name
+        if self.kind == "folder":
+            path.mkdir(exist_ok=True)
+            (path / "file").write_bytes(b"x")
+        else:
+            with path.open("ab") as file:
+                file.write(b"x")
+
+
+# The log, the lock and the two folders are opened before the node is confined; where a link among the others leads is
+# beyond Landlock's paths.
+PLANTED = (
+    *(Planted(name, "link", (REFUSED,)) for name in ("node.log", "lock")),
+    *(Planted(name, "folder", (REPLACED,)) for name in ("temporary", "cache")),
+    *(Planted(name, "pipe", (REFUSED,)) for name in ("node.log", "lock")),
+    *(Planted(name, "link", (REFUSED, LEFT)) for name in ("ledger.db", "ledger.db.lock", "crossings.jsonl")),
+    Planted("learngenes", "folder", (REFUSED, LEFT)),
+    *(Planted(name, "pipe", (REFUSED, LEFT)) for name in ("ledger.db", "ledger.db.lock", "crossings.jsonl")),
+)
+
+
+def goes_through_unprotected(planted: Planted, folder: Path) -> bool:
+    """Whether a start that does not look follows the link, or waits at the pipe. ``folder``: of its own, new."""
+    state, outside = folder / "state", folder / "outside"
+    folder.mkdir(parents=True)
+    planted.plant(state, outside)
+    thread = threading.Thread(target=planted.naively, args=(state,), daemon=True)
+    thread.start()
+    thread.join(_HELD)
+    held = thread.is_alive()
+    if planted.kind == "pipe":
+        with (state / planted.name).open("rb") as reader:
+            reader.read(1)
+        thread.join()
+        return held
+    return planted.followed(outside)
+
+
+def start_on(site: Site, planted: Planted, outside: Path, *, unconfined: bool) -> Found:
+    """What a real start of a site makes of it."""
+    planted.plant(site.node.state, outside)
+    path = site.node.state / planted.name
+    try:
+        with started(site, unconfined=unconfined):
+            answer = site.ask(Frame("request", words={"form": "condensed"}), patience=_WHOLE)
+    except (InputError, RunFailedError, DisconnectedError) as error:
+        end = Refusal("start", REFUSED, str(error))
+    else:
+        if path.is_symlink() or path.is_fifo():
+            end = Refusal("start", LEFT, f"a request is answered {answer.word!r}")
+        else:
+            end = Refusal("start", REPLACED)
+    if planted.followed(outside):
+        return Escaped("what it leads to was changed")
+    return end

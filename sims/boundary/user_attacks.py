@@ -1,0 +1,66 @@
+"""Attacks by a process of another user of this machine, which nothing confines; the control is one of the same user."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from sims.boundary.acts.act import Outcome
+from sims.boundary.acts.every import TRIALS as EVERY
+from sims.boundary.attempt import Attack
+from sims.boundary.courier_attacks import answering, copy_acts
+from sims.boundary.stage import Stage, set_stage
+from sims.boundary.trials import Attacker, attacks_of
+
+#: Number of a user that owns nothing.
+_STRANGER = 64_001
+#: One that every user can run, unlike a project's own.
+_PYTHON = "/usr/bin/python3"
+
+
+def _lacks(stage: Stage) -> str:
+    if os.geteuid() != 0:
+        return "only root can start a process of another user"
+    return "" if os.access(_PYTHON, os.X_OK) else f"there is no {_PYTHON}, which another user can run"
+
+
+#: Each with what it comes to.
+TRIALS = tuple(
+    (replace(trial, name=f"another user: {trial.name}", lacks=_lacks), trial.user)
+    for trial in EVERY
+    if trial.user is not None
+)
+
+
+@contextlib.contextmanager
+def user_attacks(folder: Path) -> Iterator[list[Attack]]:
+    """All of them, with everything that they need, which ends with the ``with``.
+
+    Args:
+        folder: new or empty, and short: sockets lie in it. Everybody may pass through it from now on, so that what
+            refuses is the parties' own folders.
+    """
+    folder.chmod(0o711)
+    with set_stage(folder) as stage, contextlib.ExitStack() as stack:
+        nobody = Attacker(lambda act, aims: _never(), stage.victim, folder / "nobody")
+        control = there = nobody
+        if not _lacks(stage):
+            control = stack.enter_context(_process(stage, folder / "same", None))
+            there = stack.enter_context(_process(stage, folder / "other", _STRANGER))
+        yield attacks_of(stage, TRIALS, "users", control, there)
+
+
+def _never() -> Outcome:
+    raise AssertionError("this attack was left out")
+
+
+@contextlib.contextmanager
+def _process(stage: Stage, home: Path, user: int | None) -> Iterator[Attacker]:
+    home.mkdir(mode=0o700)
+    program = [_PYTHON, "-m", "acts", *copy_acts(home)]
+    if user is not None:
+        for path in (home, *home.rglob("*")):
+            os.chown(path, user, user)
+    with answering(stage, home, program, user=user) as attacker:
+        yield attacker
