@@ -13,6 +13,7 @@ it loads torch or numpy.
 - ``protocol.ledger``, ``protocol.audit``: what a party keeps of what it did.
 - ``protocol.node``, ``protocol.launcher``, ``protocol.node_configuration``: the node process and its file.
 - ``protocol.courier.app``, ``protocol.relay.app``: the two components of the Flower app; ``protocol.relay.run_round``.
+- ``protocol.pictures.reader.PictureReader``: pictures that come from outside, decoded by a confined process.
 - ``protocol.errors``: every error that is raised on purpose, below ``LearngeneError``.
 
 Everything else may change without notice. ``docs/python-api.md`` has a whole example.

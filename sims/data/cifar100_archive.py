@@ -167,7 +167,8 @@ class _Type:
         """Byte order and the like, of which a byte has none."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
+# The one that is written in Python: the other, in C, takes memory for as many values as a pickle says that it has.
+class _PlainUnpickler(pickle._Unpickler):
     _STAND_INS: Mapping[tuple[str, str], type] = {
         ("numpy.core.multiarray", "_reconstruct"): _Array,
         ("numpy", "ndarray"): _Array,

@@ -300,6 +300,25 @@ def test_a_picture_that_cannot_be_read_is_named(model: Path, tmp_path: Path, run
     refused(run("predict", model), "IMAGES")
 
 
+def test_attack_what_only_has_a_picture_s_name_is_one_line(
+    model: Path, pictures: Path, tmp_path: Path, run: Run
+) -> None:
+    """In a folder of pictures, and named alone; nothing hangs."""
+    good = (pictures / "red things" / "0.png").read_bytes()
+    (tmp_path / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    (tmp_path / "phone.jpg").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    said = {"page.jpg": "PostScript", "phone.jpg": "save it as JPEG or PNG", "pipe.png": "", "device.png": ""}
+    for name, word in said.items():
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        (folder / "0.png").write_bytes(good)
+        (tmp_path / name).rename(folder / name)
+        for named in (folder, folder / name):
+            refused(run("predict", model, named), name, word)
+
+
 def test_an_altered_model_is_not_used(model: Path, tmp_path: Path) -> None:
     description = json.loads((model / adapted.DESCRIPTION).read_text())
     weights = (model / adapted.WEIGHTS).read_bytes()

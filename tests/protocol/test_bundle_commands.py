@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -221,8 +222,28 @@ def test_hostile_files_neither_steer_the_terminal_nor_get_through(
             assert "\x1b" not in done.err
             assert "\x07" not in done.err
     refused(command("inspect", tmp_path / "gone"), "cannot read")
+
+
+def test_attack_what_is_no_file_or_endless_has_a_bundle_s_name(
+    bundle: Path, folders: Folders, tmp_path: Path, command: Learngene
+) -> None:
+    """Nothing hangs and nothing is read to its end."""
     os.mkfifo(tmp_path / "pipe")
-    refused(command("inspect", tmp_path / "pipe"), "is not a file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name, head in (("sparse", b""), ("sparse bundle", bundle.read_bytes())):
+        with (tmp_path / name).open("wb") as sparse:
+            sparse.write(head)
+            sparse.truncate(10 << 30)
+    trust = folders.trust
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for name in ("pipe", "folder", "device", "socket"):
+            for arguments in (("inspect",), ("inspect", "--json"), ("verify", "--trust", trust)):
+                refused(command(*arguments, tmp_path / name), name)
+    for name in ("sparse", "sparse bundle"):
+        for arguments in (("inspect",), ("verify", "--trust", trust)):
+            refused(command(*arguments, tmp_path / name), f"{name} is refused", code=1)
 
 
 @pytest.mark.parametrize(

@@ -84,12 +84,8 @@ def test_a_decoder_has_nothing_of_its_user_s_environment(tmp_path: Path, monkeyp
         (decoder,) = reader._decoders
         assert Path(f"/proc/{decoder.pid}/environ").read_bytes() == b""
         assert os.readlink(f"/proc/{decoder.pid}/cwd") == "/"
-        limits = Path(f"/proc/{decoder.pid}/limits").read_text()
         opened = {int(name) for name in os.listdir(f"/proc/{decoder.pid}/fd")}
     assert opened == {0, 1, 2}
-    for line in limits.splitlines():
-        if line.startswith(("Max file size", "Max core file size")):
-            assert line.split()[-3:-1] == ["0", "0"]
 
 
 def test_a_decoder_ends_with_its_parent(tmp_path: Path) -> None:
@@ -238,3 +234,27 @@ def test_no_decoder_is_left_behind(files: list[Path]) -> None:
         started = [decoder.pid for decoder in reader._decoders]
     assert started
     assert not any(_runs(pid) for pid in started)
+
+
+def test_a_kernel_that_confines_nothing_leaves_the_limits_and_the_list_of_formats(
+    files: list[Path], tmp_path: Path
+) -> None:
+    """As on a kernel without Landlock and seccomp."""
+    (tmp_path / "program.py").write_text(
+        "from protocol.confinement import landlock, seccomp\n"
+        "landlock.abi, seccomp.offered = lambda: 0, lambda: False\n"
+        "from protocol.pictures import decoder\n"
+        "decoder.main()\n"
+    )
+    (tmp_path / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    with PictureReader(1, command=(sys.executable, "-I", str(tmp_path / "program.py"))) as reader:
+        assert reader.read(files[3], CONTRACT)[0, 0, 0] == 3
+        assert reader.confined is False
+        with pytest.raises(InputError, match="PostScript"):
+            reader.read(tmp_path / "eps.png", CONTRACT)
+        limits = Path(f"/proc/{reader._decoders[0].pid}/limits").read_text().splitlines()
+    values = {line[:26].strip(): line[26:].split()[:2] for line in limits}
+    assert values["Max file size"] == values["Max core file size"] == ["0", "0"]
+    assert values["Max open files"] == ["3", "3"]
+    assert "unlimited" not in values["Max address space"]
+    assert "unlimited" not in values["Max cpu time"]

@@ -205,12 +205,10 @@ def _peak(status: Path) -> int:
     return int(line.split()[1]) << 10
 
 
-@pytest.mark.parametrize("colours", [0, 2, 6])
-def test_attack_a_small_png_of_huge_size(reader: PictureReader, tmp_path: Path, colours: int) -> None:
+def test_attack_a_small_png_of_huge_size(reader: PictureReader, tmp_path: Path) -> None:
     """Pillow alone reads what is just below its own limit: 178 million pixels, in several copies."""
     side = 13_300
-    data = png((b"IDAT", zeros(side * (1 + side * {0: 1, 2: 3, 6: 4}[colours]))), width=side, height=side,
-               colours=colours)  # fmt: skip
+    data = png((b"IDAT", zeros(side * (1 + side * 4))), width=side, height=side, colours=6)
     assert len(data) < 1 << 20
     file = tmp_path / "bomb.png"
     file.write_bytes(data)

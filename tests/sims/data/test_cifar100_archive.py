@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import warnings
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def test_the_command_runs_in_a_plain_unpickler(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "system", ran.append)
     pickle.loads(HOSTILE["an old command"])  # noqa: S301 - it is harmless
     assert ran == ["true"]
+
+
+def test_attack_a_pickle_that_says_it_has_two_thousand_million_values() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert plain_values(b"\x80\x02]r\xff\xff\xff\x7f.") == []
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (64 << 10)
 
 
 def planes(count: int, side: int = 3072) -> np.ndarray:
