@@ -33,6 +33,7 @@ DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 _BATCH = 256
 _LARGEST_DESCRIPTION = 1 << 20
 _LARGEST_WEIGHTS = 1 << 30
+_LARGEST_LAYER = 1 << 16
 #: Characters of the longest class name.
 _LONGEST_CLASS = 100
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -102,6 +103,14 @@ class Description(BaseModel):
         counts = [self.pictures, *([self.estimate.correct] if self.estimate else [])]
         if any(len(count) != len(self.classes) for count in counts):
             raise ValueError("the counts are not as many as the classes")
+        return self
+
+    @model_validator(mode="after")
+    def _of_a_size(self) -> "Description":
+        hidden = () if self.own.hidden is None else (self.own.hidden,)
+        sizes = (*(self.own.front or ()), *(self.own.back or ()), *hidden)
+        if not all(1 <= size <= _LARGEST_LAYER for size in sizes):
+            raise ValueError(f"own layers have 1 to {_LARGEST_LAYER} channels or units")
         return self
 
     @property

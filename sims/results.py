@@ -106,7 +106,7 @@ Points = float
 #: Of results.json, or what a node measured.
 _MAX_BYTES = 256 << 20
 #: Names of methods, parties, datasets: they stand in tables, figures and file names of whoever reads the results.
-Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
+Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9 ._-]{0,99}$")]
 
 
 class Dataset(BaseModel):
@@ -190,7 +190,7 @@ class GradientTrend(BaseModel):
 
     model_config = _FROZEN
 
-    layers: tuple[str, ...]
+    layers: tuple[Word, ...]
     rho: tuple[tuple[float | None, ...], ...]
     sigma: float
 

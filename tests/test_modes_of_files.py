@@ -97,7 +97,7 @@ def test_what_an_exchange_and_a_model_leave(tmp_path: Path, open_umask: None) ->
     found = modes(out)
     assert {name: oct(mode) for name, mode in found.items() if mode & _OTHERS_WRITE} == {}
     assert {name: oct(mode) for name, mode in found.items() if name.startswith("model/") and mode & _OTHERS} == {}
-    for config in (site.config, granting):
+    for config in (site.config, site.folders.collective):
         state = site.folders.node(config).state
         kept = modes(state)
         assert any("ledger" in name for name in kept)

@@ -333,7 +333,7 @@ def test_a_bar_s_text_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
 #: Programs of their own, which speak to the program that started them, and not to a terminal.
 _MACHINES = {
     "protocol/bench_memory.py",
-    "sims/boundary/hostile_acts.py",
+    "sims/boundary/acts/__main__.py",
     "sims/boundary/hostile_app.py",
     "sims/boundary/recording_relay.py",
     "sims/boundary/search.py",
