@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from individual_node.feature_head import FeatureHeadNetwork
 from individual_node.reconstruction import IndividualNetwork
 from individual_node.settings import OwnLayers
-from protocol import blob
+from protocol import blob, strict_json
 from protocol.architecture import Architecture, Form, InputContract
 from protocol.encoding.visible_text import visible_name
 from protocol.envelope import digest
@@ -179,11 +179,14 @@ def load(folder: Path) -> AdaptedModel:
     except InputError as error:
         raise InputError(f"{visible_name(folder)} is no model ({error}); `individual-node adapt` writes one") from None
     try:
+        strict_json.parse(text)
         description = Description.model_validate_json(text)
     except ValidationError as error:
         raise InputError(
             f"{visible_name(folder / DESCRIPTION)} is no description of a model: {fault_line(error)}"
         ) from None
+    except ValueError as error:
+        raise InputError(f"{visible_name(folder / DESCRIPTION)} is no description of a model: {error}") from None
     if digest(data) != description.weights:
         raise InputError(f"{visible_name(folder / WEIGHTS)} is not the file that {DESCRIPTION} names; adapt again")
     try:
