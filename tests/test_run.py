@@ -21,6 +21,7 @@ import pytest
 
 import sims
 from protocol.confinement import confine, namespaces
+from protocol.confinement.warden import refused_calls
 from sims.figures import FIGURES
 from sims.processes import Process, alive, end_all
 from sims.results import schema
@@ -362,6 +363,16 @@ def test_every_output_says_that_the_images_are_the_stand_in(whole: Ended) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+def test_nodes_need_no_system_call_that_is_not_on_their_list(whole: Ended) -> None:
+    """Where this fails, a library has learned something new: look what it is for, then put it on the list, or not."""
+    for party in PARTIES:
+        log = (whole.run / "nodes" / party / "state" / "node.log").read_text()
+        assert " confined (" in log
+        # Packages of CUDA look for a library by starting a program, and do without.
+        assert set(refused_calls(log)) <= {"clone (0x1200011)"}, log
+
+
 def test_the_report_says_whether_the_nodes_were_confined(whole: Ended) -> None:
     expected = "confined" if confine.offered() else "unconfined"
     assert whole.results["confinement"] == expected
