@@ -22,7 +22,8 @@ METHODS = ("NodeInfoGcsService/GetAllNodeInfo", "NodeManagerService/GetNodeStats
 proof = (("authorization", "Bearer " + token),) if token != "-" else ()
 def by_http(port):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/health", headers=dict(proof))
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return str(answer.status)
     except urllib.error.HTTPError as error:
         return str(error.code)
