@@ -45,6 +45,7 @@ from tests.relay_search import (
     search_files,
     search_process,
 )
+from tests.sims.run.listening import Listener, Listening
 
 RUN_ID = "5a" * 16
 FORMS: tuple[Form, ...] = ("condensed", "paper")  # what the relay asks for where nothing else is said
@@ -67,6 +68,7 @@ class Finished:
         relay: folder of everything on the relay's side and of the couriers.
         log: of the run, as `flwr log` showed it; ``status``: what `flwr list` said at the end.
         memory: whether other processes' memory could be read.
+        listening: what listened meanwhile, and the command of its process.
     """
 
     sites: Mapping[str, Path]
@@ -76,6 +78,7 @@ class Finished:
     carried: "Carried"
     watch: Watch
     memory: bool
+    listening: Mapping[Listener, str]
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +87,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     small_world(root / "world")
     sites = pinned_sites(root)
     carried, memory = Carried(sites["collective"] / "state", signing_key(sites["collective"])), memory_can_be_read()
-    with deployment(root / "relay", sites) as (flwr, relay):
+    with Listening() as listening, deployment(root / "relay", sites) as (flwr, relay):
         run("learngene", "relay-app", "--out", str(root / "app"))
         with Watch(relay if memory else {}, root / "relay", carried.pieces) as watch:
             submitted = json.loads(flwr("run", str(root / "app"), "site", "--format", "json"))
             log = flwr("log", submitted["run-id"], "site", "--stream")
         listed = json.loads(flwr("list", "--run-id", submitted["run-id"], "site", "--format", "json"))
-    return Finished(sites, root / "relay", log, listed["runs"][0]["status"], carried, watch, memory)
+    return Finished(sites, root / "relay", log, listed["runs"][0]["status"], carried, watch, memory, listening.found)
 
 
 def test_one_round_through_a_deployment(finished: Finished) -> None:
@@ -125,6 +128,26 @@ def test_nodes_and_couriers_were_confined(finished: Finished) -> None:
     for role, folder in finished.sites.items():
         assert re.search(r"starts as process \d+ of user \d+: confined ", (folder / "state" / "node.log").read_text())
         assert re.search(r"process \d+ of user \d+: confined ", (finished.relay / f"{role}-supernode.log").read_text())
+
+
+#: All that listens at a relay and its sites: a word of the command, the kind of socket, where.
+MEANT = {
+    ("flower-superlink", "tcp", "loopback"),  # behind the reverse proxy
+    ("flower-supernode", "tcp", "loopback"),  # its own processes of the courier fetch their work there
+    ("collective_node", "unix", "collective"),
+    ("individual_node", "unix", "individual"),
+}
+
+
+def test_nothing_listens_in_a_deployment_but_what_is_meant_to(finished: Finished) -> None:
+    found = set()
+    for listener, command in finished.listening.items():
+        words = [word for word, kind, _ in MEANT if word in command and kind == listener.kind]
+        place = listener.address
+        if listener.kind == "unix":
+            place = Path(place).parent.relative_to(finished.relay.parent).as_posix()
+        found.add((words[0] if words else command, listener.kind, "loopback" if listener.on_loopback else place))
+    assert found == MEANT
 
 
 def test_what_is_searched_for_is_what_the_individual_opens(finished: Finished) -> None:

@@ -21,7 +21,6 @@ from typing import BinaryIO
 
 from protocol.confinement import isolated_start, namespaces, privileges
 from protocol.errors import RunFailedError
-from sims.processes import descendants
 from sims.run.environment import REACH
 from sims.run.reach import reach_of_run
 
@@ -84,6 +83,8 @@ class Enclosure:
             if not select.select([self._ready], [], [], remaining)[0] or not (part := os.read(self._ready, 4096)):
                 return False
             lines += part
+        if lines.count(b"\n") < 2:
+            return False
         first, second, *_ = lines.decode("utf-8", errors="replace").split("\n")
         self.refused, self.said = str(json.loads(first)), second
         return True
@@ -130,7 +131,8 @@ _NOT_ALL_ENDED = 3
 def main() -> None:
     """The program: see the module."""
     lifeline, ready, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # its wish is the lifeline's: the poll sees it
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     refused = _leave_network()
     if sys.platform == "linux":
         _LIBC.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -140,7 +142,7 @@ def main() -> None:
     )
     os.close(ready)
     ended = _reap(child.pid)
-    while not ended and not select.select([lifeline], [], [], _POLL_SECONDS)[0]:
+    while not ended and not told and not select.select([lifeline], [], [], _POLL_SECONDS)[0]:
         ended = _reap(child.pid)
     if not ended:
         with contextlib.suppress(ProcessLookupError):
@@ -187,7 +189,14 @@ def _children() -> Iterable[int]:
     try:
         return [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text("ascii").split()]
     except OSError:  # a kernel without this file
-        return [process.pid for process in descendants(own)]
+        return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == own]
+
+
+def _parent(process: Path) -> int:
+    with contextlib.suppress(OSError):
+        # The command's name, in brackets, may hold anything.
+        return int((process / "stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[1])
+    return 0
 
 
 def _reap(pid: int) -> bool:

@@ -13,7 +13,7 @@ from tests.sims.run.listening import Listener, network_of
 #: As this user, or as another one, who need not be able to start this Python; a method of each of Ray's services.
 _KNOCK = """
 import encodings.idna, http.client, json, os, socket, sys, urllib.error, urllib.request
-import grpc
+import grpc, grpc._channel  # all of it, before another user cannot read it
 user, token, *ports = sys.argv[1:]
 if user != "-":
     os.setgroups([]); os.setresgid(*[int(user)] * 3); os.setresuid(*[int(user)] * 3)
@@ -22,7 +22,8 @@ METHODS = ("NodeInfoGcsService/GetAllNodeInfo", "NodeManagerService/GetNodeStats
 proof = (("authorization", "Bearer " + token),) if token != "-" else ()
 def by_http(port):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/health", headers=dict(proof))
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return str(answer.status)
     except urllib.error.HTTPError as error:
         return str(error.code)
@@ -59,6 +60,7 @@ class Answers:
         enclosed: whether the ports lie in another network than this process.
         outside, outside_as_another: to a process of this user or another one that joined nothing; None: not tried.
         inside, inside_with_token: to a process of this user that joined the run's network.
+        inside_as_another: to one of another user that did; None: not tried.
     """
 
     superlink: int
@@ -67,6 +69,7 @@ class Answers:
     outside_as_another: Mapping[int, str] | None
     inside: Mapping[int, str]
     inside_with_token: Mapping[int, str]
+    inside_as_another: Mapping[int, str] | None
 
 
 def knock(listening: Iterable[Listener], *, superlink: int, ray: int, as_another: bool) -> Answers:
@@ -105,4 +108,5 @@ def knock(listening: Iterable[Listener], *, superlink: int, ray: int, as_another
         ask(str(NOBODY), "-") if as_another else None,
         ask("-", "-", join),
         ask("-", token, join),
+        ask(str(NOBODY), "-", join) if as_another else None,
     )

@@ -3,10 +3,13 @@
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+
+from sims.processes import descendants
 
 _PROC = Path("/proc")
 _LISTEN = "0A"
@@ -60,6 +63,34 @@ def listeners(pids: Iterable[int]) -> set[Listener]:
                 if inode in holders:
                     found.add(Listener(holders[inode], network, kind, address, port))
     return found
+
+
+class Listening:
+    """Looks again and again, in a thread, at what listens of all that this process has started: a context manager.
+
+    Attributes:
+        found: every listener that was there at some moment, and the command of its process.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[Listener, str] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "Listening":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.3):
+            for listener in listeners(process.pid for process in descendants(os.getpid())):
+                with contextlib.suppress(OSError):
+                    command = (_PROC / str(listener.pid) / "cmdline").read_bytes().replace(b"\0", b" ")
+                    self.found.setdefault(listener, command.decode("utf-8", errors="replace"))
 
 
 def _internet(pid: int) -> Iterable[tuple[str, str, str, int]]:
