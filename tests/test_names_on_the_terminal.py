@@ -219,6 +219,7 @@ WALKS: dict[str, Walk | str] = {
     "collective-node init": lambda stage: collective(
         "init", "--out", stage.path(), "--data", stage.folder, "--root", stage.node.folders.root
     ),
+    "collective-node clock": with_config(collective, "clock"),
     "collective-node grant": with_config(collective, "grant", "--request", PATH, "--out", PATH),
     "collective-node receipt": with_config(collective, "receipt", PATH),
     "collective-node releases": with_config(collective, "releases"),
@@ -229,6 +230,7 @@ WALKS: dict[str, Walk | str] = {
     "individual-node init": lambda stage: individual(
         *("init", "--out", stage.path(), "--data", stage.folder, "--root", stage.node.folders.root, "--party", "i-1")
     ),
+    "individual-node clock": with_config(individual, "clock"),
     "individual-node request": with_config(individual, "request", "--out", PATH),
     "individual-node inherit": lambda stage: individual(
         "inherit", "--config", stage.node.folders.individual, stage.path(), "--receipt", stage.path()
