@@ -7,7 +7,7 @@ from pathlib import Path
 
 from protocol.errors import InputError, RunFailedError
 from protocol.socket import DisconnectedError, Frame
-from sims.boundary.attempt import Escaped, Found, Refusal
+from sims.boundary.attempt import Escaped, Failed, Found, Refusal
 from sims.boundary.sites import Site, started
 
 #: What stood in the file that a link leads to.
@@ -108,7 +108,9 @@ def start_on(site: Site, planted: Planted, outside: Path, *, unconfined: bool) -
         with started(site, unconfined=unconfined):
             answer = site.ask(Frame("request", words={"form": "condensed"}), patience=_WHOLE)
     except (InputError, RunFailedError, DisconnectedError) as error:
-        end = Refusal("start", REFUSED, str(error))
+        # The file is named; refused for another reason, it shows nothing.
+        named = planted.name in str(error)
+        end: Found = Refusal("start", REFUSED, str(error)) if named else Failed(f"the start failed: {error}")
     else:
         if path.is_symlink() or path.is_fifo():
             end = Refusal("start", LEFT, f"a request is answered {answer.word!r}")
