@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from protocol import envelope, state_files
+from protocol.confinement import one_folder
 from protocol.errors import InputError, StorageFailedError
 from protocol.storage import write_atomically
 from protocol.trust import TrustSeen
@@ -67,17 +68,22 @@ class LedgerDatabase:
             self._files = state_files.subfolder(folder, files, "the folder")
             if not _is_there(folder):
                 _make(folder, tables)
-            self._database = sqlite3.connect(path.absolute(), isolation_level=None, check_same_thread=False, timeout=10)
-            try:
-                _restrict(self._database)
-                self._check(path, tables)
-            except BaseException:
-                self._database.close()
-                raise
+            # A node that was taken over may put a journal there at any moment, and SQLite then deletes what it names.
+            # Once it is open, a database in WAL mode asks for none.
+            one_folder.within(folder, lambda: self._open(path, tables))
         except InputError as error:
             raise StorageFailedError(str(error)) from None
         except (OSError, sqlite3.Error, OverflowError) as error:
             raise StorageFailedError(f"cannot open the ledger {path}: {error}; {_ADVICE}") from error
+
+    def _open(self, path: Path, tables: str) -> None:
+        self._database = sqlite3.connect(path.absolute(), isolation_level=None, check_same_thread=False, timeout=10)
+        try:
+            _restrict(self._database)
+            self._check(path, tables)
+        except BaseException:
+            self._database.close()
+            raise
 
     def _check(self, path: Path, tables: str) -> None:
         """Before anything else is asked of it. Nothing in a foreign schema has run by then.

@@ -414,8 +414,13 @@ def _own_temporary_folders(own: Path) -> None:
     for folder in folders.values():
         if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
             folder.unlink()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
+        try:
+            if os.path.lexists(folder):
+                shutil.rmtree(folder)
+            folder.mkdir(mode=0o700)
+        except (OSError, RecursionError) as error:
+            # Folders thousands deep, say, which whoever wrote there before has left.
+            raise InputError(f"{folder} cannot be emptied ({error}); remove it: rm -rf {folder}") from None
     os.environ.update({name: str(folder) for name, folder in folders.items()})
     for name in ("CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         os.environ[name] = str(folders["XDG_CACHE_HOME"] / name.lower())

@@ -7,8 +7,8 @@ from typing import Literal
 from sims.boundary.acts.expectation import Expected, Holds, Open
 
 #: What the attack is made on: the node's process, the courier's, a process of another user, a node's next start,
-#: what crosses, a whole Flower deployment, or all that leaves a process.
-Area = Literal["node", "courier", "users", "starts", "messages", "deployment", "canaries"]
+#: a run of a simulation, what crosses, a whole Flower deployment, or all that leaves a process.
+Area = Literal["node", "courier", "users", "starts", "runs", "messages", "deployment", "canaries"]
 #: Of the control: the same attack where nothing protects. One that fails shows that the attack is worthless.
 Control = Literal["succeeded", "failed"]
 #: Of the attack: stopped as it was expected to be; not stopped; not stoppable on this kernel (which is said and never

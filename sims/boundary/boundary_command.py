@@ -118,6 +118,10 @@ def _source(area: Area, folder: Path) -> contextlib.AbstractContextManager[list[
             from sims.boundary.start_attacks import start_attacks
 
             return start_attacks(folder)
+        case "runs":
+            from sims.boundary.run_attacks import run_attacks
+
+            return run_attacks(folder)
         case "messages":
             from sims.boundary.message_attacks import message_attacks
 

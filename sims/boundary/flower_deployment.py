@@ -38,7 +38,7 @@ class Deployment:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port = _free_port()
+        self._port = free_port()
         self._started: list[subprocess.Popen[bytes]] = []
         self._seen: set[Process] = set()
 
@@ -83,7 +83,7 @@ class Deployment:
             *(before or ()),
             "flower-supernode" if before else str(_PROGRAMS / "flower-supernode"),
             *("--superlink", f"127.0.0.1:{self._port}", "--root-certificates", str(self._authority)),
-            *("--auth-supernode-private-key", str(key), "--host", "127.0.0.1", "--port", str(_free_port())),
+            *("--auth-supernode-private-key", str(key), "--host", "127.0.0.1", "--port", str(free_port())),
             *options,
         )
 
@@ -207,7 +207,8 @@ def make_node_key(path: Path) -> Path:
     return path
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

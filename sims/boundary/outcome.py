@@ -20,6 +20,7 @@ TITLES: dict[Area, str] = {
     "courier": "Courier: in place of Flower's SuperNode runs the attacker's program",
     "users": "Users: a process of another user of this machine, which nothing confines",
     "starts": "Starts: what a node that was taken over leaves in its state for its next start",
+    "runs": "Runs: Flower's SuperLink and Ray of a simulation, while it goes on",
     "messages": "Messages: what crosses, and what a node is asked for",
     "deployment": "Deployment: a whole one of Flower's, with a hostile app or relay",
     "canaries": "Canaries: marked images, searched for in everything that leaves a process",

@@ -1,19 +1,22 @@
 """Links and pipes in a node's state, in place of the files that its next start opens."""
 
 import os
+import shutil
+import subprocess
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import InputError, RunFailedError
 from protocol.socket import DisconnectedError, Frame
-from sims.boundary.attempt import Escaped, Found, Refusal
+from sims.boundary.attempt import Escaped, Failed, Found, Refusal
 from sims.boundary.sites import Site, started
 
 #: What stood in the file that a link leads to.
 _BEFORE = b"as it was"
 # Seconds: a pipe that a start still waits at holds it; a whole start.
 _HELD, _WHOLE = 0.5, 60.0
+_DEEP = 2000
 
 #: How it was seen not to be followed.
 REPLACED, LEFT, REFUSED = "replaced", "not followed", "start refused"
@@ -26,7 +29,7 @@ class Planted:
     Attributes:
         name: of the file; what a start does with it otherwise is in ``tries``.
         kind: ``link`` leads to a file outside; ``folder`` is a link to a folder outside; ``pipe`` makes whoever opens
-            it wait.
+            it wait; ``deep`` is a folder in a folder, some thousand times.
         ends: what may become of it.
     """
 
@@ -39,6 +42,9 @@ class Planted:
         state.mkdir(mode=0o700, exist_ok=True)
         outside.mkdir(mode=0o700, parents=True)
         path, target = state / self.name, outside / "target"
+        if self.kind == "deep":
+            _dig(path)
+            return
         path.unlink(missing_ok=True)
         if self.kind == "pipe":
             os.mkfifo(path, 0o600)
@@ -63,7 +69,9 @@ class Planted:
     def naively(self, state: Path) -> None:
         """What a start that does not look does."""
         path = state / self.name
-        if self.kind == "folder":
+        if self.kind == "deep":
+            shutil.rmtree(path)
+        elif self.kind == "folder":
             path.mkdir(exist_ok=True)
             (path / "file").write_bytes(b"x")
         else:
@@ -80,7 +88,24 @@ PLANTED = (
     *(Planted(name, "link", (REFUSED, LEFT)) for name in ("ledger.db", "ledger.db.lock", "crossings.jsonl")),
     Planted("learngenes", "folder", (REFUSED, LEFT)),
     *(Planted(name, "pipe", (REFUSED, LEFT)) for name in ("ledger.db", "ledger.db.lock", "crossings.jsonl")),
+    *(Planted(name, "deep", (REFUSED,)) for name in ("temporary", "cache")),
 )
+
+
+def _dig(folder: Path) -> None:
+    """Deeper than a function that calls itself gets."""
+    folder.mkdir(mode=0o700)
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(_DEEP):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def _fill_in(folder: Path) -> None:
+    subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 
 def goes_through_unprotected(planted: Planted, folder: Path) -> bool:
@@ -88,6 +113,14 @@ def goes_through_unprotected(planted: Planted, folder: Path) -> bool:
     state, outside = folder / "state", folder / "outside"
     folder.mkdir(parents=True)
     planted.plant(state, outside)
+    if planted.kind == "deep":
+        try:
+            planted.naively(state)
+        except RecursionError:
+            return True
+        finally:
+            _fill_in(state / planted.name)
+        return False
     thread = threading.Thread(target=planted.naively, args=(state,), daemon=True)
     thread.start()
     thread.join(_HELD)
@@ -105,10 +138,20 @@ def start_on(site: Site, planted: Planted, outside: Path, *, unconfined: bool) -
     planted.plant(site.node.state, outside)
     path = site.node.state / planted.name
     try:
+        return _started_on(site, planted, outside, path, unconfined)
+    finally:
+        if planted.kind == "deep":
+            _fill_in(path)
+
+
+def _started_on(site: Site, planted: Planted, outside: Path, path: Path, unconfined: bool) -> Found:
+    try:
         with started(site, unconfined=unconfined):
             answer = site.ask(Frame("request", words={"form": "condensed"}), patience=_WHOLE)
     except (InputError, RunFailedError, DisconnectedError) as error:
-        end = Refusal("start", REFUSED, str(error))
+        # The file is named; refused for another reason, it shows nothing.
+        named = planted.name in str(error)
+        end: Found = Refusal("start", REFUSED, str(error)) if named else Failed(f"the start failed: {error}")
     else:
         if path.is_symlink() or path.is_fifo():
             end = Refusal("start", LEFT, f"a request is answered {answer.word!r}")

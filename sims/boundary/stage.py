@@ -265,7 +265,7 @@ def set_stage(folder: Path) -> Iterator[Stage]:
         try:
             yield made
         finally:
-            del os.environ[_OPERATORS]
+            os.environ.pop(_OPERATORS, None)
             _remove_segment(made.segment)
 
 

@@ -22,6 +22,7 @@ from sims.boundary.acts.expectation import NO_EFFECT, Holds, launcher, protocol
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, Refusal
 from sims.boundary.courier_attacks import hostile_courier
 from sims.boundary.hostile_program import ATTACK, outcome_of
+from sims.boundary.ledger_attacks import ledger_attacks
 from sims.boundary.planted_code import PLANTS, Plant, careless_environment, content, runs_unprotected
 from sims.boundary.planted_files import PLANTED, Planted, goes_through_unprotected, start_on
 from sims.boundary.sites import HOSTILE, Site, make_sites, started
@@ -40,12 +41,13 @@ def start_attacks(folder: Path) -> Iterator[list[Attack]]:
     Args:
         folder: new or empty, and short: sockets lie in it.
     """
-    for name in ("code", "files", "hand", "end", "config"):
+    for name in ("code", "files", "hand", "end", "config", "ledger"):
         (folder / name).mkdir()
     with by_hand_attacks(folder / "hand") as by_hand:
         yield [
             *code_attacks(folder / "code"),
             *file_attacks(folder / "files"),
+            *ledger_attacks(folder / "ledger"),
             _configuration_attack(folder / "config"),
             _end_attack(folder / "end"),
             *by_hand,
@@ -123,7 +125,16 @@ def _ask(site: Site, act: str, aims: Mapping[str, str]) -> Outcome:
 def file_attacks(folder: Path) -> list[Attack]:
     """What somebody left there in place of a file: a confined node cannot make either, but a start without confinement,
     or another process of its user, could."""
-    words = {"link": "a link", "folder": "a link to a folder", "pipe": "a pipe"}
+    words = {
+        "link": "a link in place of",
+        "folder": "a link to a folder in place of",
+        "pipe": "a pipe in place of",
+        "deep": "folders thousands deep in",
+    }
+    tries = {
+        "pipe": "whoever opens it waits for ever",
+        "deep": "whoever empties it gives up, or breaks down",
+    }
 
     def attack(number: int, planted: Planted) -> Attack:
         home = folder / str(number)
@@ -134,9 +145,9 @@ def file_attacks(folder: Path) -> list[Attack]:
             return start_on(site, planted, home / "outside", unconfined=not confine.offered())
 
         return Attack(
-            f"at the next start: {words[planted.kind]} in place of {planted.name}",
+            f"at the next start: {words[planted.kind]} {planted.name}",
             "starts",
-            "whoever opens it waits for ever" if planted.kind == "pipe" else "what is written goes elsewhere",
+            tries.get(planted.kind, "what is written goes elsewhere"),
             protocol("start", *planted.ends),
             lambda: goes_through_unprotected(planted, folder / f"control-{number}"),
             confined,

@@ -14,15 +14,20 @@ from sims.boundary.stage import Stage, set_stage
 from sims.boundary.trials import Attacker, attacks_of
 
 #: Number of a user that owns nothing.
-_STRANGER = 64_001
+STRANGER = 64_001
 #: One that every user can run, unlike a project's own.
-_PYTHON = "/usr/bin/python3"
+PYTHON = "/usr/bin/python3"
+
+
+def lacks_another_user() -> str:
+    """What this machine lacks for a process of another user; empty where nothing."""
+    if os.geteuid() != 0:
+        return "only root can start a process of another user"
+    return "" if os.access(PYTHON, os.X_OK) else f"there is no {PYTHON}, which another user can run"
 
 
 def _lacks(stage: Stage) -> str:
-    if os.geteuid() != 0:
-        return "only root can start a process of another user"
-    return "" if os.access(_PYTHON, os.X_OK) else f"there is no {_PYTHON}, which another user can run"
+    return lacks_another_user()
 
 
 #: Each with what it comes to.
@@ -47,7 +52,7 @@ def user_attacks(folder: Path) -> Iterator[list[Attack]]:
         control = there = nobody
         if not _lacks(stage):
             control = stack.enter_context(_process(stage, folder / "same", None))
-            there = stack.enter_context(_process(stage, folder / "other", _STRANGER))
+            there = stack.enter_context(_process(stage, folder / "other", STRANGER))
         yield attacks_of(stage, TRIALS, "users", control, there)
 
 
@@ -58,7 +63,7 @@ def _never() -> Outcome:
 @contextlib.contextmanager
 def _process(stage: Stage, home: Path, user: int | None) -> Iterator[Attacker]:
     home.mkdir(mode=0o700)
-    program = [_PYTHON, "-m", "acts", *copy_acts(home)]
+    program = [PYTHON, "-m", "acts", *copy_acts(home)]
     if user is not None:
         for path in (home, *home.rglob("*")):
             os.chown(path, user, user)

@@ -149,7 +149,7 @@ def test_a_list_makes_no_attack(boundary: Callable[..., Done]) -> None:
 
 
 def test_an_unknown_area_and_a_missing_folder_are_refused(boundary: Callable[..., Done], tmp_path: Path) -> None:
-    refused(boundary([], "--only", "moon"), "--only moon", "node, courier, messages")
+    refused(boundary([], "--only", "moon"), "--only moon", "node, courier, users")
     refused(boundary([], "--json", tmp_path / "nowhere" / "found.json"), "there is no folder")
 
 

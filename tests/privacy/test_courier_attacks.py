@@ -11,7 +11,16 @@ from sims.boundary.boundary_command import attacks
 from sims.boundary.courier_attacks import TRIALS
 from tests.privacy.judging import check
 
-UNSTOPPABLE = {"ask_session", "ask_size", "connect_unix_path", "fill_disk", "send_unix_path"}
+UNSTOPPABLE = {
+    "ask_session",
+    "ask_size",
+    "ask_space",
+    "connect_unix_path",
+    "fill_disk",
+    "lock_whole_file",
+    "probe_page_cache",
+    "send_unix_path",
+}
 
 
 @pytest.fixture(scope="module")
