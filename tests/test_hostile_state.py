@@ -4,6 +4,7 @@ in one line or passed over; nothing hangs, nothing of it is followed, and no oth
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
