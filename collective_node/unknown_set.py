@@ -163,12 +163,15 @@ def _array(folder: Path, name: str, dtype: type[_ScalarT]) -> NDArray[_ScalarT]:
     if file is None:
         raise ValueError(f"there is no {path.name}")
     with file:
+        # Before it is read: a header may rightly say that a file is endless.
+        if os.fstat(file.fileno()).st_size > _MOST_ARRAY_BYTES:
+            raise ValueError(f"{name} has more than {_MOST_ARRAY_BYTES} bytes")
         try:
             array = read_opened(file, path)
         except InputError as error:
             raise ValueError(str(error)) from None
-    if array.dtype != np.dtype(dtype) or array.nbytes > _MOST_ARRAY_BYTES:
-        raise ValueError(f"{name} has another type or size")
+    if array.dtype != np.dtype(dtype):
+        raise ValueError(f"{name} has another type")
     return array
 
 

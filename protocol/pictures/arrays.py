@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -36,7 +37,7 @@ def read_opened(file: BinaryIO, path: Path) -> NDArray[Any]:
         if version not in _HEADERS:
             raise ValueError(f"version {version[0]}.{version[1]} of the format")
         shape, fortran, dtype = _HEADERS[version](file)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError) as error:
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError, EOFError) as error:
         raise InputError(f"{visible_name(path)} is no array of numbers ({_line(error)}); make it anew") from None
     left = os.fstat(file.fileno()).st_size - file.tell()
     plain = dtype.kind in _KINDS and dtype.subdtype is None and dtype.fields is None
