@@ -36,7 +36,7 @@ _MOST_INTEGER = 2**53 - 1
 #: The last second that calendars know: 9999-12-31 23:59:59 UTC.
 LAST_SECOND = 253_402_300_799
 #: What follows where a ledger is moved away; see docs/protocol.md.
-_ADVICE = (
+ADVICE = (
     "put the right one back, or move it away with its -wal and -shm: then all that this node promised or inherited is "
     "forgotten (docs/protocol.md, Ledger)"
 )
@@ -74,7 +74,7 @@ class LedgerDatabase:
         except InputError as error:
             raise StorageFailedError(str(error)) from None
         except (OSError, sqlite3.Error, OverflowError) as error:
-            raise StorageFailedError(f"cannot open the ledger {path}: {error}; {_ADVICE}") from error
+            raise StorageFailedError(f"cannot open the ledger {path}: {error}; {ADVICE}") from error
 
     def _open(self, path: Path, tables: str) -> None:
         self._database = sqlite3.connect(path.absolute(), isolation_level=None, check_same_thread=False, timeout=10)
@@ -103,12 +103,12 @@ class LedgerDatabase:
         found = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT 100").fetchall()
         mode = database.execute("PRAGMA journal_mode").fetchone()[0]
         if application != _APPLICATION or mode != "wal" or sorted(found, key=repr) != _schema(tables):
-            raise StorageFailedError(f"{path} was changed: it holds what this program does not make; {_ADVICE}")
+            raise StorageFailedError(f"{path} was changed: it holds what this program does not make; {ADVICE}")
         # With WAL, FULL syncs at every commit; in the other modes FULL leaves a folder entry unsynced.
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")
         if database.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
-            raise StorageFailedError(f"{path} is damaged; {_ADVICE}")
+            raise StorageFailedError(f"{path} is damaged; {ADVICE}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -138,10 +138,10 @@ class LedgerDatabase:
                 for row in self._database.execute(query, values):
                     size += sum(len(value) if isinstance(value, bytes | str) else 8 for value in row)
                     if size > _MOST_ANSWERED:
-                        raise StorageFailedError(f"the ledger holds more than any run has; {_ADVICE}")
+                        raise StorageFailedError(f"the ledger holds more than any run has; {ADVICE}")
                     rows.append(row)
             except sqlite3.Error as error:
-                raise StorageFailedError(f"the ledger could not be read: {error}; {_ADVICE}") from error
+                raise StorageFailedError(f"the ledger could not be read: {error}; {ADVICE}") from error
             return rows
 
     def _row(self, query: str, *values: object) -> Row | None:
@@ -298,7 +298,7 @@ def as_digest(value: object) -> str:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise StorageFailedError(f"the ledger was changed: it holds what is not {what} where one belongs; {_ADVICE}")
+    raise StorageFailedError(f"the ledger was changed: it holds what is not {what} where one belongs; {ADVICE}")
 
 
 def refuse_row(what: str) -> NoReturn:
@@ -307,4 +307,4 @@ def refuse_row(what: str) -> NoReturn:
     Raises:
         StorageFailedError: always.
     """
-    raise StorageFailedError(f"the ledger was changed: {what}; {_ADVICE}")
+    raise StorageFailedError(f"the ledger was changed: {what}; {ADVICE}")

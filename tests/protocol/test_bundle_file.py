@@ -288,14 +288,22 @@ def test_the_individual_s_desk_packs_what_it_committed_and_verifies_it_later(her
     collective.publish(learngene(), NOW, CONTENT_KEY)
     answer = collective.answer_request(individual.request("condensed", NOW, b"n" * 16), NOW)
     arrived = BundleFile(*answer)
-    with pytest.raises(ExpiredError):
-        individual.verify_file(arrived, LATE)
     individual.inherit(*answer, NOW)
     packed = there.individual().bundle("condensed")
     assert packed == arrived
     assert there.individual().verify_file(decode(encode(packed)), LATE).sealed.ciphertext == answer.blob
     with pytest.raises(WrongAudienceError):
         there.individual(key=OTHER_INDIVIDUAL).verify_file(packed, NOW)
+
+
+def test_a_file_that_was_never_inherited_expires(here: Site, there: Site) -> None:
+    collective, individual = here.collective(), there.individual()
+    collective.publish(learngene(), NOW, CONTENT_KEY)
+    answer = collective.answer_request(individual.request("condensed", NOW, b"n" * 16), NOW)
+    individual.verify_file(BundleFile(*answer), NOW)
+    for now in (LATE, NOW):
+        with pytest.raises(ExpiredError):
+            individual.verify_file(BundleFile(*answer), now)
 
 
 def test_an_older_file_that_the_ledger_never_committed_is_a_rollback(here: Site, there: Site, tmp_path: Path) -> None:
