@@ -285,8 +285,7 @@ def test_attack_wrong_run(scene: Scene) -> None:
 
 
 def test_attack_expired(scene: Scene) -> None:
-    """A bundle frozen by the relay until it is old, one from the future, and one that would hold for ever."""
-    refused(scene, ExpiredError, lambda: scene.inherit(scene.exchange, NOW - SKEW - 1))
+    """A bundle that would hold for ever, and a trust store that holds no more."""
     eternal = resigned(scene.exchange.answer.grant, COLLECTIVE, expires_at=2**40)
     refused(scene, ExpiredError, lambda: scene.inherit(scene.exchange.with_answer(grant=eternal)))
     scene.trust = TRUST.with_expiry(NOW - 1)
@@ -295,8 +294,8 @@ def test_attack_expired(scene: Scene) -> None:
     then_the_honest_bundle_is_accepted(scene)
 
 
-def test_attack_late_and_again(scene: Scene) -> None:
-    """What has once expired is never answered again, wherever the clock is set to afterwards."""
+def test_what_has_expired_stays_so(scene: Scene) -> None:
+    """A bundle or a request that the relay froze until it is old, wherever the clock is set to afterwards."""
     late = NOW + LIFE + SKEW + 1
     for now in (late, NOW):
         with pytest.raises(ExpiredError):
