@@ -1,14 +1,20 @@
 """Tests of the collective's life: tasks, open-world cycles, checkpoints, and going on after a kill."""
 
+import json
 import os
+import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from collective_node import checkpoint
@@ -203,6 +209,93 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "state" / "state-0004" / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="state-0004 cannot be read"):
         evolution(tmp_path / "state").run()
+
+
+def progressed(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    """Change what a checkpoint tells of itself."""
+
+    def write(folder: Path) -> None:
+        path = folder / "progress.json"
+        document = json.loads(path.read_bytes())
+        change(document)
+        path.write_text(json.dumps(document))
+
+    return write
+
+
+def tensed(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    """Change the tensors of a checkpoint."""
+
+    def write(folder: Path) -> None:
+        path = folder / "state.safetensors"
+        tensors = load_tensors(path.read_bytes())
+        change(tensors)
+        path.write_bytes(save_tensors(tensors))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of a run that was killed after its first cycle."""
+    folder, store, stored = tmp_path_factory.mktemp("half") / "state", checkpoint.store, []
+
+    def store_and_die(*arguments: object) -> None:
+        store(*arguments)  # type: ignore[arg-type]
+        stored.append(arguments)
+        if len(stored) == 5:
+            raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "store", store_and_die)
+        with pytest.raises(KilledError):
+            evolution(folder, CYCLES).run()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        progressed(lambda d: d["named"][0]["rows"].__setitem__(0, 10**6)),
+        progressed(lambda d: d["named"][0]["rows"].__setitem__(0, -1)),
+        progressed(lambda d: d["named"][0].update(rows=[3] * 9999, names=["moth"] * 9999)),
+        progressed(lambda d: d["named"][0]["names"].pop()),
+        progressed(lambda d: d["named"][0]["names"].__setitem__(0, "n" * 5000)),
+        progressed(lambda d: d.update(named=[])),
+        progressed(lambda d: d.update(cycles=d["cycles"] * 9, named=d["named"] * 9)),
+        progressed(lambda d: d["tasks"].append(d["tasks"][0])),
+        progressed(lambda d: (d["tasks"].pop(), d["rho"].pop())),
+        progressed(lambda d: d.update(known=d["known"][::-1])),
+        progressed(lambda d: d["rho"].pop()),
+        progressed(lambda d: d["rho"][0].append(0.5)),
+        progressed(lambda d: d.update(more=1)),
+        progressed(lambda d: d.update(sigma=float("inf"))),
+        lambda folder: (folder / "progress.json").write_bytes(b"[" * 99_999),
+        lambda folder: (folder / "progress.json").unlink(),
+        tensed(lambda t: t.update({"network/more": torch.zeros(9)})),
+        tensed(lambda t: t.update({"more": torch.zeros(9)})),
+        tensed(lambda t: t.pop("random/batches")),
+        tensed(lambda t: t.update({"random/batches": torch.full((5056,), 255, dtype=torch.uint8)})),
+        tensed(lambda t: t.update({"random/batches": torch.zeros(9, dtype=torch.uint8)})),
+        tensed(lambda t: t.pop(next(name for name in t if name.startswith("network/")))),
+        tensed(lambda t: t.update({n: v.double() for n, v in t.items() if n.startswith("network/")})),
+        tensed(lambda t: t.update({n: v[..., :1].contiguous() for n, v in t.items() if n.startswith("momentum/")})),
+        lambda folder: os.truncate(folder / "state.safetensors", 1 << 40),
+        lambda folder: (folder / "state.safetensors").write_bytes(b"\xff" * 8 + b"{" * 999),
+        lambda folder: (folder / "state.safetensors").write_bytes(pickle.dumps(torch.zeros)),
+    ],
+)
+def test_a_checkpoint_that_no_run_made_is_one_line(
+    tmp_path: Path, half_way: Path, plant: Callable[[Path], object]
+) -> None:
+    """Whatever a process that was taken over left: nothing is unpickled, and no more is taken than the plan has."""
+    shutil.copytree(half_way, tmp_path / "state")
+    # The control: what was left is gone on from.
+    assert len(evolution(tmp_path / "state", CYCLES)._resume()[0].cycles) == 1
+    plant(tmp_path / "state" / "state-0005")
+    with pytest.raises(InputError) as refused:
+        evolution(tmp_path / "state", CYCLES)._resume()
+    assert "\n" not in str(refused.value)
 
 
 def test_the_network_grows_to_the_final_widths_and_one_classifier_to_all_classes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from collective_node.settings import Score, Strategy
 from protocol.errors import InputError, RunFailedError
 from sims import results as results_module
 from sims.results import PAPER_FIGURES, CollectiveResult, Results, collect, load, pairs, schema
+from tests.protocol.hostile_files import ANY, plant, within
 from tests.sims.made_run import ALL_METHODS, LEVELS, METHODS, chained, collective_metrics, make_run, record
 
 
@@ -338,3 +339,50 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ANY)
+@pytest.mark.parametrize("party", ["collective", "individual-1"])
+@pytest.mark.parametrize("name", ["metrics.json", "crossings.jsonl"])
+def test_what_a_taken_over_node_left_fails_the_run_in_one_line(
+    tmp_path: Path, name: str, party: str, kind: str
+) -> None:
+    """The report is made by the run's owner, who is not confined."""
+    folder, victim = make_run(tmp_path), tmp_path / "victim"
+    victim.write_bytes(b"another party's")
+    plant(kind, folder / "nodes" / party / "state" / name, victim)
+    with within(30), pytest.raises(RunFailedError) as refused:
+        collect(folder)
+    assert "\n" not in str(refused.value)
+    assert victim.read_bytes() == b"another party's"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(seconds="a while"),
+        lambda d: d.update(seconds=[1, 2]),
+        lambda d: d.update(seconds={"train": "long"}),
+        lambda d: d.update(learngenes=["condensed"]),
+        lambda d: d.update(learngenes={"condensed": 1}),
+        lambda d: d.update(tasks=7),
+        lambda d: d.update(open_world=[]),
+    ],
+)
+def test_figures_of_the_wrong_type_fail_the_run_in_one_line(tmp_path: Path, change: Callable[[Any], object]) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", change)
+    with pytest.raises(RunFailedError, match=r"metrics\.json"):
+        collect(folder)
+
+
+def test_many_crossings_are_matched_in_time(tmp_path: Path) -> None:
+    """A node may write as long a log as it likes: what grows with the square of it would never end."""
+    folder = make_run(tmp_path, individuals=1)
+    lost = [record("out", "collective", "individual-1", "abort", 5000, number) for number in range(6000)]
+    (folder / "nodes" / "collective" / "state" / "crossings.jsonl").write_bytes(chained(lost))
+    came = [{**line, "direction": "in"} for line in reversed(lost)]
+    (folder / "nodes" / "individual-1" / "state" / "crossings.jsonl").write_bytes(chained(came))
+    with within(60):
+        found = collect(folder).crossings
+    assert [crossing.recorded_by for crossing in found] == ["both"] * 6000
