@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.socket import DisconnectedError, Frame, encode_header, load_secret, open_handshake, receive_frame
-from sims.boundary.acts.expectation import Expected, protocol
+from sims.boundary.acts.expectation import Holds, Open, protocol
 from sims.boundary.attempt import Attack, Escaped, Found, Refusal
 from sims.boundary.sites import Site
 from sims.boundary.unprotected import UnprotectedNode, serving
@@ -42,16 +42,17 @@ ByFrames = Callable[[Reader], Refusal | Escaped]
 class _Registered:
     name: str
     tries: str
-    expected: Expected
+    holds: Holds
     by: ByFrames
 
 
 _FRAMES: list[_Registered] = []
 
 
-def _frame(name: str, tries: str, code: str) -> Callable[[ByFrames], ByFrames]:
+def _frame(name: str, tries: str, code: str | Open) -> Callable[[ByFrames], ByFrames]:
     def register(by: ByFrames) -> ByFrames:
-        _FRAMES.append(_Registered(name, tries, protocol("frame", code), by))
+        holds = code if isinstance(code, Open) else protocol("frame", code)
+        _FRAMES.append(_Registered(name, tries, holds, by))
         return by
 
     return register
@@ -81,7 +82,7 @@ def _attack(found: _Registered, site: Site, folder: Path) -> Attack:
         # Whatever came, the node serves on.
         return came if site.ask(Frame("status")).word == "status" else Escaped("the node is gone")
 
-    return Attack(found.name, "messages", found.tries, found.expected, control, confined)
+    return Attack(found.name, "messages", found.tries, found.holds, control, confined)
 
 
 @contextlib.contextmanager
@@ -182,3 +183,20 @@ def two_at_once(reader: Reader) -> Refusal | Escaped:
         except DisconnectedError:
             return Refusal("frame", "closed")
         return Escaped("the second was answered too")
+
+
+@_frame(
+    "megabytes with a wish that takes nothing",
+    "a status is asked for, with a part of 64 MiB behind it",
+    Open(
+        "whatever its wish, a frame may hold 512 MiB, which are read before the wish is looked at; a node reads one "
+        "frame at a time, so that this is the most, and its service can be given a limit (MemoryMax)"
+    ),
+)
+def large_part(reader: Reader) -> Refusal | Escaped:
+    size = 64 << 20
+    with reader.connect() as connection:
+        connection.sendall(_framed(b'{"numbers":{},"parts":{"blob":%d},"word":"status","words":{}}' % size))
+        connection.sendall(bytes(size))
+        answer = receive_frame(connection, seconds=PATIENCE)
+    return Escaped("it was read") if answer.word == "status" else _refusal(answer)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -96,9 +97,13 @@ def make(configuration: NodeConfiguration, confinement: Confinement, keys: NodeK
 def _write_past(answer: Frame) -> None:
     """Write to whoever is connected, without asking anybody: what runs in a process has its descriptors."""
     for number in range(3, 256):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as found:
-            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0 and found.getsockname():
-                send_frame(found, answer)
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                # Its kind is said, as asking for it is refused here.
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(number)) as found:
+                    # Whoever came through the door has a peer and the door's name; the door itself has no peer.
+                    if found.getpeername() is not None and found.getsockname():
+                        send_frame(found, answer)
 
 
 def main() -> None:

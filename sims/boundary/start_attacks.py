@@ -18,7 +18,7 @@ from protocol.errors import RunFailedError
 from protocol.node_configuration import node_table, read
 from protocol.socket import DisconnectedError, Frame
 from sims.boundary.acts.act import DONE, REGISTERED, Outcome
-from sims.boundary.acts.expectation import NO_EFFECT, Holds, launcher, protocol
+from sims.boundary.acts.expectation import NO_EFFECT, Holds, launcher, protocol, system_calls
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, Refusal
 from sims.boundary.courier_attacks import hostile_courier
 from sims.boundary.hostile_program import ATTACK, outcome_of
@@ -240,18 +240,26 @@ def _end_attack(folder: Path) -> Attack:
 @contextlib.contextmanager
 def by_hand_attacks(folder: Path) -> Iterator[list[Attack]]:
     """A node and a courier that are started by hand, so that what they print goes to the operator's terminal."""
-    shown_as_text = launcher("write", NO_EFFECT)
-    holds: dict[str, Holds] = {"print_by_output": shown_as_text, "read_by_output": launcher("read", "EBADF")}
+    terminal: dict[str, Holds] = {
+        "print_by_output": launcher("write", NO_EFFECT),
+        "read_by_output": launcher("read", "EBADF"),
+    }
+    # Nobody is left to ask, is what the kernel answers then.
+    warden = {"end_warden": system_calls("memfd_create", "ENOSYS")}
     with set_stage(folder) as stage, contextlib.ExitStack() as stack:
         found: list[Attack] = []
-        for who, make in (("node", _hostile_node), ("courier", _hostile_courier)):
+        for who, make, holds in (
+            ("node", _hostile_node, {**terminal, **warden}),
+            ("courier", _hostile_courier, terminal),
+        ):
             control = stack.enter_context(make(stage, folder / "control", False))
             confined: Attacker | RunFailedError = RunFailedError(_UNCONFINED)
             if confine.offered():
                 confined = stack.enter_context(make(stage, folder / "confined", True))
             trials = [
                 (replace(trial, name=f"{who} by hand: {trial.name}"), holds[trial.act])
-                for trial in REGISTERED
+                # It is given up last.
+                for trial in sorted(REGISTERED, key=lambda trial: trial.act in warden)
                 if trial.act in holds
             ]
             found += attacks_of(stage, trials, "starts", control, confined)

@@ -30,6 +30,7 @@ UNSTOPPABLE = {
     "data as NaN in the sealed blob",
     "written to the courier past the gate",
     "data as the time of an answer",
+    "megabytes with a wish that takes nothing",
 }
 HONEST = honest_messages(
     "individual", SigningKey.from_seed(b"i" * 32), EncryptionKey.from_raw("x25519", b"e" * 32), run_id="0" * 32, now=1
