@@ -82,7 +82,7 @@ def test_ray_can_bind_its_sockets_whatever_the_temporary_folder_is(
 
 
 def test_a_temporary_folder_that_others_may_enter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as short:
         theirs = Path(short, f"learngene-{os.getuid()}")
         theirs.mkdir()
         theirs.chmod(0o777)
