@@ -192,6 +192,7 @@ def watch_by_signal(aims: Aims) -> bytes:
     changes(lambda stage, token: stage.held_up()),
     system_calls("fcntl F_SETLEASE"),
     system_calls("fcntl F_SETLEASE"),
+    lacks=lambda stage: "" if stage.owns_package else "only who owns the package can hold a lease on it",
 )
 def hold_readers_up(aims: Aims) -> bytes:
     # The kernel would end this process, to tell it that somebody waits.

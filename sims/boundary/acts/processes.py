@@ -6,7 +6,7 @@ import struct
 
 from .act import DONE, Aims, Seen, act, call, in_child, otherwise, read, step
 from .expectation import Open, files, scopes, system_calls, users
-from .seen import GRANTED, MEMORY, PRIVATE, changes, gets, tracing
+from .seen import GRANTED, MEMORY, PRIVATE, changes, gets, root_only, tracing
 
 _OPEN, _OTHERS = files("open"), users("open")
 _PROCESS_THERE = Open(
@@ -178,7 +178,7 @@ def move_memory(aims: Aims) -> bytes:
     "process_madvise with MADV_COLD",
     GRANTED,
     *[system_calls("process_madvise")] * 2,
-    lacks=tracing,
+    lacks=root_only,
 )
 def push_memory_out(aims: Aims) -> bytes:
     pidfd = otherwise(-1, "pidfd_open", int(aims["pid"]), 0)
