@@ -13,7 +13,7 @@ from collective_node.configuration import CollectiveConfiguration
 from collective_node.learngenes import Chosen, Evolved, check_privacy, evolve
 from collective_node.person import Annotator, Oracle, Person
 from collective_node.private_images import PrivateImages
-from protocol.confinement.confine import Confinement
+from protocol.confinement.guards import Confinement
 from protocol.desks import CollectiveDesk, Withdrawal
 from protocol.learngene import Learngene
 from protocol.ledger import StoredRelease

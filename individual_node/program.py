@@ -11,7 +11,7 @@ from individual_node.configuration import IndividualConfiguration
 from individual_node.method_table import METHODS
 from individual_node.methods import Evaluation, Outcome
 from protocol.architecture import Form, form_named
-from protocol.confinement.confine import Confinement
+from protocol.confinement.guards import Confinement
 from protocol.desks import IndividualDesk
 from protocol.errors import MalformedError, PolicyDeniedError
 from protocol.metrics import write_metrics

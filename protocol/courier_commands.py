@@ -15,8 +15,9 @@ from typing import Annotated
 
 import typer
 
-from protocol.confinement import confine, privileges
-from protocol.confinement.confine import COURIER
+from protocol.confinement import confine, guards, privileges
+from protocol.confinement.guards import COURIER
+from protocol.confinement.rules import check_out_of_reach, courier_rules
 from protocol.confinement.warden import start as start_warden
 from protocol.encoding.visible_text import visible_line
 from protocol.errors import InputError
@@ -99,15 +100,15 @@ def courier(
     check_home(home, door)
     privileges.own_folder(home, owner)
     # What this process can read once it is confined, the files of its command line among it.
-    rules = confine.courier_rules(home, [door.secret, *_files(command)])
-    confine.check_out_of_reach(rules, door.apart)
+    rules = courier_rules(home, [door.secret, *_files(command)])
+    check_out_of_reach(rules, door.apart)
     privileges.give_up(owner, capabilities=not unconfined)
     os.umask(0o077)
     privileges.close_inherited()
     if not unconfined:
         _leave_the_terminal()
     _check_readable([program, door.secret, *_files(command)])
-    found = confine.not_confined(COURIER) if unconfined else confine.confine(rules, home, COURIER, apart=door.apart)
+    found = guards.not_confined(COURIER) if unconfined else confine.confine(rules, home, COURIER, apart=door.apart)
     say(f"courier of {door.socket}, process {os.getpid()} of user {os.getuid()}: {found.line}", error=True)
     os.execve(program, arguments, environment(home, os.environ))
 

@@ -24,10 +24,11 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from protocol import launcher, state_files
-from protocol.confinement import confine, landlock, namespaces, privileges, seccomp, warden
-from protocol.confinement.confine import COURIER, GUARDS, NODE, Profile
+from protocol.confinement import confine, guards, landlock, namespaces, privileges, seccomp, warden
+from protocol.confinement.guards import COURIER, GUARDS, NODE, Profile
 from protocol.confinement.landlock import Access
 from protocol.confinement.privileges import User
+from protocol.confinement.rules import check_apart, courier_rules, gpu_devices, gpu_rules, node_rules, program_rules
 from protocol.desks import behind_line
 from protocol.errors import LearngeneError, RunFailedError
 from protocol.keys import key_identifier
@@ -81,10 +82,10 @@ def examine_machine(*, gpu: bool) -> list[Finding]:
     found = [_kernel(stops=True)]
     with tempfile.TemporaryDirectory(prefix="learngene-doctor-") as name:
         folder = Path(name)
-        rules = confine.program_rules(["protocol"]) | confine.gpu_rules() | {folder: landlock.OWN}
+        rules = program_rules(["protocol"]) | gpu_rules() | {folder: landlock.OWN}
         child = _confined(rules, folder, NODE, gpu=gpu)
         found += _guards(child, "node: ", stops=True)
-        found += _guards(_confined(confine.courier_rules(folder, ()), folder, COURIER), "courier: ", stops=False)
+        found += _guards(_confined(courier_rules(folder, ()), folder, COURIER), "courier: ", stops=False)
     root = os.geteuid() == 0
     found.append(Finding("user", "ok", f"{os.geteuid()}" + (", root: [node] user lets a node go on as another" * root)))
     return [*found, simulation(), *_gpu(child, "auto", gpu), clock()]
@@ -119,7 +120,7 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
     package = model.partition(".")[0]
     found = [Finding("configuration", "ok", str(path)), _kernel(stops=not node.unconfined)]
     with _scratch(node, user) as (state, own):
-        rules = confine.node_rules(node.model_copy(update={"state": state}), ("protocol", package))
+        rules = node_rules(node.model_copy(update={"state": state}), ("protocol", package))
 
         def prepare() -> None:
             privileges.give_up(user, capabilities=not node.unconfined)
@@ -196,16 +197,16 @@ def _confined(
         log = os.open(own, os.O_TMPFILE | os.O_RDWR, 0o600) if noted else -1
         guard = warden.start(log, None) if noted else None
         before()
-        cuda = bool(confine.gpu_devices())
+        cuda = bool(gpu_devices())
         if rules is None:
-            found = confine.look(profile)
+            found = guards.look(profile)
         else:
             found = confine.restrict(rules, own, profile, cuda=cuda, warden=guard)
         unread = {str(path): reason for path in reads if (reason := _reason(partial(_read, path)))}
         return _Child(
             guards={guard.name: guard.enforced for guard in found.guards},
             unread=unread,
-            devices={str(path): _reason(partial(_open, path)) for path in confine.gpu_devices()},
+            devices={str(path): _reason(partial(_open, path)) for path in gpu_devices()},
             computed=_compute() if gpu else "",
             trained=profile is NODE and _train(),
             refused=warden.refused_calls(os.pread(log, _MOST_LOG_BYTES, 0).decode()) if noted else [],
@@ -367,7 +368,7 @@ def _files(node: NodeTable, path: Path, user: User | None, role: Role, now: int)
 
 
 def _folders(node: NodeTable, path: Path) -> str:
-    confine.check_apart(node, path)
+    check_apart(node, path)
     if not os.access(node.data, os.R_OK | os.X_OK, effective_ids=True):
         raise RunFailedError(f"there is no folder {node.data} that the node can read; set node.data, or its owner")
     if not node.state.exists():

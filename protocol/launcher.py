@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from protocol import import_contract, state_files
-from protocol.confinement import confine, namespaces, privileges
-from protocol.confinement.confine import Confinement
+from protocol.confinement import confine, namespaces, privileges, rules
+from protocol.confinement.guards import Confinement
 from protocol.confinement.isolated_start import WORKING_FOLDER
 from protocol.confinement.privileges import User
 from protocol.confinement.warden import Warden
@@ -149,7 +149,7 @@ def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
     Raises:
         InputError: it cannot.
     """
-    for path in (node.data, *confine.code_folders(packages)):
+    for path in (node.data, *rules.code_folders(packages)):
         if not os.access(path, os.R_OK | os.X_OK):
             raise InputError(
                 f"this node works as the user {os.getuid()}, who cannot read {path}; give it to that user, or install "

@@ -5,7 +5,7 @@ from typing import Generic
 
 import torch
 
-from protocol.confinement.confine import Confinement
+from protocol.confinement.guards import Confinement
 from protocol.errors import PolicyDeniedError
 from protocol.events import Events
 from protocol.images import choose_device

@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 
-from protocol.confinement.confine import Confinement
+from protocol.confinement.guards import Confinement
 from protocol.launcher import launch
 from protocol.node import Role
 from protocol.node_configuration import NodeConfiguration

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from protocol.audit import Crossings
-from protocol.confinement.confine import Confinement
+from protocol.confinement.guards import Confinement
 from protocol.egress import Gate
 from protocol.encryption_key import EncryptionKey
 from protocol.errors import RefusedError

@@ -9,7 +9,7 @@ from typing import get_args
 from pydantic import BaseModel, ConfigDict
 from rich.text import Text
 
-from protocol.confinement import confine
+from protocol.confinement import confine, guards
 from protocol.output import PlainTable, lines, table
 from sims.boundary.acts.expectation import Guard
 from sims.boundary.attempt import Area, Attempt, Confined, Control
@@ -85,7 +85,7 @@ class Outcome:
 
     def json(self) -> bytes:
         """The whole as a JSON document; see ``docs/boundary.md``."""
-        found = confine.not_confined()
+        found = guards.not_confined()
         document = _Document(
             machine=_Machine(
                 kernel=platform.release(),

@@ -13,7 +13,7 @@ from collective_node.configuration import CollectiveConfiguration
 from collective_node.private_images import PrivateImages
 from collective_node.private_mechanism import Mechanism
 from collective_node.program import CollectiveProgram
-from protocol.confinement.confine import Confinement
+from protocol.confinement.guards import Confinement
 from protocol.node_configuration import load, read
 from protocol.node_keys import load_keys
 from tests.two_folders import make_folders

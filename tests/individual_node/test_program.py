@@ -9,7 +9,7 @@ import pytest
 from individual_node import program
 from individual_node.configuration import IndividualConfiguration
 from individual_node.program import IndividualProgram
-from protocol.confinement.confine import Confinement
+from protocol.confinement.guards import Confinement
 from protocol.metrics import METRICS_FILE
 from protocol.node_configuration import load
 from protocol.node_desk import load_keys

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from protocol.confinement.confine import Confinement
+from protocol.confinement.guards import Confinement
 from protocol.errors import ExpiredError, InputError
 from protocol.node import Job, Role
 from protocol.node_configuration import NodeConfiguration

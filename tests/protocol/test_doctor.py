@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.confinement import confine
+from protocol.confinement import confine, guards
 from protocol.doctor import Finding, examine_machine, examine_node, starts
 from protocol.node_commands import initialise
 from protocol.node_keys import NodeKeys
@@ -97,7 +97,7 @@ def test_a_node_that_would_start_starts(node: Node, ran: bool) -> None:
     assert snapshot(node.folder) == before
     assert {name for name, finding in found.items() if finding.verdict != "ok"} <= CIRCUMSTANCES
     assert starts(found.values())
-    assert set(confine.GUARDS) <= found.keys()
+    assert set(guards.GUARDS) <= found.keys()
     assert ("works there now" in found["folders"].found) == ran
     assert "40 days left" in found["trust"].found
     assert node.keys.signing.fingerprint in found["keys"].found
@@ -220,7 +220,7 @@ def test_what_is_wrong_is_named_and_keeps_it_from_starting(
     assert said in f"{found[subject].found}; {found[subject].advice}"
     wrong = {name for name, finding in found.items() if finding.stops}
     # Where a key cannot be read, neither can what it is pinned as.
-    assert wrong <= {subject, "trust", "confinement", *confine.GUARDS}
+    assert wrong <= {subject, "trust", "confinement", *guards.GUARDS}
 
 
 def test_a_trust_store_past_its_time(node: Node) -> None:
@@ -233,7 +233,7 @@ def test_a_trust_store_past_its_time(node: Node) -> None:
 def test_an_unconfined_node_would_start_and_nothing_is_claimed(node: Node) -> None:
     node.set("unconfined = false", "unconfined = true")
     found = node.examine()
-    assert {found[name].verdict for name in confine.GUARDS} == {"not enforced"}
+    assert {found[name].verdict for name in guards.GUARDS} == {"not enforced"}
     assert starts(found.values())
 
 
@@ -279,10 +279,10 @@ def doctor(prelude: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-OLD_KERNEL = "from protocol.confinement import landlock\nlandlock.abi = lambda: 0"
+OLD_KERNEL = "from protocol.confinement import guards, landlock\nlandlock.abi = lambda: 0"
 #: What confinement should have done was not done, and everything else goes on as if it had been.
 PRETENDED = (
-    "from protocol.confinement import landlock, seccomp\n"
+    "from protocol.confinement import guards, landlock, seccomp\n"
     "landlock.restrict = seccomp.restrict = seccomp.restrict_noting = lambda *given, **more: None"
 )
 
@@ -309,8 +309,8 @@ def test_a_machine_that_confines_says_so_of_every_guard() -> None:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     verdicts = {finding["subject"]: finding["verdict"] for finding in said["findings"]}
-    guards = {f"node: {name}" for name in confine.GUARDS} | {f"courier: {name}" for name in confine.COURIER.guards}
-    assert {verdicts[name] for name in guards} == {"ok"}
+    wanted = {f"node: {name}" for name in guards.GUARDS} | {f"courier: {name}" for name in guards.COURIER.guards}
+    assert {verdicts[name] for name in wanted} == {"ok"}
     assert "courier: network" not in verdicts
 
 

@@ -159,7 +159,8 @@ class Started:
         return ask(self.folder / "node.sock", load_secret(self.folder / "socket.secret"), wish)
 
     def wait_until_listening(self) -> None:
-        while not (self.folder / "node.sock").exists():
+        # Its file is there a moment before it listens.
+        while not _answers(self.folder / "node.sock"):
             assert self.process.poll() is None, self.process.communicate()[1]
             time.sleep(0.02)
 
@@ -281,6 +282,11 @@ def test_keys_are_opened_before_the_process_is_confined(site: Path) -> None:
     assert code == 2
     assert "cannot read the key file" in errors
     assert errors.count("\n") == 1
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as one:
+        return one.connect_ex(str(path)) == 0
 
 
 def _until(look: Callable[[], str], wanted: str) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.confinement import confine
-from protocol.confinement.confine import GUARDS
+from protocol.confinement import confine, guards, rules
+from protocol.confinement.guards import GUARDS
 from protocol.errors import InputError
 from protocol.node_configuration import NodeTable
 from tests.protocol.parties import ROOT, RUN
@@ -42,7 +42,7 @@ def run(folder: Path, code: str, *, confined: bool) -> dict[str, str]:
     program = f"""
         import json, os, sys
         from pathlib import Path
-        from protocol.confinement import confine
+        from protocol.confinement import confine, guards, rules
         from tests.protocol.confinement.test_confine import table
         folder = Path({str(folder)!r})
         outcomes = {{}}
@@ -104,7 +104,7 @@ def test_a_confined_process_reads_its_data_writes_its_state_and_reaches_no_other
 
 
 def test_an_unconfined_process_claims_nothing() -> None:
-    found = confine.not_confined()
+    found = guards.not_confined()
     assert not found.enforced
     assert [guard.name for guard in found.guards] == list(GUARDS)
     assert not any(guard.enforced for guard in found.guards)
@@ -113,7 +113,7 @@ def test_an_unconfined_process_claims_nothing() -> None:
 
 def test_looking_at_an_unconfined_process_finds_no_guard() -> None:
     """The control of every guard's probe: where nothing is enforced, it says so."""
-    code = "from protocol.confinement import confine; print([g.name for g in confine.look().guards if g.enforced])"
+    code = "from protocol.confinement import guards; print([g.name for g in guards.look().guards if g.enforced])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -175,15 +175,15 @@ def test_temporary_files_lie_in_the_processs_own_state(tmp_path: Path) -> None:
 def test_data_inside_the_state_and_state_inside_the_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "state" / "data").mkdir(parents=True)
     with pytest.raises(InputError, match=r"lies inside node\.state"):
-        confine.check_apart(table(tmp_path, data=tmp_path / "state" / "data"))
+        rules.check_apart(table(tmp_path, data=tmp_path / "state" / "data"))
     (tmp_path / "data" / "state").mkdir(parents=True)
     with pytest.raises(InputError, match=r"lies inside node\.data"):
-        confine.check_apart(table(tmp_path, state=tmp_path / "data" / "state"))
+        rules.check_apart(table(tmp_path, state=tmp_path / "data" / "state"))
     # A link does not hide it.
     (tmp_path / "elsewhere").symlink_to(tmp_path / "data" / "state")
     with pytest.raises(InputError, match=r"lies inside node\.data"):
-        confine.check_apart(table(tmp_path, state=tmp_path / "elsewhere"))
-    confine.check_apart(table(tmp_path))
+        rules.check_apart(table(tmp_path, state=tmp_path / "elsewhere"))
+    rules.check_apart(table(tmp_path))
 
 
 def test_the_trust_stores_folder_holds_no_folder_but_the_nodes_own(tmp_path: Path) -> None:
@@ -191,26 +191,26 @@ def test_the_trust_stores_folder_holds_no_folder_but_the_nodes_own(tmp_path: Pat
     together = {"trust": tmp_path / "trust.json"}
     (tmp_path / "link").symlink_to("/usr")
     with pytest.raises(InputError, match=r"site.*folder of its own") as refused:
-        confine.check_apart(table(tmp_path, **together, socket=tmp_path / "node.sock"))
+        rules.check_apart(table(tmp_path, **together, socket=tmp_path / "node.sock"))
     assert str(tmp_path / "site") in str(refused.value)
     node = table(tmp_path, **together)
-    confine.check_apart(node)
+    rules.check_apart(node)
     (tmp_path / "other-party").mkdir()
     with pytest.raises(InputError, match=r"other-party as well"):
-        confine.check_apart(node)
+        rules.check_apart(node)
 
 
 @pytest.mark.parametrize("name", ["policy", "trust", "secret", "key", "encryption_key", "key_file"])
 def test_what_a_node_starts_with_lies_where_it_cannot_write(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=rf"node\.{name} .* lies inside node\.state"):
-        confine.check_apart(table(tmp_path, **{name: tmp_path / "state" / "file"}))
-    confine.check_apart(table(tmp_path, **{name: tmp_path / "site" / "file"}))
+        rules.check_apart(table(tmp_path, **{name: tmp_path / "state" / "file"}))
+    rules.check_apart(table(tmp_path, **{name: tmp_path / "site" / "file"}))
 
 
 def test_a_configuration_that_the_node_could_write_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"configuration .* lies inside node\.state"):
-        confine.check_apart(table(tmp_path), tmp_path / "state" / "config.toml")
-    confine.check_apart(table(tmp_path), tmp_path / "site" / "config.toml")
+        rules.check_apart(table(tmp_path), tmp_path / "state" / "config.toml")
+    rules.check_apart(table(tmp_path), tmp_path / "site" / "config.toml")
 
 
 @confined_only
@@ -222,15 +222,15 @@ def test_a_node_with_a_second_thread_is_not_confined(tmp_path: Path, profile: st
     code = f"""
         import os, threading
         from pathlib import Path
-        from protocol.confinement import confine, landlock
+        from protocol.confinement import confine, guards, landlock, rules
         from protocol.errors import RunFailedError
         over = threading.Event()
         for _ in range({threads} - 1):
             threading.Thread(target=over.wait).start()
         own = Path({str(tmp_path)!r})
-        rules = confine.program_rules(["protocol"]) | {{own: landlock.OWN}}
+        rules = rules.program_rules(["protocol"]) | {{own: landlock.OWN}}
         try:
-            print(confine.confine(rules, own, confine.{profile}).enforced)
+            print(confine.confine(rules, own, guards.{profile}).enforced)
         except RunFailedError as error:
             print(error, os.listdir("/") != [])
         over.set()

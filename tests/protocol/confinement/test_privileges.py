@@ -37,7 +37,7 @@ def outcomes(folder: Path, code: str) -> dict[str, object]:
     program = f"""
         import json, os, sys
         from pathlib import Path
-        from protocol.confinement import privileges
+        from protocol.confinement import privileges, rules
         folder, outcomes = Path({str(folder)!r}), {{}}
         def attempt(name, function):
             try:
@@ -100,9 +100,9 @@ def test_root_without_capabilities_is_a_user_like_any_other(folder: Path) -> Non
     # And a program that it starts gains none, as root's programs otherwise do.
     start = """
         import subprocess
-        from protocol.confinement import landlock
+        from protocol.confinement import landlock, rules
         landlock.set_no_new_privileges()
-        line = "from protocol.confinement import privileges; print(privileges.has_capabilities())"
+        line = "from protocol.confinement import privileges, rules; print(privileges.has_capabilities())"
         outcomes["child"] = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True).stdout.strip()
     """
     assert outcomes(folder, start)["child"] == "True"
@@ -149,9 +149,9 @@ NODE = """
     from pathlib import Path
     import tests.protocol.fake_program
     from protocol import launcher
-    from protocol.confinement import confine
+    from protocol.confinement import confine, rules
     from protocol.terminal import exit_code
-    confine.code_folders = lambda packages: []
+    rules.code_folders = lambda packages: []
     launcher.check_readable = lambda *given: None
     names = "protocol.node_configuration:NodeConfiguration", "tests.protocol.fake_program:make"
     config, unconfined = Path(sys.argv[1]), sys.argv[2:] == ["--unconfined"]
@@ -232,7 +232,7 @@ def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
     code = f"""
         import os
         from pathlib import Path
-        from protocol.confinement import privileges
+        from protocol.confinement import privileges, rules
         from protocol.errors import LearngeneError
         from protocol.socket import Frame, ask, load_couriers_secret
         door = Path({str(door)!r})

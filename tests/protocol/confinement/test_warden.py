@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(not confine.offered(), reason="this kernel does 
 NODE = """
     import os, sys
     from pathlib import Path
-    from protocol.confinement import confine, landlock, warden
+    from protocol.confinement import confine, landlock, rules, warden
     own = Path(sys.argv[1])
     log = os.open(own / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     given = warden.start(log, None, clean=lambda line: line.replace("\\x1b", "?"))
     from protocol.launcher import _leave_the_terminal
     _leave_the_terminal(given)
-    rules = confine.program_rules(["protocol"]) | {own: landlock.OWN}
+    rules = rules.program_rules(["protocol"]) | {own: landlock.OWN}
     confine.confine(rules, own, warden=given)
     print("warden", given.pid, flush=True)
 """
