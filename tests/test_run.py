@@ -81,12 +81,13 @@ class Look:
         moment: dict[int, str] = {}
         for process in filter(alive, self.started):
             with contextlib.suppress(OSError):
-                words = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                words = command_of(process.pid)
                 moment[process.pid] = " ".join(words)
                 if {"collective_node", "individual_node"}.isdisjoint(words):
                     continue
                 party = moment[process.pid] = Path(words[words.index("--config") + 1]).parent.name
-                self.nodes.setdefault(party, set()).add(process.pid)
+                if command_of(parent_of(process.pid)) != words:  # else a child that the node forked, its warden
+                    self.nodes.setdefault(party, set()).add(process.pid)
                 self.held.setdefault(party, set()).update(open_paths(process.pid))
         self.moments.append(moment)
         for listener in listeners(moment):
@@ -132,6 +133,14 @@ class Look:
             marked.update(new)
             waiting += new
         return marked
+
+
+def command_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
 
 
 def open_paths(pid: int) -> set[str]:
