@@ -276,115 +276,143 @@ def _relay(folder: Path, sites: Sites) -> Iterator[int]:
 
 def places(over: Round) -> list[Place]:
     """Everything that is searched after a round."""
-    collective, individual = over.sites.collective, over.sites.individual
     normalisation = over.normalisation
     theirs = {party: Search(canaries, normalisation) for party, canaries in over.canaries.items()}
     every = Search((canary for canaries in over.canaries.values() for canary in canaries), normalisation)
     lacks = "" if memory_can_be_read() else "the memory of other processes cannot be read here"
+    return [
+        *_crossing_places(over, theirs),
+        *_relay_places(over, every, lacks),
+        *_log_places(over, theirs),
+        *_node_places(over, theirs, lacks),
+    ]
 
-    def files(top: Path, *patterns: str) -> Callable[[], Iterator[bytes]]:
-        return lambda: (
-            path.read_bytes() for pattern in patterns for path in sorted(top.rglob(pattern)) if path.is_file()
-        )
 
-    def logs(site: Site) -> Callable[[], Iterator[bytes]]:
-        return files(site.node.state, "*.log", "*.jsonl", "*.json", "ledger.db*", "temporary/**/*", "cache/**/*")
-
-    def in_message(
-        content: Callable[[], Iterable[bytes]],
-    ) -> Callable[[bytes], contextlib.AbstractContextManager[Iterable[bytes]]]:
-        """The same messages, one of them longer by what is planted."""
-
-        def plant(planted: bytes) -> contextlib.AbstractContextManager[Iterable[bytes]]:
-            first, *others = content()
-            middle = len(first) // 2
-            return contextlib.nullcontext([first[:middle] + planted + first[middle:], *others])
-
-        return plant
-
-    @contextlib.contextmanager
-    def in_file(planted: bytes) -> Iterator[Iterable[bytes]]:
-        path = over.folder / "planted.log"
-        path.write_bytes(b"a line of a log: " + planted + b"\n")
-        try:
-            yield [path.read_bytes()]
-        finally:
-            path.unlink()
-
-    @contextlib.contextmanager
-    def in_memory(planted: bytes) -> Iterator[Iterable[bytes]]:
-        with holding(b"held: " + planted) as pid:
-            yield memory_of(pid)
+def _crossing_places(over: Round, theirs: Mapping[str, Search]) -> list[Place]:
+    """What crossed."""
+    collective, individual = over.sites.collective, over.sites.individual
 
     def carried(party: str) -> Callable[[], Iterable[bytes]]:
         return lambda: over.carried(party)
 
-    def memory(party: str) -> Callable[[], Iterable[bytes]]:
-        return lambda: memory_of(over.processes[party])
-
-    found = [
-        Place(
-            f"canaries in what leaves the {site.role}",
-            "all bytes out of its socket, before any connection encrypts them",
-            theirs[site.party],
-            carried(site.party),
-            in_message(carried(site.party)),
-        )
-        for site in (collective, individual)
-    ]
-    found += [
+    return [
+        *(
+            Place(
+                f"canaries in what leaves the {site.role}",
+                "all bytes out of its socket, before any connection encrypts them",
+                theirs[site.party],
+                carried(site.party),
+                _in_message(carried(site.party)),
+            )
+            for site in (collective, individual)
+        ),
         Place(
             "canaries in the opened learngene",
             "the blob that crossed, as it was before it was sealed",
             theirs[collective.party],
             over.opened,
-            in_message(over.opened),
+            _in_message(over.opened),
         ),
+    ]
+
+
+def _relay_places(over: Round, every: Search, lacks: str) -> list[Place]:
+    """What the relay holds and has written."""
+    return [
         Place(
             "canaries in the relay's memory",
             "all memory of the relay's process, which still holds what it carried",
             every,
-            memory("relay"),
-            in_memory,
+            _memory(over, "relay"),
+            _in_memory,
             lacks,
         ),
         Place(
             "canaries in the relay's database, logs and temporary files",
             "all files that the relay has written",
             every,
-            files(over.folder, "*"),
-            in_file,
+            _files(over.folder, "*"),
+            _in_file(over.folder),
         ),
     ]
-    found += [
+
+
+def _log_places(over: Round, theirs: Mapping[str, Search]) -> list[Place]:
+    """What the nodes say of themselves."""
+    written = ("*.log", "*.jsonl", "*.json", "ledger.db*", "temporary/**/*", "cache/**/*")
+    return [
         Place(
             f"canaries in the {site.role}'s logs",
             "its log, figures, events, ledger, log of crossings, temporary files",
             theirs[site.party],
-            logs(site),
-            in_file,
+            _files(site.node.state, *written),
+            _in_file(over.folder),
         )
-        for site in (collective, individual)
+        for site in (over.sites.collective, over.sites.individual)
     ]
+
+
+def _node_places(over: Round, theirs: Mapping[str, Search], lacks: str) -> list[Place]:
+    """What each node holds of the other party."""
+    collective, individual = over.sites.collective, over.sites.individual
+    found: list[Place] = []
     for site, other in ((collective, individual), (individual, collective)):
         found += [
             Place(
                 f"the {other.role}'s canaries in the {site.role}'s memory",
                 "all memory of a node process, for images of the other party",
                 theirs[other.party],
-                memory(site.party),
-                in_memory,
+                _memory(over, site.party),
+                _in_memory,
                 lacks,
             ),
             Place(
                 f"the {other.role}'s canaries in the {site.role}'s state",
                 "all files of a node, for images of the other party",
                 theirs[other.party],
-                files(site.node.state, "*"),
-                in_file,
+                _files(site.node.state, "*"),
+                _in_file(over.folder),
             ),
         ]
     return found
+
+
+def _files(top: Path, *patterns: str) -> Callable[[], Iterator[bytes]]:
+    return lambda: (path.read_bytes() for pattern in patterns for path in sorted(top.rglob(pattern)) if path.is_file())
+
+
+def _memory(over: Round, party: str) -> Callable[[], Iterable[bytes]]:
+    return lambda: memory_of(over.processes[party])
+
+
+def _in_message(content: Callable[[], Iterable[bytes]]) -> Planting:
+    """The same messages, one of them longer by what is planted."""
+
+    def plant(planted: bytes) -> contextlib.AbstractContextManager[Iterable[bytes]]:
+        first, *others = content()
+        middle = len(first) // 2
+        return contextlib.nullcontext([first[:middle] + planted + first[middle:], *others])
+
+    return plant
+
+
+def _in_file(folder: Path) -> Planting:
+    @contextlib.contextmanager
+    def plant(planted: bytes) -> Iterator[Iterable[bytes]]:
+        path = folder / "planted.log"
+        path.write_bytes(b"a line of a log: " + planted + b"\n")
+        try:
+            yield [path.read_bytes()]
+        finally:
+            path.unlink()
+
+    return plant
+
+
+@contextlib.contextmanager
+def _in_memory(planted: bytes) -> Iterator[Iterable[bytes]]:
+    with holding(b"held: " + planted) as pid:
+        yield memory_of(pid)
 
 
 @contextlib.contextmanager

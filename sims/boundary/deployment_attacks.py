@@ -112,12 +112,14 @@ def _installed(command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _thefts(sites: Sites, pid: int, mark: bytes, port: int, heard: bytearray) -> list[_Theft]:
+    return [*_readings(sites), *_further_thefts(sites, pid, mark, port, heard)]
+
+
+def _readings(sites: Sites) -> list[_Theft]:
     site = sites.individual
     node = site.node
     key = node.key.read_bytes()[:64]
     ledger = b"SQLite format 3"
-    written = "written by a courier"
-    sent = secrets.token_hex(16)
     return [
         _Theft(
             "an app reads an image",
@@ -154,6 +156,13 @@ def _thefts(sites: Sites, pid: int, mark: bytes, port: int, heard: bytearray) ->
             lambda found: ledger in found,
             files("open"),
         ),
+    ]
+
+
+def _further_thefts(sites: Sites, pid: int, mark: bytes, port: int, heard: bytearray) -> list[_Theft]:
+    node = sites.individual.node
+    written, sent = "written by a courier", secrets.token_hex(16)
+    return [
         _Theft(
             "an app writes into the state",
             "the ClientApp of the archive leaves a file in the node's state folder",

@@ -160,28 +160,6 @@ def _endless(connection: socket.socket) -> None:
 def _slow_attacks() -> list[Attack]:
     """Over a pair of sockets, with a short deadline in place of the node's own."""
 
-    def attack(
-        name: str,
-        tries: str,
-        naive: Callable[[socket.socket], object],
-        real: Callable[[socket.socket], object],
-        begin: bytes,
-        *,
-        slowly: bool,
-    ) -> Attack:
-        def confined() -> Found:
-            ended = _held(real, begin, slowly=slowly)
-            return Refusal("receive", ended) if ended else Escaped("it is still reading")
-
-        return Attack(
-            name,
-            "messages",
-            tries,
-            protocol("receive", "DisconnectedError"),
-            lambda: not _held(naive, begin, slowly=slowly),
-            confined,
-        )
-
     def frame(connection: socket.socket) -> None:
         receive_frame(connection, seconds=_DEADLINE)
 
@@ -189,40 +167,28 @@ def _slow_attacks() -> list[Attack]:
         answer_handshake(connection, b"s" * 32, seconds=_DEADLINE)
 
     begun = struct.pack(">I", 1000)
-    return [
-        attack(
-            "half a frame, slowly",
-            "a frame comes a byte at a time, so that the node waits for ever",
-            _patient,
-            frame,
-            begun,
-            slowly=True,
-        ),
-        attack(
-            "half a frame, and then nothing",
-            "the node is left waiting in the middle of a frame",
-            _endless,
-            frame,
-            begun,
-            slowly=False,
-        ),
-        attack(
-            "a handshake, slowly",
-            "the proof comes a byte at a time",
-            _patient,
-            handshake,
-            b"x",
-            slowly=True,
-        ),
-        attack(
-            "a connection that never speaks",
-            "the node is left waiting for the proof",
-            _endless,
-            handshake,
-            b"",
-            slowly=False,
-        ),
-    ]
+    described: tuple[tuple[str, str, Callable[[socket.socket], None], bytes, bool], ...] = (
+        ("half a frame, slowly", "a frame comes a byte at a time, so that the node waits for ever", frame, begun, True),
+        ("half a frame, and then nothing", "the node is left waiting in the middle of a frame", frame, begun, False),
+        ("a handshake, slowly", "the proof comes a byte at a time", handshake, b"x", True),
+        ("a connection that never speaks", "the node is left waiting for the proof", handshake, b"", False),
+    )
+    return [_slow_attack(*one) for one in described]
+
+
+def _slow_attack(name: str, tries: str, real: Callable[[socket.socket], None], begin: bytes, slowly: bool) -> Attack:
+    def confined() -> Found:
+        ended = _held(real, begin, slowly=slowly)
+        return Refusal("receive", ended) if ended else Escaped("it is still reading")
+
+    return Attack(
+        name,
+        "messages",
+        tries,
+        protocol("receive", "DisconnectedError"),
+        lambda: not _held(_patient if slowly else _endless, begin, slowly=slowly),
+        confined,
+    )
 
 
 # --- Who pretends to be a node --------------------------------------------------------------------------------------

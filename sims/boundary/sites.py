@@ -177,8 +177,9 @@ def started(
         try:
             site.ask(Frame("status"))
         except DisconnectedError as error:
+            # One that gives up says why when it has ended, which a busy machine makes late.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.process.wait(2.0)
+                process.process.wait(20.0)
             processes.check_alive()
             raise RunFailedError(f"the node process of the {site.party} does not answer; see {process.log}") from error
         yield process
