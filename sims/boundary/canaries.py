@@ -30,7 +30,7 @@ from sims.boundary.acts.expectation import protocol
 from sims.boundary.attempt import Attack, Escaped, Found, Refusal
 from sims.boundary.recording_relay import DATABASE, DONE
 from sims.boundary.search import SURELY_FOUND, Pieces, holding, memory_can_be_read, memory_of
-from sims.boundary.sites import Site, Sites, make_sites, started
+from sims.boundary.sites import Sites, make_sites, started
 from sims.images import draw_stand_in
 from sims.worlds import COLLECTIVE, WorldPlan, individual_name, make_world
 
