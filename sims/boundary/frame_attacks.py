@@ -109,7 +109,7 @@ def _held(reader: Reader, data: bytes) -> Refusal | Escaped:
         try:
             return _refusal(receive_frame(connection, seconds=reader.patience))
         except DisconnectedError:
-            return Escaped("the node waits for all that was announced")
+            return Escaped("the node waits for all that was announced, or broke down")
 
 
 @_frame("a part named like a path", "a wish whose part is called ../escaped", "malformed")

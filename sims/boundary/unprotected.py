@@ -115,7 +115,7 @@ def serving(node: UnprotectedNode, folder: Path, *, handshake: bool = False) -> 
 
 def _serve_one(connection: socket.socket, node: UnprotectedNode, folder: Path, handshake: bool) -> None:
     connection.settimeout(_PATIENCE)
-    with connection, contextlib.suppress(OSError, ValueError, struct.error):
+    with connection, contextlib.suppress(OSError, ValueError, struct.error, RecursionError):
         if handshake:
             connection.sendall(b"learngene socket 1\n" + bytes(32))
             answer = _receive(connection, 64)
