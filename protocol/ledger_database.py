@@ -19,7 +19,7 @@ from typing import NoReturn
 from protocol import envelope, state_files
 from protocol.confinement import one_folder
 from protocol.errors import InputError, StorageFailedError
-from protocol.storage import write_atomically
+from protocol.storage import make_folder, write_atomically
 from protocol.trust import TrustSeen
 
 LEDGER = "ledger.db"
@@ -64,7 +64,7 @@ class LedgerDatabase:
         self._folder = folder
         path = folder / LEDGER
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(folder)
             self._files = state_files.subfolder(folder, files, "the folder")
             if not _is_there(folder):
                 _make(folder, tables)

@@ -19,6 +19,7 @@ from protocol.errors import RunFailedError
 from protocol.files import open_binary
 from protocol.launcher import LOG
 from protocol.node import Role
+from protocol.storage import make_folder
 
 _PROC = Path("/proc")
 #: Longest reason that is taken from a log, characters.
@@ -105,7 +106,7 @@ class NodeProcesses:
             stdin: descriptor of its standard input.
             inherited: descriptors that stay open in it.
         """
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(state)
         log = state / LOG
         name, given = (f"{role}_node", ["start"]) if module is None else (module, [])
         arguments = [*given, "--config", str(configuration), *options, "--lifeline", str(self._reader)]

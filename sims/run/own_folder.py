@@ -11,6 +11,7 @@ from pathlib import Path
 
 from protocol.errors import InputError
 from protocol.socket import MAX_PATH_BYTES, private_folder
+from protocol.storage import make_folder
 
 #: The longest path that Ray binds a socket to, below its temporary folder.
 _LONGEST_OF_RAY = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -35,7 +36,7 @@ def make_own_folder(parent: Path, prefix: str) -> OwnFolder:
     Raises:
         OSError: ``parent`` cannot be written.
     """
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(parent)
     with (parent / "lock").open("w") as gate:
         # One at a time, so that nobody takes a folder that has no lock yet for an abandoned one.
         fcntl.flock(gate, fcntl.LOCK_EX)
