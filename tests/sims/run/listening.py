@@ -90,7 +90,8 @@ class Listening:
             for listener in listeners(process.pid for process in descendants(os.getpid())):
                 with contextlib.suppress(OSError):
                     command = (_PROC / str(listener.pid) / "cmdline").read_bytes().replace(b"\0", b" ")
-                    self.found.setdefault(listener, command.decode("utf-8", errors="replace"))
+                    if command:  # not of a process that is just ending
+                        self.found.setdefault(listener, command.decode("utf-8", errors="replace"))
 
 
 def _internet(pid: int) -> Iterable[tuple[str, str, str, int]]:
