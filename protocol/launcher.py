@@ -9,7 +9,9 @@ import fcntl
 import importlib
 import logging
 import os
+import resource
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from protocol.socket import listen, load_secret, open_to_group
 
 #: A node's own log in its state folder.
 LOG = "node.log"
+_LOCK_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     if not unconfined:
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
     # Before there are keys in memory that it would have as well.
-    warden = start_warden(log, user, clean=visible_line) if not unconfined and confine.offered() else None
+    warden = start_warden(log, user, keeps=lock, clean=visible_line) if not unconfined and confine.offered() else None
     secret = load_secret(node.secret, node=None if user is None else user.uid, group=group)
     # Before the process is confined: a confined one need not be able to read a key file.
     keys = open_keys(node, user)
@@ -81,6 +84,11 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
         packages = ("protocol", own)
         notes = () if unconfined else _leave_the_network()
         privileges.give_up(user, capabilities=not unconfined)
+        if not unconfined:
+            # Neither its memory in a file that another program makes of it, nor a life of its own.
+            resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+            if lifeline is not None:
+                privileges.end_with_parent()
         check_readable(node, packages)
         if not unconfined:
             _leave_the_terminal(warden)
@@ -166,12 +174,17 @@ def imported(name: str) -> Any:  # noqa: ANN401 - the caller says what it expect
 def _lock(state: Path) -> int:
     """Hold the state folder for this process; the lock goes with the process, however it ends."""
     descriptor = state_files.open_to_write(state, state_files.LOCK, "the lock", os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise RunFailedError(f"another node process works in {state}; end it first") from error
-    return descriptor
+    # The warden of one that has just ended lets go a moment later.
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise RunFailedError(f"another node process works in {state}; end it first") from error
+        time.sleep(0.05)
 
 
 def _log_to(log: int) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import stat
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +14,7 @@ from types import TracebackType
 from protocol import state_files
 from protocol.confinement import isolated_start
 from protocol.encoding.visible_text import visible_line
-from protocol.errors import RunFailedError
-from protocol.files import open_binary
+from protocol.errors import InputError, RunFailedError
 from protocol.launcher import LOG
 from protocol.node import Role
 from protocol.storage import make_folder
@@ -243,10 +241,11 @@ def _last_line(log: Path) -> str:
 def _end_of(log: Path, start: int = 0) -> list[str]:
     """The last lines of a log, which the node writes: it may be of any size, and no file at all."""
     try:
-        with open_binary(log) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return []
+        opened = state_files.open_to_read(log.parent, log.name, "the log")
+        if opened is None:
+            return []
+        with opened as file:
             file.seek(max(start, file.seek(0, os.SEEK_END) - _LOG_BYTES))
             return file.read(_LOG_BYTES).decode("utf-8", errors="replace").split("\n")
-    except OSError:
+    except (OSError, InputError):
         return []

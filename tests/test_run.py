@@ -69,6 +69,7 @@ class Look:
     started: set[Process] = field(default_factory=set)
     moments: list[dict[int, str]] = field(default_factory=list)
     nodes: dict[str, set[int]] = field(default_factory=dict)
+    wardens: set[int] = field(default_factory=set)
     held: dict[str, set[str]] = field(default_factory=dict)
     listening: dict[Listener, str] = field(default_factory=dict)
 
@@ -86,7 +87,9 @@ class Look:
                 if {"collective_node", "individual_node"}.isdisjoint(words):
                     continue
                 party = moment[process.pid] = Path(words[words.index("--config") + 1]).parent.name
-                if command_of(parent_of(process.pid)) != words:  # else a child that the node forked, its warden
+                if command_of(parent_of(process.pid)) == words:  # a child that the node forked, its warden
+                    self.wardens.add(process.pid)
+                elif process.pid not in self.wardens:  # which may outlive it by a moment
                     self.nodes.setdefault(party, set()).add(process.pid)
                 self.held.setdefault(party, set()).update(open_paths(process.pid))
         self.moments.append(moment)

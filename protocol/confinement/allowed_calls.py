@@ -12,6 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _ALL_BITS = 0xFFFFFFFF
+#: O_CREAT and __O_TMPFILE; set-user-id, set-group-id and sticky bit.
+_MAKES, _SPECIAL_BITS = 0x400040, 0o7000
+#: Of the machine and of the caller: others are clocks of processes and threads, by their numbers (clock_getres(2)).
+_CLOCKS = range(12)
+#: FUTEX_WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET, private or not. Locks with an owner (PI)
+#: tell whether a process of some number is there.
+_FUTEXES, _FUTEX_COMMAND = (0, 1, 3, 4, 5, 9, 10), 0xFFFFFE7F
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,11 @@ def _where(argument: int, *values: int, mask: int = _ALL_BITS) -> Alternatives:
     return ((Check(argument, values, mask),),)
 
 
+def _made_plainly(flags: int) -> Alternatives:
+    """Opening what is there, or making a file with a plain mode; ``flags``: the argument in front of the mode."""
+    return (*_where(flags, 0, mask=_MAKES), *_where(flags + 1, 0, mask=_SPECIAL_BITS))
+
+
 # --- What is allowed with some arguments only ------------------------------------------------------------------------
 
 #: CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID, CHILD_CLEARTID: a thread, exactly as the C
@@ -106,18 +118,32 @@ def node_policy(pid: int, *, cuda: bool = False) -> CallPolicy:
 
 #: Reading, writing, and the files beneath the paths that Landlock opens.
 _FILES = _any(
-    "read write readv writev pread64 pwrite64 preadv pwritev lseek close close_range dup dup2 dup3 pipe pipe2 open "
-    "openat stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents64 getcwd mkdir "
-    "mkdirat rmdir unlink unlinkat rename renameat ftruncate fsync fdatasync fadvise64 umask"
-)
+    "read write readv writev pread64 pwrite64 preadv pwritev lseek close close_range dup dup2 dup3 pipe pipe2 "
+    "stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents64 getcwd "
+    "rmdir unlink unlinkat rename renameat ftruncate fsync fdatasync fadvise64"
+) | {
+    # What it makes is private (umask 077, which it cannot change), and has no set-user-id bit or the like.
+    "open": _made_plainly(1),
+    "openat": _made_plainly(2),
+    "mkdir": _where(1, 0, mask=_SPECIAL_BITS),
+    "mkdirat": _where(2, 0, mask=_SPECIAL_BITS),
+}
 #: Memory of one's own, and where on the machine it lies.
 _MEMORY = _any("mmap munmap mremap mprotect madvise brk mbind get_mempolicy set_mempolicy")
+#: Clocks of the machine and of one's own, and waiting for another thread.
+TIME_AND_WAITING: dict[str, Alternatives] = {
+    **dict.fromkeys(("clock_gettime", "clock_getres", "clock_nanosleep"), _where(0, *_CLOCKS)),
+    "futex": _where(1, *_FUTEXES, mask=_FUTEX_COMMAND),
+}
 #: Threads, waiting, signals to oneself, and what a process asks about itself and the time.
-_THREADS = _any(
-    "futex set_robust_list rseq membarrier sched_yield sched_getaffinity sched_get_priority_max sched_get_priority_min "
-    "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall poll ppoll select pselect6 nanosleep "
-    "clock_nanosleep clock_gettime clock_getres gettimeofday time getcpu exit exit_group getpid gettid getppid getuid "
-    "geteuid getgid getegid uname getrandom set_tid_address arch_prctl"
+_THREADS = (
+    _any(
+        "set_robust_list rseq membarrier sched_yield sched_getaffinity sched_get_priority_max sched_get_priority_min "
+        "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall poll ppoll select pselect6 nanosleep "
+        "gettimeofday time getcpu exit exit_group getpid gettid getppid getuid "
+        "geteuid getgid getegid uname getrandom set_tid_address arch_prctl"
+    )
+    | TIME_AND_WAITING
 )
 #: Its one door, which is bound and listens already; plain bytes need no call that could carry a descriptor.
 _DOOR = _any("accept accept4 recvfrom sendto getsockname getpeername shutdown")
@@ -165,9 +191,10 @@ CUDA = CallPolicy(
 WARDEN = CallPolicy(
     {
         **_any(
-            "read write poll ppoll recvmsg close futex mmap munmap mremap mprotect madvise brk rt_sigaction "
-            "rt_sigprocmask rt_sigreturn restart_syscall clock_gettime gettimeofday time getpid gettid exit exit_group"
+            "read write poll ppoll recvmsg close mmap munmap mremap mprotect madvise brk rt_sigaction "
+            "rt_sigprocmask rt_sigreturn restart_syscall gettimeofday time getpid gettid exit exit_group"
         ),
+        **TIME_AND_WAITING,
         # SECCOMP_IOCTL_NOTIF_RECV and SECCOMP_IOCTL_NOTIF_SEND.
         "ioctl": _where(1, 0xC0502100, 0xC0182101),
     }
@@ -184,7 +211,7 @@ COURIER = NODE | CallPolicy(
             "rt_sigtimedwait rt_sigpending pidfd_open pidfd_send_signal getrlimit setrlimit getresuid getresgid "
             "getgroups getrusage times sysinfo alarm setitimer getitimer pause chdir fchdir truncate link linkat "
             "symlink symlinkat statfs fstatfs sendfile copy_file_range fallocate flock getdents sync_file_range msync "
-            "mincore mlock munlock capget sched_getscheduler sched_getparam getpriority"
+            "mincore mlock munlock capget umask"
         ),
         # TCP, UDP, this machine's own sockets, and the kernel's tables of addresses (getaddrinfo asks them).
         "socket": (
@@ -194,6 +221,10 @@ COURIER = NODE | CallPolicy(
             ),
             (Check(0, (socket.AF_NETLINK,)), Check(2, (0,))),
         ),
+        # For itself only.
+        "sched_getscheduler": _where(0, 0),
+        "sched_getparam": _where(0, 0),
+        "getpriority": _where(1, 0),
         # A child or a thread, in no namespace of its own and under no other parent.
         "clone": _where(0, 0, mask=NEW_NAMESPACES | _CLONE_PARENT),
         # Besides: how many bytes wait (FIONREAD), a terminal's size (TIOCGWINSZ), the group in front (TIOCGPGRP).

@@ -8,6 +8,7 @@ import ctypes
 import grp
 import os
 import pwd
+import signal
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from protocol.socket import private_folder
 _BOUNDING_READ, _BOUNDING_DROP, _AMBIENT, _AMBIENT_CLEAR = 23, 24, 47, 4
 _VERSION_3 = 0x20080522
 _SETPCAP = 8
+_SET_PARENT_DEATH_SIGNAL = 1
 _MOST_CAPABILITIES = 64
 
 
@@ -172,6 +174,20 @@ def close_inherited(*keep: int) -> None:
         with contextlib.suppress(OSError):
             if number > 2 and number not in keep and os.get_inheritable(number):
                 os.close(number)
+
+
+def end_with_parent() -> None:
+    """This process is killed when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG); after a change of user
+    only, which takes that back. It ends at once where it has no such parent any more.
+
+    Raises:
+        RunFailedError: the kernel refused.
+    """
+    parent = os.getppid()
+    if ctypes.CDLL(None, use_errno=True).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) != 0:
+        raise RunFailedError(f"the kernel does not end this process with its parent: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:
+        raise RunFailedError("whoever started this process has ended")
 
 
 def has_capabilities() -> bool:

@@ -130,7 +130,13 @@ def check_apart(node: NodeTable, configuration: Path | None = None) -> None:
         raise InputError(f"node.state {state} lies inside node.data: a node only reads its data; choose another folder")
     if data.is_relative_to(state):
         raise InputError(f"node.data {data} lies inside node.state: a node may write there; keep its images elsewhere")
-    # A node that was taken over could write anew what it is started with next.
+    # A node that was taken over could write anew what it is started with next: the program, and what it is told.
+    for place in map(Path, filter(None, (sys.prefix, sys.base_prefix, *sys.path, *_folders("protocol")))):
+        if place.is_absolute() and place.resolve().is_relative_to(state):
+            raise InputError(
+                f"the program's folder {place} lies inside node.state {state}: a node may write there, and starts with "
+                "what it wrote; choose another folder"
+            )
     settings = ("policy", "trust", "secret", "key", "encryption_key", "key_file")
     given = {"the configuration": configuration} | {f"node.{name}": getattr(node, name) for name in settings}
     for name, path in given.items():

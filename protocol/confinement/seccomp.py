@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 from protocol.confinement import system_calls
@@ -18,7 +19,7 @@ from protocol.confinement.allowed_calls import ALWAYS, Alternatives, CallPolicy,
 from protocol.errors import RunFailedError
 
 _SET_MODE_FILTER, _NEW_LISTENER = 1, 1 << 3
-_ALLOW, _ERRNO, _NOTIFY, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x7FC00000, 0x80000000
+_ALLOW, _ERRNO, _NOTIFY = 0x7FFF0000, 0x00050000, 0x7FC00000
 
 # Offsets in struct seccomp_data: number, architecture, arguments (the low half of each, little-endian).
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
@@ -48,7 +49,8 @@ def restrict_noting(policy: CallPolicy, warden: socket.socket) -> None:
 
     Args:
         warden: what the listener's descriptor is sent through, in the one message that this process can send from now
-            on. Through a message any descriptor could travel (SCM_RIGHTS, unix(7)), so a second filter closes that way.
+            on. Through a message any descriptor could travel (SCM_RIGHTS, unix(7)), and a filter of its own could keep
+            calls from the warden or write into the machine's log: a second filter closes both ways.
 
     Raises:
         RunFailedError: as :func:`restrict`.
@@ -60,7 +62,7 @@ def restrict_noting(policy: CallPolicy, warden: socket.socket) -> None:
     listener = _install(filter_program(policy | CallPolicy(one_message), _machine(), otherwise=_NOTIFY), _NEW_LISTENER)
     socket.send_fds(warden, [b"\0"], [listener])
     os.close(listener)
-    _install(_refusing("sendmsg", _machine()))
+    _install(_refusing(("sendmsg", "seccomp"), _machine()))
 
 
 def filter_program(policy: CallPolicy, machine: str, *, otherwise: int = REFUSE) -> bytes:
@@ -85,9 +87,9 @@ def filter_program(policy: CallPolicy, machine: str, *, otherwise: int = REFUSE)
     return b"".join(program)
 
 
-def _refusing(name: str, machine: str) -> bytes:
-    """A filter that refuses one call and leaves the others as they are."""
-    body = _when(name, machine, [_instruction(_RETURN, REFUSE)])
+def _refusing(names: Iterable[str], machine: str) -> bytes:
+    """A filter that refuses some calls and leaves the others as they are."""
+    body = [part for name in names for part in _when(name, machine, [_instruction(_RETURN, REFUSE)])]
     return b"".join([*_start(machine), *body, _instruction(_RETURN, _ALLOW)])
 
 
@@ -112,11 +114,12 @@ def _install(program: bytes, flags: int = 0) -> int:
 
 
 def _start(machine: str) -> list[bytes]:
-    """Kill a program of another architecture, deny that x32 exists, and load the call's number."""
+    """Refuse the calls of another architecture, deny that x32 exists, and load the call's number."""
     program = [
         _instruction(_LOAD, _ARCHITECTURE),
         _instruction(_JUMP_EQUAL, system_calls.ARCHITECTURES[machine], 1, 0),
-        _instruction(_RETURN, _KILL_PROCESS),
+        # To end the process would write its name, which it chooses, into the machine's log.
+        _instruction(_RETURN, REFUSE),
         _instruction(_LOAD, _NUMBER),
     ]
     if machine == "x86_64":

@@ -52,10 +52,11 @@ class Warden:
         self.channel.send(_BEGIN)
 
 
-def start(log: int, user: User | None, *, clean: Callable[[str], str] = str) -> Warden:
+def start(log: int, user: User | None, *, keeps: int | None = None, clean: Callable[[str], str] = str) -> Warden:
     """Fork the warden, before the node opens its keys; it confines itself, and ends with the node.
 
     Args:
+        keeps: a descriptor that stays open until the node has ended, whatever the node does: its lock.
         log: descriptor that its lines are appended to.
         user: whom it becomes.
         clean: makes a line safe for a terminal.
@@ -63,11 +64,11 @@ def start(log: int, user: User | None, *, clean: Callable[[str], str] = str) -> 
     ours, theirs = socket.socketpair()
     terminal = next((number for number in (2, 1) if os.isatty(number)), None)
     reading, writing = os.pipe() if terminal is not None else (None, None)
-    pid = os.fork()
+    node, pid = os.getpid(), os.fork()
     if pid == 0:
         try:
             ours.close()
-            _guard(theirs, log, reading, terminal, user, clean)
+            _guard(os.pidfd_open(node), theirs, log, reading, terminal, user, clean, keeps)
         finally:
             os._exit(1)
     theirs.close()
@@ -77,36 +78,41 @@ def start(log: int, user: User | None, *, clean: Callable[[str], str] = str) -> 
 
 
 def _guard(
+    node: int,
     channel: socket.socket,
     log: int,
     printed: int | None,
     terminal: int | None,
     user: User | None,
     clean: Callable[[str], str],
+    keeps: int | None,
 ) -> NoReturn:
     # Ctrl-C and the end of a service are for the node, and the warden ends with it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
-    keep = {channel.fileno(), log, *(number for number in (printed, terminal) if number is not None)}
+    # What the node does with its end of the channel says nothing of it: it may have been taken over.
+    given = (printed, terminal, keeps)
+    keep = {channel.fileno(), log, node, *(number for number in given if number is not None)}
     _close_all_but(keep)
     time.tzset()
     os.chdir("/")
     privileges.give_up(user, capabilities=True)
     landlock.restrict({}, tcp=False)
     seccomp.restrict(WARDEN)
-    _serve(channel, log, printed, terminal, clean)
+    _serve(node, channel, log, printed, terminal, clean)
     os._exit(0)
 
 
 def _serve(
-    channel: socket.socket, log: int, printed: int | None, terminal: int | None, clean: Callable[[str], str]
+    node: int, channel: socket.socket, log: int, printed: int | None, terminal: int | None, clean: Callable[[str], str]
 ) -> None:
-    """Until the node has ended: then the channel closes, and so does what it printed."""
+    """Until the node has ended, and all that it printed is shown."""
     poll = select.poll()
+    poll.register(node, select.POLLIN)
     poll.register(channel, select.POLLIN)
     if printed is not None:
         poll.register(printed, select.POLLIN)
-    open_ends = {channel.fileno()} | ({printed} if printed is not None else set())
+    open_ends = {node} | ({printed} if printed is not None else set())
     listener: int | None = None
     noted: set[str] | None = None
     while open_ends:
@@ -116,11 +122,13 @@ def _serve(
                 if descriptors:
                     listener = descriptors[0]
                     poll.register(listener, select.POLLIN)
-                elif data == _BEGIN:
+                elif data == _BEGIN and noted is None:
                     noted = set()
                 elif not data:
                     poll.unregister(descriptor)
-                    open_ends.discard(descriptor)
+            elif descriptor == node:
+                poll.unregister(descriptor)
+                open_ends.discard(descriptor)
             elif descriptor == printed:
                 data = os.read(descriptor, _LINE_BYTES)
                 if data and terminal is not None:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from PIL import Image, ImageOps
 
 from protocol.confinement import landlock, privileges, seccomp
-from protocol.confinement.allowed_calls import ALWAYS, Alternatives, CallPolicy, Check
+from protocol.confinement.allowed_calls import ALWAYS, TIME_AND_WAITING, Alternatives, CallPolicy, Check
 from protocol.pictures.formats import FORMATS
 from protocol.pictures.wire import ANSWER, MAX_PIXELS, REQUEST, Code
 
@@ -34,12 +34,17 @@ for _name in _MODULES:
     with contextlib.suppress(ImportError):
         importlib.import_module(f"PIL.{_name}")
 
-_CALLS = "read write munmap mremap brk madvise futex clock_gettime rt_sigreturn exit exit_group"
+_CALLS = "read write munmap mremap brk madvise rt_sigreturn exit exit_group"
 _PROT_EXEC = 4
 _NOT_TO_BE_RUN: Alternatives = ((Check(2, (0,), mask=_PROT_EXEC),),)
 #: System calls of an interpreter that computes, and reads and writes what is open already.
 POLICY = CallPolicy(
-    {**dict.fromkeys(_CALLS.split(), ALWAYS), "mmap": _NOT_TO_BE_RUN, "mprotect": _NOT_TO_BE_RUN},
+    {
+        **dict.fromkeys(_CALLS.split(), ALWAYS),
+        **{name: TIME_AND_WAITING[name] for name in ("clock_gettime", "futex")},
+        "mmap": _NOT_TO_BE_RUN,
+        "mprotect": _NOT_TO_BE_RUN,
+    },
 )
 #: Bytes of memory beyond what the started process has, and seconds of processor time, all pictures together.
 MEMORY_BYTES = 1536 << 20

@@ -111,7 +111,8 @@ class Enclosure:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        if code == _NOT_ALL_ENDED:
+        # Where it was killed itself, nobody has ended the rest.
+        if code == _NOT_ALL_ENDED or code < 0:
             raise RunFailedError("a process of the run cannot be ended; look for it with: ps -ef")
 
 

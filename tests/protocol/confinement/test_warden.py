@@ -1,6 +1,7 @@
 """The warden of a node: it notes what the kernel refused, ends with the node, and keeps the terminal from it."""
 
 import contextlib
+import fcntl
 import os
 import pty
 import select
@@ -26,7 +27,10 @@ NODE = """
     from protocol.confinement import confine, landlock, rules, warden
     own = Path(sys.argv[1])
     log = os.open(own / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    given = warden.start(log, None, clean=lambda line: line.replace("\\x1b", "?"))
+    import fcntl
+    lock = os.open(own / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    given = warden.start(log, None, keeps=lock, clean=lambda line: line.replace("\\x1b", "?"))
     from protocol.launcher import _leave_the_terminal
     _leave_the_terminal(given)
     rules = rules.program_rules(["protocol"]) | {own: landlock.OWN}
@@ -81,10 +85,14 @@ def test_the_warden_ends_with_its_node(tmp_path: Path, number: signal.Signals) -
     with started(tmp_path, "import time; time.sleep(60)") as node:
         pid = first_number(node)
         assert Path(f"/proc/{pid}").exists()
-        # It holds nothing of the node's but its log and the way to it: no lock outlives the node.
+        # It holds nothing of the node's but its log, its lock and the way to it.
         held = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
         assert str(tmp_path / "log") in held
-        assert {one for one in held if one.startswith("/")} <= {str(tmp_path / "log"), "/dev/null"}
+        assert {one for one in held if one.startswith("/")} <= {
+            str(tmp_path / "log"),
+            str(tmp_path / "lock"),
+            "/dev/null",
+        }
         node.send_signal(number)
         node.wait(10)
     assert until(lambda: not running(pid))
@@ -132,6 +140,37 @@ def test_a_node_on_a_terminal_holds_none_and_what_it_prints_arrives_harmless(tmp
     assert b"[False, False, False] b''" in shown
     assert b"?]0;title" in shown
     assert b"\x1b" not in shown
+
+
+def test_a_node_frees_neither_its_warden_nor_its_lock_nor_the_way_to_it(tmp_path: Path) -> None:
+    act = """
+        import ctypes, errno
+        os.closerange(3, 64)
+        # A filter of its own would keep calls from the warden.
+        libc = ctypes.CDLL(None, use_errno=True)
+        from protocol.confinement import system_calls
+        refused = libc.syscall(system_calls.number("seccomp"), 1, 0, ctypes.create_string_buffer(16)) < 0
+        print(refused and ctypes.get_errno() == errno.EPERM, flush=True)
+        try:
+            os.memfd_create("x")
+        except OSError as error:
+            print(error.errno == errno.EPERM, flush=True)
+        import time
+        time.sleep(60)
+    """
+    lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    with started(tmp_path, act) as node:
+        pid = first_number(node)
+        assert node.stdout is not None
+        assert [node.stdout.readline(), node.stdout.readline()] == ["True\n"] * 2
+        assert running(pid)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        node.kill()
+        node.wait(10)
+        assert until(lambda: not running(pid))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(lock)
 
 
 def first_number(node: "subprocess.Popen[str]") -> int:
