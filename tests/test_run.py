@@ -61,6 +61,7 @@ class Look:
         started: every one of them, known by a word in their environment or by their parents.
         moments: at every look, process id -> party of a node, or the command of any other process.
         nodes: party -> process ids of its node.
+        wardens: process ids of what the nodes forked.
         held: party -> paths that its node had open or mapped at some moment.
         listening: every socket that others could reach at some moment, and the command of its process.
     """
