@@ -34,14 +34,15 @@ class DecoderProcess(Generic[_Job]):
     Args:
         command: its program.
         seconds: that it may take to start, and for each picture.
+        number: which of its reader's decoders it is, in the order of their starts.
 
     Attributes:
         waiting: the jobs that it has yet to answer, each with the size of the pixels that are expected.
         confined: what it said of itself before it read anything; None: nothing yet.
     """
 
-    def __init__(self, command: Sequence[str], seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, command: Sequence[str], seconds: float, number: int) -> None:
+        self._seconds, self.number = seconds, number
         # Nothing of the user's environment, folder or terminal.
         self._process = subprocess.Popen(
             command,

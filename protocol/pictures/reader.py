@@ -49,11 +49,15 @@ _DEADLY = f"cannot be read as a picture: the program that decodes it ended, or a
 
 @dataclass
 class _Job:
-    """A picture to decode; ``tried``: a decoder was lost over it, which need not be its fault."""
+    """A picture to decode.
+
+    ``lost_after``: a decoder was lost over it, which need not be its fault, when so many had been started. Those may
+    have died together, so that only a later one tells whether the picture kills.
+    """
 
     number: int
     file: Path | str
-    tried: bool = False
+    lost_after: int = 0
 
 
 @dataclass
@@ -88,6 +92,7 @@ class PictureReader:
         self._most = processes or min(_MOST, len(os.sched_getaffinity(0)))
         self._seconds, self._command = seconds, command
         self._decoders: list[DecoderProcess[_Job]] = []
+        self._started = 0
         self.confined = True
 
     def __enter__(self) -> Self:
@@ -136,7 +141,7 @@ class PictureReader:
         contract = work.contract
         shape = (contract.channels, contract.height, contract.width)
         while work.jobs and work.jobs[0].number < wanted + _WINDOW:
-            decoder = self._free_decoder()
+            decoder = self._free_decoder(work.jobs[0].lost_after)
             if decoder is None:
                 return
             job = work.jobs.popleft()
@@ -147,14 +152,17 @@ class PictureReader:
             else:
                 decoder.send(job, math.prod(shape), REQUEST.pack(number, *shape, len(data)), data)
 
-    def _free_decoder(self) -> DecoderProcess[_Job] | None:
-        """The decoder with the least to do, or a new one; None: all have enough."""
-        least = min(self._decoders, key=lambda decoder: len(decoder.waiting), default=None)
+    def _free_decoder(self, after: int) -> DecoderProcess[_Job] | None:
+        """The decoder with the least to do of those that were started after so many, or a new one; None: all have
+        enough."""
+        later = [decoder for decoder in self._decoders if decoder.number > after]
+        least = min(later, key=lambda decoder: len(decoder.waiting), default=None)
         if least is not None and least.has_room:
             return least
         if len(self._decoders) >= self._most:
             return None
-        self._decoders.append(DecoderProcess(self._command, self._seconds))
+        self._started += 1
+        self._decoders.append(DecoderProcess(self._command, self._seconds, self._started))
         return self._decoders[-1]
 
     def _wait(self, work: _Work) -> None:
@@ -187,7 +195,7 @@ class PictureReader:
             if code is Code.PIXELS:
                 shape = (contract.height, contract.width, contract.channels)
                 work.done[job.number] = np.frombuffer(pixels, np.uint8).reshape(shape)
-            elif code is Code.OUT_OF_MEMORY and not job.tried:
+            elif code is Code.OUT_OF_MEMORY and not job.lost_after:
                 # Others before it may have left the memory in pieces.
                 decoder.waiting.appendleft((job, 0))
                 raise LostError
@@ -207,10 +215,10 @@ class PictureReader:
         if not started:
             raise not_started(said)
         jobs = [job for job, _ in decoder.waiting]
-        if jobs and (late or jobs[0].tried):
+        if jobs and (late or jobs[0].lost_after):
             work.refuse(jobs.pop(0), late or _DEADLY)
         elif jobs:
-            jobs[0].tried = True
+            jobs[0].lost_after = self._started
         work.jobs.extendleft(reversed(jobs))
 
     def _end(self, decoder: DecoderProcess[_Job]) -> str:

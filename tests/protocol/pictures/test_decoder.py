@@ -145,7 +145,7 @@ def test_decoders_that_are_killed_lose_no_picture(files: list[Path]) -> None:
         numbers = []
         for found in reader.read_all(files, CONTRACT):
             numbers.append(int(found[0, 0, 0]))
-            # Once: who loses a second decoder is refused, and a picture may wait for long in one.
+            # All at once: a picture whose decoder died goes to one that was started later.
             if len(numbers) == 10:
                 for decoder in reader._decoders:
                     if decoder.confined is not None:  # one that had not started would be another matter
