@@ -2,20 +2,21 @@
 
 Public, each by its own module (nothing is imported here, so that a node can be confined before torch is loaded):
 
-- ``collective_node.learngenes.evolve``: from images to learngenes in one call. Its steps are
+- ``collective_node.extraction.pipeline.evolve``: from images to learngenes in one call. Its steps are
   ``collective_node.evolution.Evolution`` (tasks, open-world cycles, checkpoints, condensing) and
-  ``collective_node.publishing.learngene_of`` (blocks and Fisher diagonal).
-- ``collective_node.private_evolution.evolve_privately``: the same with differentially private weights, where the
-  settings ask for them; ``docs/differential-privacy.md`` says how.
+  ``collective_node.extraction.extraction.learngene_of`` (blocks and Fisher diagonal).
+- ``collective_node.differential_privacy.evolution.evolve_privately``: the same with differentially private weights,
+  where the settings ask for them; ``docs/differential-privacy.md`` says how.
 - ``collective_node.settings.CollectiveSettings``: every number that decides what is learned.
-- ``collective_node.private_images``: the collective's folder.
-- ``collective_node.expandable_network``: the network, and how it widens, deepens and gets new outputs;
-  ``collective_node.growth_schedule``: growth steps as a user writes them; ``collective_node.growth``: how momentum
-  and Fisher diagonals follow.
-- ``collective_node.open_world``, ``collective_node.unknown_scores``, ``collective_node.open_world_metrics``:
-  recognising what is unknown, and how well that went; ``collective_node.person``: who names it.
-- ``collective_node.consolidation``: elastic weight consolidation over its own past tasks.
-- ``collective_node.criterion``, ``collective_node.similarity``: the two criteria that choose layers.
+- ``collective_node.collective_images``: the collective's folder.
+- ``collective_node.network.expandable_network``: the network, and how it widens, deepens and gets new outputs;
+  ``collective_node.network.growth_schedule``: growth steps as a user writes them;
+  ``collective_node.network.growth``: how momentum and Fisher diagonals follow.
+- ``collective_node.open_world.stream``, ``collective_node.open_world.scores``, ``collective_node.open_world.metrics``:
+  recognising what is unknown, and how well that went; ``collective_node.open_world.annotators``: who names it.
+- ``collective_node.ewc``: elastic weight consolidation over its own past tasks.
+- ``collective_node.extraction.criterion``, ``collective_node.extraction.similarity``: the two criteria that choose
+  layers.
 - ``collective_node.program.make``: the node's program; the command ``collective-node`` starts it.
 
 Everything else may change without notice. ``docs/python-api.md`` has a whole example.

@@ -12,11 +12,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from collective_node.collective import Collective
-from collective_node.consolidation import Consolidation
+from collective_node.ewc import Consolidation
 from collective_node.records import Comparison, CycleRecord, Named, TaskRecord
-from protocol import state_files, strict_json
+from protocol.encoding import strict_json
 from protocol.errors import InputError
-from protocol.storage import write_folder_atomically
+from protocol.files import state_files
+from protocol.files.atomic import write_folder_atomically
 
 _WHAT = "the checkpoint"
 _TENSORS, _PROGRESS = "state.safetensors", "progress.json"

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from collective_node import exchange_commands
-from protocol import import_contract
-from protocol.node_commands import node_app
-from protocol.terminal import run_app
+from protocol.commands.node_commands import node_app
+from protocol.commands.terminal import run_app
+from protocol.node import import_contract
 
 app = node_app("collective", "collective_node.configuration:CollectiveConfiguration", "collective_node.program:make")
 exchange_commands.register(app)
@@ -22,7 +22,7 @@ def annotate(
 ) -> None:
     """Show the images that look unknown on a local page, where a person names or dismisses them."""
     # Flower's web libraries and scikit-learn: no other command needs them.
-    from collective_node.annotation_command import annotate as serve
+    from collective_node.annotation.annotation_command import annotate as serve
 
     serve(config, port=port, browser=not no_browser)
 

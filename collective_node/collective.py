@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from collective_node.consolidation import Consolidation
-from collective_node.criterion import GradientTrend
-from collective_node.expandable_network import ExpandableNetwork, add_outputs, deepen, scaled, widen
-from collective_node.growth import Growth
-from collective_node.growth_schedule import Step, Widen
+from collective_node.ewc import Consolidation
+from collective_node.extraction.criterion import GradientTrend
+from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen, scaled, widen
+from collective_node.network.growth import Growth
+from collective_node.network.growth_schedule import Step, Widen
 from collective_node.random_states import RandomStates
 from collective_node.records import CycleRecord, Named, TaskRecord
 from protocol.errors import InputError
-from protocol.images import DeviceImages
+from protocol.learngene.images import DeviceImages
 
 
 @dataclass

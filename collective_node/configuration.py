@@ -1,7 +1,7 @@
 """The configuration file of a collective's node."""
 
 from collective_node.settings import CollectiveSettings
-from protocol.node_configuration import NodeConfiguration
+from protocol.node.configuration import NodeConfiguration
 
 
 class CollectiveConfiguration(NodeConfiguration):

@@ -13,23 +13,23 @@ from torch import Tensor
 
 from collective_node import checkpoint
 from collective_node.collective import Collective
-from collective_node.condensing import CondensedNetwork, condense
-from collective_node.consolidation import Consolidation, choose_weight
-from collective_node.criterion import GradientTrend
-from collective_node.expandable_network import HIDDEN, POOLED, ExpandableNetwork, scaled
-from collective_node.growth_schedule import Deepen, parse, steps_before
-from collective_node.open_world import FIT_IMAGES_PER_CLASS, Stream
-from collective_node.person import Person
-from collective_node.private_images import PrivateImages
-from collective_node.publishing import FISHER_BATCH, check_layers, distinct_rows
+from collective_node.collective_images import PrivateImages
+from collective_node.ewc import Consolidation, choose_weight
+from collective_node.extraction.condensing import CondensedNetwork, condense
+from collective_node.extraction.criterion import GradientTrend
+from collective_node.extraction.extraction import FISHER_BATCH, check_layers, distinct_rows
+from collective_node.network.expandable_network import HIDDEN, POOLED, ExpandableNetwork, scaled
+from collective_node.network.growth_schedule import Deepen, parse, steps_before
+from collective_node.open_world.annotators import Person
+from collective_node.open_world.stream import FIT_IMAGES_PER_CLASS, Stream
 from collective_node.random_states import RandomStates
 from collective_node.records import Comparison, CycleRecord, TaskRecord
 from collective_node.settings import CollectiveSettings, Score, Strategy
 from collective_node.task_sequence import sequence
 from collective_node.training import accuracy, fit, steps_for
 from protocol.errors import InputError, RunFailedError
-from protocol.events import Events
-from protocol.images import DeviceImages, Normalisation
+from protocol.learngene.images import DeviceImages, Normalisation
+from protocol.node.events import Events
 
 #: A gradient histogram is taken of every eighth batch.
 OBSERVE_EVERY = 8

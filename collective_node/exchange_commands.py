@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from protocol.architecture import Form
 from protocol.errors import InputError, LearngeneError
+from protocol.learngene.architecture import Form
 from protocol.output import add_row, moment, print_table, say, say_json, table
 
 if TYPE_CHECKING:
-    from protocol.ledger import StoredRelease
+    from protocol.exchange.ledger import StoredRelease
 
 #: Digits of a digest that are enough to name a release; fewer are its number.
 _SHORTEST_DIGEST = 8
@@ -40,11 +40,11 @@ def grant(
 
     `individual-node inherit` takes both. The same request has the same answer.
     """
-    from protocol import bundle_file, envelope
-    from protocol.bundle_file import BundleFile
-    from protocol.desks import CollectiveDesk, Withdrawal
-    from protocol.files import check_free, named_refusals, read_limited, write_new
-    from protocol.node_desk import node_of, open_desk, unix_seconds
+    from protocol.exchange.endpoint import CollectiveDesk, Withdrawal
+    from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
+    from protocol.messages import bundle_file, envelope
+    from protocol.messages.bundle_file import BundleFile
+    from protocol.node.endpoints import node_of, open_desk, unix_seconds
 
     check_free(out)
     desk = open_desk(node_of(config, "collective"), CollectiveDesk)
@@ -70,10 +70,10 @@ def receipt(
     Example:
       collective-node receipt --config ~/collective/config.toml receipt.json
     """
-    from protocol import envelope
-    from protocol.desks import CollectiveDesk
-    from protocol.files import named_refusals, read_limited
-    from protocol.node_desk import node_of, open_desk, unix_seconds
+    from protocol.exchange.endpoint import CollectiveDesk
+    from protocol.files.user_files import named_refusals, read_limited
+    from protocol.messages import envelope
+    from protocol.node.endpoints import node_of, open_desk, unix_seconds
 
     desk = open_desk(node_of(config, "collective"), CollectiveDesk)
     with named_refusals(file):
@@ -92,7 +92,7 @@ def releases(
     Example:
       collective-node releases --config ~/collective/config.toml
     """
-    from protocol.node_desk import collective_ledger, node_of
+    from protocol.node.endpoints import collective_ledger, node_of
 
     node = node_of(config, "collective")
     ledger = collective_ledger(node)
@@ -143,10 +143,10 @@ def withdraw(
     """
     import secrets
 
-    from protocol.desks import CollectiveDesk
-    from protocol.messages import MOST_WITHDRAWN
-    from protocol.node_desk import collective_ledger, node_of, open_desk, unix_seconds
-    from protocol.sealing import CONTENT_KEY_BYTES
+    from protocol.exchange.endpoint import CollectiveDesk
+    from protocol.messages.payloads import MOST_WITHDRAWN
+    from protocol.messages.sealing import CONTENT_KEY_BYTES
+    from protocol.node.endpoints import collective_ledger, node_of, open_desk, unix_seconds
 
     node = node_of(config, "collective")
     ledger = collective_ledger(node)

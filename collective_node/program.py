@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from collective_node import private_images
+from collective_node import collective_images
+from collective_node.collective_images import PrivateImages
 from collective_node.configuration import CollectiveConfiguration
-from collective_node.learngenes import Chosen, Evolved, check_privacy, evolve
-from collective_node.person import Annotator, Oracle, Person
-from collective_node.private_images import PrivateImages
+from collective_node.extraction.pipeline import Chosen, Evolved, check_privacy, evolve
+from collective_node.open_world.annotators import Annotator, Oracle, Person
 from protocol.confinement.guards import Confinement
-from protocol.desks import CollectiveDesk, Withdrawal
-from protocol.learngene import Learngene
-from protocol.ledger import StoredRelease
-from protocol.metrics import METRICS_FILE, write_metrics
-from protocol.network import describe
-from protocol.node import Program, Role
-from protocol.node_desk import unix_seconds
-from protocol.node_keys import NodeKeys
-from protocol.party_program import PartyProgram
-from protocol.sealing import CONTENT_KEY_BYTES
-from protocol.socket import Frame
+from protocol.exchange.endpoint import CollectiveDesk, Withdrawal
+from protocol.exchange.ledger import StoredRelease
+from protocol.learngene.learngene import Learngene
+from protocol.learngene.network import describe
+from protocol.messages.sealing import CONTENT_KEY_BYTES
+from protocol.node.endpoints import unix_seconds
+from protocol.node.load_keys import NodeKeys
+from protocol.node.metrics import METRICS_FILE, write_metrics
+from protocol.node.program import PartyProgram
+from protocol.node.server import Program, Role
+from protocol.transport.local_socket import Frame
 
 if TYPE_CHECKING:
-    from collective_node.private_evolution import PrivatelyEvolved
+    from collective_node.differential_privacy.evolution import PrivatelyEvolved
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
         if (self._node.state / METRICS_FILE).exists() and None not in published:
             logger.info("the learngene of this run is published already")
             return
-        images = private_images.read(self._node.data)
+        images = collective_images.read(self._node.data)
         evolved = self._evolved(images)
         now = unix_seconds()
         releases = {
@@ -96,7 +96,7 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
             )
         check_privacy(self._settings)
         # Only here: what it imports is in the extra `privacy`.
-        from collective_node.private_evolution import evolve_privately
+        from collective_node.differential_privacy.evolution import evolve_privately
 
         return evolve_privately(
             images,
@@ -114,7 +114,7 @@ class CollectiveProgram(PartyProgram[CollectiveDesk]):
             return None
         if self._settings.person == "annotate":
             return Annotator(self._node.state)
-        return Oracle(private_images.read_truth(self._node.data), self._settings.examples)
+        return Oracle(collective_images.read_truth(self._node.data), self._settings.examples)
 
 
 def make(configuration: CollectiveConfiguration, confinement: Confinement, keys: NodeKeys) -> Program:

@@ -14,7 +14,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 class StreamMetrics(BaseModel):
     """Metrics of a stream of ``known`` and ``unknown`` images, in per cent; each by the function of its name in
-    :mod:`collective_node.open_world_metrics`."""
+    :mod:`collective_node.open_world.metrics`."""
 
     model_config = _FROZEN
 

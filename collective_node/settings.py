@@ -4,9 +4,9 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from collective_node.growth_schedule import PAPER, parse
-from protocol.architecture import Form
-from protocol.learngene import Estimator, PrivacyScope
+from collective_node.network.growth_schedule import PAPER, parse
+from protocol.learngene.architecture import Form
+from protocol.learngene.learngene import Estimator, PrivacyScope
 
 #: Against forgetting: its own past images again, elastic weight consolidation on its own past tasks, nothing (the
 #: paper's).

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from protocol.errors import RunFailedError
-from protocol.images import CropAndFlip, DeviceImages, autocast
+from protocol.learngene.images import CropAndFlip, DeviceImages, autocast
 
 #: Called after each backward pass, before the step: (step, steps).
 Observer = Callable[[int, int], None]

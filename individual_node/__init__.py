@@ -12,8 +12,9 @@ Public, each by its own module (nothing is imported here, so that a node can be 
 - ``individual_node.feature_head``: the logistic head on inherited features: ``fit_feature_head``,
   ``FeatureHeadNetwork``.
 - ``individual_node.floor.floor_predictions``: what can be had without any learngene.
-- ``individual_node.own_task.adapt_to_pictures``: one model of one's own pictures; ``individual_node.own_pictures``
-  reads them, ``individual_node.adapted`` saves and loads the model, ``individual_node.onnx_export`` writes it as ONNX.
+- ``individual_node.personal_model.adapt_to_pictures``: one model of one's own pictures;
+  ``individual_node.image_folder`` reads them, ``individual_node.adapted`` saves and loads the model,
+  ``individual_node.onnx_export`` writes it as ONNX.
 - ``individual_node.program.make``: the node's program; the command ``individual-node`` starts it.
 
 Everything else may change without notice. ``docs/python-api.md`` has a whole example, ``docs/using-a-learngene.md`` the

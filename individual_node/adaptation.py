@@ -13,13 +13,13 @@ from individual_node.method_table import Method
 from individual_node.reconstruction import IndividualNetworks, reconstruct
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import TargetTask
-from protocol.architecture import Architecture
 from protocol.errors import InputError, RunFailedError
-from protocol.fisher import fisher_diagonal
-from protocol.images import CropAndFlip, DeviceImages, autocast
-from protocol.learngene import Learngene
-from protocol.network import block_tensors
-from protocol.retain_loss import RetainLoss, largest_stable_retain
+from protocol.learngene.architecture import Architecture
+from protocol.learngene.fisher import fisher_diagonal
+from protocol.learngene.images import CropAndFlip, DeviceImages, autocast
+from protocol.learngene.learngene import Learngene
+from protocol.learngene.network import block_tensors
+from protocol.learngene.retain_loss import RetainLoss, largest_stable_retain
 
 #: lambda of Table 3.
 PAPER_RETAIN = 1000.0

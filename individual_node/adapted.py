@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from individual_node.feature_head import FeatureHeadNetwork
 from individual_node.reconstruction import IndividualNetwork
 from individual_node.settings import OwnLayers
-from protocol import blob, strict_json
-from protocol.architecture import Architecture, Form, InputContract
-from protocol.encoding.visible_text import visible_name
-from protocol.envelope import digest
+from protocol.encoding import blob, strict_json
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
-from protocol.files import check_free, read_given
-from protocol.messages import Digest, RunId
-from protocol.storage import write_folder_atomically
+from protocol.files.atomic import write_folder_atomically
+from protocol.files.user_files import check_free, read_given
+from protocol.learngene.architecture import Architecture, Form, InputContract
+from protocol.messages.envelope import digest
+from protocol.messages.payloads import Digest, RunId
+from protocol.visible_text import visible_name
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 

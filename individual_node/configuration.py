@@ -1,7 +1,7 @@
 """The configuration file of an individual's node."""
 
 from individual_node.settings import IndividualSettings
-from protocol.node_configuration import NodeConfiguration
+from protocol.node.configuration import NodeConfiguration
 
 
 class IndividualConfiguration(NodeConfiguration):

@@ -11,8 +11,8 @@ from protocol.errors import RunFailedError
 from protocol.output import say
 
 if TYPE_CHECKING:
-    from protocol.desks import IndividualDesk, Inheritance
-    from protocol.messages import Abort
+    from protocol.exchange.endpoint import IndividualDesk, Inheritance
+    from protocol.messages.payloads import Abort
 
 _CONFIG_HELP = "Configuration file of this individual's node."
 
@@ -40,9 +40,9 @@ def request(
     The collective answers it within 7 days: `collective-node grant`. The same request, while it waits for its answer,
     is written again as it is.
     """
-    from protocol.desks import IndividualDesk
-    from protocol.files import check_free, write_new
-    from protocol.node_desk import node_of, open_desk, unix_seconds
+    from protocol.exchange.endpoint import IndividualDesk
+    from protocol.files.user_files import check_free, write_new
+    from protocol.node.endpoints import node_of, open_desk, unix_seconds
 
     wanted = form_of(form)
     check_free(out)
@@ -65,11 +65,11 @@ def inherit(
     Example:
       individual-node inherit --config ~/individual/config.toml condensed.learngene --receipt receipt.json
     """
-    from protocol import bundle_file, envelope
-    from protocol.desks import IndividualDesk
-    from protocol.files import check_free, named_refusals, read_limited, write_new
-    from protocol.node_desk import node_of, open_desk, unix_seconds
-    from protocol.policy_file import load_policy
+    from protocol.exchange.endpoint import IndividualDesk
+    from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
+    from protocol.messages import bundle_file, envelope
+    from protocol.node.endpoints import node_of, open_desk, unix_seconds
+    from protocol.trust.policy_file import load_policy
 
     if receipt is not None:
         check_free(receipt)

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from protocol.architecture import Architecture
 from protocol.errors import InputError
-from protocol.images import DeviceImages, autocast
-from protocol.learngene import Learngene
-from protocol.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
+from protocol.learngene.architecture import Architecture
+from protocol.learngene.images import DeviceImages, autocast
+from protocol.learngene.learngene import Learngene
+from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
 
 
 def two_views(stem: nn.Module, top: nn.Module, x: Tensor) -> list[Tensor]:

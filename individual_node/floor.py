@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from individual_node.feature_head import logistic_regression, predict
-from protocol.images import autocast
+from protocol.learngene.images import autocast
 
 PATCH = 6
 #: Added to a patch's variance (images in 0..1) and to the eigenvalues of the patches' covariance.

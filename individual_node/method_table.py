@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.architecture import Form
+from protocol.learngene.architecture import Form
 
 #: ``head``: a logistic head on inherited features. ``eq9``: the network is trained by Eq. 9 (by Eq. 6 where nothing is
 #: retained). ``scratch``: the same network, nothing inherited. ``floor``: no network at all.

@@ -16,12 +16,12 @@ from individual_node.method_table import METHODS, Method
 from individual_node.reconstruction import IndividualNetworks
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import PrivateImages, TargetTask
-from protocol.architecture import Form
 from protocol.errors import InputError
-from protocol.events import Events
-from protocol.images import DeviceImages, Normalisation
-from protocol.learngene import Learngene
-from protocol.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
+from protocol.learngene.architecture import Form
+from protocol.learngene.images import DeviceImages, Normalisation
+from protocol.learngene.learngene import Learngene
+from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
+from protocol.node.events import Events
 
 #: Epochs after which the learning curves look at the test images, besides the last.
 CURVE_EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 70, 100)

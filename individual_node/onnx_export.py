@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from individual_node.adapted import AdaptedModel
 from protocol.errors import InputError, RunFailedError
-from protocol.files import check_free
-from protocol.storage import write_atomically
+from protocol.files.atomic import write_atomically
+from protocol.files.user_files import check_free
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto

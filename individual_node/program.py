@@ -10,17 +10,17 @@ from individual_node import target_tasks
 from individual_node.configuration import IndividualConfiguration
 from individual_node.method_table import METHODS
 from individual_node.methods import Evaluation, Outcome
-from protocol.architecture import Form, form_named
 from protocol.confinement.guards import Confinement
-from protocol.desks import IndividualDesk
 from protocol.errors import MalformedError, PolicyDeniedError
-from protocol.metrics import write_metrics
-from protocol.network import describe
-from protocol.node import Program, Role
-from protocol.node_desk import unix_seconds
-from protocol.node_keys import NodeKeys
-from protocol.party_program import PartyProgram
-from protocol.socket import Frame
+from protocol.exchange.endpoint import IndividualDesk
+from protocol.learngene.architecture import Form, form_named
+from protocol.learngene.network import describe
+from protocol.node.endpoints import unix_seconds
+from protocol.node.load_keys import NodeKeys
+from protocol.node.metrics import write_metrics
+from protocol.node.program import PartyProgram
+from protocol.node.server import Program, Role
+from protocol.transport.local_socket import Frame
 
 logger = logging.getLogger(__name__)
 

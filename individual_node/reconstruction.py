@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from individual_node.settings import OwnLayers
-from protocol.architecture import Architecture, Block
 from protocol.errors import InputError
-from protocol.learngene import Learngene
-from protocol.network import ConvolutionBlock, build_blocks, initialise, layers_of, load_blocks
+from protocol.learngene.architecture import Architecture, Block
+from protocol.learngene.learngene import Learngene
+from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of, load_blocks
 
 #: The individual's own light blocks, as shares of the width that they end with: 64 128 256 512 for 512.
 LIGHT_SHARES = (8, 4, 2, 1)

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from individual_node.method_table import METHODS
-from protocol.architecture import Form
-from protocol.learngene import Estimator
+from protocol.learngene.architecture import Form
+from protocol.learngene.learngene import Estimator
 
 #: The methods that run where no others are asked for.
 DEFAULT_METHODS = ("condensed", "condensed-eq9", "paper", "scratch", "floor")

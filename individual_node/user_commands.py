@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from protocol.encoding.visible_text import visible_name
+from protocol.commands.progress_bar import progress_bar
 from protocol.errors import InputError, RefusedError, fault_line
 from protocol.output import add_row, print_table, say, say_json, table, warn, warn_doubt
-from protocol.progress_bar import progress_bar
+from protocol.visible_text import visible_name
 
 if TYPE_CHECKING:
     from individual_node.adapted import Description
     from individual_node.configuration import IndividualConfiguration
-    from individual_node.own_pictures import OwnPictures
+    from individual_node.image_folder import OwnPictures
     from individual_node.settings import IndividualSettings
-    from protocol.architecture import Form
-    from protocol.bundle_reading import Reading
-    from protocol.learngene import Doubt
+    from protocol.learngene.architecture import Form
+    from protocol.learngene.learngene import Doubt
+    from protocol.node.bundle_reading import Reading
     from protocol.pictures.reader import PictureReader
 
 _MODEL_HELP = "Folder that `adapt` wrote."
@@ -49,10 +49,10 @@ def bundle(
     It was granted to this individual: its content opens with this node's encryption key only. For 7 days anybody who
     pins the same keys can verify its signatures; longer only this node, which has it in its ledger.
     """
-    from protocol import bundle_file, envelope, messages
-    from protocol.desks import IndividualDesk
-    from protocol.files import check_free
-    from protocol.node_desk import node_of, open_desk
+    from protocol.exchange.endpoint import IndividualDesk
+    from protocol.files.user_files import check_free
+    from protocol.messages import bundle_file, envelope, payloads
+    from protocol.node.endpoints import node_of, open_desk
 
     wanted = form_of(form)
     check_free(out)
@@ -63,7 +63,7 @@ def bundle(
     bundle_file.write(out, packed)
     say(f"{out}  {len(bundle_file.encode(packed))} bytes")
     release = envelope.digest(packed.release)
-    signer = messages.decode(messages.Release, envelope.parse(packed.release).payload).signer
+    signer = payloads.decode(payloads.Release, envelope.parse(packed.release).payload).signer
     doubt = desk.doubt(release, signer)
     if doubt is not None:
         warn_doubt(doubt, "this learngene", form=form, release=release)
@@ -122,9 +122,9 @@ def adapt(
     where `pictures` holds a folder of pictures, of any size and format, for each class:
       pictures/ladybird/IMG_2041.JPG   pictures/ladybird/side view.png   pictures/leaf beetle/...
     """
-    from individual_node import adapted, own_pictures, own_task
-    from protocol.files import check_free
-    from protocol.images import choose_device
+    from individual_node import adapted, image_folder, personal_model
+    from protocol.files.user_files import check_free
+    from protocol.learngene.images import choose_device
     from protocol.pictures.reader import PictureReader
 
     check_free(out)
@@ -135,15 +135,15 @@ def adapt(
     verified = reading.opened
     assert verified is not None
     architecture = verified.learngene.architecture
-    chosen = own_task.choose_method(method or None, architecture.form)
+    chosen = personal_model.choose_method(method or None, architecture.form)
     given = ["epochs=" + str(epochs)] if epochs is not None else []
     settings = _settings(node, chosen.name, [*given, *(change or [])])
     on = choose_device(device)
     with progress_bar() as observe, PictureReader() as reader:
-        pictures = own_pictures.read_tree(
+        pictures = image_folder.read_tree(
             data, architecture.input, lambda done, total: observe(done, total, "reading pictures"), reader=reader
         )
-        model = own_task.adapt_to_pictures(
+        model = personal_model.adapt_to_pictures(
             verified,
             pictures,
             settings,
@@ -182,11 +182,11 @@ def predict(
     """
     import numpy as np
 
-    from individual_node import adapted, own_pictures
+    from individual_node import adapted, image_folder
     from protocol.pictures.reader import PictureReader
 
     loaded = adapted.load(model)
-    files = own_pictures.pictures_of(images)
+    files = image_folder.pictures_of(images)
     contract, classes = loaded.description.input, loaded.description.classes
     found = []
     with progress_bar(plain=False) as observe, PictureReader() as reader:
@@ -222,13 +222,13 @@ def export(
     """
     import numpy as np
 
-    from individual_node import adapted, onnx_export, own_pictures
+    from individual_node import adapted, image_folder, onnx_export
     from protocol.pictures.reader import PictureReader
 
     loaded = adapted.load(model)
     if images:
         contract = loaded.description.input
-        files = own_pictures.pictures_of(images)
+        files = image_folder.pictures_of(images)
         with PictureReader() as reader:
             pixels = np.stack(list(reader.read_all(files, contract)))
         _say_unconfined(reader)
@@ -259,7 +259,7 @@ def open_bundle(
         InputError: too little or too much is given, or a file cannot be read.
         RefusedError: the file is no bundle, or the first step of its verification that fails.
     """
-    from protocol.bundle_reading import read_bundle
+    from protocol.node.bundle_reading import read_bundle
 
     if (config is None) == (trust is None):
         raise InputError("give either --config, or --trust with --root and --encryption-key, to open the bundle")
@@ -274,7 +274,7 @@ def form_of(word: str) -> "Form":
     Raises:
         InputError: there is none.
     """
-    from protocol.architecture import Form, form_named
+    from protocol.learngene.architecture import Form, form_named
 
     form = form_named(word)
     if form is None:
@@ -284,7 +284,7 @@ def form_of(word: str) -> "Form":
 
 def _configuration(path: Path) -> "IndividualConfiguration":
     from individual_node.configuration import IndividualConfiguration
-    from protocol.node_configuration import load
+    from protocol.node.configuration import load
 
     return load(path, IndividualConfiguration)
 
@@ -300,7 +300,7 @@ def _say_unconfined(reader: "PictureReader") -> None:
 
 def _say_doubt(description: "Description") -> "Doubt | None":
     """Say why the learngene that a model grew from should not be used any more, by the node that verified it."""
-    from protocol.node_desk import known_doubt
+    from protocol.node.endpoints import known_doubt
 
     if description.node is None:
         return None
@@ -321,7 +321,7 @@ def _settings(node: "IndividualConfiguration | None", method: str, changes: Sequ
     """The node's own settings, or the defaults, with what was changed by ``NAME=VALUE``."""
     from pydantic import ValidationError
 
-    from individual_node.own_task import ELSEWHERE
+    from individual_node.personal_model import ELSEWHERE
     from individual_node.settings import IndividualSettings
 
     values: dict[str, object] = {} if node is None else node.individual.model_dump()
@@ -349,8 +349,8 @@ def _value(text: str) -> object:
 
 def _show_model(description: "Description", pictures: "OwnPictures") -> None:
     """The table of classes, and the estimate in words."""
-    from individual_node.own_task import wilson_interval
-    from protocol.network import describe
+    from individual_node.personal_model import wilson_interval
+    from protocol.learngene.network import describe
 
     estimate, total = description.estimate, sum(description.pictures)
     columns = ["class", "pictures", *(["named rightly"] if estimate is not None else [])]
@@ -394,7 +394,7 @@ def _write_json(
     named: Sequence[Sequence[tuple[str, float]]],
     doubt: "Doubt | None",
 ) -> None:
-    from protocol.storage import write_atomically
+    from protocol.files.atomic import write_atomically
 
     content: Mapping[str, object] = {
         "format": 1,

@@ -1,20 +1,23 @@
 """What the collective and the individuals agree on: the learngene, its messages, and how they travel.
 
-Public, each by its own module. Nothing is imported here: the courier must not load torch, and a node is confined before
-it loads torch or numpy.
+A folder imports only those above it in this list, and itself (import-linter holds it to that, ``pyproject.toml``):
 
-- ``protocol.desks``: ``CollectiveDesk`` and ``IndividualDesk``, the two sides of an exchange; the messages' makers.
-- ``protocol.verification``: every check of what arrives, in its fixed order.
-- ``protocol.learngene.Learngene``, ``protocol.architecture.Architecture``: what is inherited, and its description.
-- ``protocol.network``, ``protocol.fisher.fisher_diagonal``, ``protocol.retain_loss.RetainLoss`` (Eq. 8),
-  ``protocol.images``: the mathematics that both sides need.
-- ``protocol.keys.SigningKey``, ``protocol.trust.TrustStore``, ``protocol.policy.Policy``: who is believed, what may
-  leave.
-- ``protocol.ledger``, ``protocol.audit``: what a party keeps of what it did.
-- ``protocol.node``, ``protocol.launcher``, ``protocol.node_configuration``: the node process and its file.
-- ``protocol.courier.app``, ``protocol.relay.app``: the two components of the Flower app; ``protocol.relay.run_round``.
-- ``protocol.pictures.reader.PictureReader``: pictures that come from outside, decoded by a confined process.
-- ``protocol.errors``: every error that is raised on purpose, below ``LearngeneError``.
+- ``errors``, ``digest``, ``visible_text``, ``output``: every error that is raised on purpose, below ``LearngeneError``;
+  the SHA-256 that names things; text from outside made safe to show, and the one gate to the terminal.
+- ``files``: saving atomically, private files and folders, a node's state, what a user names on a command line.
+- ``encoding``: bytes and their canonical forms: JSON, blobs, proquints.
+- ``learngene``: the mathematics that both sides need: ``Learngene``, ``Architecture``, the network, ``fisher_diagonal``
+  (Eq. 7), ``RetainLoss`` (Eq. 8). The only folder that loads torch.
+- ``keys``: ``SigningKey``, ``EncryptionKey``, and how they lie at rest.
+- ``messages``: the five kinds of payload, their envelope, sealing, the file that holds a bundle.
+- ``trust``: who is believed (``TrustStore``), and what may leave (``Policy``).
+- ``confinement``: what the operating system keeps a process from.
+- ``pictures``: pictures that come from outside, decoded by a confined process (``PictureReader``).
+- ``transport``: frames over a local socket; the courier and the relay, the two components of the Flower app.
+- ``exchange``: one side's part in an exchange: every check of what arrives in its fixed order, ledgers, the gate.
+- ``node``: the node process: its configuration, start and confinement, its answers.
+- ``commands``: command lines, and nothing that another folder needs.
 
-Everything else may change without notice. ``docs/python-api.md`` has a whole example.
+Nothing is imported here: the courier must not load torch, and a node is confined before it loads torch or numpy.
+``docs/python-api.md`` has a whole example of what is public; everything else may change without notice.
 """

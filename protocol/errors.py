@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from protocol.encoding.visible_text import visible_line, visible_name
+from protocol.visible_text import visible_line, visible_name
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

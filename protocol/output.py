@@ -17,10 +17,10 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
-from protocol.encoding.visible_text import visible_line
+from protocol.visible_text import visible_line
 
 if TYPE_CHECKING:
-    from protocol.learngene import Doubt
+    from protocol.learngene.learngene import Doubt
 
 
 def say(line: str = "", *, error: bool = False) -> None:

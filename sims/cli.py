@@ -10,11 +10,12 @@ import typer
 
 from protocol.errors import InputError, LearngeneError, RunFailedError
 from protocol.output import console, say
-from sims import privacy_command, world_command
 from sims.boundary import boundary_command
-from sims.datasets import DATASETS, check_data_named, dataset_name
+from sims.data import world_command
+from sims.data.datasets import DATASETS, check_data_named, dataset_name
 from sims.leakage import leakage_command
-from sims.settings import (
+from sims.results import privacy_command
+from sims.run.settings import (
     DATA_VARIABLE,
     DEFAULT_OUT,
     DEFAULT_PROFILE,
@@ -28,7 +29,7 @@ from sims.settings import (
 )
 
 if TYPE_CHECKING:
-    from sims.results import Results
+    from sims.results.results import Results
 
 _PROFILES_HELP = (
     f"Size of the run. {'; '.join(f'{name}: {profile.purpose}' for name, profile in PROFILES['cifar100'].items())}. "
@@ -141,25 +142,26 @@ def results(
     runs: Annotated[list[Path], typer.Argument(help="Folder of a finished run; several: one table over their seeds.")],
 ) -> None:
     """Print the results of a run again, or one table over several runs of different seeds."""
-    from sims import summary
-    from sims.results import load
-    from sims.tables import results_tables, summary_table
+    from sims.results import summary
+    from sims.results.results import load
+    from sims.results.tables import results_tables, summary_table
 
     console().print(results_tables(load(runs[0])) if len(runs) == 1 else summary_table(summary.of_folders(runs)))
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Make the figures and the report of a run again from its results.json."""
-    from sims import report as report_module
+    from sims.results import report as report_module
 
     say(f"report         {report_module.write(run)}")
 
 
 def _run_all(wanted: list[RunSettings]) -> None:
     # Only here: torch's and matplotlib's neighbours take a second to load, and --help should not wait for them.
-    from sims import runner, summary
-    from sims.run_folder import reserve_folder
-    from sims.tables import results_tables, summary_table
+    from sims.results import summary
+    from sims.results.tables import results_tables, summary_table
+    from sims.run import runner
+    from sims.run.run_folder import reserve_folder
 
     shown_on = console()
     done: list[tuple[Path, Results]] = []
@@ -186,8 +188,8 @@ def _run_all(wanted: list[RunSettings]) -> None:
 
 def _say_plan(wanted: list[RunSettings]) -> None:
     """The resolved settings, who would take part and where it would be written."""
-    from sims.results import describe_settings
-    from sims.runner import planned_folder
+    from sims.results.results import describe_settings
+    from sims.run.runner import planned_folder
 
     for settings in wanted:
         for name, value in describe_settings(settings).items():

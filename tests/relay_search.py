@@ -18,7 +18,7 @@ from sims.boundary.search import (
     search_files,
     search_process,
 )
-from sims.processes import descendants
+from sims.run.processes import descendants
 
 __all__ = [
     "CONFIRMED",

@@ -23,18 +23,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from protocol import content_keys, envelope, messages, sealing, verification
-from protocol.architecture import Form
-from protocol.confinement import confine
-from protocol.encryption_key import EncryptionKey
-from protocol.key_file import Unlock
-from protocol.keys import SigningKey
-from protocol.ledger import CollectiveLedger, IndividualLedger, State
-from protocol.node_commands import initialise
-from protocol.trust_file import read_trust
-from sims.images import draw_stand_in
-from sims.processes import Process, alive, descendants, end_all
-from sims.worlds import WorldPlan, make_world
+from protocol.commands.node_commands import initialise
+from protocol.exchange import content_keys, verification
+from protocol.exchange.ledger import CollectiveLedger, IndividualLedger, State
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.key_file import Unlock
+from protocol.keys.signing_key import SigningKey
+from protocol.learngene.architecture import Form
+from protocol.messages import envelope, payloads, sealing
+from protocol.node import confine
+from protocol.trust.trust_file import read_trust
+from sims.data.images import draw_stand_in
+from sims.data.worlds import WorldPlan, make_world
+from sims.run.processes import Process, alive, descendants, end_all
 from tests.relay_search import (
     SURELY_FOUND,
     Pieces,
@@ -242,7 +243,7 @@ class Carried:
             with contextlib.closing(database):
                 rows = database.execute("SELECT form, envelope, closed_key FROM releases").fetchall()
             for form, data, closed in rows:
-                release = messages.decode(messages.Release, envelope.parse(data).payload)
+                release = payloads.decode(payloads.Release, envelope.parse(data).payload)
                 key = content_keys.reopen(self.key, closed, envelope.digest(data))
                 yield form, (data, key, (self.state / "releases" / f"{release.ciphertext.sha256}.blob").read_bytes())
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from individual_node.cli import app as individual_app
-from protocol.cli import make
-from sims.results import collect
+from protocol.commands.learngene import make
+from sims.results.results import collect
 from tests.individual_node.test_user_commands import model, node, pictures  # noqa: F401 - fixtures
 from tests.sims.made_run import make_run
 from tests.two_folders import Done, refused, run, succeeded

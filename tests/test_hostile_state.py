@@ -14,19 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from collective_node import annotation_labels, checkpoint, unknown_set
-from collective_node.annotation_access import Access
-from collective_node.private_release import Finished
-from protocol.audit import Crossings, read_chain, summarise
-from protocol.confinement import confine
+from collective_node import checkpoint
+from collective_node.annotation import labels, unknown_set
+from collective_node.annotation.access import Access
+from collective_node.differential_privacy.release import Finished
 from protocol.errors import LearngeneError
-from protocol.events import Events
-from protocol.ledger import CollectiveLedger, IndividualLedger
-from protocol.metrics import read_metrics, write_metrics
-from protocol.socket import Frame
+from protocol.exchange.audit import Crossings, read_chain, summarise
+from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.node import confine
+from protocol.node.events import Events
+from protocol.node.metrics import read_metrics, write_metrics
+from protocol.transport.local_socket import Frame
 from sims.boundary.sites import Site, Sites, make_sites
 from sims.boundary.sites import started as start_node
-from sims.progress import RunWatcher, Tail
+from sims.run.progress import RunWatcher, Tail
 from tests.collective_node.made_unknown_set import unknown_set as made_unknown_set
 from tests.protocol.hostile_files import ANY, NO_FILE, plant, within
 from tests.protocol.parties import NOW, RUN, Answer, content_key, learngene
@@ -65,15 +66,15 @@ def state(tmp_path: Path) -> Path:
     write_metrics(site.folder, {"seconds": {}})
     cycle = site.folder / CYCLE
     unknown_set.store(cycle, made_unknown_set())
-    with annotation_labels.LabelBook(cycle, images=48, known=()) as book:
-        book.decide(annotation_labels.Decision(id="decision", verdict="named", images=(1, 2), name="moth"))
+    with labels.LabelBook(cycle, images=48, known=()) as book:
+        book.decide(labels.Decision(id="decision", verdict="named", images=(1, 2), name="moth"))
     Access(cycle).address(80)
     (site.folder / "checkpoint").mkdir(mode=0o700)
     return site.folder
 
 
 def label_book(state: Path) -> None:
-    annotation_labels.LabelBook(state / CYCLE, images=48, known=()).close()
+    labels.LabelBook(state / CYCLE, images=48, known=()).close()
 
 
 def blob_of(state: Path) -> None:
@@ -105,9 +106,9 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
         lambda state: Crossings(state / "crossings.jsonl", "p", lambda: NOW).append("in", "q", "blob", b""),
     ),
     "the figures": ("metrics.json", read_metrics),
-    "the labels": (f"{CYCLE}/labels.jsonl", lambda state: annotation_labels.read(state / CYCLE)),
+    "the labels": (f"{CYCLE}/labels.jsonl", lambda state: labels.read(state / CYCLE)),
     "the labels, to write": (f"{CYCLE}/labels.jsonl", label_book),
-    "which cycle waits": (f"{CYCLE}/labels.jsonl", annotation_labels.waiting_folder),
+    "which cycle waits": (f"{CYCLE}/labels.jsonl", labels.waiting_folder),
     "the page's memory": (f"{CYCLE}/access.json", lambda state: Access(state / CYCLE)),
     "the unknown set's description": (f"{CYCLE}/unknown.json", lambda state: unknown_set.load(state / CYCLE)),
     "the unknown images": (f"{CYCLE}/images.npy", lambda state: unknown_set.load(state / CYCLE)),

@@ -11,16 +11,16 @@ import pytest
 import typer
 from PIL import Image
 
-from collective_node.annotation_access import Access
+from collective_node.annotation.access import Access
+from collective_node.annotation.unknown_set import cycle_folder, store
 from collective_node.cli import app as collective_app
-from collective_node.unknown_set import cycle_folder, store
 from individual_node.cli import app as individual_app
-from protocol.cli import make
-from protocol.events import Events
-from protocol.socket import listen
-from protocol.storage import make_folder
-from protocol.terminal import run_app
-from sims.results import collect
+from protocol.commands.learngene import make
+from protocol.commands.terminal import run_app
+from protocol.files.atomic import make_folder
+from protocol.node.events import Events
+from protocol.transport.local_socket import listen
+from sims.results.results import collect
 from tests.collective_node.made_unknown_set import unknown_set
 from tests.individual_node.test_user_commands import inherited
 from tests.sims.made_run import make_run

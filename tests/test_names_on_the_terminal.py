@@ -22,14 +22,14 @@ import pytest
 import typer
 from PIL import Image
 
+from collective_node.annotation.unknown_set import cycle_folder
 from collective_node.cli import app as collective_app
-from collective_node.unknown_set import cycle_folder
 from individual_node.cli import app as individual_app
-from protocol.cli import make
-from protocol.encoding.visible_text import visible_name
+from protocol.commands.learngene import make
+from protocol.commands.progress_bar import progress_bar
 from protocol.output import add_row, console, print_table, say, table
-from protocol.progress_bar import progress_bar
-from sims.results import collect
+from protocol.visible_text import visible_name
+from sims.results.results import collect
 from tests.individual_node.test_user_commands import Node, inherited
 from tests.sims.made_run import make_run
 from tests.two_folders import Done, run
@@ -334,7 +334,7 @@ def test_a_bar_s_text_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 #: Programs of their own, which speak to the program that started them, and not to a terminal.
 _MACHINES = {
-    "protocol/bench_memory.py",
+    "sims/bench/memory.py",
     "sims/boundary/acts/__main__.py",
     "sims/boundary/hostile_app.py",
     "sims/boundary/recording_relay.py",
@@ -342,7 +342,7 @@ _MACHINES = {
     "protocol/confinement/warden.py",
 }
 #: The gate itself.
-_GATES = {"protocol/output.py", "protocol/terminal.py"}
+_GATES = {"protocol/output.py", "protocol/commands/terminal.py"}
 _PRINTERS = {"print", "typer.echo", "typer.secho", "click.echo", "click.secho", "rich.print", "Console"}
 _WRITES = re.compile(
     r"(sys\.)?(stdout|stderr)\.(write|writelines|buffer\.write)$|.*\.Console$|Prompt\.ask$|.*\.confirm$"

@@ -28,8 +28,9 @@ def python(text: str) -> subprocess.CompletedProcess[str]:
 
 def test_nodes_courier_and_relay_need_no_simulations() -> None:
     done = python(
-        "import collective_node.program, individual_node.program, protocol.courier, protocol.relay\n"
-        "from protocol import cli\n"
+        "import collective_node.program, individual_node.program\n"
+        "import protocol.transport.courier, protocol.transport.relay\n"
+        "from protocol.commands import learngene as cli\n"
         "sys.argv = ['learngene', '--help']\n"
         "cli.main()\n"
     )

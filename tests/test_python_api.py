@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.blob import encode
+from protocol.encoding.blob import encode
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = tuple(
@@ -81,12 +81,12 @@ def test_every_link_to_a_file_or_heading_leads_there(document: str) -> None:
 
 
 def test_the_search_for_names_can_fail() -> None:
-    assert NAME.findall("`protocol.desks` and ``protocol.desks.Nobody``") == [
-        "protocol.desks",
-        "protocol.desks.Nobody",
+    assert NAME.findall("`protocol.exchange.endpoint` and ``protocol.exchange.endpoint.Nobody``") == [
+        "protocol.exchange.endpoint",
+        "protocol.exchange.endpoint.Nobody",
     ]
-    assert exists("protocol.desks.CollectiveDesk.open")
-    assert not exists("protocol.desks.Nobody")
+    assert exists("protocol.exchange.endpoint.CollectiveDesk.open")
+    assert not exists("protocol.exchange.endpoint.Nobody")
     assert not exists("protocol.nowhere")
 
 

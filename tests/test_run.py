@@ -20,16 +20,17 @@ import matplotlib
 import pytest
 
 import sims
-from protocol.confinement import confine, namespaces
+from protocol.confinement import namespaces
 from protocol.confinement.warden import refused_calls
-from sims.figures import FIGURES
-from sims.processes import Process, alive, end_all
-from sims.results import schema
+from protocol.node import confine
+from sims.results.figures import FIGURES
+from sims.results.results import schema
+from sims.run.processes import Process, alive, end_all
 from sims.run.reach import SENTENCES, reach_of_run
-from sims.run_folder import read_record, read_settings
+from sims.run.run_folder import read_record, read_settings
+from tests.sims.results.test_report import Page, title_is_red
 from tests.sims.run.knocking import Answers, knock
 from tests.sims.run.listening import Listener, listeners, network_of
-from tests.sims.test_report import Page, title_is_red
 from tests.test_deployment import free_ports
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes in /proc")

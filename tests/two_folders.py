@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 import typer
 
-from protocol import bundle_file
-from protocol.architecture import Form
-from protocol.bundle_file import BundleFile
-from protocol.desks import Answer, CollectiveDesk, IndividualDesk
-from protocol.encryption_key import Kem
-from protocol.learngene import Learngene
-from protocol.ledger import StoredRelease
-from protocol.node_commands import initialise
-from protocol.node_configuration import NodeTable, node_table, read
-from protocol.node_desk import open_desk
-from protocol.terminal import run_app
-from protocol.trust import TrustStore
-from protocol.trust_file import write_trust
+from protocol.commands.node_commands import initialise
+from protocol.commands.terminal import run_app
+from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk
+from protocol.exchange.ledger import StoredRelease
+from protocol.keys.encryption_key import Kem
+from protocol.learngene.architecture import Form
+from protocol.learngene.learngene import Learngene
+from protocol.messages import bundle_file
+from protocol.messages.bundle_file import BundleFile
+from protocol.node.configuration import NodeTable, node_table, read
+from protocol.node.endpoints import open_desk
+from protocol.trust.trust_file import write_trust
+from protocol.trust.trust_store import TrustStore
 from tests.protocol.parties import ROOT, learngene
 
 

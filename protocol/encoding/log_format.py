@@ -4,7 +4,7 @@ import logging
 import traceback
 from types import TracebackType
 
-from protocol.encoding.visible_text import visible_line
+from protocol.visible_text import visible_line
 
 #: As all our logs have it.
 FORMAT = "%(asctime)s %(levelname)s %(message)s"

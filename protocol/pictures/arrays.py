@@ -10,9 +10,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError
-from protocol.files import opened
+from protocol.files.user_files import opened
+from protocol.visible_text import visible_name
 
 #: Kinds of numbers that are read, as numpy calls them: booleans, integers, unsigned integers, floating point.
 _KINDS = "biuf"

@@ -18,13 +18,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.architecture import InputContract
-from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError
-from protocol.files import read_given
+from protocol.files.user_files import read_given
+from protocol.learngene.architecture import InputContract
 from protocol.pictures.decoder_process import COMMAND, DecoderProcess, LostError, not_started
 from protocol.pictures.formats import FORMATS, HEAD_BYTES, NAMES, kind_of
 from protocol.pictures.wire import MAX_FILE_BYTES, MAX_PIXELS, REQUEST, Code
+from protocol.visible_text import visible_name
 
 #: Seconds that a picture may take, and that a decoder may take to start.
 SECONDS = 60.0

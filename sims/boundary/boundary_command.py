@@ -9,10 +9,10 @@ from typing import Annotated, get_args
 
 import typer
 
-from protocol.confinement import confine
 from protocol.errors import InputError, RunFailedError
+from protocol.files.atomic import write_atomically
+from protocol.node import confine
 from protocol.output import print_table, say, table
-from protocol.storage import write_atomically
 from sims.boundary.acts.expectation import Expected
 from sims.boundary.attempt import Area, Attack, Attempt, make
 from sims.boundary.outcome import TITLES, LeftOut, Outcome, tables

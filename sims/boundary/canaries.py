@@ -20,19 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from protocol import blob as blobs
-from protocol import content_keys, sealing
+from protocol.encoding import blob as blobs
 from protocol.errors import RunFailedError
-from protocol.images import Normalisation
-from protocol.ledger import CollectiveLedger
+from protocol.exchange import content_keys
+from protocol.exchange.ledger import CollectiveLedger
+from protocol.learngene.images import Normalisation
+from protocol.messages import sealing
 from protocol.pictures.arrays import read_array
 from sims.boundary.acts.expectation import protocol
 from sims.boundary.attempt import Attack, Escaped, Found, Refusal
 from sims.boundary.recording_relay import DATABASE, DONE
 from sims.boundary.search import SURELY_FOUND, Pieces, holding, memory_can_be_read, memory_of
 from sims.boundary.sites import Sites, make_sites, started
-from sims.images import draw_stand_in
-from sims.worlds import COLLECTIVE, WorldPlan, individual_name, make_world
+from sims.data.images import draw_stand_in
+from sims.data.worlds import COLLECTIVE, WorldPlan, individual_name, make_world
 
 Images = NDArray[np.uint8]
 

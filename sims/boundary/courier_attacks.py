@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from protocol.confinement import confine
 from protocol.errors import RunFailedError
+from protocol.node import confine
 from sims.boundary import acts
 from sims.boundary.acts.act import Outcome
 from sims.boundary.acts.every import TRIALS as EVERY
@@ -79,7 +79,7 @@ def hostile_courier(stage: Stage, home: Path, *, confined: bool, by_hand: bool =
     home.mkdir(mode=0o700)
     program = [sys.executable, "-m", "acts", *copy_acts(home)]
     if confined:
-        start = "from protocol.cli import main; main()"
+        start = "from protocol.commands.learngene import main; main()"
         options = ["--home", str(home), "--config", str(stage.victim.config)]
         program = [sys.executable, "-c", start, "courier", *options, "--", *program]
     with answering(stage, home, program, by_hand=by_hand) as attacker:

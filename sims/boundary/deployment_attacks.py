@@ -18,12 +18,12 @@ from pathlib import Path
 
 import tomli_w
 
-from protocol.confinement import confine
-from protocol.encryption_key import EncryptionKey
-from protocol.keys import SigningKey
-from protocol.make_messages import make_request
-from protocol.node_desk import unix_seconds
-from protocol.socket import Frame
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.signing_key import SigningKey
+from protocol.messages.builders import make_request
+from protocol.node import confine
+from protocol.node.endpoints import unix_seconds
+from protocol.transport.local_socket import Frame
 from sims.boundary import hostile_app, hostile_relay
 from sims.boundary.acts.expectation import Expected, Holds, Open, files, protocol, scopes
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, Refusal
@@ -303,7 +303,7 @@ def _run_theft(deployment: Deployment, folder: Path, thefts: list[_Theft]) -> li
     shutil.copyfile(hostile_app.__file__, package / "courier.py")
     aims = {theft.name: theft.act for theft in thefts}
     (package / "aims.json").write_text(json.dumps(aims))
-    return _run(deployment, folder, server="protocol.courier:server", client="protocol.courier:app")
+    return _run(deployment, folder, server="protocol.transport.courier:server", client="protocol.transport.courier:app")
 
 
 def _run_relay(
@@ -319,7 +319,7 @@ def _run_relay(
         for batch, bundles in recorded.items()
     }
     (folder / "overheard.json").write_text(json.dumps(text))
-    return _run(deployment, folder, server="relay_of_an_attacker:app", client="protocol.courier:app")
+    return _run(deployment, folder, server="relay_of_an_attacker:app", client="protocol.transport.courier:app")
 
 
 def _run(deployment: Deployment, folder: Path, *, server: str, client: str) -> list[_Found]:

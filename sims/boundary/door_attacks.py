@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol.errors import LearngeneError
-from protocol.socket import (
+from protocol.transport.local_socket import (
     Frame,
     answer_handshake,
     ask,
@@ -25,7 +25,7 @@ from sims.boundary.frame_attacks import PATIENCE, SOON, connected
 from sims.boundary.sites import Site
 from sims.boundary.unprotected import UnprotectedNode, serving
 
-#: What the node's own log says where it refuses a proof (``protocol.socket.HandshakeError``).
+#: What the node's own log says where it refuses a proof (``protocol.transport.local_socket.HandshakeError``).
 _LOGGED = {"HandshakeError": "the courier does not know this node's socket secret"}
 # Deadline of a reader that is tried by itself, in place of the node's own (s).
 _DEADLINE = 0.3

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol.errors import RunFailedError
-from sims.processes import Process, descendants, end_all
+from sims.run.processes import Process, descendants, end_all
 
 _PROGRAMS = Path(sys.executable).parent
 _CONNECTION = "boundary"

@@ -1,4 +1,4 @@
-"""A hostile Flower app, in the archive under the name ``protocol/courier.py``: so it stands in the way of ours.
+"""A hostile Flower app, in the archive as ``protocol/transport/courier.py``: so it stands in the way of ours.
 
 It knows nothing of this project but Flower. Its ServerApp sends the aims, its ClientApp reads what it can and returns
 it, and the ServerApp writes that down.

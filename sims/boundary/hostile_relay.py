@@ -11,8 +11,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from protocol.courier import MESSAGE_TYPE, from_record, to_record
-from protocol.socket import Frame
+from protocol.transport.courier import MESSAGE_TYPE, from_record, to_record
+from protocol.transport.local_socket import Frame
 
 _PATIENCE = 90.0
 

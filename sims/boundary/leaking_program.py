@@ -10,18 +10,18 @@ import stat
 import time
 from pathlib import Path
 
-from protocol.audit import Crossings
 from protocol.confinement.guards import Confinement
-from protocol.egress import Gate
-from protocol.encryption_key import EncryptionKey
 from protocol.errors import RefusedError
-from protocol.launcher import launch
-from protocol.node import Program, Role
-from protocol.node_configuration import NodeConfiguration
-from protocol.node_desk import unix_seconds
-from protocol.node_keys import NodeKeys
-from protocol.policy_file import load_policy
-from protocol.socket import Frame, send_frame
+from protocol.exchange.audit import Crossings
+from protocol.exchange.egress import Gate
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.node.configuration import NodeConfiguration
+from protocol.node.endpoints import unix_seconds
+from protocol.node.launcher import launch
+from protocol.node.load_keys import NodeKeys
+from protocol.node.server import Program, Role
+from protocol.transport.local_socket import Frame, send_frame
+from protocol.trust.policy_file import load_policy
 from sims.boundary.leaks.every import LEAKS
 from sims.boundary.leaks.leak import DATA_BYTES, PARTNER, honest_messages
 

@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from protocol.confinement import confine
 from protocol.errors import RunFailedError
-from protocol.socket import Frame
+from protocol.node import confine
+from protocol.transport.local_socket import Frame
 from sims.boundary.acts.act import Outcome
 from sims.boundary.acts.every import TRIALS as EVERY
 from sims.boundary.attempt import Attack

@@ -9,7 +9,8 @@ from typing import get_args
 from pydantic import BaseModel, ConfigDict
 from rich.text import Text
 
-from protocol.confinement import confine, guards
+from protocol.confinement import guards
+from protocol.node import confine
 from protocol.output import PlainTable, lines, table
 from sims.boundary.acts.expectation import Guard
 from sims.boundary.attempt import Area, Attempt, Confined, Control

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from protocol.relay import run_round
-from protocol.socket import Frame, ask, encode_header, load_secret
+from protocol.transport.local_socket import Frame, ask, encode_header, load_secret
+from protocol.transport.relay import run_round
 
 DATABASE, LOG = "relay.db", "relay.log"
 DONE = "done"

@@ -23,9 +23,9 @@ from sims.boundary.acts.expectation import Expected, network, protocol
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, Refusal
 from sims.boundary.flower_deployment import free_port
 from sims.boundary.user_attacks import PYTHON, STRANGER, lacks_another_user
-from sims.processes import Process, descendants, end_all
 from sims.run import environment
 from sims.run.enclosure import Enclosure
+from sims.run.processes import Process, descendants, end_all
 from sims.run.ray_environment import keep_ray_to_itself
 
 # Seconds for a start; for a connection.

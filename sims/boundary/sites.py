@@ -11,16 +11,16 @@ from pathlib import Path
 
 import tomli_w
 
+from protocol.commands.node_commands import initialise
 from protocol.errors import RunFailedError
-from protocol.keys import SigningKey
-from protocol.node import Role
-from protocol.node_commands import initialise
-from protocol.node_configuration import NodeTable, node_table, read
-from protocol.node_keys import NodeKeys
-from protocol.socket import DisconnectedError, Frame, ask, load_secret
-from protocol.trust import TrustStore
-from protocol.trust_file import write_trust
-from sims.processes import NodeProcess, NodeProcesses
+from protocol.keys.signing_key import SigningKey
+from protocol.node.configuration import NodeTable, node_table, read
+from protocol.node.load_keys import NodeKeys
+from protocol.node.server import Role
+from protocol.transport.local_socket import DisconnectedError, Frame, ask, load_secret
+from protocol.trust.trust_file import write_trust
+from protocol.trust.trust_store import TrustStore
+from sims.run.processes import NodeProcess, NodeProcesses
 
 #: Program of a node process that does what its courier asks for, however hostile (``sims.boundary.hostile_program``).
 HOSTILE = "sims.boundary.hostile_program"

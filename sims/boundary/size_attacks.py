@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import get_args
 
-from protocol import canonical_json, envelope, messages
-from protocol.architecture import Form
-from protocol.make_messages import make_abort, make_receipt
-from protocol.messages import AbortCode, Payload
-from protocol.node_desk import unix_seconds
-from protocol.socket import Frame
+from protocol.encoding import canonical_json
+from protocol.learngene.architecture import Form
+from protocol.messages import envelope, payloads
+from protocol.messages.builders import make_abort, make_receipt
+from protocol.messages.payloads import AbortCode, Payload
+from protocol.node.endpoints import unix_seconds
+from protocol.transport.local_socket import Frame
 from sims.boundary.acts.expectation import protocol
 from sims.boundary.attempt import Attack, Escaped, Found, Refusal
 from sims.boundary.sites import Sites
@@ -36,7 +37,7 @@ def size_attacks(sites: Sites) -> list[Attack]:
 
     def receipts() -> list[bytes]:
         # From the first second of the epoch to the last that the format has.
-        times = (0, now, 2**40 - messages.LIFE)
+        times = (0, now, 2**40 - payloads.LIFE)
         return [
             make_receipt(run_id=sites.run_id, release="0" * 64, audience=there, key=key, now=moment) for moment in times
         ]
@@ -60,5 +61,5 @@ def _attack(name: str, tries: str, make: Callable[[], list[bytes]]) -> Attack:
 
 def _unpadded(message: bytes) -> bytes:
     opened = envelope.parse(message)
-    model: type[Payload] = messages.MODELS[opened.payload_type]
-    return canonical_json.encode(messages.decode(model, opened.payload).model_dump(mode="json") | {"pad": ""})
+    model: type[Payload] = payloads.MODELS[opened.payload_type]
+    return canonical_json.encode(payloads.decode(model, opened.payload).model_dump(mode="json") | {"pad": ""})

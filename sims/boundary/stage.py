@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import protocol
-from protocol.confinement import confine
+from protocol.node import confine
 from sims.boundary.acts.act import StoppedError, call, libc
 from sims.boundary.listeners import Listeners
 from sims.boundary.sites import Site, Sites, make_sites, started

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from protocol.errors import LearngeneError
-from protocol.make_messages import make_request
-from protocol.node import Role
-from protocol.node_configuration import NodeTable
-from protocol.node_desk import unix_seconds
-from protocol.node_keys import NodeKeys
-from protocol.socket import Frame, listen, send_frame
-from protocol.trust_file import read_trust
+from protocol.messages.builders import make_request
+from protocol.node.configuration import NodeTable
+from protocol.node.endpoints import unix_seconds
+from protocol.node.load_keys import NodeKeys
+from protocol.node.server import Role
+from protocol.transport.local_socket import Frame, listen, send_frame
+from protocol.trust.trust_file import read_trust
 
 _PATIENCE = 30.0
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from protocol import sealing
-from protocol.architecture import Form
-from protocol.desks import CollectiveDesk
-from protocol.keys import SigningKey
-from protocol.ledger import CollectiveLedger, IndividualLedger
-from protocol.node_desk import open_desk, unix_seconds
-from protocol.trust import Role, TrustStore
-from protocol.trust_file import write_trust
+from protocol.exchange.endpoint import CollectiveDesk
+from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.keys.signing_key import SigningKey
+from protocol.learngene.architecture import Form
+from protocol.messages import sealing
+from protocol.node.endpoints import open_desk, unix_seconds
+from protocol.trust.trust_file import write_trust
+from protocol.trust.trust_store import Role, TrustStore
 from sims.boundary.attempt import Attack, Escaped
 from sims.boundary.door_attacks import door_attacks
 from sims.boundary.frame_attacks import frame_attacks

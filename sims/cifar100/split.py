@@ -1,6 +1,6 @@
 """The names of CIFAR-100's classes, divided into base, open-world and novel as the paper's appendix does."""
 
-from sims.division import Division
+from sims.data.division import Division
 
 # The appendix lists `cattle` under both base and open-world; its code has 64 base outputs, so it is open-world here.
 _OPEN_WORLD = (

@@ -15,11 +15,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.encoding.visible_text import visible_name
 from protocol.errors import InputError
-from protocol.files import read_given
+from protocol.files.atomic import write_folder_atomically
+from protocol.files.user_files import read_given
 from protocol.pictures.archives import read_members
-from protocol.storage import write_folder_atomically
+from protocol.visible_text import visible_name
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 FOLDER, ARCHIVE = "cifar-100-python", "cifar-100-python.tar.gz"

@@ -1,6 +1,6 @@
 """The WordNet ids of ImageNet100, divided into base, open-world and novel as the paper's appendix does."""
 
-from sims.division import Division
+from sims.data.division import Division
 
 _OPEN_WORLD = (
     "n01855672 n02091244 n02114548 n02138441 n02174001 n02950826 n02971356 n02981792 n03075370 n03417042 n03535780 "

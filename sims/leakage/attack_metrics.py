@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from sims.statistics import mean_interval
+from sims.results.statistics import mean_interval
 
 Scores = NDArray[np.float64]
 Mask = NDArray[np.bool_]

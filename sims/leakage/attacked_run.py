@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from collective_node import private_images
-from collective_node.private_images import PrivateImages, Truth
+from collective_node import collective_images
+from collective_node.collective_images import PrivateImages, Truth
 from collective_node.task_sequence import sequence
-from protocol.desks import IndividualDesk
 from protocol.errors import InputError
-from protocol.learngene import Learngene
-from protocol.node_desk import node_of, open_desk
+from protocol.exchange.endpoint import IndividualDesk
+from protocol.learngene.learngene import Learngene
+from protocol.node.endpoints import node_of, open_desk
 from protocol.pictures.arrays import read_array
+from sims.data.worlds import World, load_world
 from sims.leakage.probe import LabelledImages
-from sims.run_folder import RunRecord, SettingsFile, read_record, read_settings
-from sims.worlds import World, load_world
+from sims.run.run_folder import RunRecord, SettingsFile, read_record, read_settings
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def open_attacked(folder: Path, learngene: Learngene) -> AttackedRun:
     world = load_world(folder / "world")
     settings = kept.settings.collective
     home = world.folder_of("collective")
-    whole, truth = private_images.read(home), private_images.read_truth(home)
+    whole, truth = collective_images.read(home), collective_images.read_truth(home)
     count = len(whole.classes)
     rng = np.random.default_rng([kept.settings.seed, count])  # as the collective itself draws its tasks
     tasks = sequence(count, settings.classes_per_task, settings.tasks, rng)

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from collective_node.condensing import CondensedNetwork
-from protocol.fisher import fisher_diagonal
-from protocol.images import DeviceImages
-from protocol.learngene import Estimator, Learngene
-from protocol.network import layers_of
+from collective_node.extraction.condensing import CondensedNetwork
+from protocol.learngene.fisher import fisher_diagonal
+from protocol.learngene.images import DeviceImages
+from protocol.learngene.learngene import Estimator, Learngene
+from protocol.learngene.network import layers_of
 from sims.leakage.attack_metrics import Bounds, auroc, mean_bounds
 from sims.leakage.probe import LabelledImages, Probe
 from sims.leakage.release_variants import noisy_values

@@ -11,10 +11,10 @@ import typer
 from pydantic import ValidationError
 
 from protocol.errors import InputError, fault_line
+from protocol.files.atomic import make_folder, write_atomically
 from protocol.output import console, say
-from protocol.storage import make_folder, write_atomically
 from sims.leakage.leakage_settings import LeakageSettings
-from sims.progress import Event, ProgressView
+from sims.run.progress import Event, ProgressView
 
 
 def register(app: typer.Typer) -> None:
@@ -88,7 +88,7 @@ def leakage(
     console().print(leakage_tables(found))
     say(f"results        {folder / leakage_results.FILE}")
     if out is None and (run / "results.json").is_file():
-        from sims import report
+        from sims.results import report
 
         say(f"report         {report.write(run)}")
 

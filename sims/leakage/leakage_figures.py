@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sims.figures import DOTS_PER_INCH
 from sims.leakage.leakage_results import Leakage
+from sims.results.figures import DOTS_PER_INCH
 
 #: Okabe and Ito's palette.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

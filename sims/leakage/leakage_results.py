@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from protocol.errors import InputError, fault_line
-from protocol.files import read_given
-from protocol.storage import write_atomically
+from protocol.files.atomic import write_atomically
+from protocol.files.user_files import read_given
 from sims.leakage.attack_metrics import Bounds
 from sims.leakage.leakage_settings import LeakageSettings
 

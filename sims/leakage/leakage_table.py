@@ -5,7 +5,7 @@ from rich.text import Text
 
 from protocol.output import PlainTable, plain
 from sims.leakage.leakage_results import AttackResult, Leakage, Measure, Question, sentences
-from sims.tables import titled
+from sims.results.tables import titled
 
 
 def leakage_tables(found: Leakage) -> RenderableType:

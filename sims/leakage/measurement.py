@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from collective_node.private_images import PrivateImages
-from protocol.images import choose_device
-from protocol.learngene import Learngene
-from protocol.storage import write_atomically
+from collective_node.collective_images import PrivateImages
+from protocol.files.atomic import write_atomically
+from protocol.learngene.images import choose_device
+from protocol.learngene.learngene import Learngene
 from sims.leakage import class_presence, membership
 from sims.leakage.attack_evaluation import Attack, Statistics, by_chance, evaluate
 from sims.leakage.attack_metrics import Mask, Scores

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from collective_node.private_images import PrivateImages
+from collective_node.collective_images import PrivateImages
 from protocol.errors import InputError
-from protocol.learngene import Learngene
+from protocol.learngene.learngene import Learngene
 from sims.leakage.attack_evaluation import Attack
 from sims.leakage.attack_metrics import Mask
 from sims.leakage.likelihood_ratio import paired_halves

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from individual_node.feature_head import logistic_regression
-from protocol.images import DeviceImages
-from protocol.learngene import Learngene
-from protocol.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
+from protocol.learngene.images import DeviceImages
+from protocol.learngene.learngene import Learngene
+from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
 
 #: Weight of the squared weights of the attacker's head.
 PENALTY = 1.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.learngene import Learngene
+from protocol.learngene.learngene import Learngene
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from collective_node.learngenes import Evolved, evolve
-from collective_node.person import Oracle
-from collective_node.private_images import PrivateImages, Truth
+from collective_node.collective_images import PrivateImages, Truth
+from collective_node.extraction.pipeline import Evolved, evolve
+from collective_node.open_world.annotators import Oracle
 from collective_node.settings import CollectiveSettings
-from protocol import blob
-from protocol.architecture import Architecture
+from protocol.encoding import blob
 from protocol.errors import InputError
-from protocol.events import Events
-from protocol.learngene import FisherDescription, Learngene
-from protocol.storage import make_folder, write_folder_atomically
+from protocol.files.atomic import make_folder, write_folder_atomically
+from protocol.learngene.architecture import Architecture
+from protocol.learngene.learngene import FisherDescription, Learngene
+from protocol.node.events import Events
 
 _TENSORS, _DESCRIPTION = "learngene.safetensors", "learngene.json"
 
@@ -53,7 +53,7 @@ class Recipe:
         """Train a collective; what it writes lies in ``working``.
 
         Raises:
-            InputError, RunFailedError: as :func:`collective_node.learngenes.evolve`.
+            InputError, RunFailedError: as :func:`collective_node.extraction.pipeline.evolve`.
         """
         person = None
         if self.settings.cycles:

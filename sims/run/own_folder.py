@@ -10,8 +10,8 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from protocol.errors import InputError
-from protocol.socket import MAX_PATH_BYTES, private_folder
-from protocol.storage import make_folder
+from protocol.files.atomic import make_folder
+from protocol.transport.local_socket import MAX_PATH_BYTES, private_folder
 
 #: The longest path that Ray binds a socket to, below its temporary folder.
 _LONGEST_OF_RAY = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"

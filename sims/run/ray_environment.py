@@ -6,8 +6,8 @@ import secrets
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from protocol.socket import private_folder
-from protocol.storage import write_atomically
+from protocol.files.atomic import write_atomically
+from protocol.transport.local_socket import private_folder
 from sims.run.environment import TEMPORARY
 from sims.run.own_folder import make_temporary_folder
 

@@ -7,7 +7,7 @@ here that Ray's environment is set, whoever started the simulation: ``learngene 
 import os
 import sys
 
-from protocol.courier import app
+from protocol.transport.courier import app
 from sims.run.ray_environment import keep_ray_to_itself
 
 __all__ = ["app"]

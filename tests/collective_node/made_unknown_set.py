@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from collective_node.unknown_set import UnknownSet
+from collective_node.annotation.unknown_set import UnknownSet
 
 GROUPS, EACH = 3, 16
 

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from collective_node import checkpoint
 from collective_node.collective import Collective
+from collective_node.collective_images import PrivateImages, Truth, read, read_truth
 from collective_node.evolution import Evolution
-from collective_node.person import Encounter, Oracle
-from collective_node.private_images import PrivateImages, Truth, read, read_truth
+from collective_node.open_world.annotators import Encounter, Oracle
 from collective_node.records import Comparison, Named
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError, RunFailedError
-from protocol.events import Events
+from protocol.node.events import Events
 
 CLASSES = 8
 OPEN = 4

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from collective_node.cli import app
-from protocol import bundle_file
-from protocol.desks import Withdrawal
-from protocol.messages import LIFE, SKEW, Release
-from protocol.trust_file import read_trust, write_trust
+from protocol.exchange.endpoint import Withdrawal
+from protocol.messages import bundle_file
+from protocol.messages.payloads import LIFE, SKEW, Release
+from protocol.trust.trust_file import read_trust, write_trust
 from tests.protocol.parties import ROOT, learngene, opened, resigned
 from tests.two_folders import Done, Folders, make_folders, refused, run, succeeded
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from collective_node.growth_schedule import PAPER_STEPS, Deepen, Widen, parse, steps_before
+from collective_node.network.growth_schedule import PAPER_STEPS, Deepen, Widen, parse, steps_before
 from collective_node.settings import BASE_WIDTHS, CollectiveSettings
 from collective_node.task_sequence import sequence
 

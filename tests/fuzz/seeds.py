@@ -5,17 +5,18 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from protocol import blob, bundle_file, envelope
-from protocol.architecture import MOST_BLOCKS, Architecture, Block
-from protocol.bundle_file import BundleFile
-from protocol.desks import Answer
-from protocol.envelope import digest
-from protocol.keys import SigningKey
-from protocol.learngene import Learngene
-from protocol.make_messages import make_abort, make_release
-from protocol.messages import MOST_WITHDRAWN, AbortCode
-from protocol.socket import MAX_WORD_CHARACTERS, Frame, encode_header, send_frame
-from protocol.trust import Handover, TrustStore, sign_trust
+from protocol.encoding import blob
+from protocol.exchange.endpoint import Answer
+from protocol.keys.signing_key import SigningKey
+from protocol.learngene.architecture import MOST_BLOCKS, Architecture, Block
+from protocol.learngene.learngene import Learngene
+from protocol.messages import bundle_file, envelope
+from protocol.messages.builders import make_abort, make_release
+from protocol.messages.bundle_file import BundleFile
+from protocol.messages.envelope import digest
+from protocol.messages.payloads import MOST_WITHDRAWN, AbortCode
+from protocol.transport.local_socket import MAX_WORD_CHARACTERS, Frame, encode_header, send_frame
+from protocol.trust.trust_store import Handover, TrustStore, sign_trust
 from tests.fuzz.targets import OLD_ROOT, ROOT, Line
 from tests.protocol.parties import (
     COLLECTIVE,

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from socket import socket
 from typing import cast
 
-from protocol import blob, bundle_file, envelope, messages, trust
+from protocol.encoding import blob
 from protocol.errors import BadSignatureError, MalformedError, TooLargeError, UnknownKeyError
-from protocol.keys import SigningKey
-from protocol.messages import MODELS
-from protocol.socket import DisconnectedError, decode_header, encode_header, receive_frame, send_frame
-from protocol.trust import claimed_root, sign_trust, verify_trust
+from protocol.keys.signing_key import SigningKey
+from protocol.messages import bundle_file, envelope, payloads
+from protocol.messages.payloads import MODELS
+from protocol.transport.local_socket import DisconnectedError, decode_header, encode_header, receive_frame, send_frame
+from protocol.trust import trust_store
+from protocol.trust.trust_store import claimed_root, sign_trust, verify_trust
 
 #: Two roots, of which the first handed over to the second.
 OLD_ROOT, ROOT = SigningKey.from_seed(b"o" * 32), SigningKey.from_seed(b"r" * 32)
@@ -70,7 +72,7 @@ class Line:
 
     @property
     def socket(self) -> socket:
-        """Itself: it has what ``protocol.socket`` needs of a socket to send and to receive."""
+        """Itself: it has what ``protocol.transport.local_socket`` needs of a socket to send and to receive."""
         return cast("socket", self)
 
     def settimeout(self, seconds: float) -> None:
@@ -92,7 +94,7 @@ def _envelope(data: bytes) -> bytes:
     model = MODELS.get(opened.payload_type)
     if again != data or model is None:
         return again
-    payload = messages.encode(messages.decode(model, opened.payload))
+    payload = payloads.encode(payloads.decode(model, opened.payload))
     return envelope.encode(replace(opened, payload=payload))
 
 
@@ -149,9 +151,9 @@ def _bundle_file(data: bytes) -> bytes:
 
 def _trust(data: bytes) -> bytes:
     claimed_root(data)
-    opened = envelope.parse(data, max_bytes=trust.MAX_BYTES)
+    opened = envelope.parse(data, max_bytes=trust_store.MAX_BYTES)
     # The signature is made to fit, so that mutations reach what is read behind it: here the root itself is malicious.
-    signature = ROOT.sign(envelope.pre_authentication_encoding(trust.PAYLOAD_TYPE, opened.payload))
+    signature = ROOT.sign(envelope.pre_authentication_encoding(trust_store.PAYLOAD_TYPE, opened.payload))
     signed = envelope.encode(replace(opened, keyid=ROOT.keyid, signature=signature))
     first = OLD_ROOT if OLD_ROOT.public_hex.encode("ascii") in opened.payload else ROOT
     store, _ = verify_trust(signed, root=first.public_hex, seen=None)
@@ -161,7 +163,7 @@ def _trust(data: bytes) -> bytes:
 
 def _inside_trust(data: bytes, change: Change) -> bytes:
     try:
-        opened = envelope.parse(data, max_bytes=trust.MAX_BYTES)
+        opened = envelope.parse(data, max_bytes=trust_store.MAX_BYTES)
     except (MalformedError, TooLargeError):
         return change(data)
     return envelope.encode(replace(opened, payload=change(opened.payload)))

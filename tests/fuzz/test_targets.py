@@ -7,8 +7,9 @@ from random import Random
 
 import pytest
 
-from protocol import blob, bundle_file, canonical_json, envelope, messages
-from protocol import socket as door
+from protocol.encoding import blob, canonical_json
+from protocol.messages import bundle_file, envelope, payloads
+from protocol.transport import local_socket as door
 from tests.fuzz import seeds
 from tests.fuzz.mutations import mutate
 from tests.fuzz.targets import TARGETS, DefectError
@@ -28,7 +29,7 @@ def accepted(name: str) -> int:
 
 def test_every_target_has_seeds_of_every_kind() -> None:
     assert set(SEEDS) == set(LARGE) == set(TARGETS)
-    assert {envelope.parse(data).payload_type for data in SEEDS["envelope"]} >= set(messages.MODELS)
+    assert {envelope.parse(data).payload_type for data in SEEDS["envelope"]} >= set(payloads.MODELS)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -77,7 +78,7 @@ def _whatever_follows(data: bytes) -> bundle_file.BundleFile:
     [
         ("envelope", canonical_json, "decode", canonical_json.parse, (DefectError, ValueError)),
         ("envelope", envelope, "_base64", _any_base64, (DefectError, ValueError)),
-        ("envelope", messages, "fault_line", None, (TypeError,)),
+        ("envelope", payloads, "fault_line", None, (TypeError,)),
         ("header", canonical_json, "parse", _any_json, (ValueError, AttributeError)),
         ("header", blob, "_read_shape", lambda name, entry: tuple(entry["shape"]), (KeyError, TypeError)),
         ("frame", door, "_check", _without_its_check, (KeyError, TypeError, ValueError, AttributeError)),

@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protocol.images.bfloat16_is_fast", lambda device: False)
+    monkeypatch.setattr("protocol.learngene.images.bfloat16_is_fast", lambda device: False)

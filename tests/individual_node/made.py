@@ -9,9 +9,9 @@ from individual_node.adaptation import Adapted, adapt, task_generator
 from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import TargetTask
-from protocol.architecture import Architecture, Block, BlockRole, Form, InputContract
-from protocol.images import DeviceImages, Normalisation
-from protocol.learngene import FisherDescription, Learngene
+from protocol.learngene.architecture import Architecture, Block, BlockRole, Form, InputContract
+from protocol.learngene.images import DeviceImages, Normalisation
+from protocol.learngene.learngene import FisherDescription, Learngene
 
 CPU = torch.device("cpu")
 SHOTS, WAYS = 4, 3

@@ -27,13 +27,13 @@ from individual_node.methods import Evaluation
 from individual_node.reconstruction import IndividualNetworks, reconstruct
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import PrivateImages, TargetTask
-from protocol.architecture import Form
 from protocol.errors import InputError
-from protocol.events import Events
-from protocol.fisher import fisher_diagonal
-from protocol.learngene import Learngene
-from protocol.network import block_tensors
-from protocol.retain_loss import RetainLoss
+from protocol.learngene.architecture import Form
+from protocol.learngene.fisher import fisher_diagonal
+from protocol.learngene.learngene import Learngene
+from protocol.learngene.network import block_tensors
+from protocol.learngene.retain_loss import RetainLoss
+from protocol.node.events import Events
 from tests.individual_node.made import (
     CPU,
     SHOTS,

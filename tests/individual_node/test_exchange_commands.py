@@ -11,12 +11,12 @@ import pytest
 
 from collective_node.cli import app as collective_app
 from individual_node.cli import app as individual_app
-from protocol import bundle_file, envelope
-from protocol.audit import read_crossings
-from protocol.bundle_file import BundleFile
-from protocol.encryption_key import EncryptionKey
-from protocol.key_file import Unlock
-from protocol.messages import Request
+from protocol.exchange.audit import read_crossings
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.key_file import Unlock
+from protocol.messages import bundle_file, envelope
+from protocol.messages.bundle_file import BundleFile
+from protocol.messages.payloads import Request
 from tests.protocol.parties import learngene, opened
 from tests.two_folders import Done, Folders, make_folders, refused, run, succeeded
 
@@ -256,7 +256,7 @@ def test_wrong_input_is_one_line(folders: Folders, individual: Run, collective: 
 
 def test_exchanging_files_needs_no_torch(folders: Folders, stick: Path) -> None:
     code = (
-        "import sys; from individual_node.cli import app; from protocol.terminal import run_app\n"
+        "import sys; from individual_node.cli import app; from protocol.commands.terminal import run_app\n"
         "try: run_app(app, sys.argv[1:])\n"
         "finally: print('torch' in sys.modules)"
     )

@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from individual_node import adapted, own_pictures
+from individual_node import adapted, image_folder
 from individual_node.adaptation import adapt, own_fisher
 from individual_node.cli import app
 from individual_node.method_table import METHODS
 from individual_node.reconstruction import reconstruct
 from individual_node.settings import IndividualSettings
 from individual_node.user_commands import open_bundle
-from protocol.architecture import Architecture, Block, Form, InputContract
-from protocol.fisher import fisher_diagonal
-from protocol.learngene import DifferentialPrivacy, FisherDescription, Learngene
-from protocol.network import layers_of
+from protocol.learngene.architecture import Architecture, Block, Form, InputContract
+from protocol.learngene.fisher import fisher_diagonal
+from protocol.learngene.learngene import DifferentialPrivacy, FisherDescription, Learngene
+from protocol.learngene.network import layers_of
 from tests.individual_node.made import SHOTS, WAYS, blocks, generators, images, task
 from tests.individual_node.test_user_commands import onnx_run
 from tests.two_folders import make_folders, succeeded
@@ -129,7 +129,7 @@ def test_from_the_release_to_a_model_its_predictions_and_its_onnx_file(tmp_path:
         assert adapting.code == 0, adapting
         loaded = adapted.load(model)
         assert {block.norm for block in loaded.description.architecture.blocks} == {"group"}
-        read = own_pictures.read_tree(pictures, loaded.description.input)
+        read = image_folder.read_tree(pictures, loaded.description.input)
         expected = loaded.classifier.probabilities(read.pixels)
         named = json.loads(succeeded(run("predict", model, pictures / "red", "--json", "-")))["pictures"]
         found = [one["class"] for picture in named for one in picture["top"][:1]]

@@ -30,9 +30,9 @@ from individual_node.methods import Evaluation
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import PrivateImages
 from protocol.errors import InputError
-from protocol.events import Events
-from protocol.images import DeviceImages, Normalisation
-from protocol.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
+from protocol.learngene.images import DeviceImages, Normalisation
+from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
+from protocol.node.events import Events
 from tests.individual_node.made import CPU, SHOTS, WAYS, images, learngene, task
 
 

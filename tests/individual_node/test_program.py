@@ -10,10 +10,10 @@ from individual_node import program
 from individual_node.configuration import IndividualConfiguration
 from individual_node.program import IndividualProgram
 from protocol.confinement.guards import Confinement
-from protocol.metrics import METRICS_FILE
-from protocol.node_configuration import load
-from protocol.node_desk import load_keys
-from protocol.trust_file import read_trust, write_trust
+from protocol.node.configuration import load
+from protocol.node.endpoints import load_keys
+from protocol.node.metrics import METRICS_FILE
+from protocol.trust.trust_file import read_trust, write_trust
 from tests.protocol.parties import NEW_COLLECTIVE, ROOT, learngene
 from tests.two_folders import make_folders
 

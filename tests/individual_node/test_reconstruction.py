@@ -8,9 +8,9 @@ import torch
 
 from individual_node.reconstruction import IndividualNetwork, IndividualNetworks, own_blocks, own_widths, reconstruct
 from individual_node.settings import OwnLayers
-from protocol.architecture import Architecture, BlockRole, Form
 from protocol.errors import InputError
-from protocol.network import block_tensors
+from protocol.learngene.architecture import Architecture, BlockRole, Form
+from protocol.learngene.network import block_tensors
 from tests.individual_node.made import ARCHITECTURES, WAYS, architecture, blocks, generators, learngene
 
 FORMS: tuple[Form, ...] = ("condensed", "paper", "paper-middle", "paper-front")

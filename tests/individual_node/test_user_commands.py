@@ -17,23 +17,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import binomtest
 
-from individual_node import adapted, onnx_export, own_pictures, own_task
+from individual_node import adapted, image_folder, onnx_export, personal_model
 from individual_node.cli import app
-from individual_node.own_pictures import OwnPictures
+from individual_node.image_folder import OwnPictures
 from individual_node.settings import IndividualSettings
 from individual_node.user_commands import open_bundle
-from protocol import bundle_file
-from protocol.architecture import Form
-from protocol.bundle_file import BundleFile
-from protocol.desks import Withdrawal
+from protocol.commands.node_commands import initialise
 from protocol.errors import InputError, RunFailedError
-from protocol.images import DeviceImages, Normalisation
-from protocol.learngene import Learngene
-from protocol.messages import LIFE, SKEW
-from protocol.node_commands import initialise
-from protocol.trust import TrustStore
-from protocol.trust_file import read_trust, write_trust
-from protocol.verification import VerifiedLearngene
+from protocol.exchange.endpoint import Withdrawal
+from protocol.exchange.verification import VerifiedLearngene
+from protocol.learngene.architecture import Form
+from protocol.learngene.images import DeviceImages, Normalisation
+from protocol.learngene.learngene import Learngene
+from protocol.messages import bundle_file
+from protocol.messages.bundle_file import BundleFile
+from protocol.messages.payloads import LIFE, SKEW
+from protocol.trust.trust_file import read_trust, write_trust
+from protocol.trust.trust_store import TrustStore
 from tests.protocol.parties import NEW_COLLECTIVE, ROOT, STRANGER, learngene
 from tests.two_folders import Done, Folders, make_folders, refused, succeeded, warned
 from tests.two_folders import run as run_command
@@ -154,10 +154,10 @@ def test_a_model_says_what_it_is_and_predicts_as_the_one_that_was_saved(
     assert description.input == bundle.learngene.architecture.input
     assert description.estimate is not None
     assert sum(description.estimate.correct) == 18  # colours are told apart
-    read = own_pictures.read_tree(pictures, description.input)
-    again = own_task.adapt_to_pictures(
+    read = image_folder.read_tree(pictures, description.input)
+    again = personal_model.adapt_to_pictures(
         bundle, read, IndividualSettings(),
-        method=own_task.choose_method(None, "condensed"), folds=0, seed=0, device=torch.device("cpu"),
+        method=personal_model.choose_method(None, "condensed"), folds=0, seed=0, device=torch.device("cpu"),
     )  # fmt: skip
     adapted.save(again, tmp_path / "again")
     expected = again.classifier.probabilities(read.pixels)
@@ -169,7 +169,7 @@ def test_a_model_says_what_it_is_and_predicts_as_the_one_that_was_saved(
 
 def test_a_classifier_is_normalisation_network_and_softmax(node: Node, model: Path, pictures: Path) -> None:
     loaded, tensors = adapted.load(model), verified(node).learngene.tensors
-    read = own_pictures.read_tree(pictures, loaded.description.input)
+    read = image_folder.read_tree(pictures, loaded.description.input)
     normalisation = Normalisation(tensors["input.mean"], tensors["input.std"])
     images = DeviceImages.load(read.pixels, read.labels, normalisation, torch.device("cpu"))
     x, _ = images.batch(torch.arange(len(images)))
@@ -193,7 +193,7 @@ def test_methods_that_train_are_saved_and_exported_too(
     assert loaded.description.settings["epochs"] == 3
     assert loaded.description.settings["batch_size"] == 8
     assert loaded.description.learngene.form == form
-    read = own_pictures.read_tree(pictures, loaded.description.input)
+    read = image_folder.read_tree(pictures, loaded.description.input)
     probabilities = loaded.classifier.probabilities(read.pixels)
     assert np.ptp(probabilities, axis=0).max() > 0.01
     if form == "paper":
@@ -226,7 +226,7 @@ def test_the_onnx_file_needs_nothing_else(model: Path, onnx_file: Path, pictures
     import onnxruntime
 
     loaded = adapted.load(model)
-    read = own_pictures.read_tree(pictures, loaded.description.input)
+    read = image_folder.read_tree(pictures, loaded.description.input)
     expected = loaded.classifier.probabilities(read.pixels)
     for count in (1, 2, 18):
         np.testing.assert_allclose(onnx_run(onnx_file, read.pixels[:count]), expected[:count], atol=1e-4)
@@ -285,7 +285,7 @@ def test_predictions_for_people_and_for_programs_are_the_same(
         assert f"{best['probability']:.1%}" in row
         assert f"{second['class']} {second['probability']:.1%}" in row
     loaded = adapted.load(model)
-    (expected,) = loaded.classifier.probabilities(own_pictures.read_picture(one, loaded.description.input)[None])
+    (expected,) = loaded.classifier.probabilities(image_folder.read_picture(one, loaded.description.input)[None])
     assert named["pictures"][0]["top"][0]["probability"] == pytest.approx(expected.max(), abs=1e-6)
     assert (named["withdrawn"], named["compromised"]) == (False, False)
     printed = succeeded(run("predict", model, one, "--json", "-"))
@@ -542,7 +542,7 @@ def made(*counts: int) -> OwnPictures:
 @pytest.mark.parametrize("folds", [2, 5, 10])
 def test_parts_leave_pictures_of_every_class_to_learn_from(counts: tuple[int, ...], folds: int) -> None:
     pictures = made(*counts)
-    fold = own_task.fold_of(pictures, folds, IndividualSettings(), 0)
+    fold = personal_model.fold_of(pictures, folds, IndividualSettings(), 0)
     assert fold is not None
     sizes = np.bincount(fold)
     assert len(sizes) == min(folds, len(fold))
@@ -551,23 +551,23 @@ def test_parts_leave_pictures_of_every_class_to_learn_from(counts: tuple[int, ..
         assert set(pictures.labels[fold != part]) == set(range(len(counts)))
     for label, count in enumerate(counts):
         assert np.bincount(fold[pictures.labels == label]).max() <= -(-count // len(sizes))
-    other = own_task.fold_of(pictures, folds, IndividualSettings(), 1)
+    other = personal_model.fold_of(pictures, folds, IndividualSettings(), 1)
     assert sum(counts) < 10 or (fold != other).any()
 
 
 def test_there_is_no_estimate_where_none_can_be_made() -> None:
     plain, stopping = IndividualSettings(), IndividualSettings(early_stopping=2)
-    assert own_task.fold_of(made(1, 5), 5, plain, 0) is None
-    assert own_task.fold_of(made(5, 5), 1, plain, 0) is None
-    assert own_task.fold_of(made(2, 5), 5, plain, 0) is not None
-    assert own_task.fold_of(made(2, 5), 5, stopping, 0) is None
-    assert own_task.fold_of(made(3, 5), 5, stopping, 0) is not None
+    assert personal_model.fold_of(made(1, 5), 5, plain, 0) is None
+    assert personal_model.fold_of(made(5, 5), 1, plain, 0) is None
+    assert personal_model.fold_of(made(2, 5), 5, plain, 0) is not None
+    assert personal_model.fold_of(made(2, 5), 5, stopping, 0) is None
+    assert personal_model.fold_of(made(3, 5), 5, stopping, 0) is not None
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 7), (7, 7), (3, 7), (51, 60), (1, 2)])
 def test_the_interval_agrees_with_scipy(correct: int, total: int) -> None:
     expected = binomtest(correct, total).proportion_ci(0.95, "wilson")
-    assert own_task.wilson_interval(correct, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert personal_model.wilson_interval(correct, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_an_estimate_is_of_models_that_were_not_taught_the_picture(node: Node) -> None:
@@ -576,9 +576,9 @@ def test_an_estimate_is_of_models_that_were_not_taught_the_picture(node: Node) -
     pixels = rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     pictures = OwnPictures(("a", "b"), (), pixels, np.arange(60) % 2, ())
     settings = IndividualSettings(penalty=1e-4)
-    model = own_task.adapt_to_pictures(
+    model = personal_model.adapt_to_pictures(
         verified(node), pictures, settings,
-        method=own_task.choose_method(None, "condensed"), folds=5, seed=0, device=torch.device("cpu"),
+        method=personal_model.choose_method(None, "condensed"), folds=5, seed=0, device=torch.device("cpu"),
     )  # fmt: skip
     assert (model.classifier.probabilities(pixels).argmax(1) == pictures.labels).all()
     assert model.description.estimate is not None

@@ -12,9 +12,9 @@ from typing import get_args
 import jsonschema
 import pytest
 
-from protocol.confinement import confine
+from protocol.commands.terminal import make_app
 from protocol.errors import RunFailedError
-from protocol.terminal import make_app
+from protocol.node import confine
 from sims.boundary import boundary_command
 from sims.boundary.acts.act import ACTS, DONE, Aims, perform, step
 from sims.boundary.acts.expectation import NO_EFFECT, Guard, Open, files

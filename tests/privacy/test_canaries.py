@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocol.confinement import confine
-from protocol.images import Normalisation
+from protocol.learngene.images import Normalisation
+from protocol.node import confine
 from sims.boundary.attempt import make
 from sims.boundary.canaries import (
     CANARIES,
@@ -110,7 +110,7 @@ def test_one_partys_canaries_are_not_the_others() -> None:
 def test_encodings_are_those_of_the_networks_own_images() -> None:
     """The bytes that torch makes of an image on its way into a network."""
     torch = pytest.importorskip("torch")
-    from protocol.images import DeviceImages
+    from protocol.learngene.images import DeviceImages
 
     images = DeviceImages.load(HERS.image[None], np.zeros(1, np.int64), NORMALISATION, torch.device("cpu"))
     batch, _ = images.batch(torch.zeros(1, dtype=torch.int64))

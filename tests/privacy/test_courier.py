@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol.confinement import confine
-from protocol.socket import Frame, ask, load_secret
-from tests.protocol.test_node import Started, site  # noqa: F401 - the fixture
+from protocol.node import confine
+from protocol.transport.local_socket import Frame, ask, load_secret
+from tests.protocol.node.test_server import Started, site  # noqa: F401 - the fixture
 
 pytestmark = pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(not confine.offered(), reason="this kernel does 
 HOSTILE = """
 import ctypes, json, mmap, os, shutil, signal, socket, subprocess, sys, tempfile
 from pathlib import Path
-import flwr.clientapp, protocol.courier
-from protocol.socket import Frame, ask, load_secret
+import flwr.clientapp, protocol.transport.courier
+from protocol.transport.local_socket import Frame, ask, load_secret
 
 site, outside, victim, port, descriptor = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 data, state = site.parent / "data", site / "state"
@@ -97,7 +97,7 @@ for name, function in {
     "names": lambda: socket.getaddrinfo("localhost", port),
     "its home": home,
     "a temporary file": lambda: tempfile.TemporaryFile().close(),
-    "a child": lambda: run(sys.executable, "-c", "import protocol.courier"),
+    "a child": lambda: run(sys.executable, "-c", "import protocol.transport.courier"),
     "an end to its child": end_a_child,
 }.items():
     attempt("needs " + name, function)
@@ -180,7 +180,7 @@ def attack(site: Path, folder: Path, victim: int, port: int, confined: bool) -> 
         # The control's is named, so that it stays open; a confined courier closes what it was not given.
         arguments = [str(site), str(folder), str(victim), str(port), str(left_open.fileno())]
         program = ["python", str(folder / "hostile.py"), *arguments]
-        command = [sys.executable, "-m", "protocol.cli", "courier", *home, *options, "--", *program]
+        command = [sys.executable, "-m", "protocol.commands.learngene", "courier", *home, *options, "--", *program]
         if not confined:
             command = [sys.executable, *program[1:]]
         environment = {**os.environ, "HOME": str(folder), "FLWR_HOME": str(folder / "flwr")}
@@ -204,13 +204,14 @@ def test_a_confined_node_and_a_confined_courier_still_talk(site: Path, tmp_path:
     try:
         node.wait_until_listening()
         text = (
-            "import sys; from pathlib import Path; from protocol.socket import Frame, ask, load_secret\n"
+            "import sys; from pathlib import Path\n"
+            "from protocol.transport.local_socket import Frame, ask, load_secret\n"
             f"print(ask(Path({str(site / 'node.sock')!r}), load_secret(Path({str(site / 'socket.secret')!r})),"
             " Frame('echo', numbers={'n': 7})).numbers)"
         )
         options = ["--home", str(tmp_path / "courier"), "--config", str(site / "config.toml"), "--", "python", "-c"]
         done = subprocess.run(
-            [sys.executable, "-m", "protocol.cli", "courier", *options, text],
+            [sys.executable, "-m", "protocol.commands.learngene", "courier", *options, text],
             capture_output=True,
             text=True,
             timeout=60,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.confinement import confine
+from protocol.node import confine
 from sims.boundary.attempt import Attempt, make
 from sims.boundary.deployment_attacks import deployment_attacks
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from protocol.audit import Crossings
-from protocol.confinement import confine
-from protocol.egress import Gate
-from protocol.encryption_key import EncryptionKey
 from protocol.errors import PolicyDeniedError
-from protocol.keys import SigningKey
-from protocol.policy import Policy
-from protocol.socket import Frame
+from protocol.exchange.audit import Crossings
+from protocol.exchange.egress import Gate
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.signing_key import SigningKey
+from protocol.node import confine
+from protocol.transport.local_socket import Frame
+from protocol.trust.policy import Policy
 from sims.boundary.attempt import Attempt, make
 from sims.boundary.leaks.every import LEAKS
 from sims.boundary.leaks.hidden import free_bytes, fullest, read_fullest

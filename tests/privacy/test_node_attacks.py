@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.confinement import confine
 from protocol.confinement.warden import refused_calls
+from protocol.node import confine
 from sims.boundary.acts.act import Trial
 from sims.boundary.acts.expectation import Open
 from sims.boundary.attempt import Attack, make

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from protocol.confinement import confine
+from protocol.node import confine
 from sims.boundary.attempt import Attack, make
 from sims.boundary.boundary_command import attacks
 from sims.boundary.planted_code import PLANTS

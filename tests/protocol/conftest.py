@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from protocol.desks import Answer
-from protocol.envelope import digest
-from protocol.verification import Expectation
+from protocol.exchange.endpoint import Answer
+from protocol.exchange.verification import Expectation
+from protocol.messages.envelope import digest
 from tests.protocol.parties import CONTENT_KEY, INDIVIDUAL, NOW, RUN, Exchange, Site, learngene
 
 # The same examples every time, and no test that fails because the machine is busy.

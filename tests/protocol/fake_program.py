@@ -6,10 +6,10 @@ import time
 
 from protocol.confinement.guards import Confinement
 from protocol.errors import ExpiredError, InputError
-from protocol.node import Job, Role
-from protocol.node_configuration import NodeConfiguration
-from protocol.node_keys import NodeKeys
-from protocol.socket import Frame
+from protocol.node.configuration import NodeConfiguration
+from protocol.node.load_keys import NodeKeys
+from protocol.node.server import Job, Role
+from protocol.transport.local_socket import Frame
 
 SECRET_TEXT = "the patient's name is Ada"
 

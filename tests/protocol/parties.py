@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from protocol import envelope, messages, sealing
-from protocol.architecture import Architecture, Block, Form, InputContract
-from protocol.audit import Crossings
-from protocol.desks import Answer, CollectiveDesk, IndividualDesk
-from protocol.encryption_key import EncryptionKey
-from protocol.keys import SigningKey
-from protocol.learngene import FisherDescription, Learngene
-from protocol.ledger import CollectiveLedger, IndividualLedger
-from protocol.make_messages import make_grant
-from protocol.messages import Content, PayloadT, Release, Request
-from protocol.node_keys import NodeKeys
-from protocol.policy import Policy
-from protocol.trust import TrustStore
-from protocol.verification import Expectation, VerifiedLearngene, verify_bundle
+from protocol.exchange.audit import Crossings
+from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk
+from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.exchange.verification import Expectation, VerifiedLearngene, verify_bundle
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.signing_key import SigningKey
+from protocol.learngene.architecture import Architecture, Block, Form, InputContract
+from protocol.learngene.learngene import FisherDescription, Learngene
+from protocol.messages import envelope, payloads, sealing
+from protocol.messages.builders import make_grant
+from protocol.messages.payloads import Content, PayloadT, Release, Request
+from protocol.node.load_keys import NodeKeys
+from protocol.trust.policy import Policy
+from protocol.trust.trust_store import TrustStore
 
 NOW = 1_800_000_000
 RUN = "0123456789abcdef" * 2
@@ -79,14 +79,14 @@ def flipped(data: bytes, bit: int) -> bytes:
 
 def opened(model: type[PayloadT], data: bytes) -> PayloadT:
     """The payload of an envelope, whoever signed it."""
-    return messages.decode(model, envelope.parse(data).payload)
+    return payloads.decode(model, envelope.parse(data).payload)
 
 
 def resigned(data: bytes, key: SigningKey, **changes: object) -> bytes:
     """The same message with other fields, signed by ``key``: what a party that holds the key could send."""
     old = envelope.parse(data)
-    model = messages.MODELS[old.payload_type]
-    return envelope.seal(messages.decode(model, old.payload).model_copy(update=changes), key)
+    model = payloads.MODELS[old.payload_type]
+    return envelope.seal(payloads.decode(model, old.payload).model_copy(update=changes), key)
 
 
 def content_of(data: bytes) -> Content:

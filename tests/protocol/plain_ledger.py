@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
-from protocol.architecture import Form
-from protocol.content_keys import ClosedKey
 from protocol.errors import EquivocationError, InputError, RollbackError, StorageFailedError, WrongAudienceError
-from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State
-from protocol.messages import NO_RELEASE
-from protocol.verification import SeenRelease
+from protocol.exchange.content_keys import ClosedKey
+from protocol.exchange.ledger import CollectiveLedger, IndividualLedger, Inherited, State
+from protocol.exchange.verification import SeenRelease
+from protocol.learngene.architecture import Form
+from protocol.messages.payloads import NO_RELEASE
 
 RunForm = tuple[str, Form]
 #: Release, grant and ciphertext as they travelled.

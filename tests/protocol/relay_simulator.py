@@ -21,21 +21,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from protocol import envelope
-from protocol.architecture import Architecture, Block, Form, InputContract
-from protocol.audit import Crossings
-from protocol.bundle_file import BundleFile
-from protocol.content_keys import ClosedKey
-from protocol.desks import Answer, CollectiveDesk, IndividualDesk, Withdrawal
-from protocol.encryption_key import EncryptionKey
 from protocol.errors import RefusedError
-from protocol.keys import SigningKey
-from protocol.learngene import FisherDescription, Learngene
-from protocol.ledger import CollectiveLedger, IndividualLedger, State, StoredRelease
-from protocol.messages import LIFE, SKEW
-from protocol.node_keys import NodeKeys
-from protocol.trust import TrustStore
-from protocol.verification import VerifiedLearngene
+from protocol.exchange.audit import Crossings
+from protocol.exchange.content_keys import ClosedKey
+from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk, Withdrawal
+from protocol.exchange.ledger import CollectiveLedger, IndividualLedger, State, StoredRelease
+from protocol.exchange.verification import VerifiedLearngene
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.signing_key import SigningKey
+from protocol.learngene.architecture import Architecture, Block, Form, InputContract
+from protocol.learngene.learngene import FisherDescription, Learngene
+from protocol.messages import envelope
+from protocol.messages.bundle_file import BundleFile
+from protocol.messages.payloads import LIFE, SKEW
+from protocol.node.load_keys import NodeKeys
+from protocol.trust.trust_store import TrustStore
 from tests.protocol.parties import (
     COLLECTIVE,
     COLLECTIVE_POLICY,

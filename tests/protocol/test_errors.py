@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocol import blob, envelope, ledger_database, messages
 from protocol import errors as errors_module
-from protocol.desks import Answer, CollectiveDesk, IndividualDesk
+from protocol.encoding import blob
 from protocol.errors import (
     BadSignatureError,
     DigestMismatchError,
@@ -32,10 +31,13 @@ from protocol.errors import (
     WrongAudienceError,
     WrongRunError,
 )
-from protocol.make_messages import make_receipt
-from protocol.messages import LIFE, SKEW
-from protocol.trust import TrustStore
-from protocol.verification import Expectation
+from protocol.exchange import ledger_database
+from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk
+from protocol.exchange.verification import Expectation
+from protocol.messages import envelope, payloads
+from protocol.messages.builders import make_receipt
+from protocol.messages.payloads import LIFE, SKEW
+from protocol.trust.trust_store import TrustStore
 from tests.protocol.parties import (
     COLLECTIVE,
     INDIVIDUAL,
@@ -329,7 +331,7 @@ def test_attack_equivocation(scene: Scene) -> None:
     """Two histories: another release under a number that was seen, or one that follows another one than was seen."""
     release = scene.exchange.answer.release
     for changes in (
-        {"seq": 1, "prev": messages.NO_RELEASE},
+        {"seq": 1, "prev": payloads.NO_RELEASE},
         {"prev": "1" * 64},
     ):
         other = resigned(release, COLLECTIVE, **changes)
@@ -366,8 +368,8 @@ def test_attack_policy_denied(scene: Scene) -> None:
     few = learngene(samples=128)
     release = resigned(scene.exchange.answer.release, COLLECTIVE, fisher=few.fisher)
     refused(scene, PolicyDeniedError, lambda: scene.inherit(scene.exchange.with_release(release)))
-    described = messages.decode(messages.Release, envelope.parse(scene.exchange.answer.release).payload).tensors
-    extra = messages.TensorDescription(name="classifier.weight", role="weight", dtype="float32", shape=(5, 6))
+    described = payloads.decode(payloads.Release, envelope.parse(scene.exchange.answer.release).payload).tensors
+    extra = payloads.TensorDescription(name="classifier.weight", role="weight", dtype="float32", shape=(5, 6))
     release = resigned(scene.exchange.answer.release, COLLECTIVE, tensors=(*described, extra))
     refused(scene, PolicyDeniedError, lambda: scene.inherit(scene.exchange.with_release(release)))
     refused(scene, PolicyDeniedError, lambda: scene.collective.publish(few, NOW, content_key(9)))

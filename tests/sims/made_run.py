@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from protocol import canonical_json
-from protocol.audit import ALLOWED, NO_LINE
-from sims.run_folder import OpenRun, open_run
-from sims.settings import from_run_config
+from protocol.encoding import canonical_json
+from protocol.exchange.audit import ALLOWED, NO_LINE
+from sims.run.run_folder import OpenRun, open_run
+from sims.run.settings import from_run_config
 
 VARIANTS = ("", "-individual", "-none", "-frozen")
 #: The methods that run where no others are asked for; with the accuracy around which theirs are drawn.

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sims.division import Division
+from sims.data.division import Division
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 DIVISION = Division(base=("ant", "bee"), open_world=("cat",), novel=("dog", "elk"))

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from protocol import blob as blobs
-from protocol.canonical_json import Value
-from protocol.socket import Frame
+from protocol.encoding import blob as blobs
+from protocol.encoding.canonical_json import Value
+from protocol.transport.local_socket import Frame
 from sims.boundary.acts.expectation import Open
 from sims.boundary.leaks.leak import (
     FISHER,

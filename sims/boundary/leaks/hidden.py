@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from protocol.canonical_json import Value
+from protocol.encoding.canonical_json import Value
 from sims.boundary.leaks.leak import Honest, altered, fields
 
 #: Fields of an individual's messages that only the receiver can judge, and the bytes that each can carry.

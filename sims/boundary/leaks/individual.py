@@ -4,10 +4,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
-from protocol import canonical_json, envelope
-from protocol.encryption_key import EncryptionKey
-from protocol.messages import PAYLOAD_TYPES
-from protocol.socket import Frame
+from protocol.encoding import canonical_json
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.messages import envelope
+from protocol.messages.payloads import PAYLOAD_TYPES
+from protocol.transport.local_socket import Frame
 from sims.boundary.acts.expectation import Open
 from sims.boundary.leaks.leak import (
     ANSWER_REFUSED,

@@ -7,22 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol import blob as blobs
-from protocol import canonical_json, envelope, messages, sealing
-from protocol.architecture import Architecture, Block, InputContract
-from protocol.canonical_json import Value
-from protocol.encryption_key import EncryptionKey
-from protocol.envelope import Envelope
-from protocol.keys import SigningKey
-from protocol.learngene import FisherDescription, Learngene
-from protocol.make_messages import make_abort, make_grant, make_receipt, make_release, make_request
-from protocol.messages import NO_RELEASE, Release, Request
-from protocol.policy import Policy
-from protocol.socket import Frame
-from protocol.trust import Role
+from protocol.encoding import blob as blobs
+from protocol.encoding import canonical_json
+from protocol.encoding.canonical_json import Value
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.signing_key import SigningKey
+from protocol.learngene.architecture import Architecture, Block, InputContract
+from protocol.learngene.learngene import FisherDescription, Learngene
+from protocol.messages import envelope, payloads, sealing
+from protocol.messages.builders import make_abort, make_grant, make_receipt, make_release, make_request
+from protocol.messages.envelope import Envelope
+from protocol.messages.payloads import NO_RELEASE, Release, Request
+from protocol.transport.local_socket import Frame
+from protocol.trust.policy import Policy
+from protocol.trust.trust_store import Role
 from sims.boundary.acts.expectation import Expected, Holds, protocol
 
-#: Steps of the gate (``protocol.egress``) at which something is refused.
+#: Steps of the gate (``protocol.exchange.egress``) at which something is refused.
 LET_OUT, LET_FRAME_OUT = "let_out", "let_frame_out"
 #: Whoever takes a collective over may tell everybody its content key.
 KNOWN_KEY = b"\x5a" * sealing.CONTENT_KEY_BYTES
@@ -120,9 +121,9 @@ def honest_messages(role: Role, key: SigningKey, encryption: EncryptionKey, *, r
         content_key=KNOWN_KEY,
     )
     grant = make_grant(
-        messages.decode(Request, envelope.parse(request).payload),
+        payloads.decode(Request, envelope.parse(request).payload),
         envelope.digest(request),
-        messages.decode(Release, envelope.parse(release).payload),
+        payloads.decode(Release, envelope.parse(release).payload),
         envelope.digest(release),
         key=key,
         now=now,

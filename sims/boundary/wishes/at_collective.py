@@ -4,13 +4,13 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
-from protocol import envelope, messages
-from protocol.encryption_key import EncryptionKey
-from protocol.keys import SigningKey
-from protocol.make_messages import make_receipt, make_request
-from protocol.messages import Request
-from protocol.node_desk import unix_seconds
-from protocol.socket import Frame
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.signing_key import SigningKey
+from protocol.messages import envelope, payloads
+from protocol.messages.builders import make_receipt, make_request
+from protocol.messages.payloads import Request
+from protocol.node.endpoints import unix_seconds
+from protocol.transport.local_socket import Frame
 from sims.boundary.attempt import Escaped, Refusal
 from sims.boundary.wishes.target import Scene, Target, against, outcome, shown_by
 
@@ -112,10 +112,10 @@ def receipt_of_its_own(target: Target, scene: Scene) -> Refusal | Escaped:
 )
 def with_another_key(target: Target, scene: Scene) -> Refusal | Escaped:
     opened = envelope.parse(_request(scene))
-    swapped = messages.decode(Request, opened.payload).model_copy(
+    swapped = payloads.decode(Request, opened.payload).model_copy(
         update={"hpke_public": EncryptionKey.generate().public.hex()}
     )
-    return _answered(target, envelope.encode(replace(opened, payload=messages.encode(swapped))))
+    return _answered(target, envelope.encode(replace(opened, payload=payloads.encode(swapped))))
 
 
 @against(

@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol import envelope, messages
-from protocol.canonical_json import Value
-from protocol.encryption_key import EncryptionKey
-from protocol.keys import SigningKey
-from protocol.make_messages import make_grant
-from protocol.messages import Release, Request
-from protocol.node_desk import unix_seconds
-from protocol.socket import Frame
-from protocol.trust import Role
+from protocol.encoding.canonical_json import Value
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.signing_key import SigningKey
+from protocol.messages import envelope, payloads
+from protocol.messages.builders import make_grant
+from protocol.messages.payloads import Release, Request
+from protocol.node.endpoints import unix_seconds
+from protocol.transport.local_socket import Frame
+from protocol.trust.trust_store import Role
 from sims.boundary.acts.expectation import Expected, protocol
 from sims.boundary.attempt import Escaped, Refusal
 from sims.boundary.leaks.leak import KNOWN_KEY, Honest, altered, honest_messages
@@ -84,11 +84,11 @@ class Forger:
             altered(frame.parts["release"], self.key, **(chain | dict(in_release or {}))),
             frame.parts["blob"],
         )
-        described = messages.decode(Release, envelope.parse(self.honest.parts["release"]).payload)
+        described = payloads.decode(Release, envelope.parse(self.honest.parts["release"]).payload)
         content = described.ciphertext.model_copy(update={"size": len(data), "sha256": envelope.digest(data)})
         run_id = (in_release or {}).get("run_id", self.run_id)
         grant = make_grant(
-            messages.decode(Request, envelope.parse(request).payload),
+            payloads.decode(Request, envelope.parse(request).payload),
             envelope.digest(request),
             described.model_copy(update={"ciphertext": content, "run_id": run_id}),
             envelope.digest(release),

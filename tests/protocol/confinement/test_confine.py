@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from protocol.confinement import confine, guards, rules
+from protocol.confinement import guards
 from protocol.confinement.guards import GUARDS
 from protocol.errors import InputError
-from protocol.node_configuration import NodeTable
+from protocol.node import access_rules, confine
+from protocol.node.configuration import NodeTable
 from tests.protocol.parties import ROOT, RUN
 
 confined_only = pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
@@ -175,15 +176,15 @@ def test_temporary_files_lie_in_the_processs_own_state(tmp_path: Path) -> None:
 def test_data_inside_the_state_and_state_inside_the_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "state" / "data").mkdir(parents=True)
     with pytest.raises(InputError, match=r"lies inside node\.state"):
-        rules.check_apart(table(tmp_path, data=tmp_path / "state" / "data"))
+        access_rules.check_apart(table(tmp_path, data=tmp_path / "state" / "data"))
     (tmp_path / "data" / "state").mkdir(parents=True)
     with pytest.raises(InputError, match=r"lies inside node\.data"):
-        rules.check_apart(table(tmp_path, state=tmp_path / "data" / "state"))
+        access_rules.check_apart(table(tmp_path, state=tmp_path / "data" / "state"))
     # A link does not hide it.
     (tmp_path / "elsewhere").symlink_to(tmp_path / "data" / "state")
     with pytest.raises(InputError, match=r"lies inside node\.data"):
-        rules.check_apart(table(tmp_path, state=tmp_path / "elsewhere"))
-    rules.check_apart(table(tmp_path))
+        access_rules.check_apart(table(tmp_path, state=tmp_path / "elsewhere"))
+    access_rules.check_apart(table(tmp_path))
 
 
 def test_the_trust_stores_folder_holds_no_folder_but_the_nodes_own(tmp_path: Path) -> None:
@@ -191,26 +192,26 @@ def test_the_trust_stores_folder_holds_no_folder_but_the_nodes_own(tmp_path: Pat
     together = {"trust": tmp_path / "trust.json"}
     (tmp_path / "link").symlink_to("/usr")
     with pytest.raises(InputError, match=r"site.*folder of its own") as refused:
-        rules.check_apart(table(tmp_path, **together, socket=tmp_path / "node.sock"))
+        access_rules.check_apart(table(tmp_path, **together, socket=tmp_path / "node.sock"))
     assert str(tmp_path / "site") in str(refused.value)
     node = table(tmp_path, **together)
-    rules.check_apart(node)
+    access_rules.check_apart(node)
     (tmp_path / "other-party").mkdir()
     with pytest.raises(InputError, match=r"other-party as well"):
-        rules.check_apart(node)
+        access_rules.check_apart(node)
 
 
 @pytest.mark.parametrize("name", ["policy", "trust", "secret", "key", "encryption_key", "key_file"])
 def test_what_a_node_starts_with_lies_where_it_cannot_write(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=rf"node\.{name} .* lies inside node\.state"):
-        rules.check_apart(table(tmp_path, **{name: tmp_path / "state" / "file"}))
-    rules.check_apart(table(tmp_path, **{name: tmp_path / "site" / "file"}))
+        access_rules.check_apart(table(tmp_path, **{name: tmp_path / "state" / "file"}))
+    access_rules.check_apart(table(tmp_path, **{name: tmp_path / "site" / "file"}))
 
 
 def test_a_configuration_that_the_node_could_write_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"configuration .* lies inside node\.state"):
-        rules.check_apart(table(tmp_path), tmp_path / "state" / "config.toml")
-    rules.check_apart(table(tmp_path), tmp_path / "site" / "config.toml")
+        access_rules.check_apart(table(tmp_path), tmp_path / "state" / "config.toml")
+    access_rules.check_apart(table(tmp_path), tmp_path / "site" / "config.toml")
 
 
 @confined_only

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from protocol.commands.node_commands import initialise
 from protocol.confinement import privileges
 from protocol.errors import InputError
-from protocol.node_commands import initialise
 from tests.protocol.parties import ROOT
 
 NODE_USER, COURIER_USER, STRANGER, DOOR_GROUP = 64_601, 64_602, 64_603, 64_700
@@ -150,10 +150,10 @@ NODE = """
     import tests.protocol.fake_program
     from protocol import launcher
     from protocol.confinement import confine, rules
-    from protocol.terminal import exit_code
+    from protocol.commands.terminal import exit_code
     rules.code_folders = lambda packages: []
     launcher.check_readable = lambda *given: None
-    names = "protocol.node_configuration:NodeConfiguration", "tests.protocol.fake_program:make"
+    names = "protocol.node.configuration:NodeConfiguration", "tests.protocol.fake_program:make"
     config, unconfined = Path(sys.argv[1]), sys.argv[2:] == ["--unconfined"]
     sys.exit(exit_code(lambda: launcher.launch(config, *names, unconfined=unconfined)))
 """
@@ -163,7 +163,7 @@ NODE = """
 @pytest.mark.parametrize("unconfined", [False, True])
 def test_a_node_and_its_courier_are_two_users(folder: Path, unconfined: bool) -> None:
     """Root's keys, the node's state, and a socket for one group: and each of them for nobody else."""
-    from protocol.confinement import confine
+    from protocol.node import confine
 
     if not (unconfined or confine.offered()):
         pytest.skip("this kernel does not confine a process")
@@ -234,7 +234,7 @@ def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
         from pathlib import Path
         from protocol.confinement import privileges, rules
         from protocol.errors import LearngeneError
-        from protocol.socket import Frame, ask, load_couriers_secret
+        from protocol.transport.local_socket import Frame, ask, load_couriers_secret
         door = Path({str(door)!r})
         import encodings.idna, encodings.ascii
         privileges.become(privileges.User("x", {user}, {user}, {groups!r}))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.confinement import confine
 from protocol.confinement.warden import refused_calls
+from protocol.node import confine
 
 pytestmark = pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
 
@@ -31,7 +31,7 @@ NODE = """
     lock = os.open(own / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     given = warden.start(log, None, keeps=lock, clean=lambda line: line.replace("\\x1b", "?"))
-    from protocol.launcher import _leave_the_terminal
+    from protocol.node.launcher import _leave_the_terminal
     _leave_the_terminal(given)
     rules = rules.program_rules(["protocol"]) | {own: landlock.OWN}
     confine.confine(rules, own, warden=given)

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol import bundle_file, envelope
-from protocol.architecture import Architecture, Block, BlockRole, Form, InputContract, Norm
-from protocol.bundle_file import BundleFile
-from protocol.encryption_key import EncryptionKey
-from protocol.keys import SigningKey
-from protocol.learngene import DifferentialPrivacy, FisherDescription, Learngene
-from protocol.make_messages import make_abort, make_grant, make_receipt, make_release, make_request
-from protocol.messages import NO_RELEASE, Release, Request, decode
-from protocol.policy import Policy
-from protocol.trust import Handover, TrustStore, sign_trust
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.signing_key import SigningKey
+from protocol.learngene.architecture import Architecture, Block, BlockRole, Form, InputContract, Norm
+from protocol.learngene.learngene import DifferentialPrivacy, FisherDescription, Learngene
+from protocol.messages import bundle_file, envelope
+from protocol.messages.builders import make_abort, make_grant, make_receipt, make_release, make_request
+from protocol.messages.bundle_file import BundleFile
+from protocol.messages.payloads import NO_RELEASE, Release, Request, decode
+from protocol.trust.policy import Policy
+from protocol.trust.trust_store import Handover, TrustStore, sign_trust
 
 FOLDER = Path(__file__).parent
 SUMS = FOLDER / "SHA256SUMS"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from protocol.architecture import InputContract
+from protocol.learngene.architecture import InputContract
 
 #: Options of saving, by format.
 OPTIONS: dict[str, tuple[dict[str, object], ...]] = {

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protocol.architecture import InputContract
 from protocol.confinement import landlock, seccomp
 from protocol.errors import InputError, RunFailedError
+from protocol.learngene.architecture import InputContract
 from protocol.pictures.decoder_process import COMMAND
 from protocol.pictures.formats import FORMATS
 from protocol.pictures.reader import PictureReader

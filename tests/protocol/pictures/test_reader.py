@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from protocol.architecture import InputContract
 from protocol.errors import InputError
+from protocol.learngene.architecture import InputContract
 from protocol.pictures import wire
 from protocol.pictures.reader import PictureReader
 from tests.protocol.pictures.made_pictures import OPTIONS, drawn, good_pictures, png, read_plainly, tiff, zeros

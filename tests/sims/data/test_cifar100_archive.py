@@ -13,7 +13,7 @@ from protocol.errors import InputError
 from sims.data import cifar100_archive
 from sims.data.cifar100_archive import plain_values, read_archive, read_folder
 from tests.sims.data.python2_pickle import pickled
-from tests.sims.test_images import publish
+from tests.sims.data.test_images import publish
 
 
 class Planted:

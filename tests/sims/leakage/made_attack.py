@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from collective_node.learngenes import Evolved
-from sims.images import draw_stand_in
+from collective_node.extraction.pipeline import Evolved
+from sims.data.images import draw_stand_in
+from sims.data.worlds import WorldPlan, make_world
 from sims.leakage.attacked_run import AttackedRun, open_attacked
 from sims.leakage.leakage_settings import LeakageSettings
 from sims.leakage.shadow_collectives import Recipe, as_the_run
-from sims.run_folder import open_run
-from sims.settings import from_run_config
-from sims.worlds import WorldPlan, make_world
+from sims.run.run_folder import open_run
+from sims.run.settings import from_run_config
 from tests.individual_node.made import learngene
 
 #: Numbers that make a measurement a matter of seconds.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from protocol.fisher import fisher_of_network
+from protocol.learngene.fisher import fisher_of_network
 from sims.leakage.fisher_reconstruction import Templates, activations_from_fisher, correlations, standardised
 
 

@@ -7,14 +7,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from protocol.cli import make
+from protocol.commands.learngene import make
 from protocol.errors import InputError
-from sims import report
 from sims.leakage import attacked_run, leakage_figures, leakage_results, measurement
 from sims.leakage.attack_metrics import Bounds
 from sims.leakage.attacked_run import AttackedRun
 from sims.leakage.leakage_results import Control, Leakage, Measure, sentences
 from sims.leakage.shadow_collectives import Recipe
+from sims.results import report
 from tests.sims.leakage.made_attack import SMALL, make_attacked, with_release
 from tests.sims.made_run import make_run
 
@@ -99,7 +99,7 @@ def test_results_survive_the_disk_and_others_are_refused(
 def test_the_report_gains_a_section_where_there_is_a_measurement(
     measured: tuple[AttackedRun, Path, Leakage, Said], tmp_path: Path
 ) -> None:
-    from sims.results import collect
+    from sims.results.results import collect
 
     *_, found, _ = measured
     folder = make_run(tmp_path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from sims.processes import descendants
+from sims.run.processes import descendants
 
 _PROC = Path("/proc")
 _LISTEN = "0A"

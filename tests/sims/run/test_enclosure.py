@@ -14,8 +14,8 @@ import pytest
 
 from protocol.confinement import namespaces
 from protocol.errors import RunFailedError
-from sims.processes import Process, alive, descendants
 from sims.run.enclosure import Enclosure
+from sims.run.processes import Process, alive, descendants
 from tests.sims.run.listening import network_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="subreapers and namespaces are Linux's")

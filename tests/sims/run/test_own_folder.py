@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import InputError
-from protocol.socket import MAX_PATH_BYTES
+from protocol.transport.local_socket import MAX_PATH_BYTES
 from sims.run.own_folder import make_own_folder, make_temporary_folder
 
 KEEPER = """

@@ -1,0 +1,232 @@
+"""The annotation page's server: it shows unknown images on 127.0.0.1 and stores what a person says of them."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from collective_node.annotation.access import Access
+from collective_node.annotation.clusters import Cluster
+from collective_node.annotation.labels import Decision, LabelBook
+from collective_node.annotation.unknown_set import UnknownSet
+from protocol.errors import InputError, StorageFailedError, fault_line
+
+COOKIE = "annotate"
+#: A person may go on next week without a look at the terminal.
+COOKIE_SECONDS = 7 * 24 * 3600
+#: A decision about a hundred thousand images is shorter.
+MAX_BODY_BYTES = 1 << 20
+
+_USED = (
+    "This address was used already, or belongs to an earlier start. "
+    "In the terminal of `collective-node annotate`, press Enter for a new one."
+)
+# The next request then comes from a page of ours; one that came from elsewhere would not bring a strict cookie.
+_ENTERED = (
+    '<!doctype html><title>Unknown images</title><link rel="icon" href="data:,">'
+    '<meta http-equiv="refresh" content="0; url=./">'
+)
+
+_FILES = {"": "text/html", "annotate.css": "text/css", "annotate.js": "text/javascript"}
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def make_app(
+    unknown: UnknownSet,
+    groups: Sequence[Cluster],
+    book: LabelBook,
+    access: Access,
+    *,
+    title: str = "",
+    finished: Callable[[], None],
+) -> Starlette:
+    """The application, to be bound to 127.0.0.1 and nothing else.
+
+    Below ``/<place>/`` it answers: ``enter?token=`` (a cookie for a token), the page and its two files, ``set`` (what
+    does not change), ``images/<number>.png``, ``labels`` (what holds now; 204 where that is still revision ``since``)
+    and ``decisions`` (POST, one :class:`Decision`, answered when it is durable with what holds then).
+
+    Args:
+        unknown: the images.
+        groups: every image once, in the order of the page.
+        book: stores the decisions.
+        access: lets people in.
+        title: names the set on the page.
+        finished: called once the decision ``finished`` is stored and answered.
+    """
+    page = _Page(unknown, groups, book, access, title, finished)
+    routes = [
+        Route("/enter", page.enter),
+        *(Route(f"/{name}", page.file) for name in _FILES),
+        Route("/set", page.set),
+        Route("/images/{number:int}.png", page.image),
+        Route("/labels", page.labels),
+        Route("/decisions", page.decide, methods=["POST"]),
+    ]
+    return Starlette(routes=[Mount(f"/{access.place}", routes=routes)], middleware=[Middleware(_Guard, access=access)])
+
+
+class _Guard:
+    """Turns away what does not come from the page, before any route sees it, and puts our headers on every answer."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await (self._refusal(HTTPConnection(scope)) or self._app)(scope, receive, send_with_headers)
+
+    def _refusal(self, request: HTTPConnection) -> Response | None:
+        if _says_twice(request):
+            return PlainTextResponse("This request says something twice; no browser does.", 400)
+        host = request.headers.get("host", "")
+        # A name that was made to point at 127.0.0.1 stays outside (DNS rebinding). Any port: it may be forwarded.
+        if not re.fullmatch(r"127\.0\.0\.1(:[0-9]{1,5})?", host):
+            return PlainTextResponse("This page is at 127.0.0.1 only.", 400)
+        path = request.scope["path"]
+        if not path.startswith(f"/{self._access.place}/"):
+            return PlainTextResponse("Not here.", 404)
+        if path != f"/{self._access.place}/enter" and not self._access.admits(request.cookies.get(COOKIE)):
+            return PlainTextResponse(_USED, 403)
+        # Another site's page can make a browser post, but not with our origin.
+        own = request.headers.get("origin") == f"http://{host}"
+        if request.scope["method"] not in ("GET", "HEAD") and not own:
+            return PlainTextResponse("Only the page itself may send this.", 403)
+        return None
+
+
+def _says_twice(request: HTTPConnection) -> bool:
+    """Whether two parts of a request could be taken for one another: of two values, one program checks the first and
+    another believes the second. A length beside chunks is the same (RFC 9112, section 6.1)."""
+    headers = [name for name, _ in request.scope["headers"]]
+    # Read from what was sent: a parser keeps one of two.
+    cookies = [part.partition("=")[0].strip() for part in request.headers.get("cookie", "").split(";")]
+    parameters = [name for name, _ in request.query_params.multi_items()]
+    return (
+        len(set(headers)) < len(headers)
+        or cookies.count(COOKIE) > 1
+        or len(set(parameters)) < len(parameters)
+        or b"transfer-encoding" in headers
+    )
+
+
+class _Page:
+    """What each route answers."""
+
+    def __init__(
+        self,
+        unknown: UnknownSet,
+        groups: Sequence[Cluster],
+        book: LabelBook,
+        access: Access,
+        title: str,
+        finished: Callable[[], None],
+    ) -> None:
+        self._unknown, self._groups, self._book, self._access = unknown, groups, book, access
+        self._title, self._finished = title, finished
+        folder = Path(__file__).parent
+        self._files = {name: (folder / (name or "annotate.html")).read_bytes() for name in _FILES}
+
+    async def enter(self, request: Request) -> Response:
+        """A cookie for a token. Who has one already needs none, and leaves the token unused."""
+        response = HTMLResponse(_ENTERED)
+        if self._access.admits(request.cookies.get(COOKIE)):
+            return response
+        cookie = self._access.exchange(request.query_params.get("token", ""))
+        if cookie is None:
+            return PlainTextResponse(_USED, 403)
+        response.set_cookie(
+            COOKIE,
+            cookie,
+            max_age=COOKIE_SECONDS,
+            path=f"/{self._access.place}/",
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+    async def file(self, request: Request) -> Response:
+        """The page, its style or its program."""
+        name = request.url.path.rpartition("/")[2]
+        return Response(self._files[name], media_type=_FILES[name])
+
+    async def set(self, request: Request) -> Response:
+        """What does not change: title, size of the images, known classes, groups."""
+        groups = [{"images": cluster.images, "confidence": cluster.confidence} for cluster in self._groups]
+        height, width = self._unknown.images.shape[1:3]
+        known = self._unknown.known
+        return JSONResponse({"title": self._title, "height": height, "width": width, "known": known, "groups": groups})
+
+    async def image(self, request: Request) -> Response:
+        """One image as PNG."""
+        number = request.path_params["number"]
+        if number >= len(self._unknown):
+            return PlainTextResponse("There is no such image.", 404)
+        buffer = io.BytesIO()
+        pixels = self._unknown.images[number]
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+        return Response(buffer.getvalue(), media_type="image/png")
+
+    async def labels(self, request: Request) -> Response:
+        """What holds now."""
+        if request.query_params.get("since") == str(self._book.revision):
+            return Response(status_code=204)
+        return JSONResponse(self._state())
+
+    async def decide(self, request: Request) -> Response:
+        """Store one decision; the answer means that it is durable."""
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                return JSONResponse({"error": "the decision is too long"}, 413)
+        try:
+            decision = Decision.model_validate_json(body)
+            self._book.decide(decision)
+        except ValidationError as error:
+            return JSONResponse({"error": fault_line(error)}, 422)
+        except InputError as error:
+            return JSONResponse({"error": str(error)}, 409)
+        except StorageFailedError as error:
+            return JSONResponse({"error": str(error)}, 507)
+        over = BackgroundTask(self._finished) if self._book.labels.finished else None
+        return JSONResponse(self._state(), background=over)
+
+    def _state(self) -> dict[str, object]:
+        """What holds now: for each image its name, an empty word (dismissed) or null (undecided)."""
+        labels = self._book.labels
+        return {
+            "revision": self._book.revision,
+            "labels": [
+                (labels.given[image] or "") if image in labels.given else None for image in range(len(self._unknown))
+            ],
+            "names": self._book.names,
+            "canUndo": self._book.can_undo,
+            "finished": labels.finished,
+        }

@@ -1,0 +1,1 @@
+"""Training and Fisher information with differential privacy."""

@@ -1,0 +1,143 @@
+"""What a private evolution costs: its noise for a wanted epsilon, and the epsilon of its noise (dp-accounting)."""
+
+from collections.abc import Sequence
+
+from dp_accounting import (
+    ComposedDpEvent,
+    DpEvent,
+    ExplicitBracketInterval,
+    GaussianDpEvent,
+    PoissonSampledDpEvent,
+    SelfComposedDpEvent,
+    calibrate_dp_mechanism,
+)
+from dp_accounting.pld import PLDAccountant
+
+from collective_node.differential_privacy.mechanism import Mechanism, Sampled
+from collective_node.differential_privacy.randomness import PrivateRandomness
+from collective_node.settings import CollectiveSettings
+from collective_node.training import steps_for
+from protocol.errors import InputError, RunFailedError
+
+#: Share of epsilon for the number of images, which sampling rates and numbers of steps follow from.
+COUNT_SHARE = 0.01
+#: Width of the steps in which privacy losses are rounded up while a noise multiplier is sought, and how exact it is.
+_COARSE, _TOLERANCE = 1e-3, 1e-3
+#: The same where what was found is accounted for.
+_FINE = 1e-4
+
+
+def event_of(sums: Sampled) -> DpEvent:
+    """As the accountant takes it."""
+    once: DpEvent = GaussianDpEvent(sums.noise)
+    if sums.rate < 1:
+        once = PoissonSampledDpEvent(sums.rate, once)
+    return SelfComposedDpEvent(once, sums.times)
+
+
+def epsilon_of(sums: Sequence[Sampled], delta: float, interval: float = _FINE) -> float:
+    """Epsilon of several kinds of sums over the same images, for one image more or fewer.
+
+    By privacy loss distributions (Koskela et al., arXiv 1906.03049; Doroshenko et al., arXiv 2207.04380), rounded so
+    that the epsilon is never too small, in steps of ``interval``.
+    """
+    accountant = PLDAccountant(value_discretization_interval=interval)
+    accountant.compose(ComposedDpEvent([event_of(one) for one in sums]))
+    return float(accountant.get_epsilon(delta))
+
+
+def plan(
+    settings: CollectiveSettings,
+    images: int,
+    *,
+    fishers: int,
+    randomness: PrivateRandomness,
+    fewest_fisher_images: int = 1,
+) -> Mechanism:
+    """Noise such that the evolution that the settings ask for keeps their epsilon and delta.
+
+    How many images there are is a secret between neighbours too, so everything follows from a noisy number. Whatever it
+    came out as, what follows keeps the rest of epsilon, and the two add up (basic composition). Every call draws a
+    number of its own; what earlier calls drew, for evolutions that were refused or killed, is not added up.
+
+    Args:
+        settings: with ``privacy_epsilon``.
+        images: training images, the true number.
+        fishers: Fisher diagonals that will be released.
+        fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
+
+    Raises:
+        InputError: delta is not small beside the number of images, or these are too few for a Fisher diagonal.
+        RunFailedError: by the final, finer accounting the planned noise does not keep epsilon.
+    """
+    if settings.privacy_epsilon is None:
+        raise ValueError("these settings ask for no privacy")
+    delta = 10.0**-settings.privacy_delta_exponent
+    count_epsilon = COUNT_SHARE * settings.privacy_epsilon
+    wanted = settings.privacy_epsilon - count_epsilon
+    count = randomness.noisy_count(images, count_epsilon)
+    if delta * count >= 1:
+        raise InputError(
+            f"delta 1e-{settings.privacy_delta_exponent} would allow to publish one of about {count} images outright; "
+            f"set privacy_delta_exponent to {len(str(count))} or more"
+        )
+    fisher_images = min(settings.fisher_samples, count)
+    if fisher_images < fewest_fisher_images:
+        raise InputError(
+            f"a Fisher diagonal from {fisher_images} images may not leave this site, only from {fewest_fisher_images} "
+            "on; raise fisher_samples, or teach more classes"
+        )
+    share = 1.0 if settings.privacy_scope == "fisher-given-weights" else settings.privacy_fisher_share
+    fisher = _calibrated(fishers, fisher_images / count, settings.privacy_fisher_clip, (), share * wanted, delta)
+    training = None
+    if settings.privacy_scope == "weights-and-fisher":
+        steps = steps_for(settings.privacy_epochs, count, settings.privacy_batch_size)
+        rate = min(1.0, settings.privacy_batch_size / count)
+        training = _calibrated(steps, rate, settings.privacy_clip, (fisher,), wanted, delta)
+    sums = [fisher] if training is None else [training, fisher]
+    # Never in larger steps than the noise was sought in: these alone could make a small epsilon too large.
+    accounted = count_epsilon + epsilon_of(sums, delta, min(_FINE, _interval(wanted)))
+    if accounted > settings.privacy_epsilon:
+        raise RunFailedError(
+            f"the planned noise costs epsilon {accounted:.6g}, more than the {settings.privacy_epsilon:g} asked for; "
+            "nothing was trained: set another privacy_epsilon, or report this"
+        )
+    return Mechanism(
+        scope=settings.privacy_scope,
+        images=count,
+        count_epsilon=count_epsilon,
+        training=training,
+        fisher=fisher,
+        accounted=accounted,
+        epsilon=settings.privacy_epsilon,
+        delta=delta,
+    )
+
+
+def _interval(epsilon: float) -> float:
+    return _COARSE * min(1.0, epsilon)
+
+
+def _calibrated(
+    times: int, rate: float, clip: float, others: tuple[Sampled, ...], epsilon: float, delta: float
+) -> Sampled:
+    """Sums with as little noise as they can have, so that with the others they keep epsilon."""
+
+    def sums(noise: float) -> Sampled:
+        return Sampled(times=times, rate=rate, clip=clip, noise=noise)
+
+    def event(noise: float) -> DpEvent:
+        return ComposedDpEvent([event_of(one) for one in (sums(noise), *others)])
+
+    def accountant() -> PLDAccountant:
+        return PLDAccountant(value_discretization_interval=_interval(epsilon))
+
+    # Little noise is slow to account for, so the search does not begin at none.
+    low = 1.0
+    while accountant().compose(event(low)).get_epsilon(delta) < epsilon:
+        low /= 2
+    high = 2 * low
+    while accountant().compose(event(high)).get_epsilon(delta) > epsilon:
+        low, high = high, 2 * high
+    bracket = ExplicitBracketInterval(low, high)
+    return sums(calibrate_dp_mechanism(accountant, event, epsilon, delta, bracket, tol=_TOLERANCE * low))

@@ -1,0 +1,159 @@
+"""A collective's work where its weights are to be differentially private: one network, trained once, for one form."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from collective_node.collective_images import PrivateImages
+from collective_node.differential_privacy.accounting import plan
+from collective_node.differential_privacy.fisher import PrivateFisher, parameters_of
+from collective_node.differential_privacy.mechanism import Mechanism
+from collective_node.differential_privacy.randomness import PrivateRandomness
+from collective_node.differential_privacy.release import Finished, assembled, setup_of
+from collective_node.differential_privacy.training import train_privately
+from collective_node.evolution import Evolution
+from collective_node.extraction.condensing import CondensedNetwork, stem_blocks
+from collective_node.settings import CollectiveSettings
+from protocol.learngene.architecture import Architecture, Block, Form, InputContract
+from protocol.learngene.learngene import Learngene
+from protocol.learngene.network import build_blocks, initialise, layers_of
+from protocol.node.events import Events
+
+
+@dataclass(frozen=True)
+class PrivatelyEvolved:
+    """What came of a private evolution.
+
+    Attributes:
+        mechanism: everything in it that looked at images, and the guarantee.
+        known: classes that the network was trained on.
+        condensed_accuracy: on their held-out images, per cent; not released.
+        learngenes: one, in the form ``condensed``.
+        seconds: wall-clock times of ``train`` and ``fisher``; none where it was finished before.
+    """
+
+    mechanism: Mechanism
+    known: int
+    condensed_accuracy: float
+    learngenes: dict[Form, Learngene]
+    seconds: dict[str, float]
+
+
+def evolve_privately(
+    images: PrivateImages,
+    settings: CollectiveSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoints: Path,
+    events: Events,
+    randomness: PrivateRandomness | None = None,
+    fewest_fisher_images: int = 1,
+) -> PrivatelyEvolved:
+    """Train the condensed form's network with DP-SGD and take its Fisher diagonal with noise.
+
+    Its blocks are those that a condensed learngene of the same settings has, with GroupNorm, and behind them one linear
+    layer; the classes are those of the settings' tasks, all at once. What looks at training images is in the mechanism,
+    and nothing else is.
+
+    Args:
+        images: the collective's folder.
+        settings: with private weights.
+        seed: of the classes and of the first weights. What hides the images comes from ``randomness``, so the same seed
+            gives another learngene each time.
+        checkpoints: folder that keeps the outcome: asked again, it is the same one. An evolution that was killed begins
+            again; nothing of it has left.
+        events: record of progress.
+        randomness: None: the operating system's.
+        fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
+
+    Raises:
+        InputError: the settings do not fit the images, or the folder keeps the outcome of others.
+        RunFailedError: the weights are not finite any more.
+    """
+    evolution = Evolution(images, settings, seed, device, checkpoints, events)
+    setup = setup_of(evolution.setup, settings)
+    collective = evolution.planned()
+    finished = Finished.kept(checkpoints, setup)
+    if finished is not None:
+        return _evolved(finished, len(collective.known), {})
+    randomness = randomness or PrivateRandomness()
+    rows = torch.cat(collective.rows_of(collective.known))
+    mechanism = plan(settings, len(rows), fishers=1, randomness=randomness, fewest_fisher_images=fewest_fisher_images)
+    sums = mechanism.training
+    assert sums is not None
+    network = private_network(evolution)
+    outputs = collective.outputs
+
+    def target(labels: Tensor) -> Tensor:
+        return outputs[labels]
+
+    def observe(step: int, steps: int) -> None:
+        events.append("condense", step + 1, steps, "a network for the condensed form, with noise (DP-SGD)")
+
+    started = time.perf_counter()
+    trained = train_privately(network, evolution.train, rows, target, sums, settings, randomness, observe)
+    network.eval()
+    seconds = {"train": time.perf_counter() - started}
+    events.append("fisher", 0, 1, "Fisher diagonal, with noise")
+    blocks = [*layers_of(network.stem), *layers_of(network.top)]
+    private = PrivateFisher.of(mechanism, randomness)
+    diagonal = private.diagonal(blocks, network.classifier, evolution.train, rows, target, settings.fisher_estimator)
+    seconds["fisher"] = time.perf_counter() - started - seconds["train"]
+    height, width, channels = evolution.image_shape
+    described = [block.describe("stem") for block in layers_of(network.stem)]
+    described += [block.describe("top") for block in layers_of(network.top)]
+    architecture = Architecture(
+        form="condensed", input=InputContract(height=height, width=width, channels=channels), blocks=tuple(described)
+    )
+    learngene = assembled(
+        architecture,
+        {
+            "trained": _arrays({name: value for name, value in parameters_of(blocks).items() if value in trained}),
+            "noised": _arrays({f"fisher.{name}": value for name, value in diagonal.items()}),
+            "constant": {"input.mean": evolution.normalisation.mean, "input.std": evolution.normalisation.std},
+        },
+        private.describe(settings.fisher_estimator),
+        mechanism.guarantee,
+    )
+    accuracy = evolution.accuracy_of(network, collective)
+    finished = Finished(mechanism=mechanism, accuracy=accuracy, learngenes={"condensed": learngene})
+    finished.keep(checkpoints, setup)
+    return _evolved(finished, len(collective.known), seconds)
+
+
+def private_network(evolution: Evolution) -> CondensedNetwork:
+    """The condensed form's network with GroupNorm and a linear classifier; its first weights follow from the seed."""
+    collective, settings = evolution.planned(), evolution.settings
+    top = settings.layers
+    assert top is not None
+    stem = _normalised_by_groups(stem_blocks(collective.network, top, settings.width))
+    kept = _normalised_by_groups([layer.describe("top") for layer in collective.network.layers[-top:]])
+    features = kept[-1].out_channels * collective.network.positions
+    output = nn.Linear(features, len(collective.known))
+    classifier = nn.Sequential(nn.Flatten(), output)
+    network = CondensedNetwork(build_blocks(stem), build_blocks(kept), classifier)
+    initialise(network, collective.random["weights"])
+    nn.init.zeros_(output.weight)  # no step is spent on unlearning random logits
+    return network.to(evolution.device)
+
+
+def _evolved(finished: Finished, known: int, seconds: dict[str, float]) -> PrivatelyEvolved:
+    return PrivatelyEvolved(finished.mechanism, known, finished.accuracy, finished.learngenes, seconds)
+
+
+def _normalised_by_groups(blocks: list[Block]) -> list[Block]:
+    return [block.model_copy(update={"norm": "group"}) for block in blocks]
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    return {
+        name: np.array(value.detach().cpu().float().numpy(), dtype=np.float32, order="C")
+        for name, value in tensors.items()
+    }

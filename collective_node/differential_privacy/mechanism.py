@@ -1,0 +1,67 @@
+"""Everything of a private evolution that looks at images: sums over sampled images, clipped and with noise."""
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from protocol.learngene.learngene import DifferentialPrivacy, PrivacyScope
+
+
+class Sampled(BaseModel):
+    """Sums over randomly drawn images, each image's part clipped, with Gaussian noise.
+
+    Attributes:
+        times: how many such sums are taken.
+        rate: probability with which each image takes part in one, on its own.
+        clip: largest norm of an image's part.
+        noise: standard deviation of the noise, as a multiple of ``clip``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    times: int = Field(ge=1)
+    rate: float = Field(gt=0, le=1)
+    clip: float = Field(gt=0)
+    noise: float = Field(gt=0)
+
+
+class Mechanism(BaseModel):
+    """Everything of a private evolution that looks at images.
+
+    Attributes:
+        scope: what the guarantee is about.
+        images: the number of training images, with noise.
+        count_epsilon: epsilon that this number cost, by itself and with delta 0.
+        training: the steps of DP-SGD; none where the weights carry no guarantee. That of the Fisher sums is then given
+            the whole network, its unpublished classifier and front layers included, and the set of named images.
+        fisher: one sum for each form's Fisher diagonal.
+        accounted: epsilon of the sums as they were planned, and of the number.
+        epsilon, delta: of the whole, for one image more or fewer. Had the noisy number come out otherwise, other sums
+            would have been planned, but never such that they cost more; ``accounted`` is at most ``epsilon``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scope: PrivacyScope
+    images: int = Field(ge=1)
+    count_epsilon: float = Field(ge=0)
+    training: Sampled | None
+    fisher: Sampled
+    accounted: float = Field(gt=0)
+    epsilon: float = Field(gt=0)
+    delta: float = Field(gt=0, lt=1)
+
+    @property
+    def fisher_images(self) -> int:
+        """Images behind a Fisher diagonal, as many as are to be expected."""
+        return round(self.fisher.rate * self.images)
+
+    @property
+    def guarantee(self) -> DifferentialPrivacy:
+        """As a release states it."""
+        return DifferentialPrivacy(
+            epsilon_micro=math.ceil(round(self.epsilon * 1e6, 3)),
+            delta_exponent=round(-math.log10(self.delta)),
+            relation="add-or-remove",
+            scope=self.scope,
+        )

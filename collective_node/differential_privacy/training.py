@@ -1,0 +1,99 @@
+"""DP-SGD (Abadi et al., arXiv 1607.00133) over every weight of one network, with Opacus."""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from collective_node.differential_privacy.mechanism import Sampled
+from collective_node.differential_privacy.randomness import PrivateRandomness
+from collective_node.settings import CollectiveSettings
+from collective_node.training import Observer, one_cycle
+from protocol.errors import RunFailedError
+from protocol.learngene.images import DeviceImages
+
+#: Images whose gradients are held at once.
+AT_ONCE = 64
+
+
+class _Optimiser(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimiser, its noise from the operating system's randomness instead of a generator with a seed."""
+
+    def __init__(
+        self, optimiser: torch.optim.Optimizer, sums: Sampled, divisor: int, random: PrivateRandomness
+    ) -> None:
+        super().__init__(optimiser, noise_multiplier=sums.noise, max_grad_norm=sums.clip, expected_batch_size=divisor)
+        self._randomness = random
+
+    def add_noise(self) -> None:
+        """Put the clipped sum and its noise where the optimiser looks for a gradient."""
+        for parameter in self.params:
+            noise = self._randomness.normal(parameter.shape, self.noise_multiplier * self.max_grad_norm)
+            # One rounding, of the sum: noise that was rounded by itself would hide less of what it is added to.
+            summed = parameter.summed_grad.to(noise.device).double()
+            parameter.grad = (summed + noise).to(parameter.dtype).to(parameter.device)
+
+
+def train_privately(
+    network: nn.Module,
+    images: DeviceImages,
+    rows: Tensor,
+    target: Callable[[Tensor], Tensor],
+    sums: Sampled,
+    settings: CollectiveSettings,
+    randomness: PrivateRandomness,
+    observe: Observer | None = None,
+) -> frozenset[nn.Parameter]:
+    """Train all of a network, in which no image changes another's output.
+
+    Images are taken as they are: neither cropped nor mirrored, so that nothing but what ``randomness`` draws is random.
+
+    Args:
+        network: from images to logits; every parameter is trained. It has no buffer: a running statistic would be of
+            images without any noise.
+        rows: the images that may take part.
+        target: labels of the images to output numbers.
+        sums: how many steps, who takes part in one, clip and noise.
+
+    Returns:
+        The parameters that were trained so: what may be released.
+
+    Raises:
+        ValueError: the network has a buffer, or a parameter that is not trained.
+        RunFailedError: the weights are not finite any more.
+    """
+    if any(True for _ in network.buffers()) or not all(value.requires_grad for value in network.parameters()):
+        raise ValueError("a private network is trained as a whole and keeps no statistics")
+    network.train()
+    hooked = GradSampleModule(network, loss_reduction="sum")
+    parameters = list(network.parameters())
+    inner = torch.optim.SGD(parameters, settings.privacy_learning_rate, settings.momentum)
+    # The divisor is the size that a batch is expected to have: that of the true one is a secret.
+    optimiser = _Optimiser(inner, sums, settings.privacy_batch_size, randomness)
+    for step in range(sums.times):
+        for group in inner.param_groups:
+            group["lr"] = one_cycle(step, sums.times, settings.privacy_learning_rate)
+        chunks = randomness.sample(rows, sums.rate).split(AT_ONCE)
+        for number, index in enumerate(chunks):
+            optimiser.zero_grad(set_to_none=True)
+            x, labels = images.batch(index)
+            # Opacus reads a convolution's input by its strides, and gets gradients wrong where channels come last.
+            logits = hooked(x.contiguous())
+            loss = nn.functional.cross_entropy(
+                logits, target(labels), reduction="sum", label_smoothing=settings.label_smoothing
+            )
+            with warnings.catch_warnings():  # torch: nobody asked for the images' own gradients
+                warnings.filterwarnings("ignore", "Full backward hook is firing")
+                loss.backward()
+            optimiser.signal_skip_step(number + 1 < len(chunks))
+            optimiser.step()
+        if observe is not None:
+            observe(step, sums.times)
+    hooked.to_standard_module()
+    if not all(math.isfinite(float(value.detach().sum())) for value in parameters):
+        raise RunFailedError("the private weights are not finite any more; lower privacy_learning_rate")
+    return frozenset(parameters)

@@ -1,0 +1,1 @@
+"""The learngene out of the collective's network: criterion, similarity, condensing."""

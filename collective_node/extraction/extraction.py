@@ -1,0 +1,190 @@
+"""From the collective's networks to learngenes: which blocks, their BatchNorm state, and their Fisher diagonal."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from collective_node.differential_privacy.fisher import PrivateFisher
+from collective_node.extraction.condensing import STEM_WIDTHS, CondensedNetwork
+from collective_node.extraction.criterion import check_tasks
+from collective_node.network.expandable_network import ExpandableNetwork
+from collective_node.settings import CollectiveSettings
+from collective_node.training import class_balanced_batches
+from protocol.errors import InputError
+from protocol.learngene.architecture import MOST_BLOCKS, Architecture, BlockRole, Form, InputContract
+from protocol.learngene.fisher import fisher_diagonal
+from protocol.learngene.images import DeviceImages
+from protocol.learngene.learngene import FisherDescription, Learngene
+from protocol.learngene.network import ConvolutionBlock, block_tensors, layers_of
+
+#: Images at once while the Fisher diagonal is taken.
+FISHER_BATCH = 64
+
+
+def most_layers(form: Form, layers: int) -> int:
+    """How many of a network's ``layers`` a form can hold."""
+    spare: dict[Form, int] = {
+        "paper-middle": 2,  # one in front and one behind, or it would be a front or a top
+        "condensed": 1,  # the stem stands in for one at least
+    }
+    taken = len(STEM_WIDTHS) + 1 if form == "condensed" else 0
+    return min(layers - spare.get(form, 0), MOST_BLOCKS - taken)
+
+
+def window_of(form: Form, chosen: range, layers: int) -> range:
+    """The collective's own layers (0-based) that stand in a form; all forms hold equally many.
+
+    ``paper``: the chosen ones. ``condensed``: the last ones. ``paper-front``: the first ones. ``paper-middle``: those
+    with as many layers in front as behind, or one fewer in front.
+
+    Args:
+        chosen: what the criterion chose (:func:`collective_node.extraction.criterion.choose_layers`).
+        layers: convolutions of the network.
+
+    Raises:
+        InputError: the form cannot hold that many.
+    """
+    k, most = len(chosen), most_layers(form, layers)
+    if k > most:
+        raise InputError(
+            f"the form {form} holds at most {most} of the network's {layers} layers, not {k}: "
+            "set the collective's layers lower"
+        )
+    starts: dict[Form, int] = {
+        "paper": chosen.start,
+        "condensed": layers - k,
+        "paper-front": 0,
+        "paper-middle": (layers - k) // 2,
+    }
+    return range(starts[form], starts[form] + k)
+
+
+def check_layers(settings: CollectiveSettings, *, layers: int, tasks: int) -> None:
+    """Refuse, before any training, a number of inherited layers that the grown network or a form cannot give.
+
+    Args:
+        layers: convolutions of the network after its last growth.
+        tasks: tasks that the gradient trend will hold.
+
+    Raises:
+        InputError: what is wrong, and what to set.
+    """
+    k = settings.layers
+    if k is None:
+        check_tasks(tasks)
+        return
+    if k > layers:
+        raise InputError(f"{k} layers to inherit, but the network has {layers}: set the collective's layers lower")
+    forms: tuple[Form, ...] = ("condensed", *settings.forms)  # a collective condenses whatever it publishes
+    for form in forms:
+        window_of(form, range(layers - k, layers), layers)
+
+
+def role_of(window: range, layers: int) -> BlockRole:
+    """Where a window stands in the network: ``front`` if it starts at the image, ``top`` if it ends at the last."""
+    if window.start == 0:
+        return "front"
+    return "top" if window.stop == layers else "middle"
+
+
+def distinct_rows(rows_by_class: Sequence[Tensor], count: int, generator: torch.Generator) -> Tensor:
+    """``count`` different rows, or all there are if that is fewer: class by class in turn, as long as that lasts.
+
+    A Fisher diagonal states how many images it was taken from, so none may be counted twice.
+    """
+    wanted = min(count, sum(len(rows) for rows in rows_by_class))
+    turns = class_balanced_batches(rows_by_class, 1, count, generator)
+    drawn = list(dict.fromkeys(torch.cat(list(turns)).tolist()))
+    if len(drawn) < wanted:  # some class ran out
+        everything = torch.cat(list(rows_by_class))
+        order = everything[torch.randperm(len(everything), generator=generator)].tolist()
+        drawn = list(dict.fromkeys([*drawn, *order]))[:wanted]
+    return torch.tensor(drawn)
+
+
+def learngene_of(
+    form: Form,
+    network: ExpandableNetwork,
+    condensed: CondensedNetwork,
+    chosen: range,
+    images: DeviceImages,
+    rows_by_class: Sequence[Tensor],
+    target: Callable[[Tensor], Tensor],
+    settings: CollectiveSettings,
+    generator: torch.Generator,
+    private: PrivateFisher | None = None,
+) -> Learngene:
+    """The learngene in one form, with a Fisher diagonal from the collective's own training images.
+
+    ``condensed`` holds stem and top of the condensed network, and its diagonal is taken through that network. The
+    other forms hold layers of the collective's own network (:func:`window_of`), and their diagonal is taken through
+    that network, as a whole: what stands in front of them, and behind them up to the logits.
+
+    Args:
+        network: the collective's; it is put in evaluation mode, and so is ``condensed``.
+        chosen: layers that the criterion chose, 0-based.
+        images: the collective's training images; the learngene's input contract is their shape and normalisation.
+        rows_by_class: row numbers of each known class's images.
+        target: labels to output numbers of the network.
+        generator: draws the images and the labels of the estimator ``sampled`` (CPU).
+        private: takes the Fisher diagonal instead, with clipping and noise.
+
+    Raises:
+        InputError: the form cannot hold as many layers as were chosen.
+    """
+    network.eval()
+    condensed.eval()
+    window = window_of(form, chosen, len(network.layers))
+    front: nn.Module
+    if form == "condensed":
+        stem, top = layers_of(condensed.stem), layers_of(condensed.top)
+        blocks = [*(block.describe("stem") for block in stem), *(block.describe("top") for block in top)]
+        inherited, front, head = [*stem, *top], nn.Identity(), condensed.classifier
+    else:
+        role = role_of(window, len(network.layers))
+        inherited = network.layers[window.start : window.stop]
+        blocks = [block.describe(role) for block in inherited]
+        front = network.blocks[: window.start]
+        head = nn.Sequential(*network.blocks[window.stop :], *network.classifier).eval()
+    height, width, channels = images.pixels.shape[1:]
+    architecture = Architecture(
+        form=form, input=InputContract(height=height, width=width, channels=channels), blocks=tuple(blocks)
+    )
+    estimator = settings.fisher_estimator
+    if private is not None:
+        diagonal = private.diagonal(
+            inherited, head, images, torch.cat(list(rows_by_class)), target, estimator, front=front
+        )
+        tensors = tensors_of(inherited, diagonal, images)
+        return Learngene(architecture, tensors, private.describe(estimator), private.guarantee)
+    rows = distinct_rows(rows_by_class, settings.fisher_samples, generator)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for index in rows.split(FISHER_BATCH):
+            x, labels = images.batch(index)
+            with torch.no_grad():
+                x = front(x)
+            yield x, target(labels)
+
+    diagonal, samples = fisher_diagonal(inherited, head, batches(), estimator, generator)
+    fisher = FisherDescription(source="collective", estimator=estimator, samples=samples, clip_micro=0)
+    return Learngene(architecture, tensors_of(inherited, diagonal, images), fisher)
+
+
+def tensors_of(
+    blocks: Sequence[ConvolutionBlock], diagonal: Mapping[str, Tensor], images: DeviceImages
+) -> dict[str, NDArray[np.float32]]:
+    """Every tensor of a learngene by its name in the blob."""
+    tensors = {
+        **block_tensors(blocks),
+        **{f"fisher.{name}": value for name, value in diagonal.items()},
+        "input.mean": images.mean,
+        "input.std": images.std,
+    }
+    return {
+        name: np.array(tensor.detach().cpu().float().numpy(), dtype=np.float32, order="C")
+        for name, tensor in tensors.items()
+    }

@@ -1,0 +1,228 @@
+"""The collective's work as one step: from its images to its learngenes."""
+
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from collective_node.collective import Collective
+from collective_node.collective_images import PrivateImages
+from collective_node.differential_privacy.fisher import PrivateFisher
+from collective_node.differential_privacy.mechanism import Mechanism
+from collective_node.differential_privacy.randomness import PrivateRandomness
+from collective_node.differential_privacy.release import Finished, setup_of
+from collective_node.evolution import Evolution
+from collective_node.extraction.condensing import CondensedNetwork
+from collective_node.extraction.criterion import choose_layers, found_layers, most_similar, settled_layers
+from collective_node.extraction.extraction import learngene_of, most_layers
+from collective_node.extraction.similarity import Similarity, compare, train_descendant
+from collective_node.open_world.annotators import Person
+from collective_node.records import Comparison
+from collective_node.settings import CollectiveSettings
+from protocol.errors import InputError
+from protocol.learngene.architecture import Form
+from protocol.learngene.learngene import Learngene
+from protocol.node.events import Events
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which layers each criterion chose, 0-based.
+
+    Attributes:
+        layers: those that the form ``paper`` took; every form holds as many.
+        settled: of every layer, whether its gradient trend settled.
+        found: how many settled ones end at the last layer.
+        similarity: to a pseudo-descendant, where one was trained.
+        by_similarity: as many layers as ``layers``, by that criterion.
+    """
+
+    layers: range
+    settled: list[bool]
+    found: int
+    similarity: Similarity | None
+    by_similarity: range | None
+
+
+@dataclass(frozen=True)
+class Evolved:
+    """What came of an evolution.
+
+    Attributes:
+        collective: the whole network, the classes it knows, its records of tasks and cycles, the gradient trend.
+        comparisons: open-world cycles as other scores and strategies would have had them.
+        chosen: which layers make the learngene.
+        condensed: the light stem in front of the collective's top layers.
+        condensed_accuracy: of ``condensed``, on held-out images of the base classes, per cent.
+        learngenes: one in each form that the settings ask for.
+        mechanism: how their Fisher diagonals were made private, where the settings ask for that.
+        seconds: wall-clock times of ``train``, ``criterion``, ``condense`` and ``fisher``.
+    """
+
+    collective: Collective
+    comparisons: list[Comparison]
+    chosen: Chosen
+    condensed: CondensedNetwork
+    condensed_accuracy: float
+    learngenes: dict[Form, Learngene]
+    mechanism: Mechanism | None
+    seconds: dict[str, float]
+
+
+def evolve(
+    images: PrivateImages,
+    settings: CollectiveSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoints: Path,
+    events: Events,
+    person: Person | None = None,
+    fewest_fisher_images: int = 1,
+) -> Evolved:
+    """Learn the sequence of tasks, meet the open world, condense, and take a learngene in every form of the settings.
+
+    Args:
+        images: the collective's folder, as :func:`collective_node.collective_images.read` reads it.
+        seed: of everything random: the same seed, settings and thread count give the same learngenes on one machine.
+        settings: without private weights, which
+            :func:`collective_node.differential_privacy.evolution.evolve_privately` makes.
+        checkpoints: folder of the checkpoints, made where there is none (its parent exists). An evolution that was
+            killed goes on from its last task or cycle when it is called again with the same arguments.
+        events: record of progress.
+        person: names what is unknown; None is enough where ``settings.cycles`` is 0.
+        fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
+
+    Raises:
+        InputError: the settings ask for private weights or for more than the images have, or the checkpoint belongs to
+            another evolution.
+        RunFailedError: the loss is not a number any more.
+    """
+    if settings.private_weights:
+        raise InputError(
+            "private weights are not made here, but by "
+            "collective_node.differential_privacy.evolution.evolve_privately; what needs a collective with tasks works without privacy_epsilon, or with "
+            "privacy_scope=fisher-given-weights"
+        )
+    check_privacy(settings)
+    evolution = Evolution(images, settings, seed, device, checkpoints, events, person)
+    # What the policy would refuse to send is said before the training, not after it.
+    samples = min(settings.fisher_samples, evolution.taught_images)
+    if samples < fewest_fisher_images:
+        raise InputError(
+            f"a Fisher diagonal from {samples} images may not leave this site, only from {fewest_fisher_images} on; "
+            "raise fisher_samples, or teach more classes"
+        )
+    clock, seconds = _Clock(), {}
+    collective, comparisons = evolution.run()
+    seconds["train"] = clock.lap()
+    chosen = _choose(evolution, collective)
+    seconds["criterion"] = clock.lap()
+    condensed, accuracy = evolution.condense(collective, len(chosen.layers))
+    seconds["condense"] = clock.lap()
+    learngenes, mechanism = _learngenes(evolution, collective, condensed, accuracy, chosen.layers, fewest_fisher_images)
+    seconds["fisher"] = clock.lap()
+    return Evolved(collective, comparisons, chosen, condensed, accuracy, learngenes, mechanism, seconds)
+
+
+def check_privacy(settings: CollectiveSettings) -> None:
+    """Refuse privacy where what it needs is not installed.
+
+    Raises:
+        InputError: the extra ``privacy`` is missing.
+    """
+    for name in ("opacus", "dp_accounting"):
+        if settings.privacy_epsilon is not None and find_spec(name) is None:
+            raise InputError(f"privacy_epsilon needs the module {name}; pip install 'learngene[privacy]'")
+
+
+def _learngenes(
+    evolution: Evolution,
+    collective: Collective,
+    condensed: CondensedNetwork,
+    accuracy: float,
+    chosen: range,
+    fewest_fisher_images: int,
+) -> tuple[dict[Form, Learngene], Mechanism | None]:
+    """One in each form; with private Fisher diagonals where the settings ask for that."""
+    settings, events = evolution.settings, evolution.events
+    target = collective.outputs
+    rows_by_class = collective.rows_of(collective.known)
+    mechanism, private = None, None
+    if settings.privacy_epsilon is not None:
+        # Only here: what it imports is in the extra `privacy`.
+        from collective_node.differential_privacy.accounting import plan
+
+        setup = setup_of(f"{evolution.setup} {evolution.cycle_setup}", settings)
+        finished = Finished.kept(evolution.folder, setup)
+        if finished is not None:
+            return finished.learngenes, finished.mechanism
+        randomness = PrivateRandomness()
+        images = sum(len(rows) for rows in rows_by_class)
+        mechanism = plan(
+            settings,
+            images,
+            fishers=len(settings.forms),
+            randomness=randomness,
+            fewest_fisher_images=fewest_fisher_images,
+        )
+        private = PrivateFisher.of(mechanism, randomness)
+    learngenes: dict[Form, Learngene] = {}
+    for number, form in enumerate(settings.forms):
+        events.append("fisher", number, len(settings.forms), f"Fisher diagonal, form {form}")
+        learngenes[form] = learngene_of(
+            form,
+            collective.network,
+            condensed,
+            chosen,
+            collective.images,
+            rows_by_class,
+            lambda labels: target[labels],
+            settings,
+            collective.random["fisher"],
+            private,
+        )
+    if mechanism is not None:
+        Finished(mechanism=mechanism, accuracy=accuracy, learngenes=learngenes).keep(evolution.folder, setup)
+    return learngenes, mechanism
+
+
+def _choose(evolution: Evolution, collective: Collective) -> Chosen:
+    """Ask both criteria; the second one costs the training of a pseudo-descendant and is asked where that is set."""
+    settings, layers, rho = evolution.settings, len(collective.network.layers), collective.trend.rho
+    similarity = None
+    if settings.descendant_epochs > 0:
+        target = collective.outputs
+
+        def observe(step: int, steps: int) -> None:
+            evolution.events.append("descendant", step + 1, steps, "a pseudo-descendant for the second criterion")
+
+        descendant = train_descendant(
+            collective.images,
+            collective.rows_of(collective.known),
+            len(collective.known),
+            lambda labels: target[labels],
+            settings,
+            collective.random.copy(),  # to ask the second criterion changes nothing that comes after it
+            observe,
+        )
+        similarity = compare(collective.network, descendant, evolution.heldout_of(evolution.base_of(collective)))
+    per_layer = None if similarity is None else similarity.per_layer
+    # A condensed learngene is always made.
+    most = min(most_layers(form, layers) for form in (*settings.forms, "condensed"))
+    chosen = choose_layers(settings, layers, rho, per_layer, most=most)
+    by_similarity = None if per_layer is None else most_similar(per_layer, len(chosen))
+    return Chosen(chosen, settled_layers(rho), found_layers(rho), similarity, by_similarity)
+
+
+class _Clock:
+    """Seconds from lap to lap."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before

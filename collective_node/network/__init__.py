@@ -1,0 +1,1 @@
+"""The network that grows: its layers, its schedule."""

@@ -1,0 +1,255 @@
+"""The collective's network: convolutions that widen and deepen, and one classifier that grows (Eq. 1; appendix A.1)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from collective_node.network.growth import Appended, Copied, Growth
+from protocol.learngene.architecture import Block
+from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
+
+#: Convolutions (0-based) that a 2x2 max-pool follows.
+POOLED = (1, 3, 6, 9, 12)
+#: Hidden units of each of the classifier's two hidden layers, at width factor 1.
+HIDDEN = 1024
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channels at a width factor, at least one."""
+    return max(1, round(channels * width))
+
+
+class ExpandableNetwork(nn.Module):
+    """Convolution blocks and a classifier of two hidden layers, whose convolutions widen and whose outputs grow.
+
+    Args:
+        widths: output channels of each block.
+        channels: channels of the input images.
+        positions: positions of the last feature map that reach the classifier (1 for 32x32 images).
+        hidden: units of each hidden layer.
+        dropout: probability of dropping a hidden unit in training.
+        generator: source of the initial weights (CPU).
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        channels: int = 3,
+        positions: int = 1,
+        hidden: int,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        pooled = [index in POOLED for index in range(len(widths))]
+        self.blocks = build_blocks(
+            Block(role="top", in_channels=before, out_channels=after, pool=pool)
+            for (before, after), pool in zip(pairwise((channels, *widths)), pooled, strict=True)
+        )
+        self.classifier = build_classifier(widths[-1] * positions, hidden, dropout)
+        self.positions = positions
+        initialise(self, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]`` to logits ``[N, known classes]``; no softmax, cross-entropy takes logits."""
+        logits: Tensor = self.classifier(self.blocks(x))
+        return logits
+
+    @property
+    def layers(self) -> list[ConvolutionBlock]:
+        """The blocks, in order."""
+        return layers_of(self.blocks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Output channels of each block."""
+        return tuple(block.conv.out_channels for block in self.layers)
+
+    @property
+    def outputs(self) -> int:
+        """Number of known classes."""
+        return output_layer(self.classifier).out_features
+
+
+def build_classifier(features: int, hidden: int, dropout: float) -> nn.Sequential:
+    """The thin classifier: two hidden layers with ReLU and dropout, then one output per class (none yet)."""
+    output = nn.Linear(hidden, 1)  # made with a row, because torch warns of a layer without any
+    _replace(output, "weight", output.weight.detach()[:0])
+    _replace(output, "bias", output.bias.detach()[:0])
+    output.out_features = 0
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(features, hidden),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        output,
+    )
+
+
+def output_layer(classifier: nn.Sequential) -> nn.Linear:
+    """The classifier's last layer."""
+    layer = classifier[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def add_outputs(network: ExpandableNetwork, count: int, generator: torch.Generator) -> Growth:
+    """Add ``count`` outputs for new classes; the logits of the known ones stay as they are.
+
+    New rows are drawn small (standard deviation ``fan_in ** -0.5 / 10``) so that a new class starts near logit 0.
+    """
+    layer = output_layer(network.classifier)
+    rows = torch.randn((count, layer.in_features), generator=generator) * (layer.in_features**-0.5 / 10)
+    _replace(layer, "weight", torch.cat([layer.weight.detach(), rows.to(layer.weight)]))
+    _replace(layer, "bias", torch.cat([layer.bias.detach(), layer.bias.new_zeros(count)]))
+    layer.out_features += count
+    last = f"classifier.{len(network.classifier) - 1}"
+    return Growth({f"{last}.weight": Appended(count), f"{last}.bias": Appended(count)})
+
+
+def widen(
+    network: ExpandableNetwork, index: int, extra: int, generator: torch.Generator, *, noise: float = 0.0
+) -> Growth:
+    """Widen convolution ``index`` by ``extra`` channels; the function stays the same (Net2WiderNet, Chen et al. 2016).
+
+    Randomly chosen channels are replicated with their BatchNorm parameters and statistics. What a channel sends on is
+    divided among its copies by random *unequal* fractions that sum to one: copies with equal fractions would get equal
+    gradients for ever and never separate.
+
+    Args:
+        index: convolution, 0-based.
+        extra: channels to add, at most as many as there are.
+        generator: chooses channels, fractions and noise (CPU).
+        noise: standard deviation of what is added to the weights of the new copies, as a share of the standard
+            deviation of the layer's weights. Above 0 the function changes by about as much.
+
+    Returns:
+        How a tensor that belongs to the parameters follows, such as an optimiser's momentum.
+
+    Raises:
+        ValueError: no such convolution, or ``extra`` is not between 1 and its channels.
+    """
+    layers = network.layers
+    _check_layer(network, index)
+    conv, norm = layers[index].conv, _batch_norm(layers[index])
+    channels = conv.out_channels
+    if not 1 <= extra <= channels:
+        raise ValueError(
+            f"convolution {index} has {channels} channels and can be widened by 1 to {channels}, not {extra}"
+        )
+    copied = torch.randperm(channels, generator=generator)[:extra]
+    source = torch.cat([torch.arange(channels), copied]).to(conv.weight.device)
+    share = torch.ones(channels, dtype=torch.float64)
+    # At least a tenth from one half: two copies differ by a fifth and get clearly different gradients.
+    part = 0.1 + 0.3 * torch.rand(extra, generator=generator).double()
+    part = torch.where(torch.rand(extra, generator=generator) < 0.5, part, 1 - part)
+    share[copied] = 1 - part
+    fraction = torch.cat([share, part]).to(conv.weight)
+
+    own, block = Copied(0, source, gradient=fraction), f"blocks.{index}"
+    moves: dict[str, Copied | Appended] = {
+        f"{block}.{name}": own for name in ("conv.weight", "norm.weight", "norm.bias")
+    }
+    if index + 1 < len(layers):
+        following: nn.Conv2d | nn.Linear = layers[index + 1].conv
+        onward = Copied(1, source, value=fraction)
+        moves[f"blocks.{index + 1}.conv.weight"] = onward
+        layers[index + 1].conv.in_channels += extra
+    else:
+        following = network.classifier[1]  # type: ignore[assignment]
+        assert isinstance(following, nn.Linear)
+        onward = Copied(1, source, value=fraction, positions=network.positions)
+        moves["classifier.1.weight"] = onward
+        following.in_features += extra * network.positions
+
+    weight = own.follow(conv.weight.detach(), "value")
+    if noise > 0:
+        drawn = torch.randn(weight[channels:].shape, generator=generator).to(weight)
+        weight[channels:] += drawn * noise * conv.weight.detach().std()
+    _replace(conv, "weight", weight)
+    conv.out_channels += extra
+    for name in ("weight", "bias"):
+        _replace(norm, name, own.follow(getattr(norm, name).detach(), "value"))
+    for name in ("running_mean", "running_var"):
+        setattr(norm, name, getattr(norm, name)[source].clone())
+    norm.num_features += extra
+    _replace(following, "weight", onward.follow(following.weight.detach(), "value"))
+    return Growth(moves)
+
+
+def deepen(network: ExpandableNetwork, index: int, way: Literal["duplicate", "identity"]) -> Growth:
+    """Put a new convolution behind convolution ``index`` (0-based), in front of its max-pool where it has one.
+
+    ``identity`` (Net2DeeperNet, Chen et al. 2016): the function stays the same in evaluation mode. Its BatchNorm starts
+    from the moments that the layer's outputs would have if they were normally distributed before the ReLU, so that it
+    changes little in training mode too. ``duplicate`` (the paper's way): a copy of the layer, which changes the
+    function; the layer must have as many channels in as out.
+
+    Raises:
+        ValueError: no such convolution, or it cannot be duplicated.
+    """
+    _check_layer(network, index)
+    layer = network.layers[index]
+    channels = layer.conv.out_channels
+    if way == "duplicate" and layer.conv.in_channels != channels:
+        raise ValueError(
+            f"convolution {index} takes {layer.conv.in_channels} channels and gives {channels}: "
+            "only a layer with as many in as out can be duplicated; deepen it by identity"
+        )
+    made = ConvolutionBlock(channels, channels, pool=layer.pool)
+    made = made.to(layer.conv.weight).to(memory_format=torch.channels_last)
+    made.train(layer.training)
+    if way == "duplicate":
+        made.load_state_dict(layer.state_dict())
+    else:
+        _pass_on(made, _batch_norm(layer))
+    layer.pool = False
+    blocks = list(network.blocks)
+    network.blocks = nn.Sequential(*blocks[: index + 1], made, *blocks[index + 1 :])
+    return Growth({}, inserted=index + 1)
+
+
+@torch.no_grad()
+def _pass_on(block: ConvolutionBlock, before: nn.BatchNorm2d) -> None:
+    """Make ``block`` the identity on what a ReLU lets through behind the BatchNorm ``before``."""
+    block.conv.weight.zero_()
+    channel = torch.arange(block.conv.out_channels)
+    block.conv.weight[channel, channel, 1, 1] = 1.0
+    # Moments of max(y, 0) for y ~ N(bias, weight^2).
+    middle, spread = before.bias, before.weight.abs().clamp(min=1e-3)
+    z = middle / spread
+    normal = torch.distributions.Normal(torch.zeros_like(z), torch.ones_like(z))
+    density, below = normal.log_prob(z).exp(), normal.cdf(z)
+    mean = middle * below + spread * density
+    variance = ((middle.square() + spread.square()) * below + middle * spread * density - mean.square()).clamp(min=1e-4)
+    norm = _batch_norm(block)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    norm.weight.copy_((variance + norm.eps).sqrt())
+    norm.bias.copy_(mean)
+
+
+def _batch_norm(block: ConvolutionBlock) -> nn.BatchNorm2d:
+    assert isinstance(block.norm, nn.BatchNorm2d)
+    return block.norm
+
+
+def _check_layer(network: ExpandableNetwork, index: int) -> None:
+    if not 0 <= index < len(network.layers):
+        raise ValueError(f"there is no convolution {index}: the network has {len(network.layers)}, 0 the first")
+
+
+def _replace(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a new parameter in the place of an old one, in its memory format."""
+    if value.ndim == 4:
+        value = value.contiguous(memory_format=torch.channels_last)
+    setattr(module, name, nn.Parameter(value.clone(memory_format=torch.preserve_format)))

@@ -1,0 +1,1 @@
+"""The stream of unknown images: scores, metrics, annotators."""

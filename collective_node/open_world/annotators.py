@@ -1,0 +1,100 @@
+"""Who names what the collective does not know: an oracle in simulations, someone at the annotation page elsewhere."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collective_node.annotation.labels import FEWEST_IMAGES, Labels, wait_for_labels
+from collective_node.annotation.unknown_set import UnknownSet, cycle_folder, store
+from collective_node.collective_images import Truth
+from collective_node.records import Named
+
+
+@dataclass(frozen=True)
+class Encounter:
+    """What a person is asked about in one cycle.
+
+    Attributes:
+        cycle: its number, from 0.
+        rows: rows ``[n]`` of this cycle's part of the stream.
+        flagged: bool ``[n]``, which of them make the unknown set.
+        unknown: the unknown set: its images in the order of ``rows[flagged]``, scores, features, and the known names.
+        at_most: M, how many classes an oracle names; a person names as many as are of interest.
+    """
+
+    cycle: int
+    rows: NDArray[np.int64]
+    flagged: NDArray[np.bool_]
+    unknown: UnknownSet
+    at_most: int
+
+
+class Person(Protocol):
+    """Names classes of interest in an unknown set and gives examples of them."""
+
+    @property
+    def truth(self) -> Truth | None:
+        """What is known about the whole stream, for measuring; None where nobody knows."""
+        ...
+
+    def name(self, encounter: Encounter) -> Named:
+        """Rows of the stream that show new classes, and the name of each; only classes that are not known."""
+        ...
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Holds the labels of the stream. Names the classes with the most images in the unknown set.
+
+    Attributes:
+        truth: the labels.
+        examples: further images of each class named, from the same part of the stream: it "provides their examples".
+    """
+
+    truth: Truth
+    examples: int
+
+    def name(self, encounter: Encounter) -> Named:
+        """The images of the unknown set that show the chosen classes, then the further examples."""
+        names = [self.truth.stream_names[row] for row in encounter.rows]
+        known = set(encounter.unknown.known)
+        seen = Counter(name for name, flag in zip(names, encounter.flagged, strict=True) if flag and name not in known)
+        frequent = sorted((-count, name) for name, count in seen.items() if count >= FEWEST_IMAGES)
+        chosen = {name for _, name in frequent[: encounter.at_most]}
+        rows = [i for i, flag in enumerate(encounter.flagged) if flag and names[i] in chosen]
+        given: Counter[str] = Counter()
+        for i, flag in enumerate(encounter.flagged):
+            if not flag and names[i] in chosen and given[names[i]] < self.examples:
+                given[names[i]] += 1
+                rows.append(i)
+        return Named(rows=[int(encounter.rows[i]) for i in rows], names=[names[i] for i in rows])
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Someone at ``collective-node annotate``: the unknown set is laid down, and the labels are waited for.
+
+    Attributes:
+        state: the node's state folder.
+        wait: blocks until the labels of an unknown set's folder are finished.
+    """
+
+    state: Path
+    wait: Callable[[Path], Labels] = wait_for_labels
+    truth: None = None
+
+    def name(self, encounter: Encounter) -> Named:
+        """What the person named; dismissed images and images of known classes are left out."""
+        folder = cycle_folder(self.state, encounter.cycle + 1)
+        store(folder, encounter.unknown)
+        labels = self.wait(folder)
+        labels.check_within(len(encounter.unknown))
+        named = labels.new_classes(encounter.unknown.known)
+        rows = encounter.rows[encounter.flagged]
+        pairs = [(int(rows[image]), name) for name, images in named.items() for image in images]
+        return Named(rows=[row for row, _ in pairs], names=[name for _, name in pairs])

@@ -1,0 +1,157 @@
+"""Own pictures of any size and format, brought to a learngene's input contract: a folder per class, or single files."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.errors import InputError
+from protocol.learngene.architecture import InputContract
+from protocol.pictures.reader import PictureReader
+from protocol.visible_text import is_plain, visible_name
+
+#: Called with the number of pictures that are read, and of all.
+ReadObserver = Callable[[int, int], None]
+
+#: What operating systems leave in folders; hidden files are passed over too.
+_CLUTTER = frozenset({"desktop.ini", "thumbs.db"})
+_LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class OwnPictures:
+    """The pictures of a folder tree.
+
+    Attributes:
+        classes: the class folders' names, sorted.
+        files: each picture's file.
+        pixels: uint8 ``[N, H, W, C]``, as the input contract says.
+        labels: int64 ``[N]``, positions in ``classes``.
+        copies: files that were passed over because the same picture is there already.
+    """
+
+    classes: tuple[str, ...]
+    files: tuple[Path, ...]
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    copies: tuple[Path, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Pictures of each class."""
+        return tuple(np.bincount(self.labels, minlength=len(self.classes)).tolist())
+
+
+def read_tree(
+    folder: Path, contract: InputContract, observe: ReadObserver | None = None, *, reader: PictureReader | None = None
+) -> OwnPictures:
+    """Read ``folder/<class>/<picture>``, by decoders of its own where no ``reader`` is given.
+
+    The same picture twice in a class counts once, or an estimate of the accuracy would be asked what it was taught.
+
+    Raises:
+        InputError: no such folder, fewer than two classes, a class without pictures, one picture in two classes, or
+            something that is neither a class folder nor a picture; the message names it.
+        RunFailedError: a decoder does not start.
+    """
+    if reader is None:
+        with PictureReader() as own:
+            return read_tree(folder, contract, observe, reader=own)
+    listed = class_folders(folder)
+    files = [(file, label) for label, of_class in enumerate(listed.values()) for file in of_class]
+    known: dict[bytes, tuple[Path, int]] = {}
+    pictures: list[NDArray[np.uint8]] = []
+    copies = []
+    read = reader.read_all([file for file, _ in files], contract)
+    for done, ((file, label), picture) in enumerate(zip(files, read, strict=True), 1):
+        digest = hashlib.sha256(picture.tobytes()).digest()
+        first, other = known.setdefault(digest, (file, label))
+        if other != label:
+            raise InputError(f"{first} and {file} are the same picture in two classes; keep it in one")
+        if first == file:
+            pictures.append(picture)
+        else:
+            copies.append(file)
+        if observe is not None:
+            observe(done, len(files))
+    files_kept, labels = zip(*known.values(), strict=True)
+    return OwnPictures(tuple(listed), files_kept, np.stack(pictures), np.array(labels, np.int64), tuple(copies))
+
+
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Class names and each class's files, both sorted; nothing is opened.
+
+    Raises:
+        InputError: as :func:`read_tree`, less what only the pictures themselves say.
+    """
+    classes: dict[str, list[Path]] = {}
+    for entry in _entries(folder):
+        if not entry.is_dir():
+            raise InputError(f"{entry} lies beside the class folders; move it into the folder of its class")
+        name = entry.name
+        if not is_plain(name) or name != name.strip() or len(name) > _LONGEST_NAME:
+            raise InputError(
+                f"{visible_name(entry)} is no name for a class; use at most {_LONGEST_NAME} plain characters"
+            )
+        classes[name] = picture_files(entry)
+    if len(classes) < 2:
+        found = f"only the class {next(iter(classes))!r}" if classes else "no class folder"
+        raise InputError(f"{folder} holds {found}; it needs a folder of pictures for each of at least two classes")
+    return classes
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The files of a folder of pictures, sorted by name.
+
+    Raises:
+        InputError: it cannot be read, is empty, or holds folders.
+    """
+    files = _entries(folder)
+    if not files:
+        raise InputError(f"{folder} holds no pictures; add some or remove it")
+    for file in files:
+        if file.is_dir():
+            raise InputError(
+                f"{file} is a folder inside a folder of pictures and is not looked into; move its pictures up"
+            )
+    return files
+
+
+def read_picture(file: Path, contract: InputContract) -> NDArray[np.uint8]:
+    """One picture as uint8 ``[H, W, C]``, by a decoder of its own; see :class:`PictureReader`.
+
+    Raises:
+        InputError: it cannot be read as a picture, or the contract is not for pictures.
+        RunFailedError: the decoder does not start.
+    """
+    with PictureReader(1) as reader:
+        return reader.read(file, contract)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name, without hidden files and clutter."""
+    try:
+        found = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
+    return [path for path in found if not path.name.startswith(".") and path.name.lower() not in _CLUTTER]
+
+
+def pictures_of(arguments: Sequence[Path]) -> list[Path]:
+    """The files that a user means: a folder stands for the pictures in it.
+
+    Raises:
+        InputError: a file is not there, or a folder holds none.
+    """
+    files: list[Path] = []
+    for path in arguments:
+        if path.is_dir():
+            files += picture_files(path)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise InputError(f"there is no file {path}")
+    return files

@@ -1,0 +1,186 @@
+"""Adapting a learngene to one's own pictures: one model of all of them, and from folds of them what to expect of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from individual_node.adaptation import adapt, task_generator
+from individual_node.adapted import AdaptedModel, Description, Estimate, Lineage, PictureClassifier, weights_of
+from individual_node.feature_head import fit_feature_head
+from individual_node.image_folder import OwnPictures
+from individual_node.method_table import METHODS, Method
+from individual_node.settings import IndividualSettings
+from individual_node.target_tasks import TargetTask
+from protocol.errors import InputError
+from protocol.exchange.verification import VerifiedLearngene
+from protocol.learngene.architecture import Form
+from protocol.learngene.images import DeviceImages, Normalisation
+from protocol.learngene.learngene import Learngene
+from protocol.messages.envelope import digest
+from protocol.node.events import Observer
+
+#: Settings that decide nothing here: about many target tasks, or about methods that inherit nothing.
+ELSEWHERE = frozenset(
+    {"methods", "scratch_learning_rate", "networks_at_once", "curve_tasks", "patches", "floor_penalty"}
+)
+
+
+def methods_for(form: Form) -> list[str]:
+    """The methods that inherit a learngene of this form; the first is the one to use."""
+    return [name for name, method in METHODS.items() if method.form == form and method.adaptation in ("head", "eq9")]
+
+
+def choose_method(name: str | None, form: Form) -> Method:
+    """The method of this name, or the first one of the form.
+
+    Raises:
+        InputError: there is none of this name for the form.
+    """
+    fitting = methods_for(form)
+    if name is None:
+        return METHODS[fitting[0]]
+    if name not in fitting:
+        raise InputError(f"{name!r} is no method for a learngene in the form {form}; there are: {', '.join(fitting)}")
+    return METHODS[name]
+
+
+def adapt_to_pictures(
+    verified: VerifiedLearngene,
+    pictures: OwnPictures,
+    settings: IndividualSettings,
+    *,
+    method: Method,
+    folds: int,
+    seed: int,
+    device: torch.device,
+    node: Path | None = None,
+    observe: Observer | None = None,
+) -> AdaptedModel:
+    """Teach a model all pictures, after models of parts of them have said what to expect of it.
+
+    Args:
+        pictures: of the learngene's input contract.
+        folds: parts for the estimate, see :func:`fold_of`.
+        seed: of everything random.
+        node: configuration file of the node by which the learngene was verified, if it was one.
+
+    Raises:
+        InputError: the settings do not fit the learngene or the pictures.
+        RunFailedError: training diverged.
+    """
+    learngene, release = verified.learngene, verified.release
+    fold = fold_of(pictures, folds, settings, seed)
+    parts = 0 if fold is None else int(fold.max()) + 1
+    steps = 1 if method.adaptation == "head" else settings.epochs
+
+    def teach(rows: NDArray[np.int64], number: int, text: str) -> PictureClassifier:
+        def at(step: int) -> None:
+            if observe is not None:
+                observe(number * steps + step, (parts + 1) * steps, text)
+
+        at(0)
+        generator = task_generator(seed, f"own pictures, {method.name}", parts, number)
+        classifier = _taught(learngene, pictures, rows, settings, method, generator, device, at)
+        at(steps)
+        return classifier
+
+    estimate = None
+    if fold is not None:
+        correct = np.zeros(len(pictures.classes), np.int64)
+        for part in range(parts):
+            classifier = teach(np.flatnonzero(fold != part), part, f"estimating, part {part + 1} of {parts}")
+            truth = pictures.labels[fold == part]
+            named = classifier.probabilities(pictures.pixels[fold == part]).argmax(1)
+            correct += np.bincount(truth[named == truth], minlength=len(correct))
+        estimate = Estimate(folds=parts, correct=tuple(correct.tolist()))
+    classifier = teach(np.arange(len(pictures.labels)), parts, "adapting to all pictures").cpu()
+    description = Description(
+        classes=pictures.classes,
+        pictures=pictures.counts,
+        method=method.name,
+        network="feature-head" if method.adaptation == "head" else "individual",
+        learngene=Lineage(
+            release=verified.release_digest,
+            seq=release.seq,
+            run_id=release.run_id,
+            form=release.form,
+            collective=release.signer,
+        ),
+        architecture=learngene.architecture,
+        own=settings.own_layers,
+        settings=settings.model_dump(mode="json", exclude=set(ELSEWHERE)),
+        seed=seed,
+        estimate=estimate,
+        weights=digest(weights_of(classifier)),
+        node=None if node is None else str(node.absolute()),
+    )
+    return AdaptedModel(description, classifier)
+
+
+def fold_of(pictures: OwnPictures, folds: int, settings: IndividualSettings, seed: int) -> NDArray[np.int64] | None:
+    """The part of each picture ``[N]``: parts as equal as can be, and each class spread over as many as it can.
+
+    At most ``folds`` parts, and no more than pictures. None for fewer than two, and where a class has so few pictures
+    that, without those of one part, none would be left to learn from (and one to validate on, with early stopping).
+    """
+    folds = min(folds, len(pictures.labels))
+    if folds < 2:
+        return None
+    left = min(count - -(-count // folds) for count in pictures.counts)
+    if left < (1 if settings.early_stopping is None else 2):
+        return None
+    rng = np.random.default_rng(seed)
+    # Class by class in random order, and then dealt: neighbours go to different parts.
+    order = np.lexsort((rng.permutation(len(pictures.labels)), pictures.labels))
+    fold = np.empty(len(order), np.int64)
+    fold[order] = np.arange(len(order)) % folds
+    return fold
+
+
+def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a share ``correct / total`` (Wilson 1927, *Probable Inference*), in 0..1."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, spread = correct / total, z * z / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * (share * (1 - share) / total + spread / (4 * total)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _taught(
+    learngene: Learngene,
+    pictures: OwnPictures,
+    rows: NDArray[np.int64],
+    settings: IndividualSettings,
+    method: Method,
+    generator: torch.Generator,
+    device: torch.device,
+    at: Callable[[int], None],
+) -> PictureClassifier:
+    """A classifier, in evaluation mode, that was taught the pictures ``rows``; ``at`` is called after each epoch."""
+    mean, std = learngene.tensors["input.mean"], learngene.tensors["input.std"]
+    pixels, labels, ways = pictures.pixels[rows], pictures.labels[rows], len(pictures.classes)
+    images = DeviceImages.load(pixels, labels, Normalisation(mean, std), device)
+    network: nn.Module
+    if method.adaptation == "head":
+        network = fit_feature_head(learngene, images, ways=ways, penalty=settings.penalty)
+    else:
+        none = np.empty(0, np.int64)
+        task = TargetTask(0, ways, np.arange(len(rows)), labels, none, none, pictures.classes)
+        done = adapt(
+            method,
+            learngene.architecture,
+            learngene,
+            [task],
+            images,
+            settings,
+            [generator],
+            observe=lambda epoch, _: at(epoch),
+        )
+        network = done.networks.network(0)
+    classifier = PictureClassifier(network, mean, std).to(device)
+    return classifier.eval().requires_grad_(False)

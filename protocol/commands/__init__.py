@@ -1,0 +1,1 @@
+"""Command lines, and nothing that another folder needs."""

@@ -1,0 +1,109 @@
+"""How every command of the project ends: an error is one line on stderr, and the exit code says what kind it was."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from io import TextIOWrapper
+from types import TracebackType
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+import typer.core
+
+from protocol.encoding.log_format import traceback_lines
+from protocol.errors import InputError, LearngeneError
+from protocol.visible_text import visible_line
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+# Our help is plain text; with rich installed, typer would write `\\[default: quick]` into it all the same.
+typer.core.HAS_RICH = False
+
+
+def make_app(help_text: str) -> typer.Typer:
+    """An application with ``--help``, ``--version`` and nothing else yet. ``help_text`` may hold an indented example
+    behind a line with ``\\b``, which keeps its line breaks."""
+    app = typer.Typer(
+        help=help_text,
+        no_args_is_help=False,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+
+    @app.callback(invoke_without_command=True)
+    def main(
+        context: typer.Context,
+        show_version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+        ] = False,
+    ) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+            raise typer.Exit
+
+    return app
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0; 2 where the user gave something wrong; 1 where a run failed or something was refused;
+    130 after Ctrl-C. ``arguments``: instead of the process's own."""
+    sys.excepthook = _show_crash
+    # Nothing that a command or a library under it makes is open to other users' writing, whatever the shell's umask.
+    os.umask(os.umask(0o077) | 0o022)
+    # What the terminal's encoding lacks is shown by its number, instead of ending the command.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(exit_code(lambda: typer.main.get_command(app).main(arguments, standalone_mode=False)))
+
+
+def exit_code(command: Callable[[], Any]) -> int:
+    """Run ``command`` and turn its errors into one line each and a code."""
+    try:
+        result = command()
+    except click.UsageError as error:
+        hint = f"see: {error.ctx.command_path} --help" if error.ctx else "see --help"
+        return _say(f"{_one_line(error).rstrip('.')}; {hint}", EXIT_USAGE)
+    except click.ClickException as error:
+        return _say(_one_line(error), EXIT_FAILED)
+    except InputError as error:
+        return _say(str(error), EXIT_USAGE)
+    except LearngeneError as error:
+        return _say(str(error), EXIT_FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        return _say("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does.
+        sys.stderr.close()
+        return EXIT_FAILED
+    # Not in standalone mode: `typer.Exit(code)` comes back as the code.
+    return result if isinstance(result, int) else 0
+
+
+def _one_line(error: click.ClickException) -> str:
+    """Click breaks the lines of some messages."""
+    return re.sub(r"\s*\n\s*", " ", error.format_message())
+
+
+def _say(text: str, code: int) -> int:
+    """The gate of every error, whatever built its line."""
+    print(f"error: {visible_line(text)}", file=sys.stderr)
+    return code
+
+
+def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours, as Python shows it; its text can hold a name from elsewhere all the same."""
+    for line in traceback_lines(kind, error, trace):
+        print(line, file=sys.stderr)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"learngene {version('learngene')}")
+        raise typer.Exit

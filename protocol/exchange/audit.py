@@ -1,0 +1,239 @@
+"""The log of crossings: one line for everything that left or entered a site, on disk before it is sent, in one chain.
+
+Each line is canonical JSON and names the SHA-256 of the line before it, so that a line that is changed, taken out, put
+in or moved shows. That lines are missing at the end shows only to whoever kept the last digest.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol.encoding import canonical_json
+from protocol.errors import InputError, MalformedError, StorageFailedError, TooLargeError
+from protocol.files import state_files
+from protocol.messages.envelope import digest
+
+Direction = Literal["out", "in"]
+
+#: What crossed, or is to cross, where nothing speaks against it; otherwise the decision is a refusal's code.
+ALLOWED = "allowed"
+#: What the first line names as the one before it.
+NO_LINE = "0" * 64
+#: Stands for the digest of what was refused for its size alone.
+TOO_LARGE = ""
+_MAX_LINE_BYTES = 2048
+#: Of a log whose lines are all kept in memory: some 200,000.
+_MOST_KEPT_BYTES = 64 << 20
+_WHAT = "the log of crossings"
+_PATIENCE = 30.0
+
+
+class Crossing(BaseModel):
+    """One line: its number from 1, when (unix s), which way, between whom, what kind, how many bytes and their SHA-256
+    (``TOO_LARGE`` where they were too many to be read), what was decided, and the SHA-256 of the line before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+    number: int = Field(ge=1)
+    time: int
+    direction: Direction
+    sender: str = Field(alias="from")
+    receiver: str = Field(alias="to")
+    kind: str
+    bytes: int
+    digest: str
+    decision: str
+    previous: str
+
+
+class Chain(NamedTuple):
+    """A log that was verified: its lines, and the digest of the last one (``NO_LINE`` where there is none)."""
+
+    crossings: tuple[Crossing, ...]
+    head: str
+
+
+class Crossings:
+    """Appends to ``crossings.jsonl`` of one party; several processes of that party may.
+
+    Args:
+        path: the log; its folder exists.
+        party: the party whose log it is.
+        clock: unix seconds.
+    """
+
+    def __init__(self, path: Path, party: str, clock: Callable[[], int]) -> None:
+        self._path = path
+        self._party = party
+        self._clock = clock
+
+    def append(
+        self,
+        direction: Direction,
+        peer: str,
+        kind: str,
+        data: bytes,
+        decision: str = ALLOWED,
+        *,
+        sha256: str | None = None,
+    ) -> None:
+        """Record that ``data`` goes ``out`` to, or came ``in`` from, ``peer``, and what was decided. Durable when it
+        returns.
+
+        Args:
+            sha256: of ``data``, where it is known.
+
+        Raises:
+            StorageFailedError: the line could not be stored, so nothing may be sent.
+        """
+        sender, receiver = (self._party, peer) if direction == "out" else (peer, self._party)
+        try:
+            descriptor = state_files.open_to_write(self._path.parent, self._path.name, _WHAT, os.O_RDWR)
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
+                state_files.lock_within(descriptor, _PATIENCE)
+                size, last = _last_line(descriptor)
+                number, previous = (_read(last).number + 1, digest(last)) if size else (1, NO_LINE)
+                crossing = Crossing(
+                    number=number,
+                    time=self._clock(),
+                    direction=direction,
+                    sender=sender,
+                    receiver=receiver,
+                    kind=kind,
+                    bytes=len(data),
+                    digest=digest(data) if sha256 is None else sha256,
+                    decision=decision,
+                    previous=previous,
+                )
+                line = canonical_json.encode(crossing.model_dump(by_alias=True)) + b"\n"
+                # What a crash left of a line was never sent; it goes.
+                file.truncate(size)
+                if os.pwrite(descriptor, line, size) != len(line):
+                    raise OSError("the line was cut short")
+                os.fsync(descriptor)
+        except (OSError, InputError, MalformedError, TooLargeError) as error:
+            raise StorageFailedError(
+                f"cannot write the log of crossings {self._path}: {error}, so nothing is sent"
+            ) from error
+
+
+class Summary(NamedTuple):
+    """What a log comes to that was verified line by line: how many lines, how many of them refused, the digest of the
+    last one, and whether one line has the digest that was asked for."""
+
+    lines: int
+    refused: int
+    head: str
+    holds: bool
+
+
+def verify_chain(data: bytes) -> Chain:
+    """Verify the bytes of a log: every line canonical, numbered on, and chained to the one before. Half a line at the
+    end, which a crash leaves, is not counted; more than one line's length without an end is no half line.
+
+    Raises:
+        MalformedError: it is broken; says at which line.
+    """
+    return _chain(io.BytesIO(data))
+
+
+def read_chain(path: Path) -> Chain:
+    """Read and verify a log. No log: no crossings.
+
+    Raises:
+        InputError: it cannot be read, or is too long to be kept in memory. MalformedError: it is broken.
+    """
+    file = state_files.open_to_read(path.parent, path.name, _WHAT)
+    if file is None:
+        return Chain((), NO_LINE)
+    with file:
+        if os.fstat(file.fileno()).st_size > _MOST_KEPT_BYTES:
+            raise InputError(
+                f"the log of crossings {path} has more than {_MOST_KEPT_BYTES} bytes, too many to show; note its head "
+                "(learngene audit verify), stop the node and move it away"
+            )
+        return _chain(file)
+
+
+def summarise(path: Path, head: str = NO_LINE) -> Summary:
+    """Verify a log of any length, in little memory. No log: no crossings.
+
+    Args:
+        head: a digest that a line of it may have.
+
+    Raises:
+        InputError: it cannot be read. MalformedError: it is broken.
+    """
+    lines, refused, last, holds = 0, 0, NO_LINE, head == NO_LINE
+    file = state_files.open_to_read(path.parent, path.name, _WHAT)
+    if file is not None:
+        with file:
+            for crossing, last in _walk(file):
+                lines += 1
+                refused += crossing.decision != ALLOWED
+                holds = holds or last == head
+    return Summary(lines, refused, last, holds)
+
+
+def _chain(file: BinaryIO) -> Chain:
+    lines = [*_walk(file)]
+    return Chain(tuple(crossing for crossing, _ in lines), lines[-1][1] if lines else NO_LINE)
+
+
+def _walk(file: BinaryIO) -> Iterator[tuple[Crossing, str]]:
+    """Every line and its digest, verified; no more than one line is held."""
+    number, previous = 0, NO_LINE
+    while True:
+        try:
+            line = file.readline(_MAX_LINE_BYTES + 2)
+        except OSError as error:
+            raise InputError(f"cannot read the log of crossings: {error.strerror}") from None
+        number += 1
+        if not line.endswith(b"\n"):
+            if len(line) > _MAX_LINE_BYTES:
+                raise MalformedError(f"line {number} of the log of crossings has no end: what stands there is no line")
+            return
+        place = f"line {number} of the log of crossings"
+        try:
+            crossing = _read(line[:-1])
+        except (MalformedError, TooLargeError) as error:
+            raise MalformedError(f"{place} is not one that was written: {error}") from None
+        if crossing.number != number or crossing.previous != previous:
+            raise MalformedError(f"{place} does not follow the one before: a line was changed, put in or taken out")
+        previous = digest(line[:-1])
+        yield crossing, previous
+
+
+def read_crossings(path: Path) -> Sequence[Crossing]:
+    """The lines of a log, in order. Raises as ``read_chain``."""
+    return read_chain(path).crossings
+
+
+def _read(line: bytes) -> Crossing:
+    canonical_json.decode(line, max_bytes=_MAX_LINE_BYTES)
+    try:
+        return Crossing.model_validate_json(line)
+    except ValidationError:
+        raise MalformedError("it has not the fields of a crossing") from None
+
+
+def _last_line(descriptor: int) -> tuple[int, bytes]:
+    """Where the last whole line ends, and that line without its end; (0, nothing) where there is none.
+
+    Raises:
+        MalformedError: more stands behind it than a crash can leave of one line, so that none of it may be cut off.
+    """
+    size = os.fstat(descriptor).st_size
+    # Two lines and both their ends: the last whole one, and what a crash left of the next.
+    start = max(0, size - 2 * (_MAX_LINE_BYTES + 1))
+    tail = os.pread(descriptor, size - start, start)
+    end = tail.rfind(b"\n")
+    if len(tail) - (end + 1) > _MAX_LINE_BYTES:
+        raise MalformedError(
+            "what stands at its end is no line that was written; check what wrote it, and move the file away"
+        )
+    return (start + end + 1, tail[:end].rsplit(b"\n", 1)[-1]) if end >= 0 else (0, b"")

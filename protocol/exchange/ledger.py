@@ -1,0 +1,720 @@
+"""The ledgers: what a party has promised and accepted, in SQLite, durable before anything is sent.
+
+Blobs lie beside the database as files, written before the row that names them. No content key lies there open: a
+collective's come closed (:mod:`protocol.exchange.content_keys`), so that a ledger can be read without any key.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from protocol.encoding.blob import MAX_BLOB_BYTES
+from protocol.errors import (
+    DigestMismatchError,
+    EquivocationError,
+    InputError,
+    MalformedError,
+    RefusedError,
+    RollbackError,
+    StorageFailedError,
+    TooLargeError,
+    WrongAudienceError,
+)
+from protocol.exchange.content_keys import CLOSED_BYTES, ClosedKey
+from protocol.exchange.ledger_database import LedgerDatabase, Row, as_bytes, as_digest, as_integer, refuse_row
+from protocol.exchange.verification import (
+    SealedLearngene,
+    SeenRelease,
+    VerifiedEnvelopes,
+    VerifiedLearngene,
+    VerifiedRequest,
+    contradicts,
+    verify_committed,
+)
+from protocol.files import state_files
+from protocol.files.atomic import write_atomically, write_folder_atomically
+from protocol.learngene.architecture import Form, form_named
+from protocol.messages import envelope, payloads
+from protocol.messages.payloads import MOST_WITHDRAWN, NO_RELEASE, Release, Request
+from protocol.messages.sealing import OVERHEAD_BYTES
+
+#: Envelopes that an individual keeps as evidence of two histories, at most.
+MOST_EVIDENCE = 64
+#: The files of an inherited learngene, and how large each may be.
+_PARTS = {
+    "release.json": envelope.MAX_BYTES,
+    "grant.json": envelope.MAX_BYTES,
+    "blob.sealed": MAX_BLOB_BYTES + OVERHEAD_BYTES,
+}
+
+_COLLECTIVE_TABLES = """
+CREATE TABLE releases (
+    run_id TEXT NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL UNIQUE, prev TEXT NOT NULL,
+    envelope BLOB NOT NULL, closed_key BLOB NOT NULL, key_name TEXT NOT NULL UNIQUE,
+    withdrawn INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (run_id, seq)
+) STRICT;
+CREATE TABLE grants (
+    request TEXT NOT NULL, run_id TEXT NOT NULL, keyid TEXT NOT NULL, nonce TEXT NOT NULL,
+    release TEXT NOT NULL REFERENCES releases (digest), envelope BLOB NOT NULL, PRIMARY KEY (request, release)
+) STRICT;
+CREATE INDEX grants_by_nonce ON grants (run_id, keyid, nonce);
+CREATE TABLE receipts (
+    keyid TEXT NOT NULL, release TEXT NOT NULL REFERENCES releases (digest), envelope BLOB NOT NULL,
+    PRIMARY KEY (keyid, release)
+) STRICT;
+"""
+
+_INDIVIDUAL_TABLES = """
+CREATE TABLE exchanges (
+    run_id TEXT NOT NULL, form TEXT NOT NULL, state TEXT NOT NULL, request TEXT NOT NULL, envelope BLOB NOT NULL,
+    release TEXT, PRIMARY KEY (run_id, form)
+) STRICT;
+CREATE TABLE seen (
+    run_id TEXT NOT NULL, key_epoch INTEGER NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL,
+    prev TEXT NOT NULL, envelope BLOB NOT NULL, PRIMARY KEY (run_id, key_epoch, seq)
+) STRICT;
+CREATE TABLE inherited (
+    run_id TEXT NOT NULL, key_epoch INTEGER NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, release TEXT NOT NULL,
+    grant_digest TEXT NOT NULL, receipt BLOB, PRIMARY KEY (run_id, key_epoch, seq), UNIQUE (run_id, release)
+) STRICT;
+CREATE TABLE withdrawn (run_id TEXT NOT NULL, release TEXT NOT NULL, PRIMARY KEY (run_id, release)) STRICT;
+"""
+
+
+class State(StrEnum):
+    """Where an individual stands with one form of learngene of one run."""
+
+    IDLE = "IDLE"
+    REQUESTED = "REQUESTED"
+    RECEIVED = "RECEIVED"
+    VERIFIED = "VERIFIED"
+    COMMITTED = "COMMITTED"
+    ACKED = "ACKED"
+
+
+#: From which states an answer takes an exchange to which. A crash in between is mended by the same bundle coming again;
+#: ``requested`` begins anew from any state and ``acknowledged`` ends it.
+_BEFORE: dict[State, tuple[State, ...]] = {
+    State.REQUESTED: (State.RECEIVED,),
+    State.RECEIVED: (State.REQUESTED, State.RECEIVED, State.VERIFIED),
+    State.VERIFIED: (State.RECEIVED,),
+    State.COMMITTED: (State.VERIFIED,),
+}
+_OPEN = (State.REQUESTED, State.RECEIVED, State.VERIFIED)
+
+
+@dataclass(frozen=True)
+class StoredRelease:
+    """A release of this collective: its envelope and what that holds, the key to its blob as it is closed with the
+    collective's signing key, whether it was withdrawn."""
+
+    envelope: bytes
+    payload: Release
+    closed_key: bytes = field(repr=False)
+    withdrawn: bool
+
+    @property
+    def digest(self) -> str:
+        """The release's name."""
+        return envelope.digest(self.envelope)
+
+    @property
+    def seq(self) -> int:
+        """Its number in the chain."""
+        return self.payload.seq
+
+
+def stored_release(data: bytes, closed_key: bytes, *, withdrawn: bool = False) -> StoredRelease:
+    """A release that this collective made itself, as its ledger keeps it."""
+    payload = payloads.decode(Release, envelope.parse(data).payload)
+    return StoredRelease(data, payload, closed_key, withdrawn)
+
+
+_RELEASE_COLUMNS = "envelope, closed_key, withdrawn, run_id, seq, form, digest"
+
+
+def _release_of(row: Row) -> StoredRelease:
+    data, closed_key = as_bytes(row[0]), as_bytes(row[1])
+    try:
+        stored = stored_release(data, closed_key, withdrawn=bool(as_integer(row[2], most=1)))
+    except StorageFailedError:
+        raise
+    except RefusedError:
+        refuse_row("what stands for a release is none")
+    payload = stored.payload
+    if (payload.run_id, payload.seq, payload.form, stored.digest) != row[3:] or len(closed_key) != CLOSED_BYTES:
+        refuse_row("a release does not stand in its own place")
+    return stored
+
+
+class CollectiveLedger(LedgerDatabase):
+    """The collective's: the chain of its releases, a grant for every request that it answered, and the receipts."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make the ledger in the collective's private ``folder``.
+
+        Raises:
+            StorageFailedError: it cannot be opened.
+        """
+        super().__init__(folder, _COLLECTIVE_TABLES, "releases")
+
+    def releases(self, run_id: str) -> list[StoredRelease]:
+        """The chain of a run, first to last."""
+        rows = self._rows(f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? ORDER BY seq", run_id)
+        return [_release_of(row) for row in rows]
+
+    def latest(self, run_id: str, form: Form | None = None) -> StoredRelease | None:
+        """The last release of a run, of one form or (None) of any; withdrawn or not."""
+        row = self._row(
+            f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? AND form = coalesce(?, form) ORDER BY seq DESC",
+            run_id,
+            form,
+        )
+        return None if row is None else _release_of(row)
+
+    def release(self, digest: str) -> StoredRelease:
+        """The release with this digest.
+
+        Raises:
+            StorageFailedError: there is none.
+        """
+        row = self._row(f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE digest = ?", digest)
+        if row is None:
+            raise StorageFailedError(f"the ledger holds no release {digest[:16]}; publish again")
+        return _release_of(row)
+
+    def withdraw(self, run_id: str, digest: str) -> list[StoredRelease]:
+        """Mark a release of a run as withdrawn, and with it every other one that holds the same content; what is
+        withdrawn, stays so.
+
+        Returns:
+            All of them, first to last.
+
+        Raises:
+            InputError: there is no such release in this run.
+            StorageFailedError: it could not be stored.
+        """
+        with self._transaction():
+            chain = self.releases(run_id)
+            contents = {release.payload.plaintext for release in chain if release.digest == digest}
+            if not contents:
+                raise InputError(f"this run has no release {digest[:16]}; `collective-node releases` lists them")
+            found = [release.digest for release in chain if release.payload.plaintext in contents]
+            for one in found:
+                self._execute("UPDATE releases SET withdrawn = 1 WHERE digest = ?", one)
+        return [self.release(one) for one in found]
+
+    def withdrawn(self, run_id: str) -> list[StoredRelease]:
+        """The withdrawn releases of a run, first to last: the order in which they were released."""
+        rows = self._rows(
+            f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? AND withdrawn = 1 ORDER BY seq", run_id
+        )
+        return [_release_of(row) for row in rows]
+
+    def add_release(self, data: bytes, content_key: ClosedKey, blob: bytes) -> StoredRelease:
+        """Store a release with its sealed blob and the closed key to it as the next link of its run's chain.
+
+        Raises:
+            EquivocationError: it is not the next link; the ledger never holds two releases with one number.
+            StorageFailedError: it could not be stored.
+            ValueError: the content key sealed an earlier release.
+        """
+        if self._rows("SELECT 1 FROM releases WHERE key_name = ?", content_key.name):
+            raise ValueError("a content key seals one release only: GCM fails with two plaintexts under one key")
+        stored = stored_release(data, content_key.closed)
+        payload = stored.payload
+        # The blob first: a row never names a file that is not there.
+        self.keep_blob(stored, blob)
+        with self._transaction():
+            last = self._row("SELECT seq, digest FROM releases WHERE run_id = ? ORDER BY seq DESC", payload.run_id) or (
+                0,
+                NO_RELEASE,
+            )
+            seq, prev = as_integer(last[0]), as_digest(last[1])
+            if (payload.seq, payload.prev) != (seq + 1, prev):
+                raise EquivocationError(
+                    f"release {payload.seq} does not follow release {seq}; check whether another collective is running"
+                )
+            gone = self._rows(
+                "SELECT digest FROM releases WHERE run_id = ? AND withdrawn = 1 ORDER BY seq DESC LIMIT ?",
+                payload.run_id,
+                MOST_WITHDRAWN,
+            )
+            if not {as_digest(row[0]) for row in gone} <= set(payload.withdraws):
+                raise StorageFailedError("a release was withdrawn while this one was made; publish again")
+            self._execute(
+                "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                payload.run_id,
+                payload.seq,
+                payload.form,
+                stored.digest,
+                payload.prev,
+                data,
+                *content_key,
+            )
+        return stored
+
+    def keep_blob(self, stored: StoredRelease, blob: bytes) -> None:
+        """Store the blob of a release, unless it lies there whole.
+
+        Raises:
+            StorageFailedError: it could not be stored.
+        """
+        try:
+            self.blob(stored)
+        except StorageFailedError:
+            write_atomically(self._folder / self._blob_name(stored), blob, mode=0o600)
+
+    def blob(self, stored: StoredRelease) -> bytes:
+        """The (sealed) blob of a release.
+
+        Raises:
+            StorageFailedError: the file is gone or was changed.
+        """
+        data = self.read_blob(stored)
+        if envelope.digest(data) != stored.payload.ciphertext.sha256:
+            raise StorageFailedError(f"the blob {self._blob_name(stored)} was changed on disk; publish again")
+        return data
+
+    def read_blob(self, stored: StoredRelease) -> bytes:
+        """What lies there as the blob of a release: for whoever compares it with the release next, as the gate does.
+
+        Raises:
+            StorageFailedError: the file is gone, or no file.
+        """
+        name = self._blob_name(stored)
+        found = _file(self._folder, name, "the blob", max_bytes=stored.payload.ciphertext.size)
+        if found is None:
+            raise StorageFailedError(f"cannot read the blob {self._folder / name}: there is none; publish again")
+        return found
+
+    def request_with_nonce(self, run_id: str, keyid: str, nonce: str) -> str | None:
+        """The digest of the answered request with this nonce of this signer, if there is one."""
+        row = self._row("SELECT request FROM grants WHERE run_id = ? AND keyid = ? AND nonce = ?", run_id, keyid, nonce)
+        return None if row is None else as_digest(row[0])
+
+    def grant(self, request: str) -> tuple[bytes, StoredRelease] | None:
+        """The grant that answers the request with this digest, and its release, if it was answered: the latest."""
+        row = self._row("SELECT envelope, release FROM grants WHERE request = ? ORDER BY rowid DESC", request)
+        return None if row is None else (as_bytes(row[0]), self.release(as_digest(row[1])))
+
+    def add_grant(
+        self, request: VerifiedRequest, release: StoredRelease, grant: bytes, *, instead_of: bytes | None = None
+    ) -> None:
+        """Store the answer to a request. An earlier answer is kept beside it, so that a receipt that is still on its
+        way finds it; only one that granted the same release is replaced.
+
+        Args:
+            instead_of: the grant that answered it until now, and that its maker found stale; None: there is none.
+
+        Raises:
+            EquivocationError: another request with its nonce was answered.
+            StorageFailedError: it could not be stored, or the request has another answer than ``instead_of``.
+        """
+        payload = request.payload
+        with self._transaction():
+            namesake = self._row(
+                "SELECT 1 FROM grants WHERE run_id = ? AND keyid = ? AND nonce = ? AND request != ?",
+                payload.run_id,
+                request.key.keyid,
+                payload.nonce,
+                request.digest,
+            )
+            if namesake is not None:
+                raise EquivocationError(f"{request.key.party} used the nonce of an earlier request for another one")
+            answered = self._row("SELECT envelope FROM grants WHERE request = ? ORDER BY rowid DESC", request.digest)
+            if (None if answered is None else answered[0]) != instead_of:
+                raise StorageFailedError("the request was answered by another process at this moment; send it again")
+            # A row that takes another's place gets a new rowid, so that it is the latest.
+            self._execute(
+                "INSERT OR REPLACE INTO grants VALUES (?, ?, ?, ?, ?, ?)",
+                request.digest,
+                payload.run_id,
+                request.key.keyid,
+                payload.nonce,
+                release.digest,
+                grant,
+            )
+
+    def granted(self, release: str) -> tuple[str, ...]:
+        """The key ids to which a release was granted."""
+        rows = self._rows("SELECT DISTINCT keyid FROM grants WHERE release = ? ORDER BY keyid", release)
+        return tuple(as_digest(row[0]) for row in rows)
+
+    def add_receipt(self, keyid: str, release: str, data: bytes) -> None:
+        """Store a receipt; the first one for a release stays.
+
+        Raises:
+            WrongAudienceError: this release was never granted to this key.
+            StorageFailedError: it could not be stored.
+        """
+        with self._transaction():
+            if self._row("SELECT 1 FROM grants WHERE keyid = ? AND release = ?", keyid, release) is None:
+                raise WrongAudienceError(f"the key {keyid[:16]} sent a receipt for a release that it was never granted")
+            self._execute("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?)", keyid, release, data)
+
+    def receipts(self, release: str) -> dict[str, bytes]:
+        """The receipts for a release, by the signer's key id."""
+        rows = self._rows("SELECT keyid, envelope FROM receipts WHERE release = ? ORDER BY keyid", release)
+        return {as_digest(keyid): as_bytes(data) for keyid, data in rows}
+
+    def _blob_name(self, stored: StoredRelease) -> str:
+        return f"releases/{stored.payload.ciphertext.sha256}.blob"
+
+
+@dataclass(frozen=True)
+class StoredRequest:
+    """A request of this individual."""
+
+    envelope: bytes
+
+    @property
+    def payload(self) -> Request:
+        """What it says.
+
+        Raises:
+            StorageFailedError: it is none, so that it was not stored by this program.
+        """
+        try:
+            return payloads.decode(Request, envelope.parse(self.envelope).payload)
+        except RefusedError:
+            refuse_row("what stands for a request is none")
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """A committed learngene: which release, under which grant, and the receipt once it was made."""
+
+    key_epoch: int
+    seq: int
+    form: Form
+    release: str
+    grant: str
+    receipt: bytes | None
+
+
+class IndividualLedger(LedgerDatabase):
+    """The individual's: per run and form one exchange with its state, the releases seen, the learngenes committed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make the ledger in the individual's private ``folder``.
+
+        Raises:
+            StorageFailedError: it cannot be opened.
+        """
+        super().__init__(folder, _INDIVIDUAL_TABLES, "learngenes")
+
+    def state(self, run_id: str, form: Form) -> State:
+        """Where the exchange for this form stands."""
+        row = self._row("SELECT state FROM exchanges WHERE run_id = ? AND form = ?", run_id, form)
+        return State.IDLE if row is None else _state(row[0])
+
+    def open_request(self, run_id: str, form: Form) -> StoredRequest | None:
+        """The request for this form that is not answered yet, if there is one."""
+        row = self._row("SELECT envelope, state FROM exchanges WHERE run_id = ? AND form = ?", run_id, form)
+        if row is None or _state(row[1]) not in _OPEN:
+            return None
+        return StoredRequest(as_bytes(row[0]))
+
+    def open_requests(self, run_id: str) -> dict[str, Form]:
+        """Digest and form of every request that is not answered yet."""
+        rows = self._rows("SELECT request, form, state FROM exchanges WHERE run_id = ?", run_id)
+        return {as_digest(request): _form(form) for request, form, state in rows if _state(state) in _OPEN}
+
+    def requested(self, run_id: str, form: Form, request: bytes) -> None:
+        """A new request is about to be sent: any state -> REQUESTED. An earlier request is no longer waited for."""
+        with self._transaction():
+            self._execute(
+                "INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?, NULL)",
+                run_id,
+                form,
+                State.REQUESTED,
+                envelope.digest(request),
+                request,
+            )
+
+    def received(self, envelopes: VerifiedEnvelopes) -> None:
+        """An authentic answer has come: REQUESTED -> RECEIVED. Its release is remembered as seen, with what it
+        withdraws; the exchange is about this release from now on.
+
+        Raises:
+            EquivocationError: another release with its number was seen, since it was verified too.
+            StorageFailedError: it could not be stored, or the exchange stands elsewhere.
+        """
+        release, digest = envelopes.release, envelopes.release_digest
+        with self._transaction():
+            self._execute(
+                "UPDATE exchanges SET release = ? WHERE run_id = ? AND form = ?", digest, release.run_id, release.form
+            )
+            self._advance(release, digest, State.RECEIVED)
+            place = (release.run_id, release.key_epoch, release.seq)
+            self._execute(
+                "INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?, ?, ?)",
+                *place,
+                release.form,
+                digest,
+                release.prev,
+                envelopes.release_bytes,
+            )
+            # Two answers at one moment were each compared with what was seen before either.
+            seen = self._row("SELECT digest FROM seen WHERE run_id = ? AND key_epoch = ? AND seq = ?", *place)
+            if seen != (digest,):
+                raise EquivocationError(
+                    f"the collective signed two histories: there are two releases {release.seq}; ask the collective"
+                )
+            self._withdraw(release.run_id, release.withdraws)
+
+    def refused(self, envelopes: VerifiedEnvelopes) -> None:
+        """The blob that came was not the right one: RECEIVED -> REQUESTED, so that the right one may still come.
+
+        Raises:
+            StorageFailedError: the exchange stands elsewhere, or is about another release.
+        """
+        with self._transaction():
+            self._advance(envelopes.release, envelopes.release_digest, State.REQUESTED)
+
+    def verified(self, learngene: VerifiedLearngene) -> None:
+        """Everything was verified: RECEIVED -> VERIFIED. Raises as ``refused``."""
+        with self._transaction():
+            self._advance(learngene.release, learngene.release_digest, State.VERIFIED)
+
+    def commit(self, learngene: VerifiedLearngene, *, again: bool = False) -> None:
+        """Store release, grant and blob together, all or nothing: VERIFIED -> COMMITTED.
+
+        A release that is stored already stays as it is, unless its files were lost or changed.
+
+        Args:
+            again: store it under the new grant even so: the earlier one's encryption key is gone.
+
+        Raises:
+            RollbackError: a later release of the form is committed already.
+            EquivocationError: another release with its number is committed already.
+            StorageFailedError: it could not be stored, or the exchange stands elsewhere or is about another release;
+                nothing has changed.
+        """
+        release, digest, sealed = learngene.release, learngene.release_digest, learngene.sealed
+        with self._transaction():
+            self._advance(release, digest, State.COMMITTED)
+            newest = self.latest(release.run_id, release.form)
+            if newest is not None and (newest.key_epoch, newest.seq) > (release.key_epoch, release.seq):
+                raise RollbackError(f"release {newest.seq} is committed already, {release.seq} is older")
+            namesake = self._row(
+                "SELECT 1 FROM inherited WHERE run_id = ? AND key_epoch = ? AND seq = ? AND release != ?",
+                release.run_id,
+                release.key_epoch,
+                release.seq,
+                digest,
+            )
+            if namesake is not None:
+                raise EquivocationError(f"another release {release.seq} is committed already; ask the collective")
+            # Only now, when nothing speaks against it any more, and before the row is durable that names the files.
+            stored = self.inherited(release.run_id, digest)
+            if stored is not None and not again and self._is_whole(stored):
+                grant_digest = stored.grant
+            else:
+                grant_digest = envelope.digest(sealed.grant_bytes)
+                write_folder_atomically(
+                    self._files / digest,
+                    {
+                        "release.json": sealed.release_bytes,
+                        "grant.json": sealed.grant_bytes,
+                        "blob.sealed": sealed.ciphertext,
+                    },
+                )
+            self._execute(
+                "INSERT INTO inherited VALUES (?, ?, ?, ?, ?, ?, NULL)"
+                " ON CONFLICT DO UPDATE SET grant_digest = excluded.grant_digest",
+                release.run_id,
+                release.key_epoch,
+                release.seq,
+                release.form,
+                digest,
+                grant_digest,
+            )
+
+    def acknowledged(self, run_id: str, inherited: Inherited, receipt: bytes) -> None:
+        """This receipt is about to be sent, and again whenever the release comes again: COMMITTED -> ACKED where the
+        exchange ended with this release.
+
+        Raises:
+            StorageFailedError: it could not be stored, or this release was never inherited.
+        """
+        with self._transaction():
+            self._execute(
+                "UPDATE exchanges SET state = ? WHERE run_id = ? AND form = ? AND release = ? AND state = ?",
+                State.ACKED,
+                run_id,
+                inherited.form,
+                inherited.release,
+                State.COMMITTED,
+            )
+            changed = self._execute(
+                "UPDATE inherited SET receipt = ? WHERE run_id = ? AND release = ?", receipt, run_id, inherited.release
+            )
+            if changed != 1:
+                raise StorageFailedError(
+                    f"the ledger holds no learngene of the release {inherited.release[:16]}; request it again"
+                )
+
+    def seen(self, run_id: str) -> tuple[SeenRelease, ...]:
+        """The authentic releases of a run that have come, in the order of the chain."""
+        rows = self._rows(
+            "SELECT key_epoch, seq, form, digest, prev FROM seen WHERE run_id = ? ORDER BY key_epoch, seq", run_id
+        )
+        return tuple(_seen_of(row) for row in rows)
+
+    def keep_evidence(self, data: bytes) -> list[Path]:
+        """Keep an authentic release that contradicts what was seen, and what it contradicts, as
+        ``evidence/<digest>.json`` in the individual's folder: the collective's own signatures are the only proof.
+
+        Returns:
+            Where they lie. What was kept first stays: ``MOST_EVIDENCE`` files at most, and what finds no room is not
+            among them.
+
+        Raises:
+            StorageFailedError: they could not be stored.
+        """
+        release, digest = payloads.decode(Release, envelope.parse(data).payload), envelope.digest(data)
+        rows = self._rows(
+            "SELECT key_epoch, seq, form, digest, prev, envelope FROM seen WHERE run_id = ? AND key_epoch = ?"
+            " AND seq BETWEEN ? AND ?",
+            release.run_id,
+            release.key_epoch,
+            release.seq - 1,
+            release.seq + 1,
+        )
+        envelopes = {as_digest(row[3]): as_bytes(row[5]) for row in rows if contradicts(release, digest, _seen_of(row))}
+        try:
+            folder = state_files.subfolder(self._folder, "evidence", "the evidence")
+            kept = set(state_files.entries(self._folder, "evidence", "the evidence"))
+        except InputError as error:
+            raise StorageFailedError(str(error)) from None
+        paths = []
+        for name, content in (*envelopes.items(), (digest, data)):
+            path = folder / f"{name}.json"
+            if path.name not in kept:
+                if len(kept) >= MOST_EVIDENCE:
+                    continue
+                write_atomically(path, content, mode=0o600)
+                kept.add(path.name)
+            paths.append(path)
+        return paths
+
+    def withdraw(self, run_id: str, release: str) -> None:
+        """Remember that the collective has withdrawn a release.
+
+        Raises:
+            StorageFailedError: it could not be stored.
+        """
+        with self._transaction():
+            self._withdraw(run_id, (release,))
+
+    def withdrawn(self, run_id: str) -> frozenset[str]:
+        """Digests of the releases of a run that the collective has withdrawn, as far as is known here."""
+        rows = self._rows("SELECT release FROM withdrawn WHERE run_id = ?", run_id)
+        return frozenset(as_digest(row[0]) for row in rows)
+
+    def inherited(self, run_id: str, release: str) -> Inherited | None:
+        """The committed learngene of the release with this digest, if it was committed."""
+        return self._inherited("release = ?", run_id, release)
+
+    def latest(self, run_id: str, form: Form) -> Inherited | None:
+        """The last committed learngene of a form."""
+        return self._inherited("form = ?", run_id, form)
+
+    def load(self, inherited: Inherited) -> SealedLearngene:
+        """Read a committed learngene back, as sealed as it came; its digests are those of the ledger.
+
+        Raises:
+            StorageFailedError: its files are gone or were changed.
+        """
+        folder = self._files / inherited.release
+        parts = []
+        for name, limit in _PARTS.items():
+            part = _file(
+                self._folder, f"{self._files.name}/{inherited.release}/{name}", "the learngene", max_bytes=limit
+            )
+            if part is None:
+                raise StorageFailedError(f"cannot read the learngene {folder}: it has no {name}; request it again")
+            parts.append(part)
+        release, grant, blob = parts
+        try:
+            return verify_committed(
+                release, grant, blob, release_digest=inherited.release, grant_digest=inherited.grant
+            )
+        except (DigestMismatchError, MalformedError, TooLargeError) as error:
+            raise StorageFailedError(f"the learngene {folder} was changed on disk: {error}") from error
+
+    def _is_whole(self, inherited: Inherited) -> bool:
+        try:
+            self.load(inherited)
+        except StorageFailedError:
+            return False
+        return True
+
+    def _inherited(self, condition: str, run_id: str, value: str) -> Inherited | None:
+        row = self._row(
+            "SELECT key_epoch, seq, form, release, grant_digest, receipt FROM inherited"
+            f" WHERE run_id = ? AND {condition} ORDER BY key_epoch DESC, seq DESC",
+            run_id,
+            value,
+        )
+        if row is None:
+            return None
+        epoch, seq, form, release, grant, receipt = row
+        return Inherited(
+            as_integer(epoch),
+            as_integer(seq),
+            _form(form),
+            as_digest(release),
+            as_digest(grant),
+            None if receipt is None else as_bytes(receipt),
+        )
+
+    def _withdraw(self, run_id: str, releases: tuple[str, ...]) -> None:
+        for release in releases:
+            self._execute("INSERT OR IGNORE INTO withdrawn VALUES (?, ?)", run_id, release)
+
+    def _advance(self, release: Release, digest: str, state: State) -> None:
+        before = _BEFORE[state]
+        marks = ", ".join("?" * len(before))
+        changed = self._execute(
+            f"UPDATE exchanges SET state = ? WHERE run_id = ? AND form = ? AND release = ? AND state IN ({marks})",
+            state,
+            release.run_id,
+            release.form,
+            digest,
+            *before,
+        )
+        if changed != 1:
+            raise StorageFailedError(
+                f"the exchange for the form {release.form} cannot become {state} with release {release.seq} from where"
+                " it stands"
+            )
+
+
+def _seen_of(row: Row) -> SeenRelease:
+    return SeenRelease(as_integer(row[0]), as_integer(row[1]), _form(row[2]), as_digest(row[3]), as_digest(row[4]))
+
+
+def _file(state: Path, name: str, what: str, *, max_bytes: int) -> bytes | None:
+    """A file beside the database; None where there is none.
+
+    Raises:
+        StorageFailedError: what stands there is no such file.
+    """
+    try:
+        return state_files.read(state, name, what, max_bytes=max_bytes)
+    except InputError as error:
+        raise StorageFailedError(str(error)) from None
+
+
+def _form(value: object) -> Form:
+    form = form_named(value) if isinstance(value, str) else None
+    return refuse_row("it names a form that there is not") if form is None else form
+
+
+def _state(value: object) -> State:
+    # Not the value itself in the text: it may be anything.
+    found = next((state for state in State if state.value == value), None)
+    return refuse_row("it names a state that there is not") if found is None else found

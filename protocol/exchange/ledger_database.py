@@ -1,0 +1,311 @@
+"""A party's database: opened only where it is exactly what this program makes, and every value checked as it is read.
+
+``<folder>/ledger.db`` lies in a state folder, which a node that was taken over may have filled with anything. So its
+files pass the gate of :mod:`protocol.files.state_files` before SQLite sees them, its schema must be ours to the letter
+(no trigger, view, virtual table or changed statement runs), and SQLite reads it under its own limits
+(https://www.sqlite.org/security.html). In WAL mode with ``synchronous=FULL``: durable before anything is sent.
+"""
+
+import contextlib
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NoReturn
+
+from protocol.confinement import one_folder
+from protocol.errors import InputError, StorageFailedError
+from protocol.files import state_files
+from protocol.files.atomic import make_folder, write_atomically
+from protocol.messages import envelope
+from protocol.trust.trust_store import TrustSeen
+
+LEDGER = "ledger.db"
+_FORMAT = 5
+#: "lgen": what SQLite's file format keeps for the application.
+_APPLICATION = 0x6C67656E
+_WHAT = "the ledger"
+#: Bytes of a database, and of its write-ahead log, at most: some million grants.
+_MOST_BYTES = 1 << 30
+#: Bytes of one value or row at most, and of one answer: SQLite refuses the former, we the latter.
+_LONGEST_ROW, _MOST_ANSWERED = 256 * 1024, 64 << 20
+_LONGEST_ENVELOPE = envelope.MAX_BYTES
+_MOST_INTEGER = 2**53 - 1
+#: The last second that calendars know: 9999-12-31 23:59:59 UTC.
+LAST_SECOND = 253_402_300_799
+#: What follows where a ledger is moved away; see docs/protocol.md.
+ADVICE = (
+    "put the right one back, or move it away with its -wal and -shm: then all that this node promised or inherited is "
+    "forgotten (docs/protocol.md, Ledger)"
+)
+
+# What the offline root has said last, so that an older or another word of it is not believed; and the latest time that
+# anything was decided by, so that a clock that is set back does not make the past valid again.
+_COMMON_TABLES = """
+CREATE TABLE trust (
+    only INTEGER PRIMARY KEY CHECK (only = 1), version INTEGER NOT NULL, digest TEXT NOT NULL, root TEXT NOT NULL,
+    pinned TEXT NOT NULL
+) STRICT;
+CREATE TABLE clock (only INTEGER PRIMARY KEY CHECK (only = 1), latest INTEGER NOT NULL) STRICT;
+"""
+
+_digest = re.compile(r"[0-9a-f]{64}").fullmatch
+
+Row = tuple[object, ...]
+
+
+class LedgerDatabase:
+    """The database of one party. Its methods may be called from any thread, one transaction at a time."""
+
+    def __init__(self, folder: Path, tables: str, files: str) -> None:
+        self._lock = threading.RLock()
+        self._folder = folder
+        path = folder / LEDGER
+        try:
+            make_folder(folder)
+            self._files = state_files.subfolder(folder, files, "the folder")
+            if not _is_there(folder):
+                _make(folder, tables)
+            # A node that was taken over may put a journal there at any moment, and SQLite then deletes what it names.
+            # Once it is open, a database in WAL mode asks for none.
+            one_folder.within(folder, lambda: self._open(path, tables))
+        except InputError as error:
+            raise StorageFailedError(str(error)) from None
+        except (OSError, sqlite3.Error, OverflowError) as error:
+            raise StorageFailedError(f"cannot open the ledger {path}: {error}; {ADVICE}") from error
+
+    def _open(self, path: Path, tables: str) -> None:
+        self._database = sqlite3.connect(path.absolute(), isolation_level=None, check_same_thread=False, timeout=10)
+        try:
+            _restrict(self._database)
+            self._check(path, tables)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _check(self, path: Path, tables: str) -> None:
+        """Before anything else is asked of it. Nothing in a foreign schema has run by then.
+
+        Raises:
+            StorageFailedError: it is not what this version makes. sqlite3.Error: it is no database, or a broken one.
+        """
+        database = self._database
+        version, application = (
+            database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")
+        )
+        if version != _FORMAT:
+            raise StorageFailedError(
+                f"{path} has the format {version}, this version reads {_FORMAT}; use the version that made it,"
+                " or begin with a new state folder"
+            )
+        found = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT 100").fetchall()
+        mode = database.execute("PRAGMA journal_mode").fetchone()[0]
+        if application != _APPLICATION or mode != "wal" or sorted(found, key=repr) != _schema(tables):
+            raise StorageFailedError(f"{path} was changed: it holds what this program does not make; {ADVICE}")
+        # With WAL, FULL syncs at every commit; in the other modes FULL leaves a folder entry unsynced.
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA foreign_keys = ON")
+        if database.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
+            raise StorageFailedError(f"{path} is damaged; {ADVICE}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All statements or none; durable at the end."""
+        with self._lock:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                except BaseException:
+                    self._database.execute("ROLLBACK")
+                    raise
+                self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise StorageFailedError(f"the ledger could not be written: {error}; check the disk") from error
+
+    def _execute(self, query: str, *values: object) -> int:
+        """Change rows, within a transaction; how many."""
+        return self._database.execute(query, values).rowcount
+
+    def _rows(self, query: str, *values: object) -> list[Row]:
+        """The answer to a query, bounded; its values are unchecked: see the functions below."""
+        with self._lock:
+            rows: list[Row] = []
+            size = 0
+            try:
+                for row in self._database.execute(query, values):
+                    size += sum(len(value) if isinstance(value, bytes | str) else 8 for value in row)
+                    if size > _MOST_ANSWERED:
+                        raise StorageFailedError(f"the ledger holds more than any run has; {ADVICE}")
+                    rows.append(row)
+            except sqlite3.Error as error:
+                raise StorageFailedError(f"the ledger could not be read: {error}; {ADVICE}") from error
+            return rows
+
+    def _row(self, query: str, *values: object) -> Row | None:
+        """The first row of the answer."""
+        rows = self._rows(f"{query} LIMIT 1", *values)
+        return rows[0] if rows else None
+
+    def trust_seen(self) -> TrustSeen | None:
+        """The latest trust store that this party believed; None before the first."""
+        row = self._row("SELECT version, digest, root, pinned FROM trust")
+        return None if row is None else TrustSeen(as_integer(row[0]), *map(as_digest, row[1:]))
+
+    def remember_trust(self, seen: TrustSeen) -> None:
+        """Remember the trust store that is believed from now on.
+
+        Raises:
+            RollbackError, EquivocationError: another process on this ledger has accepted a newer one meanwhile.
+            StorageFailedError: it could not be stored, so it must not be believed.
+        """
+        with self._transaction():
+            before = self.trust_seen()
+            # Under one pin or one root, versions count on.
+            if before is not None and (before.pinned == seen.pinned or before.root == seen.root):
+                seen.check_after(before)
+            self._execute(
+                "INSERT OR REPLACE INTO trust VALUES (1, ?, ?, ?, ?)", seen.version, seen.digest, seen.root, seen.pinned
+            )
+
+    def latest_time(self) -> int | None:
+        """The latest time (unix s) that anything was decided by; None before the first."""
+        row = self._row("SELECT latest FROM clock")
+        return None if row is None else as_integer(row[0], most=LAST_SECOND)
+
+    def time_after(self, now: int) -> int:
+        """The time to decide by: ``now``, or the latest one that was decided by before, where the clock stands behind
+        it. Durable when it returns, so that what has expired once stays expired; at most one write a second.
+
+        Raises:
+            StorageFailedError: it could not be stored, so nothing may be decided by it.
+        """
+        latest = self.latest_time()
+        if latest is not None and latest >= now:
+            return latest
+        with self._transaction():
+            self._execute(
+                "INSERT INTO clock VALUES (1, ?) ON CONFLICT DO UPDATE SET latest = max(latest, excluded.latest)",
+                max(0, min(now, LAST_SECOND)),
+            )
+        return now
+
+    def set_time(self, now: int) -> None:
+        """Forget what was remembered, and count from ``now``: where the clock was once set wrongly forward.
+
+        Raises:
+            StorageFailedError: it could not be stored.
+        """
+        with self._transaction():
+            self._execute("INSERT OR REPLACE INTO clock VALUES (1, ?)", now)
+
+    def close(self) -> None:
+        """Close the database; everything promised is on disk already."""
+        self._database.close()
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether there is a database, all its files looked at. SQLite would follow links to it, wait for pipes, and play
+    back a journal, which may name any file to be deleted; a database that is made here never has one.
+
+    Raises:
+        InputError: what stands there is not what SQLite may open.
+    """
+    if state_files.look(folder, f"{LEDGER}-journal", _WHAT, max_bytes=_MOST_BYTES) is not None:
+        raise InputError(f"{folder / LEDGER}-journal was put there: this ledger never has one; move it away")
+    there = state_files.look(folder, LEDGER, _WHAT, max_bytes=_MOST_BYTES) is not None
+    for side in ("wal", "shm"):
+        beside = state_files.look(folder, f"{LEDGER}-{side}", _WHAT, max_bytes=_MOST_BYTES) is not None
+        if beside and not there:
+            raise InputError(f"{folder / LEDGER}-{side} is there without its ledger; put that back, or move it away")
+    return there
+
+
+def _make(folder: Path, tables: str) -> None:
+    """Put an empty database there, all of it at once and never with a journal, unless another process just did."""
+    descriptor = state_files.open_to_write(folder, f"{LEDGER}.lock", "the lock of the ledger", os.O_RDWR)
+    try:
+        state_files.lock_within(descriptor, 10.0)
+        if not _is_there(folder):
+            # SQLite gives its side files the mode of the database.
+            write_atomically(folder / LEDGER, _empty(tables)[0], mode=0o600)
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def _empty(tables: str) -> tuple[bytes, list[Row]]:
+    """An empty database with these tables, and what its schema is."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
+        database.executescript(f"{tables} {_COMMON_TABLES}")
+        database.execute(f"PRAGMA user_version = {_FORMAT}")
+        database.execute(f"PRAGMA application_id = {_APPLICATION}")
+        schema = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+        data = bytearray(database.serialize())
+    # Written and read with a write-ahead log (https://www.sqlite.org/fileformat2.html, bytes 18 and 19).
+    data[18:20] = b"\2\2"
+    return bytes(data), sorted(schema, key=repr)
+
+
+def _schema(tables: str) -> list[Row]:
+    return _empty(tables)[1]
+
+
+def _restrict(database: sqlite3.Connection) -> None:
+    """What SQLite offers against a hostile database file. Extensions are off by default."""
+    for limit, value in (
+        (sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_ROW),
+        (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 16 * 1024),
+        (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+        (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 1),
+    ):
+        database.setlimit(limit, value)
+    # From Python 3.12 on.
+    configure = getattr(database, "setconfig", None)
+    if configure is not None:
+        for name, on in (("DEFENSIVE", True), ("ENABLE_TRIGGER", False), ("ENABLE_VIEW", False)):
+            configure(getattr(sqlite3, f"SQLITE_DBCONFIG_{name}"), on)
+    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+        database.execute(f"PRAGMA {pragma}")
+
+
+# What is read is checked: STRICT tables hold only for who writes through SQLite.
+def as_bytes(value: object) -> bytes:
+    """Bytes of a message at most.
+
+    Raises:
+        StorageFailedError: they are not; as below.
+    """
+    if not isinstance(value, bytes) or len(value) > _LONGEST_ENVELOPE:
+        _refuse("bytes")
+    return value
+
+
+def as_integer(value: object, *, most: int = _MOST_INTEGER) -> int:
+    """An integer from 0."""
+    if not isinstance(value, int) or not 0 <= value <= most:
+        _refuse("an integer")
+    return value
+
+
+def as_digest(value: object) -> str:
+    """A SHA-256, or a key of as many digits: 64 hexadecimal digits."""
+    if not isinstance(value, str) or not _digest(value):
+        _refuse("a digest")
+    return value
+
+
+def _refuse(what: str) -> NoReturn:
+    raise StorageFailedError(f"the ledger was changed: it holds what is not {what} where one belongs; {ADVICE}")
+
+
+def refuse_row(what: str) -> NoReturn:
+    """A row is not one that was written here.
+
+    Raises:
+        StorageFailedError: always.
+    """
+    raise StorageFailedError(f"the ledger was changed: {what}; {ADVICE}")

@@ -1,0 +1,1 @@
+"""Files of the process: saved atomically, private, in a node's state, or named by a user."""

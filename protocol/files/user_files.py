@@ -1,0 +1,122 @@
+"""Files that a user names: read within a limit, written for their owner alone, and never over anything."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from protocol.errors import InputError, RefusedError, StorageFailedError, TooLargeError
+from protocol.files import atomic
+from protocol.visible_text import visible_name
+
+
+def open_binary(path: Path | str) -> BinaryIO:
+    """Open a path for reading; a pipe with that name does not hold the program up. Its kind is for the caller to check.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
+
+
+@contextmanager
+def opened(path: Path | str, what: str) -> Iterator[BinaryIO]:
+    """A file to be read, and nothing that only looks like one.
+
+    Args:
+        what: the kind of file, for messages: ``the bundle file``.
+
+    Raises:
+        InputError: there is no such file, it is a pipe, a folder or a device, or the disk does not give it.
+    """
+    try:
+        with open_binary(path) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{visible_name(path)} is not a file")
+            yield file
+    except OSError as error:
+        raise InputError(f"cannot read {what} {visible_name(path)}: {error.strerror}") from None
+
+
+def read_start(path: Path, what: str, *, max_bytes: int) -> bytes:
+    """The first bytes of a file, no more than ``max_bytes``, whatever its size says. Raises as ``opened``."""
+    with opened(path, what) as file:
+        return file.read(max_bytes)
+
+
+def read_limited(path: Path, what: str, *, max_bytes: int) -> bytes:
+    """The content of a file, of which little more than ``max_bytes`` are read, whatever its size says.
+
+    Raises:
+        InputError: as ``opened``.
+        TooLargeError: it holds more.
+    """
+    data = read_start(path, what, max_bytes=max_bytes + 1)
+    if len(data) > max_bytes:
+        raise TooLargeError(f"it has more than {max_bytes} bytes, the limit of {what}; give the right file")
+    return data
+
+
+def read_given(path: Path | str, what: str, *, max_bytes: int) -> bytes:
+    """The content of a file that a user names; of one that is too large nothing is read.
+
+    Raises:
+        InputError: as ``opened``; it is too large, or changes while it is read.
+    """
+    with opened(path, what) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise InputError(
+                f"{visible_name(path)} has {size} bytes, at most {max_bytes} are read of {what}; make it smaller"
+            )
+        data = file.read(size + 1)
+    if len(data) != size:
+        raise InputError(f"{visible_name(path)} changes while it is read; wait until it is whole")
+    return data
+
+
+def check_free(path: Path) -> None:
+    """Whether something new may be written there, to be asked before any work.
+
+    Raises:
+        InputError: there is something already, or no folder for it.
+    """
+    if os.path.lexists(path):
+        raise _taken(path)
+    folder = path.absolute().parent
+    if not os.path.isdir(folder):
+        raise InputError(f"there is no folder {visible_name(folder)}")
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write a file that, by default, only its owner reads; all of it or nothing.
+
+    Raises:
+        InputError: there is something already, or no folder for it.
+        StorageFailedError: it could not be stored durably.
+    """
+    check_free(path)
+    try:
+        atomic.write_new(path, data, mode=mode)
+    except FileExistsError:
+        # Another process was quicker.
+        raise _taken(path) from None
+
+
+def _taken(path: Path) -> InputError:
+    return InputError(f"{visible_name(path)} exists already and is not overwritten; choose another name")
+
+
+@contextmanager
+def named_refusals(what: Path | str) -> Iterator[None]:
+    """Say with a refusal which file was refused, and with which of the protocol's words."""
+    try:
+        yield
+    except StorageFailedError:
+        # The reader's own disk is at fault, not the file.
+        raise
+    except RefusedError as error:
+        name = visible_name(what) if isinstance(what, Path) else what
+        raise type(error)(f"{name} is refused ({error.code}): {error}") from None

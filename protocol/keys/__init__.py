@@ -1,0 +1,1 @@
+"""Keys in memory and at rest."""

@@ -1,0 +1,1 @@
+"""What both parties compute with: architecture, network, learngene, Fisher information, Eq. 9."""

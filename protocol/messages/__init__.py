@@ -1,0 +1,1 @@
+"""The five kinds of message, their envelope, sealing, and the file that holds them."""

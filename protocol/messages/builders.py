@@ -1,0 +1,151 @@
+"""Making the five kinds of message: what the two parties say, signed."""
+
+from protocol.encoding import blob as blobs
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.signing_key import SigningKey
+from protocol.learngene.architecture import Form
+from protocol.learngene.learngene import Learngene
+from protocol.messages import envelope, sealing
+from protocol.messages.payloads import (
+    LIFE,
+    Abort,
+    AbortCode,
+    Content,
+    Grant,
+    Receipt,
+    Release,
+    Request,
+    TensorDescription,
+)
+from protocol.trust.policy import Policy
+
+
+def make_request(
+    *, run_id: str, audience: str, form: Form, key: SigningKey, encryption: EncryptionKey, now: int, nonce: bytes
+) -> bytes:
+    """A REQUEST of the individual ``key`` to the collective with key id ``audience``; ``nonce``: 16 random bytes.
+    The content key is to be sealed to ``encryption``."""
+    payload = Request(
+        run_id=run_id,
+        signer=key.keyid,
+        issued_at=now,
+        expires_at=now + LIFE,
+        audience=audience,
+        form=form,
+        nonce=nonce.hex(),
+        hpke_kem=encryption.kem,
+        hpke_public=encryption.public.hex(),
+    )
+    return envelope.seal(payload, key)
+
+
+def make_release(
+    learngene: Learngene,
+    *,
+    run_id: str,
+    seq: int,
+    prev: str,
+    key: SigningKey,
+    key_epoch: int,
+    policy: Policy,
+    now: int,
+    content_key: bytes,
+    withdraws: tuple[str, ...] = (),
+) -> tuple[bytes, bytes]:
+    """A RELEASE of the collective ``key`` and its sealed blob.
+
+    Args:
+        prev: the digest of the release before, or ``NO_RELEASE``.
+        content_key: 32 random bytes that have sealed nothing else.
+        withdraws: digests of earlier releases that must not be used any more.
+
+    Raises:
+        ValueError: a learngene that the format cannot hold.
+    """
+    plaintext = blobs.encode(learngene.tensors)
+    ciphertext = sealing.encrypt(content_key, plaintext)
+    allowed = learngene.architecture.tensors(fisher=learngene.fisher is not None)
+    payload = Release(
+        run_id=run_id,
+        signer=key.keyid,
+        issued_at=now,
+        expires_at=now + LIFE,
+        seq=seq,
+        prev=prev,
+        key_epoch=key_epoch,
+        form=learngene.architecture.form,
+        architecture=learngene.architecture,
+        policy_sha256=policy.sha256,
+        plaintext=Content(size=len(plaintext), sha256=envelope.digest(plaintext)),
+        ciphertext=Content(size=len(ciphertext), sha256=envelope.digest(ciphertext)),
+        tensors=tuple(
+            TensorDescription(name=name, role=role, dtype="float32", shape=shape)
+            for name, (role, shape) in allowed.items()
+        ),
+        fisher=learngene.fisher,
+        dp=learngene.privacy,
+        withdraws=tuple(sorted(withdraws)),
+    )
+    return envelope.seal(payload, key), ciphertext
+
+
+def make_grant(
+    request: Request,
+    request_digest: str,
+    release: Release,
+    release_digest: str,
+    *,
+    key: SigningKey,
+    now: int,
+    content_key: bytes,
+) -> bytes:
+    """A GRANT of the release to whoever signed the request, valid no longer than the release.
+
+    Raises:
+        MalformedError: the content key cannot be sealed to the request's public key.
+    """
+    info = sealing.binding(
+        run_id=release.run_id,
+        request=request_digest,
+        audience=request.signer,
+        ciphertext=release.ciphertext.sha256,
+    )
+    payload = Grant(
+        run_id=release.run_id,
+        signer=key.keyid,
+        issued_at=now,
+        expires_at=min(now + LIFE, release.expires_at),
+        release=release_digest,
+        request=request_digest,
+        audience=request.signer,
+        sealed_key=sealing.seal_content_key(content_key, request, info),
+    )
+    return envelope.seal(payload, key)
+
+
+def make_receipt(*, run_id: str, release: str, audience: str, key: SigningKey, now: int) -> bytes:
+    """A RECEIPT of the individual ``key`` for the release (digest) to the collective with the key id ``audience``."""
+    payload = Receipt(
+        run_id=run_id,
+        signer=key.keyid,
+        issued_at=now,
+        expires_at=now + LIFE,
+        audience=audience,
+        release=release,
+        status="committed",
+    )
+    return envelope.seal(payload, key)
+
+
+def make_abort(*, run_id: str, audience: str, code: AbortCode, subject: str | None, key: SigningKey, now: int) -> bytes:
+    """An ABORT to the party with the key id ``audience``; ``subject``: the digest of the message at fault, if any."""
+    payload = Abort(
+        run_id=run_id,
+        signer=key.keyid,
+        issued_at=now,
+        expires_at=now + LIFE,
+        audience=audience,
+        code=code,
+        subject=subject,
+    )
+    return envelope.seal(payload, key)

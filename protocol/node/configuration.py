@@ -1,0 +1,169 @@
+"""The configuration file of a node: a TOML file whose table ``[node]`` is the same for both parties."""
+
+import os
+import tomllib
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from protocol.errors import InputError, fault_line
+from protocol.keys.signing_key import PublicKey
+
+
+def _local_path(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise ValueError("must be a path")
+    folder = (info.context or {}).get("folder", Path.cwd())
+    return Path(os.path.abspath(Path(folder) / Path(value).expanduser()))
+
+
+#: A path that counts from the folder of the configuration file.
+LocalPath = Annotated[Path, BeforeValidator(_local_path)]
+
+#: What a node may compute on; ``auto`` takes CUDA where there is any.
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
+
+#: Name or number of a user or a group.
+_ACCOUNT = r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$"
+
+#: For every table of a configuration file.
+STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NodeTable(BaseModel):
+    """The table ``[node]``.
+
+    Attributes:
+        party: the node's own name, as its partners' trust stores know it.
+        data: folder with the party's images; the node only reads it.
+        state: folder of the node's own (0700): ledger, log, checkpoints, metrics.
+        socket: where the node listens for its courier, at most 107 bytes, in a folder of this user's own (0700).
+        socket_group: group of a courier that runs as another user; it may enter the socket's folder, connect, and read
+            the secret. Socket and secret then lie in a folder of their own. None: the courier runs as the node's user.
+        secret: file with the secret that the node and its courier share.
+        key: file with the node's signing key (0600, encrypted).
+        encryption_key: file with an individual's encryption key; None at a collective, which receives no learngene.
+        key_file: what opens both; None: a passphrase is asked for when the node starts.
+        trust: file with the public keys that this node believes, signed with the root key.
+        root: the public key of that root, 64 hexadecimal digits.
+        policy: the site's own rules of what may leave; None: the default ones.
+        run_id: the run that this node takes part in, 128 random bits in hexadecimal, the same for all its parties.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: processor threads for the mathematics; 0: as many as there are.
+        seed: of everything random in the node's training.
+        user: whom the node becomes, for good, where root starts it; None: it stays who started it.
+        unconfined: the operator accepts that the operating system does not confine this node.
+    """
+
+    model_config = STRICT
+
+    party: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")
+    data: LocalPath
+    state: LocalPath
+    socket: LocalPath
+    socket_group: str | None = Field(default=None, pattern=_ACCOUNT)
+    secret: LocalPath
+    key: LocalPath
+    encryption_key: LocalPath | None = None
+    key_file: LocalPath | None = None
+    trust: LocalPath
+    root: PublicKey
+    policy: LocalPath | None = None
+    run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    device: str = Field(default="auto", pattern=DEVICE_PATTERN)
+    threads: int = Field(default=0, ge=0, le=1024)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    user: str | None = Field(default=None, pattern=_ACCOUNT)
+    unconfined: bool = False
+
+    @model_validator(mode="after")
+    def _door_of_its_own(self) -> "NodeTable":
+        if self.socket_group is None:
+            return self
+        door = self.socket.parent
+        if self.secret.parent != door:
+            raise ValueError("node.secret must lie beside node.socket where node.socket_group is set")
+        names = ("data", "state", "key", "encryption_key", "key_file", "trust")
+        inside = [name for name in names if (path := getattr(self, name)) is not None and path.is_relative_to(door)]
+        if inside:
+            raise ValueError(
+                f"node.{inside[0]} lies in the folder of node.socket, which the group {self.socket_group} may enter; "
+                "give socket and secret a folder of their own, such as /run/learngene"
+            )
+        return self
+
+
+class NodeConfiguration(BaseModel):
+    """A configuration file. Each party's own class adds its tables as further fields.
+
+    TOML has no null: a setting that may be None, and is not by default, is set to it by the word ``"none"``.
+    """
+
+    model_config = STRICT
+
+    node: NodeTable
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_a_word(cls, content: object) -> object:
+        if not isinstance(content, dict):
+            return content
+        tables = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {name: _with_none(table, tables.get(name)) for name, table in content.items()}
+
+
+def _with_none(table: object, model: object) -> object:
+    if not (isinstance(table, dict) and isinstance(model, type) and issubclass(model, BaseModel)):
+        return table
+    optional = {name for name, field in model.model_fields.items() if NoneType in get_args(field.annotation)}
+    return {name: None if value == "none" and name in optional else value for name, value in table.items()}
+
+
+Configuration = TypeVar("Configuration", bound=NodeConfiguration)
+
+
+def load(path: Path, model: type[Configuration]) -> Configuration:
+    """Read and check a configuration file; its relative paths count from the file's own folder.
+
+    Raises:
+        InputError: there is no such file, it is not TOML, or a setting is unknown, missing or wrong.
+    """
+    return check(path, read(path), model)
+
+
+def read(path: Path) -> dict[str, object]:
+    """The tables of a configuration file, not yet checked.
+
+    Raises:
+        InputError: there is no such file, or it is not TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a TOML file: {error}") from error
+
+
+def node_table(path: Path, content: dict[str, object]) -> NodeTable:
+    """The table ``[node]`` alone of what was read from ``path``; the party's own tables are not looked at.
+
+    Raises:
+        InputError: a setting in it is unknown, missing or wrong.
+    """
+    return check(path, {"node": content.get("node", {})}, NodeConfiguration).node
+
+
+def check(path: Path, content: object, model: type[Configuration]) -> Configuration:
+    """Check tables read from ``path`` against a model.
+
+    Raises:
+        InputError: a setting is unknown, missing or wrong.
+    """
+    try:
+        return model.model_validate(content, context={"folder": Path(os.path.abspath(path)).parent})
+    except ValidationError as error:
+        raise InputError(f"{path}: {fault_line(error)}") from error

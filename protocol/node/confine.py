@@ -1,0 +1,164 @@
+"""Confinement: what the operating system keeps a process from, applied before its first thread and tried out at once.
+
+Landlock holds a process to the paths that it names, seccomp to the system calls that it needs.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from protocol.confinement import landlock, privileges, seccomp
+from protocol.confinement.allowed_calls import COURIER as COURIER_CALLS
+from protocol.confinement.allowed_calls import node_policy
+from protocol.confinement.guards import (
+    NODE,
+    Confinement,
+    Profile,
+    bystander,
+    connected_pair,
+    not_confined,
+    try_guards,
+    try_privileges,
+)
+from protocol.confinement.landlock import Access
+from protocol.confinement.warden import Warden
+from protocol.errors import InputError, RunFailedError
+from protocol.node.access_rules import check_apart, gpu_devices, node_rules
+from protocol.node.configuration import NodeTable
+
+
+def apply(
+    node: NodeTable,
+    packages: Iterable[str],
+    *,
+    unconfined: bool,
+    warden: Warden | None = None,
+    notes: Iterable[str] = (),
+    configuration: Path | None = None,
+) -> Confinement:
+    """Confine a node's process; called before its second thread.
+
+    Args:
+        configuration: the file that it is started with.
+        packages: those of this project that it runs.
+        unconfined: the operator accepts that nothing is enforced, and nothing is.
+        warden: notes the system calls that are refused; None: they are refused all the same.
+        notes: of what was done before, for :class:`Confinement`.
+
+    Raises:
+        InputError: its folders lie inside each other.
+        RunFailedError: this kernel cannot confine it and the operator did not accept that.
+    """
+    check_apart(node, configuration)
+    if unconfined:
+        return not_confined()
+    cuda = node.device != "cpu" and bool(gpu_devices())
+    found = confine(node_rules(node, packages), node.state, cuda=cuda, warden=warden)
+    exceptions = ("exception: system calls that a GPU's driver needs, unmeasured",) if cuda else ()
+    return replace(found, notes=(*notes, *exceptions))
+
+
+def confine(
+    rules: Mapping[Path, Access],
+    own: Path,
+    profile: Profile = NODE,
+    *,
+    apart: Iterable[Path] = (),
+    cuda: bool = False,
+    warden: Warden | None = None,
+) -> Confinement:
+    """Confine this process; its children inherit it, and the program that it becomes. A node must have one thread only:
+    others would stay outside. A courier's others end when it becomes its program.
+
+    Args:
+        rules: what it may reach.
+        own: the one folder that it may write to; its temporary and cache folders are made in it.
+        apart: folders that it is not to reach, which is tried where they exist.
+        cuda: with the system calls that a GPU needs.
+        warden: notes the system calls that are refused to a node.
+
+    Raises:
+        RunFailedError: the kernel cannot, a guard does not hold, or a node has a second thread; nothing of the process
+            may go on then.
+    """
+    if not offered():
+        raise RunFailedError(_too_old(not_confined(profile), profile))
+    found = restrict(rules, own, profile, apart=apart, cuda=cuda, warden=warden)
+    if not found.enforced:
+        raise RunFailedError(_too_old(found, profile))
+    return found
+
+
+def restrict(
+    rules: Mapping[Path, Access],
+    own: Path,
+    profile: Profile = NODE,
+    *,
+    apart: Iterable[Path] = (),
+    cuda: bool = False,
+    warden: Warden | None = None,
+) -> Confinement:
+    """As :func:`confine`, as far as this kernel goes; what holds then is for the caller to look at.
+
+    Raises:
+        RunFailedError: the kernel refused what it offers, or a node has a second thread.
+    """
+    if profile is NODE and len(os.listdir("/proc/self/task")) != 1:
+        raise RunFailedError("this process has a second thread already, which would stay unconfined; start it anew")
+    privileges.drop_capabilities()
+    apart = [folder for folder in apart if os.path.lexists(folder)]
+    with bystander() as somebody, connected_pair() as pair:
+        landlock.set_no_new_privileges()
+        version, filters = landlock.abi(), seccomp.offered()
+        if version:
+            landlock.restrict(rules, tcp=profile.network)
+        # What is left of its state from the last time is touched by a confined process only.
+        _own_temporary_folders(own)
+        # Afterwards it cannot ask any more.
+        privileged = try_privileges()
+        if filters and profile is not NODE:
+            seccomp.restrict(COURIER_CALLS)
+        elif filters and warden is not None:
+            seccomp.restrict_noting(node_policy(os.getpid(), cuda=cuda), warden.channel)
+        elif filters:
+            seccomp.restrict(node_policy(os.getpid(), cuda=cuda))
+        guards = try_guards(somebody, pair, profile, apart, privileged)
+    if warden is not None:
+        warden.begin()
+    return Confinement(version, filters, guards)
+
+
+def offered() -> bool:
+    """Whether this kernel has all that ``confine`` needs. Only ``confine`` itself shows that it works."""
+    return landlock.abi() >= landlock.ABI_SCOPES and seccomp.offered()
+
+
+def _too_old(found: Confinement, profile: Profile) -> str:
+    missing = ", ".join(guard.name for guard in found.guards if not guard.enforced)
+    return (
+        f"this kernel does not confine a {profile.name}: not enforced are {missing} (Landlock ABI {found.landlock_abi})"
+        f"; it needs Linux 6.12 with Landlock and seccomp; to start all the same, {profile.accept}"
+    )
+
+
+def _own_temporary_folders(own: Path) -> None:
+    """Temporary and cache folders of this process's own, empty and 0700, where libraries look for theirs."""
+    folders = {"TMPDIR": own / "temporary", "XDG_CACHE_HOME": own / "cache"}
+    for folder in folders.values():
+        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+            folder.unlink()
+        try:
+            if os.path.lexists(folder):
+                shutil.rmtree(folder)
+            folder.mkdir(mode=0o700)
+        except (OSError, RecursionError) as error:
+            # Folders thousands deep, say, which whoever wrote there before has left.
+            raise InputError(f"{folder} cannot be emptied ({error}); remove it: rm -rf {folder}") from None
+    os.environ.update({name: str(folder) for name, folder in folders.items()})
+    for name in ("CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        os.environ[name] = str(folders["XDG_CACHE_HOME"] / name.lower())
+    # Read once and kept, unless told anew.
+    tempfile.tempdir = None

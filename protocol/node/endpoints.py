@@ -1,0 +1,133 @@
+"""A node's desk: for the node itself, and for a command that works on its ledger beside it, while it may be running."""
+
+import os
+import stat
+import time
+from pathlib import Path
+from typing import TypeVar
+
+from protocol.errors import InputError
+from protocol.exchange.endpoint import CollectiveDesk, IndividualDesk
+from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.learngene.learngene import Doubt
+from protocol.node.configuration import NodeTable, node_table, read
+from protocol.node.load_keys import NodeKeys, load_keys
+from protocol.node.server import Role
+from protocol.transport.local_socket import private_folder
+from protocol.trust.policy_file import load_policy
+from protocol.trust.trust_file import TrustFile
+
+_LEDGER = "ledger.db"
+
+DeskT = TypeVar("DeskT", CollectiveDesk, IndividualDesk)
+
+
+def node_of(config: Path, role: Role) -> NodeTable:
+    """The table ``[node]`` of a configuration file of a node of this role.
+
+    Raises:
+        InputError: it cannot be read, or is another role's.
+    """
+    node = node_table(config, read(config))
+    # An individual receives learngenes and has a key for it; a collective has none.
+    if (node.encryption_key is None) != (role == "collective"):
+        raise InputError(
+            f"{config} is not the configuration of {'a collective' if role == 'collective' else 'an individual'}"
+        )
+    return node
+
+
+def open_desk(node: NodeTable, kind: type[DeskT], *, new: bool = False) -> DeskT:
+    """The node's own desk. Its ledger is the node's too: every answer is the one that the node would give.
+
+    Args:
+        new: make the ledger where there is none, as the node does when it starts.
+
+    Raises:
+        InputError: there is no ledger, a key does not open, or the trust store is missing.
+        RefusedError: the trust store is refused. StorageFailedError: the ledger cannot be opened.
+    """
+    if new:
+        private_folder(node.state)
+    else:
+        check_ledger(node)
+    return desk_of(node, load_keys(node), kind)
+
+
+def desk_of(node: NodeTable, keys: NodeKeys, kind: type[DeskT]) -> DeskT:
+    """A node's desk, its keys opened already. Raises as ``open_desk``, but for what is about keys."""
+    return kind.open(
+        node.state,
+        party=node.party,
+        keys=keys,
+        trust=node.trust,
+        root=node.root,
+        run_id=node.run_id,
+        clock=unix_seconds,
+        policy=load_policy(node.policy, kind.role),
+    )
+
+
+def collective_ledger(node: NodeTable) -> CollectiveLedger:
+    """The collective's ledger by itself: what is read from it or marked in it needs no key.
+
+    Raises:
+        InputError: there is none. StorageFailedError: it cannot be opened.
+    """
+    check_ledger(node)
+    return CollectiveLedger(node.state)
+
+
+def check_ledger(node: NodeTable) -> None:
+    """Whether the node has a ledger.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not os.path.isfile(node.state / _LEDGER):
+        raise InputError(f"{node.state} holds no ledger: this node has never run")
+
+
+def known_doubt(config: Path, *, run_id: str, release: str, signer: str) -> Doubt | None:
+    """Why a learngene should not be used any more, as far as the individual's node with this configuration knows: by
+    its ledger and its trust store. Where the node is gone, or is somebody else's, nothing is known.
+
+    Args:
+        run_id: the run of the release.
+        release: its digest.
+        signer: id of the key that signed it.
+
+    Raises:
+        InputError: the configuration or the trust store cannot be read any more.
+        RefusedError: the trust store is refused. StorageFailedError: the ledger cannot be read.
+    """
+    # Not Path.is_file, which fails where a folder on the way is closed to us.
+    if not os.path.isfile(config):
+        return None
+    node = node_of(config, "individual")
+    if not (_is_ours(node.state) and os.path.isfile(node.state / _LEDGER)):
+        return None
+    ledger = IndividualLedger(node.state)
+    try:
+        if release in ledger.withdrawn(run_id):
+            return "withdrawn"
+        # Under the node's own memory: an older trust store than it has accepted may lack the revocation.
+        store = TrustFile(node.trust, node.root, ledger).current()
+    finally:
+        ledger.close()
+    return "compromised" if store.is_compromised(signer) else None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is this user's and closed to others. A path that came with somebody's model may name any
+    folder, and a database that a stranger made is not opened."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+
+
+def unix_seconds() -> int:
+    """Now."""
+    return int(time.time())

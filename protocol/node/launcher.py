@@ -1,0 +1,198 @@
+"""Starts a node process: one thread only until the socket is bound and the process confined, then the program.
+
+The order matters: a thread that exists before Landlock stays outside it, and importing torch starts threads. So this
+module and all that it imports stay free of torch and numpy.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from protocol.confinement import namespaces, privileges
+from protocol.confinement.guards import Confinement
+from protocol.confinement.isolated_start import WORKING_FOLDER
+from protocol.confinement.privileges import User
+from protocol.confinement.warden import Warden
+from protocol.confinement.warden import start as start_warden
+from protocol.encoding.log_format import OneLineFormatter
+from protocol.errors import InputError, RunFailedError
+from protocol.files import state_files
+from protocol.node import access_rules, confine, import_contract
+from protocol.node.configuration import NodeConfiguration, NodeTable, check, node_table, read
+from protocol.node.load_keys import NodeKeys, load_keys
+from protocol.node.server import Program, serve
+from protocol.transport.local_socket import listen, load_secret, open_to_group
+from protocol.visible_text import visible_line
+
+#: A node's own log in its state folder.
+LOG = "node.log"
+_LOCK_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+def launch(path: Path, model: str, program: str, *, lifeline: int | None = None, unconfined: bool = False) -> None:
+    """Run a node until it is told to end.
+
+    Args:
+        path: its configuration file.
+        model: ``module:class`` of the party's own :class:`NodeConfiguration`.
+        program: ``module:function`` that makes the :class:`Program` from configuration, confinement and keys. Both
+            are imported only after the process is confined.
+        lifeline: number of an inherited file descriptor; the node ends when its other end closes.
+        unconfined: accept to run without confinement, as ``unconfined = true`` in the file does.
+
+    Raises:
+        InputError: a setting, folder or file is wrong. RunFailedError: the node cannot or must not start.
+    """
+    own = model.partition(".")[0]
+    import_contract.install(own)
+    path = Path(os.path.abspath(path))
+    content = read(path)
+    node = node_table(path, content)
+    if not node.data.is_dir():
+        raise InputError(f"{path}: node.data: there is no folder {node.data}")
+    unconfined = unconfined or node.unconfined
+    user, group = node_identity(node)
+    os.umask(0o077)
+    os.chdir(WORKING_FOLDER)
+    privileges.own_folder(node.state, user)
+    with privileges.acting_as(user):
+        lock = _lock(node.state)
+        log = state_files.open_to_write(node.state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
+    _log_to(log)
+    if not unconfined:
+        privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
+    # Before there are keys in memory that it would have as well.
+    warden = start_warden(log, user, keeps=lock, clean=visible_line) if not unconfined and confine.offered() else None
+    secret = load_secret(node.secret, node=None if user is None else user.uid, group=group)
+    # Before the process is confined: a confined one need not be able to read a key file.
+    keys = open_keys(node, user)
+    with privileges.acting_as(user):
+        # The secret first: who finds the socket open can read it.
+        if group is not None:
+            open_to_group(node.secret, group, 0o640)
+        listener = listen(node.socket, group=group)
+    try:
+        packages = ("protocol", own)
+        notes = () if unconfined else _leave_the_network()
+        privileges.give_up(user, capabilities=not unconfined)
+        if not unconfined:
+            # Neither its memory in a file that another program makes of it, nor a life of its own.
+            resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+            if lifeline is not None:
+                privileges.end_with_parent()
+        check_readable(node, packages)
+        if not unconfined:
+            _leave_the_terminal(warden)
+        confined = confine.apply(node, packages, unconfined=unconfined, warden=warden, notes=notes, configuration=path)
+        logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
+        if node.threads:
+            # Read by OpenMP and BLAS when they are loaded.
+            os.environ["OMP_NUM_THREADS"] = str(node.threads)
+        configuration: NodeConfiguration = check(path, content, imported(model))
+        make: Callable[[NodeConfiguration, Confinement, NodeKeys], Program] = imported(program)
+        made = make(configuration, confined, keys)
+        logger.info("%s listens on %s", node.party, node.socket)
+        serve(listener, secret, made, lifeline)
+    finally:
+        # A confined process cannot; the next start replaces what is left.
+        with contextlib.suppress(PermissionError):
+            node.socket.unlink(missing_ok=True)
+        listener.close()
+        os.close(lock)
+
+
+def _leave_the_network() -> tuple[str, ...]:
+    """Enter an empty network namespace; what is to be said where that is refused. The guards hold all the same."""
+    refused = namespaces.enter_network(loopback=False)
+    return (f"no network namespace of its own: {refused}",) if refused else ()
+
+
+def _leave_the_terminal(warden: Warden | None) -> None:
+    """Standard input is empty; what is printed goes to the warden where it would have gone to a terminal."""
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    if warden is not None and warden.output is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number in (1, 2):
+            if os.isatty(number):
+                os.dup2(warden.output, number)
+        os.close(warden.output)
+
+
+def node_identity(node: NodeTable) -> tuple[User | None, int | None]:
+    """Whom the node becomes, None where it stays who it is; and the number of the group of its courier, if it has one.
+
+    Raises:
+        InputError: there is no such user or group, or only root could become that user.
+    """
+    group = None if node.socket_group is None else privileges.find_group(node.socket_group)
+    return privileges.chosen_user(node.user, *(() if group is None else (group,))), group
+
+
+def open_keys(node: NodeTable, user: User | None) -> NodeKeys:
+    """A node's keys, where root starts it for ``user``: they belong to that user, or to root, so that the node itself
+    cannot read them again.
+
+    Raises:
+        InputError: as :func:`protocol.node.load_keys.load_keys`.
+    """
+    theirs = user is not None and os.path.exists(node.key) and node.key.stat().st_uid == user.uid
+    with privileges.acting_as(user if theirs else None):
+        return load_keys(node)
+
+
+def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
+    """Whether this process, as who it is by now, can read its data and the program.
+
+    Raises:
+        InputError: it cannot.
+    """
+    for path in (node.data, *access_rules.code_folders(packages)):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise InputError(
+                f"this node works as the user {os.getuid()}, who cannot read {path}; give it to that user, or install "
+                "the program outside anybody's home"
+            )
+
+
+def imported(name: str) -> Any:  # noqa: ANN401 - the caller says what it expects
+    """What ``module:attribute`` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _lock(state: Path) -> int:
+    """Hold the state folder for this process; the lock goes with the process, however it ends."""
+    descriptor = state_files.open_to_write(state, state_files.LOCK, "the lock", os.O_RDWR)
+    # The warden of one that has just ended lets go a moment later.
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise RunFailedError(f"another node process works in {state}; end it first") from error
+        time.sleep(0.05)
+
+
+def _log_to(log: int) -> None:
+    """Write log records to this descriptor, and to standard error where that is a terminal."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(open(os.dup(log), "w", encoding="utf-8"))]  # noqa: SIM115
+    if sys.stderr.isatty():
+        handlers.append(logging.StreamHandler())
+    for handler in handlers:
+        handler.setFormatter(OneLineFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)

@@ -1,0 +1,72 @@
+"""What the programs of both parties have in common: their desk, device, events and job."""
+
+from collections.abc import Callable
+from typing import Generic
+
+import torch
+
+from protocol.confinement.guards import Confinement
+from protocol.errors import PolicyDeniedError
+from protocol.learngene.images import choose_device
+from protocol.node.configuration import NodeTable
+from protocol.node.endpoints import DeskT, desk_of
+from protocol.node.events import Events
+from protocol.node.load_keys import NodeKeys
+from protocol.node.server import Job, Role
+from protocol.transport.local_socket import Frame
+
+
+class PartyProgram(Generic[DeskT]):
+    """A :class:`protocol.node.server.Program` that answers ``status``; each party adds what it fulfils besides.
+
+    Args:
+        node: the table ``[node]`` of its configuration.
+        confinement: what the operating system enforces.
+        keys: the node's private keys, opened before it was confined.
+        desk: the party's own kind.
+
+    Raises:
+        InputError: a device, key or trust store is missing or wrong.
+    """
+
+    role: Role
+
+    def __init__(self, node: NodeTable, confinement: Confinement, keys: NodeKeys, desk: type[DeskT]) -> None:
+        self.party = node.party
+        self._node, self._confinement = node, confinement
+        self._device = choose_device(node.device)
+        if node.threads:
+            torch.set_num_threads(node.threads)
+        self._desk: DeskT = desk_of(node, keys, desk)
+        self._events = Events(node.state / "events.jsonl")
+        self._job = Job()
+
+    def handle(self, wish: Frame) -> Frame:
+        """Answer one wish of the relay; see :class:`protocol.node.server.Program`."""
+        if wish.word == "status":
+            return self._job.answer(self.role, self.party)
+        answer = self._fulfil(wish)
+        if answer is None:
+            raise PolicyDeniedError(f"the {self.role} does not know the wish {wish.word!r}")
+        return answer
+
+    def let_out(self, answer: Frame) -> Frame:
+        """The same answer, if the gate lets it leave; see :class:`protocol.exchange.egress.Gate`."""
+        return self._desk.gate.let_frame_out(answer, self.party)
+
+    def _fulfil(self, wish: Frame) -> Frame | None:
+        """The answer to a wish of the party's own; None where it knows no such wish."""
+        raise NotImplementedError
+
+    def _begin(self, name: str, work: Callable[[], None]) -> Frame:
+        """Start long work, where none is going on; the answer says what is."""
+        self._job.start(name, work)
+        return self._job.answer(self.role, self.party)
+
+    def _circumstances(self) -> dict[str, object]:
+        """For the party's figures: what they were made on."""
+        return {
+            "device": str(self._device),
+            "threads": torch.get_num_threads(),
+            "confinement": self._confinement.line,
+        }

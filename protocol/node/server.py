@@ -1,0 +1,177 @@
+"""A node process at work: it serves the wishes of its courier, one at a time, until its lifeline closes."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Literal, Protocol
+
+from protocol.errors import LearngeneError, MalformedError, RefusedError
+from protocol.transport.local_socket import (
+    DisconnectedError,
+    Frame,
+    HandshakeError,
+    answer_handshake,
+    receive_frame,
+    send_frame,
+)
+
+logger = logging.getLogger(__name__)
+
+Role = Literal["collective", "individual"]
+JobState = Literal["idle", "working", "done", "failed"]
+
+
+class Program(Protocol):
+    """What a party's node process does."""
+
+    role: Role
+    party: str
+
+    def handle(self, wish: Frame) -> Frame:
+        """Answer one wish, soon: long work goes into a :class:`Job`. The node's own policy decides, not the wish.
+
+        Raises:
+            RefusedError: answered with its coarse code; the text stays in the local log.
+        """
+        ...
+
+    def let_out(self, answer: Frame) -> Frame:
+        """The same answer, if it may leave: the last word before the socket.
+
+        Raises:
+            RefusedError: it may not.
+        """
+        ...
+
+
+class Job:
+    """At most one piece of long work at a time, in a thread of its own; its state is polled."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._state: JobState = "idle"
+        self._name = ""
+
+    @property
+    def state(self) -> JobState:
+        """``idle`` before the first work; afterwards the state of the latest."""
+        with self._lock:
+            return self._state
+
+    @property
+    def name(self) -> str:
+        """The latest work; empty before the first."""
+        with self._lock:
+            return self._name
+
+    def start(self, name: str, work: Callable[[], None]) -> bool:
+        """Start ``work`` and return at once. False where other work is still going on: nothing was started then."""
+        with self._lock:
+            if self._state == "working":
+                return False
+            self._state, self._name = "working", name
+        threading.Thread(target=self._run, args=(name, work), name=name, daemon=True).start()
+        return True
+
+    def _run(self, name: str, work: Callable[[], None]) -> None:
+        state: JobState = "failed"
+        try:
+            work()
+            state = "done"
+        except LearngeneError as error:
+            logger.error("%s failed: %s", name, error)
+        except BaseException:  # whatever it is, a polling relay must learn that the work is over
+            logger.exception("%s failed", name)
+        finally:
+            with self._lock:
+                self._state = state
+
+    def answer(self, role: Role, party: str) -> Frame:
+        """The answer to a ``status`` wish."""
+        with self._lock:
+            return Frame("status", words={"role": role, "party": party, "state": self._state, "job": self._name})
+
+
+def refusal(code: str) -> Frame:
+    """The answer to a wish that is not fulfilled: a coarse code and nothing else."""
+    return Frame("refused", words={"code": code})
+
+
+def answer(program: Program, wish: Frame) -> Frame:
+    """The program's answer; every error becomes a coarse code, its detail goes to the local log only."""
+    try:
+        return program.let_out(program.handle(wish))
+    except RefusedError as error:
+        logger.warning("refused %s (%s): %s", wish.word, error.code, error)
+        return refusal(error.code)
+    except LearngeneError as error:
+        logger.error("%s failed: %s", wish.word, error)
+        return refusal("failed")
+    except Exception:
+        logger.exception("%s failed", wish.word)
+        return refusal("failed")
+
+
+def serve(listener: socket.socket, secret: bytes, program: Program, lifeline: int | None) -> None:
+    """Serve couriers, one connection with one wish at a time, until SIGTERM or Ctrl-C; then return.
+
+    Args:
+        listener: the bound socket.
+        secret: what a courier must know.
+        program: the party's own answers.
+        lifeline: reading end of a pipe; where it closes, the whole process ends at once. Everything that counts is
+            stored atomically before it is announced, so nothing is lost by that.
+    """
+    if lifeline is not None:
+        threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                _serve_one(connection, secret, program)
+    except KeyboardInterrupt:
+        logger.info("ended by a signal")
+
+
+def _serve_one(connection: socket.socket, secret: bytes, program: Program) -> None:
+    """Nothing that a courier sends or fails to send ends the node."""
+    try:
+        answer_handshake(connection, secret)
+        try:
+            wish = receive_frame(connection)
+        except RefusedError as error:
+            logger.warning("refused a frame (%s): %s", error.code, error)
+            send_frame(connection, refusal(error.code))
+            return
+        reply = answer(program, wish)
+        try:
+            send_frame(connection, reply)
+        except MalformedError:
+            logger.exception("the answer to %s is outside the format", wish.word)
+            send_frame(connection, refusal("failed"))
+    except (DisconnectedError, HandshakeError) as error:
+        logger.warning("%s", error)
+    except Exception:
+        logger.exception("a connection failed")
+
+
+def _end_with(lifeline: int) -> None:
+    try:
+        while os.read(lifeline, 1):
+            pass
+    except OSError:
+        logger.exception("the lifeline cannot be read")
+    logger.info("the lifeline closed: this node ends")
+    logging.shutdown()
+    # At once, whatever the other threads are doing.
+    os._exit(0)
+
+
+def _interrupt(number: int, stack: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""Frames over a local socket, the courier and the relay."""

@@ -1,0 +1,1 @@
+"""Who is believed, and what may leave."""

@@ -1,0 +1,505 @@
+"""The trust store: the public keys that a party believes, signed by an offline root. Nothing else is believed.
+
+Every change is a new version that the root signs. Bytes go in, a verified store or a typed error comes out; files are
+``protocol.trust.trust_file``'s affair. After The Update Framework
+(https://theupdateframework.github.io/specification/): one root instead of four roles, because a store that pins keys
+needs no delegations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from protocol.encoding import canonical_json
+from protocol.errors import (
+    EquivocationError,
+    ExpiredError,
+    InputError,
+    MalformedError,
+    RevokedKeyError,
+    RollbackError,
+    UnknownKeyError,
+    fault_line,
+)
+from protocol.keys import signing_key
+from protocol.keys.signing_key import PublicKey, SigningKey, key_identifier
+from protocol.messages import envelope
+from protocol.messages.envelope import Envelope, pre_authentication_encoding
+
+Role = Literal["collective", "individual"]
+#: Why a key is believed no more: somebody else may have it, its owner has left, or a newer key has its place.
+Reason = Literal["compromised", "retired", "superseded"]
+
+#: Bytes of the largest ``trust.json``; some five thousand keys.
+MAX_BYTES = 1 << 20
+PAYLOAD_TYPE = "application/vnd.learngene.trust.v1+json"
+#: Of the statement by which one root key hands over to the next; its own, so that no signature passes as the other.
+HANDOVER_TYPE = "application/vnd.learngene.root-handover.v1+json"
+_MOST_KEYS = 8192
+_MOST_HANDOVERS = 64
+
+_CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+PARTY_PATTERN = r"^[a-z0-9][a-z0-9-]{0,63}$"
+PartyName = Annotated[str, StringConstraints(pattern=PARTY_PATTERN)]
+_Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
+_LAST_VERSION = 2**31
+_Version = Annotated[int, Field(ge=1, le=_LAST_VERSION)]
+
+
+class TrustedKey(BaseModel):
+    """A pinned public key: ``public`` (raw, 64 hexadecimal digits), whose it is and for which role.
+
+    ``epoch`` counts the signing keys that this party has had; a RELEASE names the one it was signed in.
+    """
+
+    model_config = _CONFIG
+
+    public: PublicKey
+    role: Role
+    party: PartyName
+    epoch: _Version = 1
+
+    @cached_property
+    def raw(self) -> bytes:
+        """The public key's 32 bytes."""
+        return bytes.fromhex(self.public)
+
+    @cached_property
+    def keyid(self) -> str:
+        """SHA-256 of the raw public key, 64 hexadecimal digits."""
+        return key_identifier(self.raw)
+
+
+class RevokedKey(TrustedKey):
+    """A key that was pinned once: why it is believed no more, and the ``version`` of the store that first said why."""
+
+    reason: Reason
+    version: _Version
+
+
+class Handover(BaseModel):
+    """One root key hands over to the next: both public keys, and a signature of each over the same statement."""
+
+    model_config = _CONFIG
+
+    old: PublicKey
+    new: PublicKey
+    signature_old: _Signature
+    signature_new: _Signature
+
+    @classmethod
+    def make(cls, old: SigningKey, new: SigningKey) -> "Handover":
+        """The handover that both keys sign.
+
+        Raises:
+            InputError: they are the same key.
+        """
+        if old.public_hex == new.public_hex:
+            raise InputError("the new root key is the old one; make another with: learngene keygen")
+        statement = _statement(old.public_hex, new.public_hex)
+        return cls(
+            old=old.public_hex,
+            new=new.public_hex,
+            signature_old=old.sign(statement).hex(),
+            signature_new=new.sign(statement).hex(),
+        )
+
+    def check(self) -> None:
+        """Check both signatures.
+
+        Raises:
+            BadSignatureError: one of them does not fit.
+        """
+        statement = _statement(self.old, self.new)
+        for public, signature in ((self.old, self.signature_old), (self.new, self.signature_new)):
+            signing_key.check_signature(bytes.fromhex(public), bytes.fromhex(signature), statement)
+
+
+def _statement(old: str, new: str) -> bytes:
+    return pre_authentication_encoding(HANDOVER_TYPE, canonical_json.encode({"format": 1, "new": new, "old": old}))
+
+
+class _Roots(BaseModel):
+    """The part of a trust store that says whose signature it needs: the only part that is read before that signature
+    is checked."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    root: PublicKey
+    handovers: tuple[Handover, ...] = Field(default=(), max_length=_MOST_HANDOVERS)
+
+    @model_validator(mode="after")
+    def _one_chain(self) -> "_Roots":
+        for before, after in zip(self.handovers, self.handovers[1:], strict=False):
+            if before.new != after.old:
+                raise ValueError("the handovers from root to root are not one chain")
+        if self.handovers and self.handovers[-1].new != self.root:
+            raise ValueError("the last handover does not lead to the root")
+        if len(set(self.roots)) != len(self.roots):
+            raise ValueError("a root key comes back; every root is a new key")
+        return self
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Every root that this store's has come from, the first one first, and at last its own."""
+        return (*(handover.old for handover in self.handovers), self.root)
+
+
+class TrustStore(_Roots):
+    """Pinned keys, in one version. Changes make the next version; none of them changes this one.
+
+    Attributes:
+        root: public key of the offline root that signs the store.
+        handovers: how earlier roots led to this one.
+        version: counts the changes; a later one replaces an earlier one.
+        expires_at: unix seconds after which nothing in it is believed.
+        keys: what is believed; at most one key for a party and role.
+        revoked: what is believed no more. Such a key never comes back.
+    """
+
+    model_config = _CONFIG
+
+    format: Literal[1] = 1
+    version: _Version = 1
+    expires_at: int = Field(ge=0, le=2**40)
+    keys: tuple[TrustedKey, ...] = Field(default=(), max_length=_MOST_KEYS)
+    revoked: tuple[RevokedKey, ...] = Field(default=(), max_length=_MOST_KEYS)
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> "TrustStore":
+        publics = [*(key.public for key in self.revoked), *(key.public for key in self.keys)]
+        if set(publics) & set(self.roots):
+            raise ValueError("a root key is a party's key too; a root key signs the trust store and nothing else")
+        if len(set(publics)) != len(publics):
+            raise ValueError("a key is pinned twice; every key has one party and one role")
+        former = _last_epochs(self.revoked)
+        if len({(key.role, key.party) for key in self.keys}) != len(self.keys):
+            raise ValueError("a party has two keys for one role; trust rotate replaces a key")
+        if any(key.epoch <= former.get((key.role, key.party), 0) for key in self.keys):
+            raise ValueError("a party's key has not a later epoch than its revoked ones")
+        return self
+
+    def with_key(self, public: str, role: Role, party: str, *, epoch: int | None = None) -> "TrustStore":
+        """The next version, with one key more (``public``: 64 hexadecimal digits). ``epoch`` counts on by itself.
+
+        Raises:
+            InputError: the key must not be pinned, is or was pinned already, the party has a key, or its name is not
+                allowed.
+        """
+        _check_hexadecimal(public, party)
+        gone = next((key for key in self.revoked if key.public == public), None)
+        if gone is not None:
+            raise InputError(f"the key of {party} cannot be pinned: it was revoked as {gone.reason}; make a new key")
+        try:
+            if epoch is None:
+                epoch = 1 + _last_epochs((*self.revoked, *self.keys)).get((role, party), 0)
+            key = TrustedKey(public=public, role=role, party=party, epoch=epoch)
+            return self._next(keys=(*self.keys, key))
+        except ValidationError as error:
+            raise InputError(f"the key of {party} cannot be pinned: {fault_line(error)}") from None
+
+    def without_key(self, keyid: str, reason: Reason) -> "TrustStore":
+        """The next version, in which this key is revoked. One that has left or was replaced in good faith may turn out
+        to be compromised later; never the other way.
+
+        Raises:
+            InputError: it is not pinned, or revoked already with no lesser reason.
+        """
+        key = self._by_keyid.get(keyid)
+        if key is not None:
+            return self._next(keys=self._others(key), revoked=(*self.revoked, self._revocation(key, reason)))
+        gone = self._revoked_by_keyid.get(keyid)
+        if gone is None:
+            raise InputError(f"the key {keyid[:16]} is not pinned, so there is nothing to revoke: trust show")
+        if reason != "compromised" or gone.reason == "compromised":
+            raise InputError(f"the key {keyid[:16]} is revoked already, as {gone.reason}: trust show")
+        worse = gone.model_copy(update={"reason": reason, "version": self.version + 1})
+        return self._next(revoked=tuple(worse if key is gone else key for key in self.revoked))
+
+    def with_rotated_key(self, party: str, role: Role, public: str, *, epoch: int | None = None) -> "TrustStore":
+        """The next version, with this key (64 hexadecimal digits) in the place of the party's own, one epoch later, or
+        in a later ``epoch``.
+
+        Raises:
+            InputError: the party has no key for this role, or the new key must not be pinned.
+        """
+        key = next((key for key in self.keys if (key.party, key.role) == (party, role)), None)
+        if key is None:
+            raise InputError(f"{party} has no key as {role}, so there is nothing to rotate: trust add")
+        _check_hexadecimal(public, party)
+        try:
+            new = TrustedKey(public=public, role=role, party=party, epoch=key.epoch + 1 if epoch is None else epoch)
+            return self._next(
+                keys=(*self._others(key), new), revoked=(*self.revoked, self._revocation(key, "superseded"))
+            )
+        except ValidationError as error:
+            raise InputError(f"the key of {party} cannot be rotated: {fault_line(error)}") from None
+
+    def with_root(self, handover: Handover) -> "TrustStore":
+        """The next version, under the root that the handover leads to.
+
+        Raises:
+            InputError: the handover is not from this store's root, or the new root must not be one.
+            BadSignatureError: a signature of the handover does not fit.
+        """
+        if handover.old != self.root:
+            raise InputError("the old root key is not the trust store's root; use the key that signed it last")
+        handover.check()
+        try:
+            return self._next(root=handover.new, handovers=(*self.handovers, handover))
+        except ValidationError as error:
+            raise InputError(f"the root cannot be rotated: {fault_line(error)}") from None
+
+    def taken_over(self, root: str, expires_at: int) -> "TrustStore":
+        """The next version, under another root (public key, 64 hexadecimal digits) that this store's does not lead to:
+        for when its key is lost. Keys, epochs and revocations stay, so that releases go on counting as they did.
+
+        Raises:
+            InputError: the new root must not be one.
+        """
+        if root in self.roots:
+            raise InputError("the new root key is a root of the old trust store; make another with: learngene keygen")
+        try:
+            return self._next(root=root, handovers=(), expires_at=expires_at)
+        except ValidationError as error:
+            raise InputError(f"the root cannot take over: {fault_line(error)}") from None
+
+    def with_expiry(self, expires_at: int) -> "TrustStore":
+        """The next version, which holds until ``expires_at`` (unix seconds)."""
+        return self._next(expires_at=expires_at)
+
+    def key_for(self, keyid: str, role: Role) -> TrustedKey:
+        """The pinned key with this id.
+
+        Raises:
+            RevokedKeyError: it was pinned and is revoked.
+            UnknownKeyError: it is not pinned, or for another role.
+        """
+        key = self._by_keyid.get(keyid)
+        if key is None:
+            gone = self._revoked_by_keyid.get(keyid)
+            if gone is not None:
+                raise RevokedKeyError(
+                    f"the key {keyid[:16]} of {gone.party} was revoked as {gone.reason} in version {gone.version} of"
+                    f" the trust store; believe nothing signed with it and ask {gone.party} for what its new key signed"
+                )
+            raise UnknownKeyError(
+                f"the key {keyid[:16]} is not pinned; compare fingerprints with its owner, then: trust add"
+            )
+        if key.role != role:
+            raise UnknownKeyError(f"the key {keyid[:16]} is pinned as {key.role}, not as {role}")
+        return key
+
+    def is_compromised(self, keyid: str) -> bool:
+        """Whether the key with this id was pinned once and revoked since because somebody else may have it: then so may
+        be whatever it signed, at any time."""
+        key = self._revoked_by_keyid.get(keyid)
+        return key is not None and key.reason == "compromised"
+
+    def only(self, role: Role) -> TrustedKey:
+        """The one key of this role.
+
+        Raises:
+            InputError: there is none, or more than one.
+        """
+        found = [key for key in self.keys if key.role == role]
+        if len(found) != 1:
+            raise InputError(f"the trust store must hold exactly one key of a {role}, it holds {len(found)}: trust add")
+        return found[0]
+
+    def check_current(self, now: int) -> None:
+        """Refuse a store past its time.
+
+        Raises:
+            ExpiredError: it is; a new version is needed.
+        """
+        if now > self.expires_at:
+            raise ExpiredError("the trust store is past its time; get a new version from whoever keeps the root key")
+
+    @cached_property
+    def _by_keyid(self) -> Mapping[str, TrustedKey]:
+        return {key.keyid: key for key in self.keys}
+
+    @cached_property
+    def _revoked_by_keyid(self) -> Mapping[str, RevokedKey]:
+        return {key.keyid: key for key in self.revoked}
+
+    def _others(self, key: TrustedKey) -> tuple[TrustedKey, ...]:
+        return tuple(other for other in self.keys if other is not key)
+
+    def _revocation(self, key: TrustedKey, reason: Reason) -> RevokedKey:
+        return RevokedKey(**key.model_dump(), reason=reason, version=self.version + 1)
+
+    def _next(self, **changes: object) -> "TrustStore":
+        if self.version == _LAST_VERSION:
+            raise InputError(
+                "the trust store has the last version that there can be, so somebody else may have signed it; begin"
+                " from an earlier copy with a new root: trust init --from"
+            )
+        # Not model_copy: the whole store is validated again.
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return TrustStore.model_validate({**fields, "version": self.version + 1, **changes})
+
+
+@dataclass(frozen=True)
+class TrustSeen:
+    """What a party remembers of the last trust store that it accepted.
+
+    Attributes:
+        version: of the store.
+        digest: SHA-256 of its file's bytes, 64 hexadecimal digits.
+        root: the store's own root (public key, 64 hexadecimal digits).
+        pinned: the root that was pinned then.
+    """
+
+    version: int
+    digest: str
+    root: str
+    pinned: str
+
+    def check_after(self, before: "TrustSeen") -> None:
+        """Refuse the way back.
+
+        Raises:
+            RollbackError: ``before`` is a later version.
+            EquivocationError: ``before`` is another store with this version.
+        """
+        if self.version < before.version:
+            raise RollbackError(
+                f"version {self.version} of the trust store is older than version {before.version}, which was accepted"
+                " before; get the newest from whoever keeps the root key"
+            )
+        if self.version == before.version and self.digest != before.digest:
+            raise EquivocationError(
+                f"there are two trust stores of version {self.version}; keep both and ask whoever keeps the root key"
+            )
+
+
+def sign_trust(store: TrustStore, root: SigningKey) -> bytes:
+    """The bytes of ``trust.json``: a DSSE envelope, canonical.
+
+    Raises:
+        InputError: ``root`` is not the store's root key, or the store has grown beyond ``MAX_BYTES``.
+    """
+    if root.public_hex != store.root:
+        raise InputError(
+            "the key is not the trust store's root key"
+            + ("; the store has a newer root" if root.public_hex in store.roots else "")
+        )
+    payload = _encode(store)
+    signature = root.sign(pre_authentication_encoding(PAYLOAD_TYPE, payload))
+    data = envelope.encode(Envelope(PAYLOAD_TYPE, payload, root.keyid, signature))
+    if len(data) > MAX_BYTES:
+        raise InputError(f"the trust store would have {len(data)} bytes, at most {MAX_BYTES} are read; begin a new one")
+    return data
+
+
+def verify_trust(data: bytes, *, root: str, seen: TrustSeen | None) -> tuple[TrustStore, TrustSeen]:
+    """Read a trust store that the pinned root signed, or a root that it leads to.
+
+    Time is not looked at: whoever uses the store asks ``check_current`` with the time of what is verified under it.
+
+    Args:
+        data: what ``trust.json`` holds.
+        root: the pinned root's public key, 64 hexadecimal digits.
+        seen: what this party remembers of the last store that it accepted.
+
+    Returns:
+        The store, and what is to be remembered of it before it is used.
+
+    Raises:
+        TooLargeError: more than ``MAX_BYTES``.
+        MalformedError: not a canonical envelope with a trust store.
+        UnknownKeyError: the pinned root neither signed it nor leads to the root that did.
+        BadSignatureError: the signature, or one of a handover, does not fit.
+        RollbackError: an earlier version than one accepted before.
+        EquivocationError: the root signed two stores with one version, or an earlier root handed over to two.
+    """
+    opened = envelope.parse(data, max_bytes=MAX_BYTES)
+    if opened.payload_type != PAYLOAD_TYPE:
+        raise MalformedError("the file is signed, but it is no trust store; make one with: trust init")
+    _check_signature(opened, root)
+    store = _decode(opened.payload, TrustStore)
+    if _encode(store) != opened.payload:
+        raise MalformedError("the trust store leaves out what it must say; get one that `learngene trust` made")
+    now_seen = TrustSeen(store.version, envelope.digest(data), store.root, root)
+    if seen is not None:
+        _check_progress(store, now_seen, seen)
+    return store, now_seen
+
+
+def claimed_root(data: bytes) -> str:
+    """The root's public key as the file itself names it. Nothing is proven by that: only a root that was pinned
+    out of band tells a trust store from a forged one.
+
+    Raises:
+        TooLargeError: more than ``MAX_BYTES``.
+        MalformedError: not a canonical envelope with a trust store.
+    """
+    return _decode(envelope.parse(data, max_bytes=MAX_BYTES).payload, _Roots).root
+
+
+def _check_signature(opened: Envelope, pinned: str) -> None:
+    """From the pinned root along the handovers to the store's own root, and then that root's signature."""
+    roots = _decode(opened.payload, _Roots)
+    if pinned not in roots.roots:
+        raise UnknownKeyError(
+            f"the trust store's root is {key_identifier(bytes.fromhex(roots.root))[:16]}, and nothing leads to it from"
+            " the pinned root; compare the root's fingerprint with whoever keeps it, then pin that"
+        )
+    for handover in roots.handovers:
+        handover.check()
+    raw = bytes.fromhex(roots.root)
+    if opened.keyid != key_identifier(raw):
+        raise UnknownKeyError("the trust store is not signed by its root; get it again from whoever keeps the root key")
+    envelope.check_signature(opened, raw)
+
+
+def _check_progress(store: TrustStore, now_seen: TrustSeen, seen: TrustSeen) -> None:
+    """Against what was accepted before: no way back, and no second history."""
+    vouched = store.roots[store.roots.index(now_seen.pinned) :]
+    if seen.pinned != now_seen.pinned and seen.root not in vouched:
+        # The operator has pinned a root since that does not stand for what was accepted: the way out after a root key
+        # was stolen, and a store signed with it whose version nothing can surpass.
+        return
+    now_seen.check_after(seen)
+    if seen.root not in vouched:
+        raise EquivocationError(
+            "the trust store comes from another root than the one accepted before: an earlier root key signed two"
+            " successors; keep the file and ask whoever keeps the root key"
+        )
+
+
+_RootsT = TypeVar("_RootsT", bound=_Roots)
+
+
+def _encode(store: TrustStore) -> bytes:
+    return canonical_json.encode(store.model_dump(mode="json"))
+
+
+def _decode(payload: bytes, model: type[_RootsT]) -> _RootsT:
+    canonical_json.decode(payload, max_bytes=MAX_BYTES)
+    try:
+        return model.model_validate_json(payload)
+    except ValidationError as error:
+        raise MalformedError(f"the trust store is not valid: {fault_line(error)}") from None
+
+
+def _last_epochs(listed: tuple[TrustedKey, ...]) -> dict[tuple[Role, str], int]:
+    """The latest epoch of every role and party among these keys."""
+    last: dict[tuple[Role, str], int] = {}
+    for key in listed:
+        name = (key.role, key.party)
+        last[name] = max(key.epoch, last.get(name, 0))
+    return last
+
+
+def _check_hexadecimal(public: str, party: str) -> None:
+    try:
+        bytes.fromhex(public)
+    except ValueError:
+        raise InputError(f"the key of {party} is not hexadecimal; copy the public key that keygen printed") from None

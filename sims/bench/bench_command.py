@@ -1,0 +1,222 @@
+"""The command ``learngene bench bundle``."""
+
+import platform
+import tempfile
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from protocol.commands.key_commands import kem_named
+from protocol.commands.progress_bar import progress_bar
+from protocol.errors import InputError
+from protocol.files.atomic import write_atomically
+from protocol.files.user_files import check_free
+from protocol.output import add_row, print_table, say, table
+
+if TYPE_CHECKING:
+    from sims.bench.bundle_timing import BundleBenchmark, Range
+
+_MOST_MEGABYTES = 256
+# Times by which the same work may differ on a machine that does nothing else.
+_BUSY = 1.5
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``bench`` with its command to an application."""
+    bench = typer.Typer(help="What the protocol costs on this machine.", no_args_is_help=False, rich_markup_mode=None)
+    # With a callback, its one command keeps its name.
+    bench.callback()(lambda: None)
+    bench.command("bundle")(bundle)
+    app.add_typer(bench, name="bench")
+
+
+def bundle(
+    megabytes: Annotated[
+        float, typer.Option(help="Size of the learngene, 10^6 bytes.", min=0.01, max=_MOST_MEGABYTES)
+    ] = 57,
+    repeats: Annotated[int, typer.Option(help="How often everything is measured.", min=1, max=1000)] = 7,
+    audiences: Annotated[
+        int, typer.Option(help="Individuals to whom the one release is granted; 0: none.", min=0, max=8000)
+    ] = 1000,
+    kem: Annotated[str, typer.Option(help="What grants are sealed with: x25519 or mlkem768-x25519.")] = "x25519",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the ledger lies while it is measured: on the disk whose speed counts. [default: the system's "
+            "folder for temporary files]",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File to write everything measured to.", show_default=False)
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="File.png to draw the audiences to (needs matplotlib).", show_default=False)
+    ] = None,
+) -> None:
+    """Time signing, sealing, opening and verifying a random learngene beside SHA-256 and a copy of the same bytes.
+
+    \b
+    Example:
+      learngene bench bundle --json bundle.json --figure audiences.png
+    """
+    encapsulation = kem_named(kem)
+    where = _folder(folder)
+    for out in (json_file, figure):
+        if out is not None:
+            check_free(out)
+    if figure is not None and audiences == 0:
+        raise InputError("--figure shows the audiences; ask for at least one with --audiences")
+    if figure is not None and find_spec("matplotlib") is None:
+        raise InputError("the figure needs matplotlib; install it with: pip install 'learngene[sim]'")
+    # Only here: they load numpy and OpenSSL, and --help should not wait for them.
+    import numpy as np
+
+    from sims.bench import bundle_timing
+    from sims.bench.memory import measure_memory
+
+    # Without a thread, which would be measured too.
+    with progress_bar(thread=False) as observe:
+        observe(0, repeats, "making a learngene")
+        learngene = bundle_timing.random_learngene(
+            bundle_timing.architecture_of(round(megabytes * bundle_timing.MEGABYTE)), np.random.default_rng(0)
+        )
+        made = bundle_timing.make_bundle(learngene, encapsulation)
+        works = bundle_timing.works(made, learngene)
+        seconds = bundle_timing.measure(works, repeats, time.perf_counter, observe)
+        observe(0, 1, "measuring memory")
+        memory = measure_memory(made, where)
+        measured = (
+            bundle_timing.measure_audiences(made, audiences, where, time.perf_counter, observe) if audiences else None
+        )
+    timings = bundle_timing.timings(seconds, len(made.plaintext))
+    verify = next(timing for timing in timings if timing.name == bundle_timing.VERIFY_AND_PARSE)
+    result = bundle_timing.BundleBenchmark(
+        machine=_machine(),
+        kem=encapsulation,
+        repeats=repeats,
+        tensors=len(learngene.tensors),
+        plaintext_bytes=len(made.plaintext),
+        release_bytes=len(made.release),
+        within_target=(
+            verify.to_sha256.median <= bundle_timing.TARGET
+            if len(made.plaintext) >= bundle_timing.TARGET_BYTES
+            else None
+        ),
+        opening_share=bundle_timing.ratio(seconds[bundle_timing.OPEN], seconds[bundle_timing.WHOLE]),
+        timings=timings,
+        memory=memory,
+        audiences=measured,
+    )
+    _show(result)
+    if json_file is not None:
+        write_atomically(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n")
+        say(f"{json_file}")
+    if figure is not None:
+        from sims.bench.figure import audiences_figure
+
+        write_atomically(figure, audiences_figure(result))
+        say(f"{figure}")
+
+
+def _show(result: "BundleBenchmark") -> None:
+    from sims.bench.bundle_timing import MEGABYTE, SHA256, TARGET, TARGET_BYTES, VERIFY_AND_PARSE
+
+    numbers = ("ms", "MB/s", "x SHA-256", "x memory copy")
+    title = f"{result.plaintext_bytes / MEGABYTE:.2f} MB in {result.tensors} tensors, {result.repeats} repeats"
+    timings = table("", *numbers, "target", title=title, right=numbers)
+    verdict = {True: ": met", False: ": MISSED", None: f" of {TARGET_BYTES // MEGABYTE} MB or more"}
+    for timing in result.timings:
+        add_row(
+            timings,
+            timing.name,
+            f"{1000 * timing.seconds.median:.2f}",
+            f"{timing.megabytes_per_second:.0f}",
+            _with_range(timing.to_sha256),
+            _with_range(timing.to_copy),
+            f"at most {TARGET} x SHA-256{verdict[result.within_target]}" if timing.name == VERIFY_AND_PARSE else "",
+        )
+    print_table(timings)
+    share = result.opening_share
+    say(
+        f"Opening (HPKE, AES-256-GCM) is {100 * share.median:.0f} % of the whole verification"
+        f" ({100 * share.smallest:.0f} to {100 * share.largest:.0f} %)."
+    )
+    say("Medians; ratios are taken within each repeat, smallest and largest in brackets.")
+    sha256 = result.timing(SHA256).seconds
+    if sha256.largest > _BUSY * sha256.smallest:
+        say(
+            f"The machine was busy with other things: SHA-256 of the same bytes took {1000 * sha256.smallest:.0f} to"
+            f" {1000 * sha256.largest:.0f} ms. Measure again when it is quiet."
+        )
+    sizes = ("MB", "of the learngene")
+    memory = table("", *sizes, title="Peak memory beyond the received bytes", right=sizes)
+    for row in result.memory:
+        add_row(memory, row.name, f"{row.bytes / MEGABYTE:.2f}", f"{100 * row.bytes / result.plaintext_bytes:.0f} %")
+    print_table(memory)
+    if result.audiences is not None:
+        _show_audiences(result)
+    say(", ".join(f"{name} {value}" for name, value in result.machine.items()))
+
+
+def _show_audiences(result: "BundleBenchmark") -> None:
+    from sims.bench.bundle_timing import MEGABYTE, spread
+
+    found = result.audiences
+    assert found is not None
+    count = found.audiences
+    grants = table("", "ms", title=f"One grant of {count}, sealed with {result.kem}", right=("ms",))
+    for name, seconds in (
+        ("verify the request", found.verify),
+        ("seal and sign", found.seal_and_sign),
+        ("  of it the sealing", found.seal),
+        ("store durably", found.store),
+        ("together", spread(found.each)),
+    ):
+        add_row(grants, name, _with_range(seconds, 1000))
+    print_table(grants)
+    shared, separate = found.shared_bytes(count) / MEGABYTE, found.separate_bytes(count) / MEGABYTE
+    say(f"A grant has {found.grant_bytes} bytes, the release {found.release_bytes}, a request {found.request_bytes}.")
+    say(
+        f"One blob for {count} individuals: {shared:.2f} MB in all; a blob for each: {separate:.2f} MB"
+        f" ({separate / shared:.0f} times as much)."
+    )
+
+
+def _with_range(values: "Range", factor: float = 1.0) -> str:
+    return f"{factor * values.median:.3f} ({factor * values.smallest:.3f} to {factor * values.largest:.3f})"
+
+
+def _folder(folder: Path | None) -> Path:
+    if folder is None:
+        return Path(tempfile.gettempdir())
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; --folder names one on the disk that is to be measured")
+    return folder
+
+
+def _machine() -> dict[str, str]:
+    """What the times belong to."""
+    from cryptography.hazmat.backends.openssl.backend import backend
+
+    return {
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "cryptography": version("cryptography"),
+        "openssl": backend.openssl_version_text().removeprefix("OpenSSL "),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = _CPUINFO.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return found or platform.processor() or platform.machine()

@@ -1,0 +1,98 @@
+"""How much memory a piece of work on a bundle takes: asked of a process that has done nothing else."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from protocol.commands.key_commands import kem_named
+from protocol.errors import RunFailedError
+from protocol.keys.encryption_key import Kem
+from sims.bench.bundle_timing import COPY, VERIFY_AND_PARSE, WHOLE, Bundle, Memory, Work
+
+_PARTS = ("request", "release", "grant", "ciphertext", "plaintext")
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+#: Written to ``clear_refs``, it sets the peak back to what is in use now (proc(5)).
+_RESET_PEAK = "5"
+
+
+def measure_memory(bundle: Bundle, folder: Path) -> tuple[Memory, ...]:
+    """Peak memory beyond the received bytes, each in a process of its own; the copy says that a copy would be seen.
+
+    Raises:
+        RunFailedError: a process ended without an answer.
+    """
+    with TemporaryDirectory(prefix="learngene-bench-", dir=folder) as temporary:
+        for name in _PARTS:
+            (Path(temporary) / name).write_bytes(getattr(bundle, name))
+        return tuple(
+            Memory(name=name, bytes=_measured_elsewhere(Path(temporary), name, bundle.kem))
+            for name in (COPY, VERIFY_AND_PARSE, WHOLE)
+        )
+
+
+def growth(work: Callable[[], object]) -> int:
+    """Bytes by which this process grows at most while it works."""
+    before = _reset_peak()
+    result = work()
+    after = _peak()
+    del result
+    return max(0, after - before)
+
+
+def _measured_elsewhere(folder: Path, name: str, kem: Kem) -> int:
+    done = subprocess.run(
+        [sys.executable, "-m", "sims.bench.memory", str(folder), name, kem],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise RunFailedError(f"the process that measures memory ended with code {done.returncode}: {reason}")
+    return int(json.loads(done.stdout))
+
+
+def _reset_peak() -> int:
+    """Memory in use, in bytes; from here on the peak counts anew, where the system can do that."""
+    try:
+        _CLEAR.write_text(_RESET_PEAK)
+    except OSError:
+        return _peak()
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    if _STATUS.exists():
+        return _status("VmHWM")
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
+
+
+def _status(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"{_STATUS} has no {field}")
+
+
+def _main(folder: Path, name: str, kem: Kem) -> None:
+    bundle = Bundle(kem, *((folder / part).read_bytes() for part in _PARTS))
+    work = Work(bundle)
+    work.prepare()
+    pieces: dict[str, Callable[[], object]] = {
+        COPY: lambda: bytearray(bundle.plaintext),
+        VERIFY_AND_PARSE: work.verify_and_parse,
+        WHOLE: work.verify_whole,
+    }
+    print(json.dumps(growth(pieces[name])))
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), sys.argv[2], kem_named(sys.argv[3]))

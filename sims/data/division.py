@@ -1,0 +1,91 @@
+"""A division of a dataset's classes into the three roles of the paper, and the file ``split.json`` that holds one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from protocol.errors import InputError, fault_line
+from protocol.files.user_files import read_given
+from protocol.visible_text import visible_name
+
+#: Stands in a folder tree of images beside ``train/`` and ``test/``, or beside the class folders.
+SPLIT_FILE = "split.json"
+#: Height and width to which the images of a tree are brought whose split says nothing else, pixels.
+SPLIT_SIZE = 32
+_MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Division:
+    """Class names by role (paper, section "Data"); no name stands in two roles.
+
+    Attributes:
+        base: classes of the collective's labelled tasks.
+        open_world: classes that the collective meets unlabelled in its stream.
+        novel: classes of the individuals' target tasks; the collective never sees them.
+    """
+
+    base: tuple[str, ...]
+    open_world: tuple[str, ...]
+    novel: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for name in self.classes:
+            if name in seen:
+                raise ValueError(f"class {name!r} stands twice in the division")
+            seen.add(name)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All names: base, then open-world, then novel."""
+        return self.base + self.open_world + self.novel
+
+
+#: The name of a class folder: a name, not a way to another place.
+ClassName = Annotated[str, Field(pattern=r"^[^/\\.\x00][^/\\\x00]*$", max_length=255)]
+
+
+class Split(BaseModel):
+    """``split.json``.
+
+    Attributes:
+        base, open_world, novel: names of the class folders by role.
+        size: height and width of the images in the world, pixels; the collective's network halves it five times.
+        names: what people call the classes; for readers of the file, used nowhere.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    base: tuple[ClassName, ...] = Field(min_length=2)
+    open_world: tuple[ClassName, ...] = Field(min_length=1)
+    novel: tuple[ClassName, ...] = Field(min_length=2)
+    size: int = Field(default=SPLIT_SIZE, ge=32, le=256)
+    names: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _each_class_stands_once(self) -> "Split":
+        _ = self.division
+        return self
+
+    @property
+    def division(self) -> Division:
+        """The roles alone."""
+        return Division(self.base, self.open_world, self.novel)
+
+
+def read_split(path: Path) -> Split:
+    """Read a ``split.json``.
+
+    Raises:
+        InputError: it cannot be read, is no JSON, or lacks a role, names a class twice or holds an unknown key.
+    """
+    try:
+        return Split.model_validate_json(read_given(path, "the split", max_bytes=_MAX_BYTES))
+    except ValidationError as error:
+        raise InputError(
+            f"{visible_name(path)}: {fault_line(error)}; it holds lists of class folders under base, open_world and "
+            "novel, and may hold size and names"
+        ) from error

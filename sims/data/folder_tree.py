@@ -1,0 +1,147 @@
+"""A folder tree of images, one folder a class: which files are for training and which for testing, and their pixels."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.errors import InputError
+from protocol.learngene.architecture import InputContract
+from protocol.pictures.reader import PictureReader
+from sims.data.division import Division
+
+Part = Literal["train", "test"]
+
+#: Files that count as images in a folder tree; others are passed over.
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+#: Of a tree without test images one image in so many of each class is set aside for testing (500 and 100 of 600).
+ONE_IN = 6
+
+_PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class FolderTree:
+    """The image files of a tree; nothing in them is read yet.
+
+    Attributes:
+        root: folder of the tree.
+        files: paths by part and class, classes in the order of a division, files in the order of their names.
+        layout: how the tree divides training from test images, in words.
+    """
+
+    root: Path
+    files: Mapping[Part, Mapping[str, Sequence[str]]]
+    layout: str
+
+    @property
+    def counts(self) -> dict[Part, dict[str, int]]:
+        """Images by part and class."""
+        return {part: {label: len(found) for label, found in by.items()} for part, by in self.files.items()}
+
+
+def is_tree(folder: Path, division: Division) -> bool:
+    """Whether a folder looks like the root of a tree of these classes: it has ``train/`` and ``test/`` or
+    ``val/``, or class folders."""
+    # Two: a class may be called `train` itself, as one of CIFAR-100's is.
+    return _has_parts(folder) or sum((folder / label).is_dir() for label in division.classes) >= 2
+
+
+def list_tree(root: Path, division: Division) -> FolderTree:
+    """Find the image files of every class.
+
+    Test images are those of ``test/<class>/`` or ``val/<class>/``, whichever shares classes with ``train/<class>/``.
+    Where neither does - class folders side by side under ``root``, or ``train/``, ``val/`` and ``test/`` that hold
+    different classes - one in six of each class is set aside, always the same files.
+
+    Args:
+        root: folder of the tree; class folders that the division does not name are passed over.
+
+    Raises:
+        InputError: a class folder is missing or holds no image.
+    """
+    test = _test_folder(root, division)
+    if test is not None:
+        listed: dict[Part, dict[str, list[str]]] = {
+            "train": _list_images([root / "train"], division),
+            "test": _list_images([test], division),
+        }
+        return FolderTree(root, listed, f"train/ and {test.name}/")
+    files = _list_images([root / part for part in _PARTS] if _has_parts(root) else [root], division)
+    cut = {label: _set_aside(found) for label, found in files.items()}
+    return FolderTree(
+        root,
+        {
+            "train": {name: kept for name, (kept, _) in cut.items()},
+            "test": {name: out for name, (_, out) in cut.items()},
+        },
+        f"no class has test images of its own: one image in {ONE_IN} of each is set aside for testing",
+    )
+
+
+def read_images(files: Sequence[str], size: int, reader: PictureReader) -> NDArray[np.uint8]:
+    """Images of any size and kind as ``[N, size, size, 3]`` uint8, RGB, as an individual reads its own pictures: turned
+    upright, the shorter side brought to ``size``, the middle cut out. An image that is so already keeps its pixels.
+
+    Raises:
+        InputError: a file cannot be read as an image.
+        RunFailedError: a decoder does not start.
+    """
+    images = np.empty((len(files), size, size, 3), np.uint8)
+    for index, image in enumerate(reader.read_all(files, InputContract(height=size, width=size, channels=3))):
+        images[index] = image
+    return images
+
+
+def _has_parts(root: Path) -> bool:
+    return (root / "train").is_dir() and any((root / part).is_dir() for part in ("test", "val"))
+
+
+def _test_folder(root: Path, division: Division) -> Path | None:
+    """``test/`` or ``val/``, the first that has a class which ``train/`` has too."""
+    trained = [label for label in division.classes if (root / "train" / label).is_dir()]
+    for folder in (root / "test", root / "val"):
+        if any((folder / label).is_dir() for label in trained):
+            return folder
+    return None
+
+
+def _list_images(folders: Sequence[Path], division: Division) -> dict[str, list[str]]:
+    """Paths of the images of every class, from the first of ``folders`` that has the class.
+
+    Raises:
+        InputError: a class folder is missing or holds no image.
+    """
+    homes = {
+        label: next((folder / label for folder in folders if (folder / label).is_dir()), None)
+        for label in division.classes
+    }
+    missing = [label for label, home in homes.items() if home is None]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        where = folders[0] if len(folders) == 1 else folders[0].parent
+        raise InputError(f"{where} lacks {len(missing)} of {len(homes)} class folders: {shown}")
+    files: dict[str, list[str]] = {}
+    for label, home in homes.items():
+        assert home is not None
+        with os.scandir(home) as entries:
+            files[label] = sorted(entry.path for entry in entries if _is_image(entry.name))
+        if not files[label]:
+            raise InputError(f"{home} holds no images")
+    return files
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _set_aside(files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The training and the test images of a class, both in the order of names; a fixed seed chooses."""
+    order = np.random.default_rng(0).permutation(len(files))
+    chosen = set(order[: max(1, len(files) // ONE_IN)].tolist())
+    kept = [file for index, file in enumerate(files) if index not in chosen]
+    return kept, [files[index] for index in sorted(chosen)]

@@ -1,0 +1,318 @@
+"""Where images come from: a folder tree, the published CIFAR-100 archive, or the built-in stand-in."""
+
+import threading
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from protocol.errors import InputError, StorageFailedError
+from protocol.files.atomic import make_folder
+from protocol.pictures.reader import PictureReader
+from sims.cifar100.split import CIFAR100
+from sims.data import cifar100_archive, glyphs
+from sims.data.datasets import DATASETS, DatasetName, check_data_named
+from sims.data.division import SPLIT_FILE, Division, read_split
+from sims.data.folder_tree import FolderTree, Part, is_tree, list_tree, read_images
+
+Kind = Literal["folder", "download", "stand-in"]
+
+#: Where a downloaded dataset is kept.
+CACHE = Path("~/.learngene/data")
+#: Seconds without an answer after which the network counts as absent.
+NETWORK_TIMEOUT = 8.0
+
+_URL, _ARCHIVE_FOLDER, _ARCHIVE = cifar100_archive.URL, cifar100_archive.FOLDER, cifar100_archive.ARCHIVE
+#: Images a class of the published set.
+_PUBLISHED: Mapping[Part, int] = {"train": 500, "test": 100}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images.
+
+    Attributes:
+        images: ``[N, H, W, 3]`` uint8, RGB.
+        labels: ``[N]`` int64, indices into the source's ``classes``.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A dataset in memory.
+
+    Attributes:
+        name: ``cifar100``, ``imagenet100``, ``glyphs`` (the stand-in), or the name of a folder of one's own.
+        kind: where the images come from, as results name it.
+        classes: class names that the labels index.
+        division: the roles of the classes.
+        train: training images.
+        test: test images.
+        reason: why these images are used (a stand-in says what was missing), or where they lie.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    division: Division
+    train: ImageSet
+    test: ImageSet
+    reason: str
+
+    @property
+    def notice(self) -> str:
+        """The plain words that every output must carry where the images are a stand-in; empty where they are real."""
+        return notice(self.name, self.kind, self.reason)
+
+
+def notice(name: str, kind: Kind, reason: str = "") -> str:
+    """What to tell the reader about a dataset: empty unless it is the stand-in."""
+    if kind != "stand-in":
+        return ""
+    because = f" ({reason})" if reason else ""
+    return f"The images are the built-in stand-in '{name}', NOT CIFAR-100 or ImageNet100{because}."
+
+
+def load_source(
+    data: Path | None = None,
+    *,
+    dataset: DatasetName = "cifar100",
+    stand_in: bool = False,
+    cache: Path = CACHE,
+    say: Callable[[str], None] = lambda line: None,
+) -> ImageSource:
+    """Find and read the images.
+
+    ``data`` may be a folder tree (``sims.data.folder_tree.list_tree`` says which), for ``folder`` with its
+    ``split.json``; of the other datasets also the parent ``DIR`` of a tree ``DIR/<dataset>``, and for CIFAR-100 a folder that holds the
+    published archive (``cifar-100-python.tar.gz`` or its unpacked folder). Without it the published CIFAR-100 is taken
+    from ``cache`` or downloaded there; where there is no network the stand-in is drawn.
+
+    Args:
+        data: what the user gave; never replaced by the stand-in.
+        dataset: decides on classes and size; every image is brought to it.
+        stand_in: draw the stand-in without looking further.
+        cache: folder of downloads.
+        say: gets one line before something slow.
+
+    Raises:
+        InputError: the folder is missing or must be given, has no known layout, lacks classes or images, or is damaged.
+    """
+    check_data_named(dataset, data=data is not None, stand_in=stand_in)
+    if stand_in:
+        return draw_stand_in("asked for", size=DATASETS[dataset].size)
+    if data is not None:
+        found = _find(data.expanduser(), dataset)
+        return _load_published_in(data.expanduser(), say) if found is None else _read_found(found, say)
+    problem = fetch_published(cache, say=say)
+    if problem is not None:
+        return draw_stand_in(f"no data folder was given and CIFAR-100 could not be downloaded: {problem}")
+    return read_published(cache.expanduser())
+
+
+def fetch_published(cache: Path = CACHE, *, say: Callable[[str], None] = lambda line: None) -> str | None:
+    """Download the published CIFAR-100 where ``cache`` lacks it; what prevented it, or None where it is there.
+
+    Raises:
+        InputError: the cache cannot be written, or what arrived is not the published archive.
+    """
+    cache = cache.expanduser()
+    if (cache / _ARCHIVE_FOLDER).is_dir():
+        return None
+    say("No data folder was given: fetching CIFAR-100 (169 MB) ...")
+    return _download(cache)
+
+
+def count_images(
+    data: Path | None = None, *, dataset: DatasetName = "cifar100", stand_in: bool = False
+) -> tuple[Division, dict[Part, dict[str, int]]]:
+    """What ``load_source`` will find, without reading an image: the division, and images by part and class.
+
+    Args:
+        data, dataset, stand_in: as of ``load_source``.
+
+    Raises:
+        InputError: the folder is missing or must be given, has no known layout, or lacks classes or images.
+    """
+    check_data_named(dataset, data=data is not None, stand_in=stand_in)
+    division, each = CIFAR100, _PUBLISHED
+    if stand_in:
+        division, each = glyphs.DIVISION, {"train": glyphs.TRAIN_PER_CLASS, "test": glyphs.TEST_PER_CLASS}
+    elif data is not None:
+        found = _find(data.expanduser(), dataset)
+        if found is not None:
+            return found.division, found.tree.counts
+    return division, {part: dict.fromkeys(division.classes, count) for part, count in each.items()}
+
+
+def draw_stand_in(
+    reason: str,
+    *,
+    seed: int = 0,
+    size: int = glyphs.SIZE,
+    train_per_class: int | None = None,
+    test_per_class: int | None = None,
+) -> ImageSource:
+    """The pictures of ``glyphs``, 60,000 unless fewer are asked for; the same in every run unless the seed differs.
+
+    They are drawn at 32x32 and enlarged where ``size`` (pixels) is another: larger, not richer.
+    """
+    train_per_class = train_per_class or glyphs.TRAIN_PER_CLASS
+    test_per_class = test_per_class or glyphs.TEST_PER_CLASS
+    train, test = glyphs.draw(seed, range(glyphs.CLASSES), train_per_class, test_per_class)
+    labels = np.arange(glyphs.CLASSES, dtype=np.int64)
+    return ImageSource(
+        name="glyphs",
+        kind="stand-in",
+        classes=glyphs.DIVISION.classes,
+        division=glyphs.DIVISION,
+        train=ImageSet(_enlarged(train, size), labels.repeat(train_per_class)),
+        test=ImageSet(_enlarged(test, size), labels.repeat(test_per_class)),
+        reason=reason,
+    )
+
+
+def _enlarged(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    if images.shape[1] == size:
+        return images
+    enlarged = np.empty((len(images), size, size, 3), np.uint8)
+    for index, image in enumerate(images):
+        enlarged[index] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    return enlarged
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A folder tree and what is to be made of it."""
+
+    name: str
+    division: Division
+    size: int
+    tree: FolderTree
+
+
+def _find(data: Path, dataset: DatasetName) -> _Found | None:
+    """The folder tree in ``data``; None where it holds the published CIFAR-100.
+
+    Raises:
+        InputError: it holds neither, or the tree lacks classes or images.
+    """
+    if not data.is_dir():
+        raise InputError(f"no such data folder: {data}")
+    known = DATASETS[dataset]
+    if known.division is None:
+        if not (data / SPLIT_FILE).is_file():
+            raise InputError(
+                f"{data} holds no {SPLIT_FILE}: write one that lists the class folders under base, open_world and novel"
+            )
+        split = read_split(data / SPLIT_FILE)
+        name = data.resolve().name or dataset
+        if name in DATASETS:  # the figures of a published division are not those of this one
+            name = f"{name} (own split)"
+        return _Found(name, split.division, split.size, list_tree(data, split.division))
+    for folder in (data, data / dataset):
+        if is_tree(folder, known.division):
+            return _Found(dataset, known.division, known.size, list_tree(folder, known.division))
+    if dataset == "cifar100" and ((data / _ARCHIVE_FOLDER).is_dir() or (data / _ARCHIVE).is_file()):
+        return None
+    raise InputError(
+        f"{data} holds neither train/ and test/ (or val/) with one folder of images per class, nor the class folders "
+        f"themselves{f', nor {_ARCHIVE}' if dataset == 'cifar100' else ''}: name the folder that holds one of them"
+    )
+
+
+def _read_found(found: _Found, say: Callable[[str], None]) -> ImageSource:
+    tree = found.tree
+    total = sum(sum(by_class.values()) for by_class in tree.counts.values())
+    say(f"Reading {total:,} images from {tree.root} at {found.size}x{found.size} ({tree.layout}) ...")
+    with PictureReader() as reader:
+        sets = {
+            part: ImageSet(
+                read_images([file for files in by_class.values() for file in files], found.size, reader),
+                np.arange(len(by_class), dtype=np.int64).repeat([len(files) for files in by_class.values()]),
+            )
+            for part, by_class in tree.files.items()
+        }
+    if not reader.confined:
+        say("This kernel does not confine the program that decoded them: use images whose origin you trust.")
+    classes = found.division.classes
+    reason = f"from {tree.root}, {tree.layout}"
+    return ImageSource(found.name, "folder", classes, found.division, sets["train"], sets["test"], reason)
+
+
+def _load_published_in(data: Path, say: Callable[[str], None]) -> ImageSource:
+    if (data / _ARCHIVE_FOLDER).is_dir():
+        return read_published(data)
+    archive = data / _ARCHIVE
+    say(f"Unpacking {archive} ...")
+    return _published(cifar100_archive.read_archive(archive), f"the published set, from {archive}")
+
+
+def read_published(root: Path) -> ImageSource:
+    """CIFAR-100 as published, from ``root/cifar-100-python``; every file is compared with its checksum first.
+
+    Raises:
+        InputError: a file is missing or is not the published one.
+    """
+    return _published(cifar100_archive.read_folder(root), f"the published set, in {root}")
+
+
+def _published(found: cifar100_archive.Published, reason: str) -> ImageSource:
+    train, test = (ImageSet(*found.parts[part]) for part in ("train", "test"))
+    return ImageSource("cifar100", "download", found.classes, CIFAR100, train, test, reason)
+
+
+def _download(cache: Path) -> str | None:
+    """Fetch the published archive into ``cache``, whole or not at all; returns what prevented it, or None.
+
+    Raises:
+        InputError: the cache cannot be written, or what arrived is not the published archive.
+    """
+    problem = _unreachable(_URL)
+    if problem is not None:
+        return problem
+    try:
+        make_folder(cache)
+    except OSError as error:
+        raise InputError(f"cannot write to {cache}: {error.strerror}") from error
+    try:
+        with urllib.request.urlopen(_request(_URL, "GET"), timeout=NETWORK_TIMEOUT) as answer:
+            data = answer.read(cifar100_archive.MAX_BYTES)
+    except (OSError, HTTPException) as error:
+        return str(error)
+    try:
+        cifar100_archive.keep(data, cache)
+    except StorageFailedError as error:
+        if not (cache / _ARCHIVE_FOLDER).is_dir():  # another process may have been faster
+            raise InputError(f"cannot write to {cache}: {error}") from None
+    return None
+
+
+def _request(url: str, method: str) -> urllib.request.Request:
+    return urllib.request.Request(url, method=method, headers={"User-Agent": "learngene"})
+
+
+def _unreachable(url: str) -> str | None:
+    """Why ``url`` does not answer, or None. Asked in a thread: looking up a name obeys no time-out of ours."""
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(_request(url, "HEAD"), timeout=NETWORK_TIMEOUT):
+                answer.append(None)
+        except (OSError, ValueError) as error:
+            answer.append(str(getattr(error, "reason", error)))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(NETWORK_TIMEOUT)
+    return answer[0] if answer else f"no answer in {NETWORK_TIMEOUT:g} s"

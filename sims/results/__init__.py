@@ -1,0 +1,1 @@
+"""What a run found: models, comparison, statistics, tables, figures, report."""

@@ -1,0 +1,48 @@
+"""Whether results that somebody hands over leave room for their figures: each method, layer or cycle makes a row."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from protocol.errors import InputError
+
+if TYPE_CHECKING:
+    from sims.results.results import CollectiveResult, Results
+
+#: Of what each makes a row, a panel or a bar of a figure; characters of a name beside one.
+_MOST_METHODS, _MOST_SHOTS, _MOST_LAYERS, _MOST_TASKS, _MOST_CYCLES, _LONGEST_LABEL = 100, 8, 400, 2000, 60, 100
+
+
+def check(results: "Results", what: str) -> None:
+    """Refuse what no figure can be made of; ``what`` names the results.
+
+    Raises:
+        InputError: there is something.
+    """
+    for fault in [*_faults(results), *_faults_of_collective(results.collective)]:
+        raise InputError(f"{what} is not what this version writes: {fault}")
+
+
+def _faults(results: "Results") -> Iterator[str]:
+    if len(results.methods) > _MOST_METHODS or len(results.shots) > _MOST_SHOTS:
+        yield f"there are more than {_MOST_METHODS} methods or {_MOST_SHOTS} counts of shots"
+    halves = [found.ci95 for by in results.methods.values() for found in by.values()]
+    halves += [found.ci95 for by in results.paired.values() for found in by.values()]
+    if any(half is not None and half < 0 for half in halves):
+        yield "an interval is negative"
+
+
+def _faults_of_collective(collective: "CollectiveResult") -> Iterator[str]:
+    if len(collective.tasks) > _MOST_TASKS or any(task.known < 1 for task in collective.tasks):
+        yield f"there are more than {_MOST_TASKS} tasks, or one after which no class is known"
+    if sum(len(kind.cycles) for kind in collective.open_world.every) > _MOST_CYCLES:
+        yield f"there are more than {_MOST_CYCLES} open-world cycles"
+    trend, criterion = collective.gradient_trend, collective.criterion
+    if trend is None:
+        return
+    if len(trend.layers) > _MOST_LAYERS or any(len(row) > _MOST_TASKS for row in trend.rho):
+        yield f"the gradient trend has more than {_MOST_LAYERS} layers or {_MOST_TASKS} tasks"
+    if any(len(name) > _LONGEST_LABEL for name in trend.layers):
+        yield f"the name of a layer is longer than {_LONGEST_LABEL} characters"
+    chosen = () if criterion is None else criterion.chosen
+    if any(number > len(trend.layers) for number in chosen):
+        yield f"a layer is chosen beyond the {len(trend.layers)} that there are"

@@ -1,0 +1,255 @@
+"""Several runs of one experiment with different seeds, in one table: means over runs and their intervals."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from collective_node.records import CycleFigures, StreamMetrics
+from collective_node.settings import SCORES, Score, Strategy
+from protocol.errors import InputError
+from protocol.files.atomic import write_atomically
+from sims.results.results import METRICS, Comparison, Criterion, Dataset, Metric, Results, load, metric_of
+from sims.results.statistics import mean_interval
+from sims.run.run_folder import read_settings
+
+#: Of a cycle; ``forgotten``: points of accuracy on the base classes that the cycle cost.
+CycleFigure = Literal[
+    "unknown_set",
+    "truly_unknown",
+    "named",
+    "dismissed",
+    "classes",
+    "open_accuracy_before",
+    "open_accuracy_after",
+    "old_open_accuracy_before",
+    "old_open_accuracy_after",
+    "base_accuracy_before",
+    "base_accuracy_after",
+    "forgotten",
+]
+CYCLE_FIGURES: tuple[CycleFigure, ...] = get_args(CycleFigure)
+
+#: Settings that may differ between runs of one experiment: where the images lay, and what computed.
+CIRCUMSTANCES = frozenset({"seed", "data", "threads", "collective_device", "individual_device"})
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_Name = TypeVar("_Name", bound=str)
+
+
+class RunEntry(BaseModel):
+    """One of the runs, and which layers its criteria chose."""
+
+    model_config = _FROZEN
+
+    seed: int
+    folder: str
+    criterion: Criterion | None = None
+
+
+class OverRuns(BaseModel):
+    """A mean over runs; ``ci95`` is Student's half width with ``runs - 1`` degrees of freedom (None: one run).
+
+    Runs, not tasks, are the independent samples here: the tasks of one run share a collective. ``runs`` counts those
+    that have the figure; ``per_run`` holds None for the others.
+    """
+
+    model_config = _FROZEN
+
+    mean: float
+    ci95: float | None
+    runs: int
+    per_run: tuple[float | None, ...]
+
+
+class StreamOverRuns(BaseModel):
+    """Metrics of one score, on the stream before a cycle's classes were added and after."""
+
+    model_config = _FROZEN
+
+    before: dict[Metric, OverRuns]
+    after: dict[Metric, OverRuns]
+
+
+class CycleOverRuns(BaseModel):
+    """One open-world cycle over the runs; a figure that no run has is left out."""
+
+    model_config = _FROZEN
+
+    cycle: int
+    figures: dict[CycleFigure, OverRuns]
+    stream: dict[Score, StreamOverRuns]
+
+
+class ComparisonOverRuns(BaseModel):
+    """The cycles with one score and one strategy; ``own``: those that the runs went on with."""
+
+    model_config = _FROZEN
+
+    score: Score
+    strategy: Strategy
+    own: bool
+    cycles: tuple[CycleOverRuns, ...]
+
+
+class Summary(BaseModel):
+    """``summary.json``: accuracies in per cent, differences in points, in the order of ``runs``."""
+
+    model_config = _FROZEN
+
+    format: Literal[1] = 1
+    dataset: Dataset
+    profile: str
+    runs: tuple[RunEntry, ...]
+    methods: dict[str, dict[int, OverRuns]]
+    paired: dict[str, dict[int, OverRuns]]
+    collective: dict[str, OverRuns]
+    open_world: tuple[ComparisonOverRuns, ...]
+
+
+def of_folders(folders: Sequence[Path]) -> Summary:
+    """Summarise finished runs that differ in their seed only.
+
+    Raises:
+        InputError: a folder holds no finished run; two runs have one seed; or they differ in more than the seed.
+    """
+    settings = [read_settings(folder).settings for folder in folders]
+    runs = [(folder, load(folder)) for folder in folders]
+    experiments = [
+        {name: value for name, value in one.experiment().items() if name not in CIRCUMSTANCES} for one in settings
+    ]
+    for folder, experiment in zip(folders[1:], experiments[1:], strict=True):
+        if experiment != experiments[0]:
+            names = ", ".join(different(experiments[0], experiment))
+            raise InputError(f"{folder} and {folders[0]} are different experiments, see {names}: name runs of one")
+    for number, (folder, found) in enumerate(runs):
+        for other, before in runs[:number]:
+            if before.seed == found.seed:
+                raise InputError(f"{other} and {folder} both have seed {found.seed}: name runs of different seeds")
+            if (before.dataset.name, before.dataset.source) != (found.dataset.name, found.dataset.source):
+                raise InputError(f"{other} and {folder} have different images: name runs of one experiment")
+    return summarise(runs)
+
+
+def summarise(runs: Sequence[tuple[Path, Results]]) -> Summary:
+    """Summarise runs that differ in their seed only.
+
+    Raises:
+        ValueError: no run.
+    """
+    if not runs:
+        raise ValueError("a summary needs at least one run")
+    first = runs[0][1]
+    results = [result for _, result in runs]
+    return Summary(
+        dataset=first.dataset,
+        profile=first.profile,
+        runs=tuple(
+            RunEntry(seed=result.seed, folder=str(folder), criterion=result.collective.criterion)
+            for folder, result in runs
+        ),
+        methods={
+            method: {shots: _mean([result.methods[method][shots].mean for result in results]) for shots in by_shots}
+            for method, by_shots in first.methods.items()
+        },
+        paired={
+            pair: {shots: _mean([result.paired[pair][shots].mean for result in results]) for shots in by_shots}
+            for pair, by_shots in first.paired.items()
+        },
+        collective=_there(
+            {
+                "base_accuracy": _over([result.collective.base_accuracy for result in results]),
+                "condensed_accuracy": _over([result.collective.condensed_accuracy for result in results]),
+                "old_accuracy": _over([_last_old_accuracy(result) for result in results]),
+            }
+        ),
+        open_world=_open_world([result.collective.open_world.every for result in results], first),
+    )
+
+
+def write(summary: Summary, folder: Path) -> Path:
+    """Write ``summary.json`` (atomically); returns its path."""
+    path = folder / "summary.json"
+    text = json.dumps(summary.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())
+    return path
+
+
+def _open_world(every: Sequence[Sequence[Comparison]], first: Results) -> tuple[ComparisonOverRuns, ...]:
+    by_kind = [{(one.score, one.strategy): one.cycles for one in run} for run in every]
+    return tuple(
+        ComparisonOverRuns(
+            score=kind.score,
+            strategy=kind.strategy,
+            own=number == 0 and bool(first.collective.open_world.cycles),
+            cycles=tuple(
+                _cycle(cycles) for cycles in zip(*(run[kind.score, kind.strategy] for run in by_kind), strict=True)
+            ),
+        )
+        for number, kind in enumerate(every[0])
+    )
+
+
+def _cycle(cycles: Sequence[CycleFigures]) -> CycleOverRuns:
+    """The same cycle of every run."""
+    stream: dict[Score, StreamOverRuns] = {}
+    for score in SCORES:
+        before = _metrics([(cycle.before or {}).get(score) for cycle in cycles])
+        after = _metrics([(cycle.after or {}).get(score) for cycle in cycles])
+        if before or after:
+            stream[score] = StreamOverRuns(before=before, after=after)
+    figures = {name: _over([cycle_figure(cycle, name) for cycle in cycles]) for name in CYCLE_FIGURES}
+    return CycleOverRuns(cycle=cycles[0].cycle, figures=_there(figures), stream=stream)
+
+
+def cycle_figure(cycle: CycleFigures, name: CycleFigure) -> float | None:
+    """One figure of a cycle by its name; None where nobody knows it."""
+    if name == "forgotten":
+        return cycle.base_accuracy_before - cycle.base_accuracy_after
+    if name == "classes":
+        return float(len(cycle.classes))
+    found: float | None = getattr(cycle, name)
+    return found
+
+
+def _metrics(found: Sequence[StreamMetrics | None]) -> dict[Metric, OverRuns]:
+    return _there({name: _over([metric_of(one, name) for one in found]) for name in METRICS})
+
+
+def _last_old_accuracy(result: Results) -> float | None:
+    return result.collective.tasks[-1].old_accuracy if result.collective.tasks else None
+
+
+def _over(values: Sequence[float | None]) -> OverRuns | None:
+    """None where no run has the figure."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    interval = mean_interval(there)
+    return OverRuns(mean=interval.mean, ci95=interval.ci95, runs=interval.count, per_run=tuple(values))
+
+
+def _mean(values: Sequence[float]) -> OverRuns:
+    found = _over(values)
+    assert found is not None
+    return found
+
+
+def _there(figures: Mapping[_Name, OverRuns | None]) -> dict[_Name, OverRuns]:
+    return {name: found for name, found in figures.items() if found is not None}
+
+
+def different(one: dict[str, object], other: dict[str, object]) -> list[str]:
+    """Names of what two experiments differ in; of a party's settings each by itself."""
+    names = []
+    for name in sorted(one.keys() | other.keys()):
+        left, right = one.get(name), other.get(name)
+        if left == right:
+            continue
+        if isinstance(left, dict) and isinstance(right, dict):
+            names += [f"{name}.{inner}" for inner in different(left, right)]
+        else:
+            names.append(name)
+    return names

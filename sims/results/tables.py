@@ -1,0 +1,243 @@
+"""Results as tables for a terminal."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+
+from protocol.output import PlainTable, plain
+from sims.results.privacy_table import PrivacyTable
+from sims.results.results import METRICS, Criterion, Results, metric_of, pair_key, pairs
+from sims.results.summary import ComparisonOverRuns, OverRuns, Summary
+from sims.results.wording import (
+    METRIC_NAMES,
+    change_text,
+    interval_text,
+    kind_label,
+    layers_text,
+    number_text,
+    pair_label,
+    verdict,
+)
+
+
+def results_tables(results: Results) -> RenderableType:
+    """The methods with their intervals beside the paper's figures, the comparisons on the same tasks, and what the
+    collective met in the open world."""
+    parts = [_methods(results), _paired(results)]
+    if results.collective.open_world.cycles:
+        parts += [_cycles(results), *_stream(results)]
+    if results.collective.criterion is not None:
+        parts.append(plain(criterion_line(results.collective.criterion)))
+    if results.dataset.notice is not None:
+        parts.append(plain(results.dataset.notice, style="bold yellow"))
+    return Group(*parts)
+
+
+def criterion_line(criterion: Criterion) -> str:
+    """Which layers each criterion chose, in one line."""
+    line = f"layers chosen: {layers_text(criterion.chosen)}; settled: {layers_text(criterion.settled_layers)}"
+    if criterion.similarity is not None:
+        line += f"; most like a pseudo-descendant's: {layers_text(criterion.similarity.layers)}"
+    return line
+
+
+def summary_table(summary: Summary) -> RenderableType:
+    """One column for each run and one for the mean over runs."""
+    title = f"{summary.dataset.name}, profile {summary.profile}: {len(summary.runs)} runs (mean ± 95 % over runs)"
+    table = titled(title)
+    table.add_column("method")
+    table.add_column("shots", justify="right")
+    _run_columns(table, summary)
+    for method, by_shots in summary.methods.items():
+        for shots, found in by_shots.items():
+            table.add_row(method, str(shots), *_over(found))
+    for group in pairs(summary.methods).values():
+        table.add_section()
+        for first, second in group:
+            for shots, found in summary.paired.get(pair_key(first, second), {}).items():
+                table.add_row(pair_label(first, second), str(shots), *_over(found, sign=True))
+    parts: list[RenderableType] = [table, _collective_over_runs(summary)]
+    own = next((kind for kind in summary.open_world if kind.own), None)
+    if own is not None and any(cycle.stream for cycle in own.cycles):
+        parts.append(_stream_over_runs(own))
+    for run in summary.runs:
+        if run.criterion is not None:
+            parts.append(plain(f"seed {run.seed}: {criterion_line(run.criterion)}"))
+    if summary.dataset.notice:
+        parts.append(plain(summary.dataset.notice, style="bold yellow"))
+    return Group(*parts)
+
+
+def privacy_tables(table: PrivacyTable) -> RenderableType:
+    """Accuracy of every method at each epsilon."""
+    parts: list[RenderableType] = []
+    for shots in table.shots:
+        shown = titled(
+            f"{table.dataset.name}, profile {table.profile}, {shots} shots: accuracy, % (mean ± 95 % interval), "
+            f"delta {table.delta:.0e}, {table.scope}"
+        )
+        shown.add_column("method")
+        for point in table.points:
+            shown.add_column("no guarantee" if point.epsilon is None else f"ε = {point.epsilon:g}", justify="right")
+        for method in table.methods:
+            shown.add_row(method, *(interval_text(point.methods[method][shots]) for point in table.points))
+        shown.add_section()
+        counts = [(len(point.runs), next(iter(point.methods.values()))[shots]) for point in table.points]
+        shown.add_row("runs", *(f"{runs}, over {found.count} {found.over}" for runs, found in counts), style="dim")
+        parts.append(shown)
+    if table.dataset.notice:
+        parts.append(plain(table.dataset.notice, style="bold yellow"))
+    return Group(*parts)
+
+
+def _methods(results: Results) -> RenderableType:
+    table = titled(
+        f"{results.dataset.name}, profile {results.profile}, seed {results.seed}: accuracy, % (mean ± 95 % interval)"
+    )
+    table.add_column("method")
+    for shots in results.shots:
+        table.add_column(f"{shots} shots", justify="right", no_wrap=True)
+        table.add_column("tasks", justify="right")
+    for method, by_shots in results.methods.items():
+        cells = [
+            cell
+            for shots in results.shots
+            for cell in (interval_text(by_shots.get(shots)), str(by_shots[shots].tasks) if shots in by_shots else "–")
+        ]
+        table.add_row(method, *cells, style="bold" if method == "condensed" else "")
+    for label, figures in results.paper.novel.items() if results.paper else ():
+        cells = [
+            cell
+            for shots in results.shots
+            for cell in ("{:.1f} ± {:.1f}".format(*figures[shots]) if shots in figures else "–", "5")
+        ]
+        table.add_row(label, *cells, style="dim")
+    return table
+
+
+def _paired(results: Results) -> RenderableType:
+    table = titled("on the same tasks, points")
+    table.add_column("difference")
+    for shots in results.shots:
+        table.add_column(f"{shots} shots", justify="right", no_wrap=True)
+        table.add_column("")
+    for group in pairs(results.methods).values():
+        table.add_section()
+        for first, second in group:
+            by_shots = results.paired.get(pair_key(first, second), {})
+            cells = []
+            for shots in results.shots:
+                found = by_shots.get(shots)
+                cells += [interval_text(found, sign=True), verdict(found) if found else ""]
+            table.add_row(pair_label(first, second), *cells)
+    return table
+
+
+def _cycles(results: Results) -> RenderableType:
+    """What the collective learned and what it kept, by score and strategy."""
+    table = titled("open world: accuracy, %, before → after the new classes are learned")
+    table.add_column("score, strategy")
+    for name in ("cycle", "unknown set (truly)", "new", "open-world classes", "earlier ones", "base classes"):
+        table.add_column(name, justify="right")
+    for number, kind in enumerate(results.collective.open_world.every):
+        own = number == 0
+        for cycle in kind.cycles:
+            table.add_row(
+                kind_label(kind.score, kind.strategy) + (" (this run)" if own else ""),
+                str(cycle.cycle + 1),
+                f"{cycle.unknown_set} ({'–' if cycle.truly_unknown is None else cycle.truly_unknown})",
+                str(len(cycle.classes)),
+                change_text(cycle.open_accuracy_before, cycle.open_accuracy_after),
+                change_text(cycle.old_open_accuracy_before, cycle.old_open_accuracy_after),
+                f"{change_text(cycle.base_accuracy_before, cycle.base_accuracy_after)} "
+                f"({number_text(cycle.base_accuracy_after - cycle.base_accuracy_before, sign=True)})",
+                style="bold" if own else "",
+            )
+        if kind.stopped:
+            table.add_row(f"{kind_label(kind.score, kind.strategy)} stopped: {kind.stopped}")
+    if results.paper is not None:
+        reached = "{:.1f} ± {:.1f}".format(*results.paper.open_world)
+        table.add_row("the paper, Table 2", "–", "–", "–", reached, "–", "–", style="dim")
+    return table
+
+
+def _stream(results: Results) -> Iterator[RenderableType]:
+    """How well each score told unknown images, in this run's own cycles."""
+    if not results.collective.open_world.measured:
+        yield plain("Nobody knows the truth about this stream, so recognition was not measured.")
+        return
+    table = titled("recognising unknown images, %, before → after (FPR95: less is better)")
+    table.add_column("cycle", justify="right")
+    table.add_column("score", overflow="fold")
+    for metric in METRICS:
+        table.add_column(METRIC_NAMES[metric], justify="right")
+    for cycle in results.collective.open_world.cycles:
+        table.add_section()
+        for score, before in (cycle.before or {}).items():
+            after = (cycle.after or {}).get(score)
+            cells = [change_text(metric_of(before, metric), metric_of(after, metric)) for metric in METRICS]
+            table.add_row(str(cycle.cycle + 1), score, *cells, style="bold" if score == cycle.score else "")
+    yield table
+
+
+def _collective_over_runs(summary: Summary) -> RenderableType:
+    table = titled("the collective, % of held-out images right")
+    table.add_column("")
+    _run_columns(table, summary)
+    names = {
+        "base_accuracy": "base classes, at the end",
+        "old_accuracy": "older classes, after the last task",
+        "condensed_accuracy": "base classes, condensed",
+    }
+    for name, label in names.items():
+        if name in summary.collective:
+            table.add_row(label, *_over(summary.collective[name]))
+    for kind in summary.open_world:
+        table.add_section()
+        for cycle in kind.cycles:
+            label = f"{kind_label(kind.score, kind.strategy)}, cycle {cycle.cycle + 1}: "
+            for name, what in (
+                ("open_accuracy_before", "open-world classes before"),
+                ("open_accuracy_after", "open-world classes after"),
+                ("old_open_accuracy_before", "earlier named classes before"),
+                ("old_open_accuracy_after", "earlier named classes after"),
+                ("base_accuracy_before", "base classes before"),
+                ("base_accuracy_after", "base classes after"),
+                ("forgotten", "base classes forgotten, points"),
+            ):
+                if name in cycle.figures:
+                    table.add_row(label + what, *_over(cycle.figures[name]), style="bold" if kind.own else "")
+    return table
+
+
+def _stream_over_runs(own: ComparisonOverRuns) -> RenderableType:
+    """Every score's metrics in the runs' own cycles; the values of each run stand in ``summary.json``."""
+    table = titled("recognising unknown images, % (mean ± 95 % over runs; FPR95: less is better)")
+    for name in ("cycle", "score", "new classes"):
+        table.add_column(name, overflow="fold")
+    for metric in METRICS:
+        table.add_column(METRIC_NAMES[metric], justify="right")
+    for cycle in own.cycles:
+        table.add_section()
+        for score, found in cycle.stream.items():
+            for when, side in (("before", found.before), ("after", found.after)):
+                cells = [interval_text(side.get(metric)) for metric in METRICS]
+                style = "bold" if score == own.score else ""
+                table.add_row(str(cycle.cycle + 1), score, when, *cells, style=style)
+    return table
+
+
+def titled(title: str) -> PlainTable:
+    """An empty table in the style of all tables of results."""
+    return PlainTable(title=plain(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+
+
+def _run_columns(table: PlainTable, summary: Summary) -> None:
+    for run in summary.runs:
+        table.add_column(f"seed {run.seed}", justify="right")
+    table.add_column("mean", justify="right", no_wrap=True)
+
+
+def _over(found: OverRuns, sign: bool = False) -> list[str]:
+    return [*(number_text(value, sign) for value in found.per_run), interval_text(found, sign)]

@@ -1,0 +1,103 @@
+"""How numbers and comparisons are put into words, the same in every output."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from collective_node.differential_privacy.mechanism import Mechanism
+from collective_node.settings import Score, Strategy
+from sims.results.results import Metric
+
+#: What a figure is called.
+METRIC_NAMES: Mapping[Metric, str] = {
+    "auroc": "AUROC",
+    "fpr95": "FPR95",
+    "aupr": "AUPR",
+    "oscr": "OSCR",
+    "open_set_accuracy": "open-set accuracy",
+}
+_STRATEGIES: Mapping[Strategy, str] = {"replay": "replay", "ewc": "EWC", "none": "no strategy"}
+
+
+class WithInterval(Protocol):
+    """A mean and the half width of its 95 % interval."""
+
+    @property
+    def mean(self) -> float: ...
+
+    @property
+    def ci95(self) -> float | None: ...
+
+
+def number_text(value: float | None, sign: bool = False) -> str:
+    """``71.6``, with ``sign`` ``+71.6``; a dash for what is not there."""
+    if value is None:
+        return "–"
+    text = f"{value:+.1f}" if sign else f"{value:.1f}"
+    if float(text) == 0:
+        text = "0.0"  # no sign before what is nothing
+    return text.replace("-", "−")  # a minus sign, no hyphen
+
+
+def interval_text(result: WithInterval | None, sign: bool = False) -> str:
+    """``71.6 ± 2.3``, with ``sign`` ``+71.6 ± 2.3``; a dash for what is not there."""
+    if result is None:
+        return "–"
+    return f"{number_text(result.mean, sign)} ± {number_text(result.ci95)}"
+
+
+def change_text(before: float | None, after: float | None) -> str:
+    """``71.6 → 70.2``; a dash for what is not there."""
+    return "–" if before is None and after is None else f"{number_text(before)} → {number_text(after)}"
+
+
+def verdict(paired: WithInterval) -> str:
+    """What the interval of a paired difference allows to say of the first method."""
+    if paired.ci95 is None:
+        return "one task: nothing can be said"
+    if abs(paired.mean) <= paired.ci95:
+        return "not told apart"
+    return "better" if paired.mean > 0 else "worse"
+
+
+def pair_label(first: str, second: str) -> str:
+    """Two methods as their difference."""
+    return f"{first} − {second}"
+
+
+def layers_text(numbers: tuple[int, ...]) -> str:
+    """``11–13`` for layers in a row, ``3, 7, 11–13`` for others, ``none``."""
+    rows: list[list[int]] = []
+    for number in numbers:
+        if rows and number == rows[-1][-1] + 1:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    return ", ".join(str(row[0]) if len(row) == 1 else f"{row[0]}–{row[-1]}" for row in rows) or "none"
+
+
+def guarantee_sentences(found: Mechanism) -> list[str]:
+    """What a guarantee of differential privacy says, about what, and what it does not."""
+    one = f"ε = {found.epsilon:g}, δ = {found.delta:.0e}".replace("e-0", "e-")
+    if found.scope == "weights-and-fisher":
+        what = (
+            "Everything that was released - weights, Fisher diagonal, the constants of the input - is differentially "
+            f"private with {one}, where two sets of images are neighbours if one has one image more."
+        )
+    else:
+        what = (
+            f"The Fisher diagonals are differentially private with {one} given the whole network, its unpublished "
+            "classifier and front layers included, and the set of named images, where two sets of images are "
+            "neighbours if one has one image more. The weights themselves carry no guarantee, so neither does the "
+            "release as a whole."
+        )
+    return [
+        what,
+        "The guarantee is for what this one run released: further runs on the same images add their own to it. It "
+        "counts no choice of settings that somebody made after looking at results, and does not cover the figures of "
+        "this report.",
+    ]
+
+
+def kind_label(score: Score, strategy: Strategy) -> str:
+    """Cycles by what decided in them."""
+    return f"{score}, {_STRATEGIES[strategy]}"

@@ -1,0 +1,286 @@
+"""The main job as a Flower ServerApp: cuts a world, starts the node processes, orders the round, writes the report."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import tomli_w
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from pydantic import TypeAdapter
+
+from protocol.errors import RunFailedError
+from protocol.files.atomic import write_atomically
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.key_file import Unlock, make_key_file
+from protocol.keys.signing_key import SigningKey
+from protocol.node import confine
+from protocol.node.events import Events
+from protocol.node.server import Role
+from protocol.output import say as print_line
+from protocol.transport.local_socket import make_secret, private_folder, simulation_folder, simulation_paths
+from protocol.transport.relay import PartyFailedError, check_flower, exchange_over, run_round
+from protocol.trust.trust_file import write_trust
+from protocol.trust.trust_store import TrustStore
+from sims.data.images import load_source
+from sims.data.worlds import load_world, make_world
+from sims.results import report, results
+from sims.run.environment import REACH
+from sims.run.processes import NodeProcesses
+from sims.run.reach import Reach
+from sims.run.run_folder import OpenRun, open_run
+from sims.run.settings import RunSettings, Value, check_machine, from_run_config
+
+#: Start of the line in the run's log that names its folder.
+FOLDER_LINE = "run folder: "
+
+#: How long the trust stores of a run hold, longer than it can be resumed in earnest.
+_TRUST_SECONDS = 365 * 24 * 3600
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """One whole run.
+
+    Raises:
+        InputError: a setting is wrong. RunFailedError: a node or the round failed. Flower then calls the run failed,
+            and ``run.json`` says why.
+    """
+    nodes = _connected_nodes(grid)
+    config: dict[str, Value] = dict(context.run_config)
+    settings = from_run_config(config, environment=os.environ, individuals=len(nodes) - 1)
+    check_machine(settings)
+    # Only `learngene run` says who reaches it; elsewhere the SuperLink is Flower's own.
+    reach: Reach = TypeAdapter(Reach).validate_python(os.environ.get(REACH, "machine"))
+    run = open_run(settings, now=datetime.now(UTC), reach=reach)
+    print_line(f"{FOLDER_LINE}{run.folder}")
+    try:
+        simulate(run, settings, grid, nodes, flower_run=context.run_id)
+    except BaseException as error:
+        run.update(status="failed", failure=str(error) or type(error).__name__)
+        raise
+    finally:
+        run.close()
+
+
+def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], *, flower_run: int) -> None:
+    """A run in its open folder, from the images to the report.
+
+    Args:
+        nodes: Flower's numbers of the simulated SuperNodes.
+        flower_run: Flower's number of the run; the sockets' paths follow from it.
+    """
+    starter = os.getppid()
+    events = Events(run.folder / "events.jsonl")
+
+    def say(text: str) -> None:
+        print_line(text)
+        events.append("run", 0, 0, text)
+
+    clock = _Clock()
+    _prepare_world(run, settings, say)
+    clock.stop("world")
+    parties = _parties(settings)
+    sites = [_Site(run.folder, *party, *simulation_paths(flower_run, number)) for number, party in enumerate(parties)]
+    with ExitStack() as stack:
+        runtime = private_folder(private_folder(simulation_folder(flower_run).parent) / str(flower_run))
+        stack.callback(shutil.rmtree, runtime, ignore_errors=True)
+        root = _make_keys(sites)
+        processes = stack.enter_context(NodeProcesses())
+        for site in sites:
+            site.configure(run.record.run_id, root, settings)
+            processes.start(site.role, site.party, site.home / "config.toml", socket=site.socket, state=site.state)
+        processes.wait_until_listening()
+        clock.stop("start")
+        say(f"{len(sites)} node processes: {', '.join(f'{n.party} (pid {n.process.pid})' for n in processes.nodes)}")
+
+        def check_alive() -> None:
+            check_flower()
+            # Where the process that started Flower's simulation has gone, Flower itself may go on without an end.
+            if os.getppid() != starter:
+                raise RunFailedError("Flower has ended the run")
+            processes.check_alive()
+
+        exchange = exchange_over(grid, check_alive)
+        try:
+            run_round(exchange, nodes, settings.collective.forms, say, time.sleep, check_alive)
+        except PartyFailedError as error:
+            raise RunFailedError(_with_reasons(error, processes)) from error
+        clock.stop("round")
+    run.update(seconds=clock.seconds)
+    results.collect(run.folder)
+    say(f"report: {report.write(run.folder)}")
+    run.update(status="finished")
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where one party's things lie in a run folder."""
+
+    folder: Path
+    role: Role
+    party: str
+    socket: Path
+    secret: Path
+
+    @property
+    def home(self) -> Path:
+        """What the node is started with, and cannot write."""
+        return self.folder / "nodes" / self.party
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "keys" / f"{self.party}.key"
+
+    @property
+    def key_file(self) -> Path:
+        return self.folder / "keys" / "key.secret"
+
+    @property
+    def encryption_key(self) -> Path | None:
+        return self.folder / "keys" / f"{self.party}.encryption.key" if self.role == "individual" else None
+
+    @property
+    def trust(self) -> Path:
+        return self.home / "trust.json"
+
+    def configure(self, run_id: str, root: str, settings: RunSettings) -> None:
+        """Write the node's configuration file and a fresh socket secret. ``root``: the public root key, hexadecimal."""
+        make_secret(self.secret)
+        collective = self.role == "collective"
+        own = settings.collective if collective else settings.individual
+        tables: dict[str, Mapping[str, object]] = {
+            "node": {
+                "party": self.party,
+                "data": str(self.folder / "world" / self.party),
+                "state": str(self.state),
+                "socket": str(self.socket),
+                "secret": str(self.secret),
+                "key": str(self.key),
+                "encryption_key": "none" if self.encryption_key is None else str(self.encryption_key),
+                "key_file": str(self.key_file),
+                "trust": str(self.trust),
+                "root": root,
+                "run_id": run_id,
+                "device": settings.collective_device if collective else settings.individual_device,
+                "threads": settings.threads,
+                "seed": settings.seed,
+                # Where the kernel confines a process, a simulation's nodes are confined as a deployment's are.
+                "unconfined": not confine.offered(),
+            },
+            self.role: {
+                # TOML has no null.
+                name: "none" if value is None else value
+                for name, value in own.model_dump(mode="json").items()
+            },
+        }
+        write_atomically(self.home / "config.toml", tomli_w.dumps(tables).encode(), mode=0o600)
+
+
+class _Clock:
+    """Wall-clock seconds of the steps, one after the other."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def stop(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], None]) -> None:
+    """Cut the world, or find the one that a resumed run has cut already."""
+    folder = run.folder / "world"
+    if folder.exists():
+        world = load_world(folder)
+    else:
+        source = load_source(settings.data, dataset=settings.dataset, stand_in=settings.stand_in, say=say)
+        world = make_world(source, source.division, settings.plan, settings.seed, folder)
+    dataset = world.description.dataset
+    run.keep_settings(settings, {"name": dataset.name, "source": dataset.source})
+    say(world.description.notice or f"the images are {dataset.name} ({dataset.source})")
+
+
+def _parties(settings: RunSettings) -> list[tuple[Role, str]]:
+    """By partition: the collective first."""
+    individuals: list[tuple[Role, str]] = [("individual", f"individual-{n + 1}") for n in range(settings.individuals)]
+    return [("collective", "collective"), *individuals]
+
+
+def _connected_nodes(grid: Grid) -> list[int]:
+    """The simulated SuperNodes; Flower registers them all at once, a moment after it has started this app.
+
+    Raises:
+        RunFailedError: fewer than two.
+    """
+    nodes: list[int] = []
+    deadline = time.monotonic() + 30.0
+    while time.monotonic() < deadline:
+        before, nodes = nodes, sorted(grid.get_node_ids())
+        if len(nodes) >= 2 and nodes == before:
+            return nodes
+        time.sleep(0.5)
+    raise RunFailedError(
+        f"a run needs a collective and at least one individual, here is {len(nodes)} node; "
+        'use --federation-config "num-supernodes=2"'
+    )
+
+
+def _make_keys(sites: list[_Site]) -> str:
+    """Every party's keys, and trust stores with the own and the partners' keys; all of them are kept over ``resume``.
+
+    A simulation is no boundary, so one key file opens them all.
+
+    Returns:
+        The public half of the root key that signs the trust stores, in hexadecimal.
+    """
+    key_file = sites[0].key_file
+    folder = private_folder(key_file.parent)
+    if not key_file.exists():
+        make_key_file(key_file)
+    unlock = Unlock.key_file(key_file)
+    root = _signing_key(folder / "root.key", unlock)
+    public: dict[str, str] = {}
+    for site in sites:
+        private_folder(site.home)
+        private_folder(site.state)
+        public[site.party] = _signing_key(site.key, unlock).public_hex
+        if site.encryption_key is not None and not site.encryption_key.exists():
+            EncryptionKey.generate().save(site.encryption_key, unlock)
+    for site in sites:
+        if site.trust.exists():
+            continue
+        store = TrustStore(root=root.public_hex, expires_at=int(time.time()) + _TRUST_SECONDS)
+        for other in sites:
+            # Its own key and those of the other role: individuals do not know each other.
+            if other.role != site.role or other.party == site.party:
+                store = store.with_key(public[other.party], other.role, other.party)
+        write_trust(site.trust, store, root)
+    return root.public_hex
+
+
+def _signing_key(path: Path, unlock: Unlock) -> SigningKey:
+    if not path.exists():
+        SigningKey.generate().save(path, unlock)
+    return SigningKey.load(path, unlock)
+
+
+def _with_reasons(error: PartyFailedError, processes: NodeProcesses) -> str:
+    """What the relay knows, and from the failed nodes' own logs why: here one person owns them all, and nothing of it
+    crosses the protocol."""
+    failed = [node for node in processes.nodes if node.party in error.parties]
+    reasons = [f"{node.party}: {node.last_error}" for node in failed if node.last_error]
+    return f"{error} ({'; '.join(reasons)})" if reasons else str(error)

@@ -1,0 +1,278 @@
+"""The folder of one run: made once, locked while the run goes on, found again to be resumed."""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol.errors import InputError, fault_line
+from protocol.files.atomic import make_folder, write_atomically
+from protocol.files.user_files import read_given
+from sims.run.reach import Reach
+from sims.run.settings import RunSettings
+
+#: Of a record or the settings of a run.
+_MAX_BYTES = 16 << 20
+
+Status = Literal["running", "failed", "finished"]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class RunRecord(BaseModel):
+    """``run.json``: what has become of a run.
+
+    Attributes:
+        seconds: wall-clock times by name.
+        reach: who reached what it listened on; None where an older version did not write it down.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    run_id: str = Field(pattern="^[0-9a-f]{32}$")
+    status: Status
+    failure: str | None = None
+    started: str
+    seconds: dict[str, float] = {}
+    reach: Reach | None = None
+
+
+class SettingsFile(BaseModel):
+    """``settings.json``: the whole configuration of a run, and where its images came from once that is known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    settings: RunSettings
+    dataset: dict[str, str] = {}
+
+
+@dataclass
+class OpenRun:
+    """A run folder that this process works in. Nobody else can open it until ``close`` or the end of the process."""
+
+    folder: Path
+    record: RunRecord
+    _lock: TextIOWrapper = field(repr=False)
+
+    def update(
+        self,
+        *,
+        status: Status | None = None,
+        failure: str | None = None,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write what changed to ``run.json``; ``seconds`` are added to those already known."""
+        self.record = self.record.model_copy(
+            update={
+                "status": status or self.record.status,
+                "failure": failure,
+                "seconds": {**self.record.seconds, **(seconds or {})},
+            }
+        )
+        _write_json(self.folder / "run.json", self.record)
+
+    def keep_settings(self, settings: RunSettings, dataset: Mapping[str, str]) -> None:
+        """Write ``settings.json``; ``dataset``: name and source of the images."""
+        _write_json(self.folder / "settings.json", SettingsFile(settings=settings, dataset=dict(dataset)))
+
+    def close(self) -> None:
+        """Let others open the folder."""
+        self._lock.close()
+
+    @classmethod
+    def end_abandoned(cls, folder: Path, failure: str) -> None:
+        """Write down that a run has failed whose own process ended without saying so.
+
+        Raises:
+            InputError: a process still works on it.
+        """
+        run = cls(folder, read_record(folder), _lock(folder))
+        if run.record.status == "running":
+            run.update(status="failed", failure=failure)
+        run.close()
+
+
+#: Individuals are numbered from 1.
+_INDIVIDUAL = re.compile(r"individual-([1-9][0-9]{0,8})").fullmatch
+
+
+def state_folder(run: Path, party: str) -> Path:
+    """Where a party's node keeps its own files in a run folder. All that lies there is the node's: it is opened by
+    :mod:`protocol.files.state_files` alone."""
+    home = run / "nodes" / party
+    state = home / "state"
+    # In runs of former versions, a node's home was its state.
+    return home if (home / "metrics.json").exists() and not state.exists() else state
+
+
+def individuals_of(run: Path) -> list[str]:
+    """The individuals of a run by name, in the order of their numbers; none before its nodes are started."""
+    try:
+        names = os.listdir(run / "nodes")
+    except OSError:
+        return []
+    numbers = sorted(int(found[1]) for name in names if (found := _INDIVIDUAL(name)) is not None)
+    return [f"individual-{number}" for number in numbers]
+
+
+def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
+    """Make a new empty folder ``<out>/<UTC time>-<subject>`` that nobody else has.
+
+    Raises:
+        InputError: ``out`` cannot be written.
+    """
+    name = f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{subject}"
+    try:
+        make_folder(out)
+        for attempt in range(1, 1000):
+            folder = out / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                folder.mkdir(mode=0o700)
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise InputError(f"out: cannot write to {out}: {error.strerror}") from None
+    raise InputError(f"out: {out} holds too many runs of this second; wait a moment")
+
+
+def open_run(
+    settings: RunSettings,
+    *,
+    now: datetime,
+    reach: Reach | None = None,
+    new_run_id: Callable[[], str] = lambda: secrets.token_hex(16),
+) -> OpenRun:
+    """Open the folder that the settings ask for: a new one, a named empty one, or with ``resume`` an unfinished one.
+
+    A resumed run keeps its run id, its settings and everything that its nodes have stored.
+
+    Args:
+        settings: which folder, and what is kept in it.
+        now: the run's start, and the name of a new folder.
+        reach: who reaches what the run listens on.
+        new_run_id: makes its 128 random bits.
+
+    Raises:
+        InputError: a named folder that already holds something, nothing to resume, other settings, or a run that
+            another process works on.
+    """
+    if settings.resume:
+        folder = resume_folder(settings)
+        lock = _lock(folder)
+        record = read_record(folder).model_copy(update={"status": "running", "failure": None, "reach": reach})
+    else:
+        folder = settings.folder or reserve_folder(settings.out, settings.dataset, now)
+        try:
+            make_folder(folder)
+        except OSError as error:
+            raise InputError(f"folder: cannot write to {folder}: {error.strerror}") from None
+        if any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty; give a new folder, or --resume to go on with the run in it")
+        lock = _lock(folder)
+        started = now.astimezone(UTC).isoformat(timespec="seconds")
+        record = RunRecord(run_id=new_run_id(), status="running", started=started, reach=reach)
+        _write_json(folder / "settings.json", SettingsFile(settings=settings))
+    run = OpenRun(folder, record, lock)
+    run.update()
+    return run
+
+
+def resume_folder(settings: RunSettings) -> Path:
+    """The run folder that ``resume`` means: the one that the settings name, or the latest unfinished one like it.
+
+    Raises:
+        InputError: there is none, or the named one is finished or was made with other settings.
+    """
+    if settings.folder is None:
+        return latest_unfinished(settings)
+    folder = settings.folder
+    if read_record(folder).status == "finished":
+        raise InputError(f"{folder} is finished already; there is nothing to resume")
+    kept, wanted = read_settings(folder).settings.experiment(), settings.experiment()
+    if kept != wanted:
+        names = ", ".join(sorted(name for name in wanted if kept.get(name) != wanted[name]))
+        raise InputError(f"{folder} was made with other settings ({names}); resume it with those in its settings.json")
+    return folder
+
+
+def latest_unfinished(settings: RunSettings) -> Path:
+    """The newest run in ``settings.out`` with the same experiment that is not finished and that nobody works on.
+
+    Raises:
+        InputError: there is none.
+    """
+    candidates = sorted(settings.out.glob("*/run.json"), key=lambda path: path.parent.name, reverse=True)
+    for path in candidates:
+        folder = path.parent
+        try:
+            unfinished = read_record(folder).status != "finished"
+            same = read_settings(folder).settings.experiment() == settings.experiment()
+        except InputError:
+            continue  # a folder of another version or of something else: not ours to judge
+        if unfinished and same and not is_locked(folder):
+            return folder
+    raise InputError(f"resume: no unfinished run with these settings in {settings.out}; start one without --resume")
+
+
+def read_record(folder: Path) -> RunRecord:
+    """``run.json`` of a run folder.
+
+    Raises:
+        InputError: it is missing or not of this format.
+    """
+    return _read(folder, "run.json", RunRecord)
+
+
+def read_settings(folder: Path) -> SettingsFile:
+    """``settings.json`` of a run folder.
+
+    Raises:
+        InputError: it is missing or not of this format.
+    """
+    return _read(folder, "settings.json", SettingsFile)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on the run in ``folder``."""
+    try:
+        _lock(folder).close()
+    except InputError:
+        return True
+    return False
+
+
+def _lock(folder: Path) -> TextIOWrapper:
+    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    handle = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 - held open for as long as the run
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise InputError(f"another process works on {folder}; wait until it has ended") from None
+    return handle
+
+
+def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
+    path = folder / name
+    try:
+        return model.model_validate_json(read_given(path, "the record", max_bytes=_MAX_BYTES))
+    except InputError:
+        raise InputError(f"{folder} is no folder of a run: it has no readable {name}") from None
+    except ValidationError as error:
+        raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
+
+
+def _write_json(path: Path, model: BaseModel) -> None:
+    text = json.dumps(model.model_dump(mode="json"), indent=1, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())

@@ -1,0 +1,59 @@
+"""Tests of the person at the annotation page, as an evolution sees them: labels are waited for, and become rows."""
+
+from pathlib import Path
+
+import numpy as np
+
+from collective_node.annotation.labels import Decision, LabelBook, Labels, read
+from collective_node.annotation.unknown_set import UnknownSet, cycle_folder, load
+from collective_node.open_world.annotators import Annotator, Encounter
+
+
+def encounter(count: int = 6) -> Encounter:
+    """Eight images of a stream, numbered from 100, of which the even ones and the last look unknown."""
+    rng = np.random.default_rng(0)
+    flagged = np.array([True, False, True, False, True, True, True, True])
+    unknown = UnknownSet(
+        images=rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8),
+        scores=rng.random(count),
+        features=rng.random((count, 4), dtype=np.float32),
+        known=("cat", "dog"),
+    )
+    return Encounter(0, np.arange(100, 108), flagged, unknown, at_most=1)
+
+
+def decide(folder: Path) -> None:
+    """What a person does at the page: two classes, one of them known, one image dismissed, one left alone."""
+    unknown = load(folder)
+    with LabelBook(folder, images=len(unknown), known=unknown.known) as book:
+        book.decide(Decision(id="a" * 8, verdict="named", images=(0, 3), name="axolotl"))
+        book.decide(Decision(id="b" * 8, verdict="named", images=(1,), name="Cat"))
+        book.decide(Decision(id="c" * 8, verdict="dismissed", images=(2,)))
+        book.decide(Decision(id="d" * 8, verdict="named", images=(4, 5), name="newt"))
+        book.decide(Decision(id="e" * 8, verdict="finished"))
+
+
+def test_what_was_named_comes_back_as_rows_of_the_stream(tmp_path: Path) -> None:
+    waited: list[Path] = []
+
+    def wait(folder: Path) -> Labels:
+        waited.append(folder)
+        np.testing.assert_array_equal(load(folder).images, encounter().unknown.images)
+        decide(folder)
+        return read(folder)
+
+    named = Annotator(tmp_path, wait).name(encounter())
+    # Images 0 to 5 of the unknown set are the rows 100, 102, 104, 105, 106, 107.
+    assert dict(zip(named.rows, named.names, strict=True)) == {
+        100: "axolotl",
+        105: "axolotl",
+        106: "newt",
+        107: "newt",
+    }
+    assert waited == [cycle_folder(tmp_path, 1)]
+
+
+def test_a_node_that_was_killed_while_it_waited_finds_the_labels_again(tmp_path: Path) -> None:
+    first = Annotator(tmp_path, lambda folder: (decide(folder), read(folder))[1]).name(encounter())
+    again = Annotator(tmp_path, read).name(encounter())
+    assert again == first

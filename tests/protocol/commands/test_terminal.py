@@ -1,0 +1,107 @@
+"""How commands end: one line on stderr and the right exit code."""
+
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from protocol.commands import learngene
+from protocol.commands.learngene import make
+from protocol.commands.terminal import exit_code, run_app
+from protocol.errors import ExpiredError, InputError, RunFailedError
+
+
+@pytest.fixture(autouse=True)
+def _a_node_s_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the commands that other packages add."""
+    monkeypatch.setattr(learngene, "entry_points", lambda group: ())
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        run_app(make(), list(arguments))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("no such\nfolder"), 2),
+        (RunFailedError("it failed"), 1),
+        (ExpiredError("too old"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
+    def command() -> None:
+        raise error
+
+    assert exit_code(command) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_defect_of_ours_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["nonsense"],
+        ["keygen"],
+        ["keygen", "--out"],
+        ["trust", "add", "--trust", "x"],
+        ["trust", "nonsense"],
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "--help" in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["keygen", "--help"], ["trust", "--help"]])
+def test_help_and_version_succeed(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert run(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert out
+    assert err == ""
+
+
+def test_help_shows_its_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("trust", "add", "--help") == 0
+    out = capsys.readouterr().out
+    assert "[required]" in out
+    assert "\\" not in out
+
+
+def test_missing_simulations_are_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    point = EntryPoint("sims", "no_such_package.cli:register", learngene.COMMANDS_GROUP)
+    monkeypatch.setattr(learngene, "entry_points", lambda group: [point])
+    assert run("run", "cifar100", "--profile", "quick") == 2
+    assert "learngene[sim]" in capsys.readouterr().err
+    assert run("keygen", "--out", str(tmp_path / "key"), "--key-file", str(tmp_path / "secret")) == 0
+
+
+def test_the_relay_s_app_is_written_once(tmp_path: Path) -> None:
+    out = tmp_path / "app"
+    assert run("relay-app", "--out", str(out)) == 0
+    written = (out / "pyproject.toml").read_bytes()
+    app = tomllib.loads(written.decode())
+    assert app["tool"]["flwr"]["app"]["components"] == {
+        "serverapp": "protocol.transport.relay:app",
+        "clientapp": "protocol.transport.courier:app",
+    }
+    assert app["project"]["dependencies"] == []
+    assert run("relay-app", "--out", str(out)) == 2

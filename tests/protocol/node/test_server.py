@@ -1,0 +1,297 @@
+"""A node process: it serves, refuses without dying, ends with its lifeline, and starts in the right order."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.commands.node_commands import initialise
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.key_file import Unlock
+from protocol.keys.signing_key import SigningKey
+from protocol.node import confine
+from protocol.node.server import Job, serve
+from protocol.transport.local_socket import DisconnectedError, Frame, ask, listen, load_secret, make_secret
+from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
+
+ROOT_FOLDER = Path(__file__).parents[3]
+ROOT = SigningKey.from_seed(b"r" * 32).public_hex
+
+
+@pytest.fixture
+def program() -> FakeProgram:
+    return FakeProgram("individual", "individual-1")
+
+
+@pytest.fixture
+def door(tmp_path: Path, program: FakeProgram) -> Iterator[tuple[Path, bytes]]:
+    """Socket and secret of a program served in a thread of this process."""
+    path = tmp_path / "run" / "node.sock"
+    listener, secret = listen(path), make_secret(tmp_path / "secret")
+
+    def run() -> None:
+        # Ends when the listener is shut down below.
+        with contextlib.suppress(OSError):
+            serve(listener, secret, program, None)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield path, secret
+    program.release_work.set()
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_numbers_words_and_parts_go_both_ways(door: tuple[Path, bytes]) -> None:
+    wish = Frame("echo", {"n": -5}, {"w": "text"}, {"blob": os.urandom(3_000_000), "empty": b""})
+    assert ask(*door, wish) == wish
+
+
+@pytest.mark.parametrize(
+    ("word", "code"), [("expired", "expired"), ("input", "failed"), ("crash", "failed"), ("nonsense", "failed")]
+)
+def test_an_error_leaves_a_coarse_code_and_its_text_stays_here(
+    door: tuple[Path, bytes], caplog: pytest.LogCaptureFixture, word: str, code: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        reply = ask(*door, Frame(word))
+    assert reply == Frame("refused", words={"code": code})
+    if word != "nonsense":
+        assert SECRET_TEXT in caplog.text
+    assert ask(*door, Frame("echo")) == Frame("echo")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x00", b"GET / HTTP/1.1\r\n\r\n" * 10, b"\x00\x00\x00\x02[]", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00"],
+)
+def test_malformed_frames_do_not_end_the_node(door: tuple[Path, bytes], data: bytes) -> None:
+    from protocol.transport.local_socket import open_handshake
+
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(door[0]))
+        open_handshake(connection, door[1])
+        connection.sendall(data)
+    assert ask(*door, Frame("echo")) == Frame("echo")
+
+
+def test_noise_in_place_of_the_handshake_does_not_end_the_node(door: tuple[Path, bytes], program: FakeProgram) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(door[0]))
+        connection.sendall(os.urandom(64))
+        connection.recv(1000)
+    assert ask(*door, Frame("echo")) == Frame("echo")
+    assert program.wishes == ["echo"]
+
+
+def test_without_the_secret_no_wish_reaches_the_program(door: tuple[Path, bytes], program: FakeProgram) -> None:
+    with pytest.raises(DisconnectedError):
+        ask(door[0], b"x" * 32, Frame("echo"))
+    assert program.wishes == []
+
+
+def test_long_work_answers_at_once_and_is_polled(door: tuple[Path, bytes], program: FakeProgram) -> None:
+    assert ask(*door, Frame("status")).words["state"] == "idle"
+    assert ask(*door, Frame("work")).numbers == {"started": 1}
+    assert ask(*door, Frame("work")).numbers == {"started": 0}
+    expected = {"role": "individual", "party": "individual-1", "state": "working", "job": "work"}
+    assert ask(*door, Frame("status")).words == expected
+    program.release_work.set()
+    assert _until(lambda: ask(*door, Frame("status")).words["state"], "done")
+
+
+def test_failed_work_says_so_and_nothing_more(door: tuple[Path, bytes]) -> None:
+    ask(*door, Frame("fail"))
+    assert _until(lambda: ask(*door, Frame("status")).words["state"], "failed")
+    assert SECRET_TEXT not in str(ask(*door, Frame("status")))
+
+
+def test_work_can_follow_on_failed_work() -> None:
+    job = Job()
+    job.start("first", lambda: exec("raise SystemExit"))
+    assert _until(lambda: job.state, "failed")
+    assert job.start("second", lambda: None)
+    assert _until(lambda: job.state, "done")
+    assert job.name == "second"
+
+
+class Started:
+    """A node in a process of its own, with the fake program."""
+
+    def __init__(self, folder: Path, *, prelude: str = "", unconfined: bool = True) -> None:
+        self.folder = folder
+        self.reader, self.writer = os.pipe()
+        # The tests are no installed package, and the node leaves this folder.
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT_FOLDER)!r})\n"
+            + textwrap.dedent(prelude)
+            + textwrap.dedent(
+                f"""
+            from pathlib import Path
+            from protocol.node.launcher import launch
+            from protocol.commands.terminal import exit_code
+            names = "protocol.node.configuration:NodeConfiguration", "tests.protocol.fake_program:make"
+            config = Path({str(folder / "config.toml")!r})
+            options = dict(lifeline={self.reader}, unconfined={unconfined})
+            sys.exit(exit_code(lambda: launch(config, *names, **options)))
+            """
+            )
+        )
+        command = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(
+            command, pass_fds=(self.reader,), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        os.close(self.reader)
+
+    def ask(self, wish: Frame) -> Frame:
+        return ask(self.folder / "node.sock", load_secret(self.folder / "socket.secret"), wish)
+
+    def wait_until_listening(self) -> None:
+        # Its file is there a moment before it listens.
+        while not _answers(self.folder / "node.sock"):
+            assert self.process.poll() is None, self.process.communicate()[1]
+            time.sleep(0.02)
+
+    def end(self) -> tuple[int, str]:
+        os.close(self.writer)
+        _, errors = self.process.communicate(timeout=20)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    folder = tmp_path / "site"
+    (tmp_path / "data").mkdir()
+    initialise(folder, role="individual", data=tmp_path / "data", party="individual-1", root=ROOT)
+    return folder
+
+
+def test_a_node_ends_when_its_lifeline_closes_even_at_work(site: Path) -> None:
+    node = Started(site)
+    node.wait_until_listening()
+    assert node.ask(Frame("status")).words["party"] == "individual-1"
+    node.ask(Frame("work"))
+    assert node.end() == (0, "")
+
+
+def test_a_node_ends_on_sigterm_and_leaves_no_socket(site: Path) -> None:
+    node = Started(site)
+    node.wait_until_listening()
+    node.ask(Frame("status"))
+    node.process.send_signal(signal.SIGTERM)
+    assert node.process.wait(20) == 0
+    assert not (site / "node.sock").exists()
+    node.end()
+
+
+def test_where_the_kernel_confines_nothing_a_node_must_be_accepted_by_its_operator(site: Path) -> None:
+    prelude = """
+        from protocol.confinement import landlock
+        landlock.abi = lambda: 0
+    """
+    node = Started(site, prelude=prelude, unconfined=False)
+    code, errors = node.end()
+    assert code == 1
+    assert errors.count("\n") == 1
+    assert "unconfined = true" in errors
+    assert not (site / "node.sock").exists()
+
+
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+def test_a_node_is_confined_by_default_and_works(site: Path) -> None:
+    # The fake program is no installed package, so that it could not be found any more.
+    node = Started(site, unconfined=False, prelude="import tests.protocol.fake_program")
+    node.wait_until_listening()
+    assert node.ask(Frame("echo")) == Frame("echo")
+    node.end()
+    assert " confined (" in (site / "state" / "node.log").read_text()
+
+
+def test_the_operator_may_accept_it_in_the_file(site: Path) -> None:
+    text = (site / "config.toml").read_text()
+    (site / "config.toml").write_text(text.replace("unconfined = false", "unconfined = true"))
+    node = Started(site, unconfined=False)
+    node.wait_until_listening()
+    assert node.ask(Frame("echo")) == Frame("echo")
+    assert node.end()[0] == 0
+    assert "unconfined" in (site / "state" / "node.log").read_text()
+
+
+def test_two_nodes_do_not_share_a_state_folder(site: Path) -> None:
+    first = Started(site)
+    first.wait_until_listening()
+    code, errors = Started(site).end()
+    assert code == 1
+    assert "another node process" in errors
+    assert first.ask(Frame("echo")) == Frame("echo")
+    first.end()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_one_thread_and_no_torch_until_the_process_is_confined(site: Path) -> None:
+    node = Started(
+        site,
+        prelude="""
+            import os, sys
+            from protocol.confinement import confine
+            apply = confine.apply
+            def look(*given, **more):
+                print(len(os.listdir("/proc/self/task")), {"torch", "numpy"} & set(sys.modules), flush=True)
+                return apply(*given, **more)
+            confine.apply = look
+        """,
+    )
+    assert node.process.stdout is not None
+    assert node.process.stdout.readline().strip() == "1 set()"
+    node.end()
+
+
+def test_keys_are_opened_before_the_process_is_confined(site: Path) -> None:
+    """So that a confined process need not be able to read them."""
+    prelude = f"""
+        from pathlib import Path
+        from protocol.confinement import confine
+        apply = confine.apply
+        def take_away(*given, **more):
+            for name in ("signing.key", "encryption.key", "key.secret"):
+                Path({str(site)!r}, name).unlink()
+            return apply(*given, **more)
+        confine.apply = take_away
+    """
+    unlock = Unlock.key_file(site / "key.secret")
+    keyid = SigningKey.load(site / "signing.key", unlock).keyid
+    public = EncryptionKey.load(site / "encryption.key", unlock).public
+    node = Started(site, prelude=prelude)
+    node.wait_until_listening()
+    assert node.ask(Frame("echo")) == Frame("echo")
+    assert node.end()[0] == 0
+    assert f"opened {keyid} {public.hex()}" in (site / "state" / "node.log").read_text()
+    code, errors = Started(site).end()
+    assert code == 2
+    assert "cannot read the key file" in errors
+    assert errors.count("\n") == 1
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as one:
+        return one.connect_ex(str(path)) == 0
+
+
+def _until(look: Callable[[], str], wanted: str) -> bool:
+    for _ in range(500):
+        if look() == wanted:
+            return True
+        time.sleep(0.01)
+    return False

@@ -1,0 +1,388 @@
+"""Merging what the nodes left into results.json: complete, by task number, valid by its schema, equal when repeated."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from scipy import stats
+
+from collective_node.records import CycleFigures, StreamMetrics
+from collective_node.settings import Score, Strategy
+from protocol.errors import InputError, RunFailedError
+from sims.results import results as results_module
+from sims.results.results import PAPER_FIGURES, CollectiveResult, Results, collect, load, pairs, schema
+from tests.protocol.hostile_files import ANY, plant, within
+from tests.sims.made_run import ALL_METHODS, LEVELS, METHODS, chained, collective_metrics, make_run, record
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON file in place."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    folder = make_run(tmp_path_factory.mktemp("runs"))
+    return folder, collect(folder)
+
+
+def test_the_file_is_valid_by_its_schema_and_reads_back(made: tuple[Path, Results]) -> None:
+    folder, results = made
+    Draft202012Validator.check_schema(schema())
+    Draft202012Validator(schema()).validate(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    assert load(folder) == results
+
+
+def test_the_schema_refuses_what_it_should(made: tuple[Path, Results]) -> None:
+    good = json.loads((made[0] / "results.json").read_text(encoding="utf-8"))
+    changes: list[Callable[[Any], object]] = [
+        lambda d: d.pop("paired"),
+        lambda d: d.update(extra=1),
+        lambda d: d["dataset"].update(source="internet"),
+        lambda d: d["dataset"].update(source="stand-in"),  # without its notice
+        lambda d: d["methods"]["scratch"]["10"].update(mean=101),
+        lambda d: d["methods"]["scratch"].update({"ten": d["methods"]["scratch"]["10"]}),
+        lambda d: d["methods"]["scratch"]["10"].update(ci95=-1),
+        lambda d: d["crossings"][0].update(digest="abc"),
+        lambda d: d["crossings"][0].update(image="pixels"),
+        lambda d: d["seconds"].update(total=1),
+        lambda d: d["collective"].update(extra=1),
+        lambda d: d["collective"]["tasks"][0].update(seconds=1.0),
+        lambda d: d["collective"]["gradient_trend"]["rho"][0].__setitem__(0, 1.5),
+        lambda d: d["collective"]["criterion"].update(chosen=[0]),
+        lambda d: d["collective"]["open_world"]["cycles"][0].update(seconds=1.0),
+        lambda d: d["collective"]["open_world"]["cycles"][0].update(strategy="hope"),
+        lambda d: d["collective"]["open_world"]["cycles"][0]["before"].update(guess=None),
+        lambda d: d["collective"]["open_world"]["cycles"][0]["after"]["paper"].update(auroc=101),
+        lambda d: d["collective"]["open_world"]["comparisons"][0].pop("score"),
+    ]
+    for change in changes:
+        bad = json.loads(json.dumps(good))
+        change(bad)
+        with pytest.raises(ValidationError):
+            Draft202012Validator(schema()).validate(bad)
+
+
+def test_the_schema_names_what_the_models_hold(made: tuple[Path, Results]) -> None:
+    properties = schema()["properties"]
+    assert isinstance(properties, dict)
+    assert set(properties) == set(Results.model_fields)
+    assert set(properties["collective"]["properties"]) == set(CollectiveResult.model_fields)
+    definitions = schema()["$defs"]
+    assert isinstance(definitions, dict)
+    assert set(definitions["cycle"]["properties"]) == set(CycleFigures.model_fields)
+    assert set(definitions["stream_metrics"]["properties"]) == set(StreamMetrics.model_fields)
+    assert definitions["score"]["enum"] == list(get_args(Score))
+    assert definitions["strategy"]["enum"] == list(get_args(Strategy))
+
+
+def test_tasks_are_merged_by_their_run_wide_number(made: tuple[Path, Results]) -> None:
+    folder, results = made
+    expected: dict[int, float] = {}
+    for number in (1, 2):
+        metrics = json.loads(
+            (folder / "nodes" / f"individual-{number}" / "state" / "metrics.json").read_text(encoding="utf-8")
+        )
+        expected |= {int(task): value for task, value in metrics["methods"]["scratch"]["10"].items()}
+    found = results.methods["scratch"][10]
+    assert found.per_task == tuple(expected[task] for task in range(12))
+    assert found.tasks == 12
+    assert found.mean == pytest.approx(np.mean(list(expected.values())))
+    assert list(results.methods) == list(METHODS)
+
+
+def test_differences_are_paired_on_the_same_tasks(made: tuple[Path, Results]) -> None:
+    results = made[1]
+    assert set(results.paired) == {
+        "condensed-condensed-eq9",
+        "condensed-paper",
+        "condensed-scratch",
+        "condensed-floor",
+        "condensed-eq9-scratch",
+        "paper-scratch",
+    }
+    for shots in (10, 20):
+        first, second = results.methods["condensed"][shots].per_task, results.methods["floor"][shots].per_task
+        expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+        found = results.paired["condensed-floor"][shots]
+        assert found.ci95 is not None
+        assert found.mean - found.ci95 == pytest.approx(expected.low)
+        assert found.mean + found.ci95 == pytest.approx(expected.high)
+
+
+def test_every_method_is_described_in_order_and_compared_with_what_it_differs_from_in_one_thing(tmp_path: Path) -> None:
+    results = collect(make_run(tmp_path, methods=ALL_METHODS, target_tasks="10:3"))
+    assert list(results.methods) == list(ALL_METHODS) == list(results_module.METHODS)
+    assert len(set(results_module.METHODS.values())) == len(ALL_METHODS)
+    groups = pairs(ALL_METHODS)
+    flat = [pair for group in groups.values() for pair in group]
+    assert len(flat) == len(set(flat))
+    assert set(results.paired) == {f"{first}-{second}" for first, second in flat}
+    against_default, positions, sources, against_scratch = groups.values()
+    assert [second for _, second in against_default] == [name for name in ALL_METHODS if name != "condensed"]
+    assert positions == [("paper", "paper-middle"), ("paper", "paper-front")]
+    bases = ("condensed-eq9", "paper", "paper-middle", "paper-front")
+    variants = ("individual", "none", "frozen")
+    assert sources == [(f"{base}-{variant}", base) for base in bases for variant in variants]
+    assert {first for first, _ in against_scratch} == set(ALL_METHODS) - {"condensed", "scratch", "floor"}
+    assert {second for _, second in against_scratch} == {"scratch"}
+
+
+def test_methods_that_did_not_run_are_in_no_pair() -> None:
+    assert pairs(["paper", "paper-none", "floor"]) == {
+        "the source of the Fisher diagonal, against the collective's": [("paper-none", "paper")]
+    }
+    assert pairs(["condensed", "of-another-version"]) == {
+        "the default against every other": [("condensed", "of-another-version")]
+    }
+
+
+@pytest.mark.parametrize(("name", "source"), [("cifar100", "folder"), ("imagenet100", "folder"), ("birds", "folder")])
+def test_the_papers_figures_stand_beside_their_own_dataset_only(tmp_path: Path, name: str, source: str) -> None:
+    results = collect(make_run(tmp_path, dataset=name, source=source, target_tasks="10:1"))
+    assert results.paper == PAPER_FIGURES.get(name)
+    drawn = collect(make_run(tmp_path, source="stand-in", target_tasks="10:1"))
+    assert drawn.paper is None
+
+
+def test_the_open_world_is_kept_without_its_times(made: tuple[Path, Results]) -> None:
+    folder, results = made
+    told = json.loads((folder / "nodes" / "collective" / "state" / "metrics.json").read_text(encoding="utf-8"))[
+        "open_world"
+    ]
+    for cycle in [*told["cycles"], *(cycle for one in told["comparisons"] for cycle in one["cycles"])]:
+        assert cycle.pop("seconds") == 30.0
+    open_world = results.collective.open_world
+    assert open_world.model_dump(mode="json") == told
+    assert open_world.measured
+    kinds = [(kind.score, kind.strategy) for kind in open_world.every]
+    assert kinds == [("max-logit", "replay"), ("energy", "replay"), ("max-logit", "ewc"), ("max-logit", "none")]
+    assert open_world.every[0].cycles == open_world.cycles
+    times = results.seconds["collective"]
+    assert [times[f"cycle {n}"] for n in (0, 1)] == [times[f"cycle {n}, max-logit, none"] for n in (0, 1)] == [30.0] * 2
+
+
+def test_a_run_of_before_the_open_world_still_loads(made: tuple[Path, Results], tmp_path: Path) -> None:
+    document = json.loads((made[0] / "results.json").read_text(encoding="utf-8"))
+    for name in ("open_world", "criterion"):
+        del document["collective"][name]
+    (tmp_path / "results.json").write_text(json.dumps(document), encoding="utf-8")
+    assert load(tmp_path).collective.open_world.every == ()
+
+
+def test_it_does_not_matter_how_the_tasks_were_dealt(tmp_path: Path) -> None:
+    one = collect(make_run(tmp_path / "one", individuals=1))
+    three = collect(make_run(tmp_path / "three", individuals=3))
+    assert one.methods == three.methods
+    assert one.paired == three.paired
+
+
+def test_the_same_run_twice_is_equal_apart_from_times_and_digests(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / name, run_id=digit * 32) for name, digit in (("a", "a"), ("b", "b"))]
+    metrics = folders[1] / "nodes" / "collective" / "state" / "metrics.json"
+    edit(metrics, lambda d: (d["seconds"].update(train=999.0), [task.update(seconds=9.9) for task in d["tasks"]]))
+    edit(metrics, lambda d: [cycle.update(seconds=9.9) for cycle in d["open_world"]["cycles"]])
+    edit(metrics, lambda d: [cycle.update(seconds=9.9) for cycle in d["open_world"]["comparisons"][1]["cycles"]])
+    edit(metrics, lambda d: d["learngenes"]["condensed"].update(release="b" * 64))
+    documents = []
+    for folder in folders:
+        collect(folder)
+        document = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        del document["seconds"]
+        for crossing in document["crossings"]:
+            del crossing["digest"]
+        documents.append(document)
+    assert documents[0] == documents[1]
+
+
+def test_curves_are_weighted_by_the_tasks_behind_them(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, target_tasks="10:3", individuals=2)  # two tasks and one
+    curve = collect(folder).curves["scratch"][10]
+    assert curve.accuracy == pytest.approx([(2 * (level + 1) + (level + 2)) / 3 for level in LEVELS])
+    assert curve.tasks == 3
+    edit(
+        folder / "nodes" / "individual-1" / "state" / "metrics.json",
+        lambda d: d["curves"]["scratch"]["10"].update(tasks=1),
+    )  # it followed one of its two only
+    curve = collect(folder).curves["scratch"][10]
+    assert curve.accuracy == pytest.approx([level + 1.5 for level in LEVELS])
+    assert curve.tasks == 2
+
+
+def test_every_crossing_stands_once_whoever_recorded_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, individuals=2)
+    lost = record("out", "collective", "individual-1", "abort", 5000)
+    path = folder / "nodes" / "collective" / "state" / "crossings.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_bytes(chained([*lines, lost]) + b'{"half a line')
+    found = collect(folder).crossings
+    kinds = [crossing.kind for crossing in found]
+    assert kinds == 2 * ["request", "release", "grant", "blob", "receipt"] + ["abort"]
+    assert [crossing.recorded_by for crossing in found] == 10 * ["both"] + ["sender"]
+
+
+def test_a_message_that_changed_on_its_way_shows_as_two_one_sided_records(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, individuals=1)
+    path = folder / "nodes" / "individual-1" / "state" / "crossings.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if line["kind"] == "blob":
+            line["digest"] = "f" * 64
+    path.write_bytes(chained(lines))
+    blobs = [crossing.recorded_by for crossing in collect(folder).crossings if crossing.kind == "blob"]
+    assert sorted(blobs) == ["receiver", "sender"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["methods"]["scratch"]["10"].pop("0"), "scratch, 10 shots"),
+        (lambda d: d["methods"]["floor"].pop("20"), "floor, 20 shots"),
+        (lambda d: d["methods"]["paper"]["10"].update({"1": 50.0}), "task 1"),
+        (lambda d: d["methods"]["paper"]["10"].update({"99": 50.0}), "99"),
+        (lambda d: d["methods"]["paper"]["10"].update({"0": 100.5}), r"methods\.paper\.10\.0"),
+        (lambda d: d["methods"]["paper"]["10"].update({"0": float("nan")}), "NaN"),
+        (lambda d: d.pop("methods"), "methods"),
+    ],
+)
+def test_a_result_that_is_missing_doubled_or_no_accuracy_fails_the_run(
+    tmp_path: Path, change: Callable[[Any], object], said: str
+) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "nodes" / "individual-1" / "state" / "metrics.json", change)
+    with pytest.raises(RunFailedError, match=said):
+        collect(folder)
+    assert not (folder / "results.json").exists()
+
+
+def test_a_node_that_left_nothing_fails_the_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    (folder / "nodes" / "individual-2" / "state" / "metrics.json").unlink()
+    with pytest.raises(RunFailedError, match="individual-2"):
+        collect(folder)
+
+
+def test_a_gradient_trend_that_does_not_fit_its_layers_fails_the_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", lambda d: d["gradient_trend"]["rho"].pop())
+    with pytest.raises(RunFailedError, match="13 layers"):
+        collect(folder)
+
+
+def test_the_criterion_must_speak_of_every_layer(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", lambda d: d["criterion"]["settled"].pop())
+    with pytest.raises(RunFailedError, match="13 layers"):
+        collect(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(images=["pixels"]),
+        lambda d: d["tasks"][0].update(accuracy=101.0),
+        lambda d: d["open_world"]["cycles"][0].update(base_accuracy_after=float("nan")),
+        lambda d: d["open_world"]["cycles"][0]["before"]["paper"].update(auroc=-1.0),
+        lambda d: d["open_world"]["comparisons"][0].update(strategy="hope"),
+        lambda d: d["learngenes"]["condensed"].pop("fisher"),
+    ],
+)
+def test_what_the_collective_may_not_say_fails_the_run(tmp_path: Path, change: Callable[[Any], object]) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", change)
+    with pytest.raises(RunFailedError, match=r"metrics\.json"):
+        collect(folder)
+
+
+def test_what_the_collective_says_of_its_learngenes_is_kept(made: tuple[Path, Results]) -> None:
+    document = json.loads((made[0] / "results.json").read_text(encoding="utf-8"))
+    told = collective_metrics()["learngenes"]
+    assert isinstance(told, dict)
+    del told["condensed"]["release"]
+    assert document["collective"]["learngenes"] == told
+    assert document["seconds"]["collective"]["train"] == 100.0
+    assert document["seconds"]["individual-1"] == {"adapt": 12.5}
+
+
+def test_the_stand_in_is_said(tmp_path: Path) -> None:
+    results = collect(make_run(tmp_path, source="stand-in"))
+    assert results.dataset.notice is not None
+    assert "NOT CIFAR-100" in results.dataset.notice
+
+
+@pytest.mark.parametrize(
+    ("lines", "whole"), [(("confined", "confined"), "confined"), (("confined", "un"), "unconfined")]
+)
+def test_a_run_is_confined_only_if_every_node_says_so(tmp_path: Path, lines: tuple[str, str], whole: str) -> None:
+    folder = make_run(tmp_path, individuals=1)
+    for party, line in zip(("collective", "individual-1"), lines, strict=True):
+        edit(
+            folder / "nodes" / party / "state" / "metrics.json",
+            lambda d, line=line: d.update(confinement=line, device="cpu"),
+        )
+    results = collect(folder)
+    assert results.confinement == whole
+    assert results.nodes["collective"].device == "cpu"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no folder of a run"):
+        collect(tmp_path)
+    with pytest.raises(InputError, match=r"results\.json"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ANY)
+@pytest.mark.parametrize("party", ["collective", "individual-1"])
+@pytest.mark.parametrize("name", ["metrics.json", "crossings.jsonl"])
+def test_what_a_taken_over_node_left_fails_the_run_in_one_line(
+    tmp_path: Path, name: str, party: str, kind: str
+) -> None:
+    """The report is made by the run's owner, who is not confined."""
+    folder, victim = make_run(tmp_path), tmp_path / "victim"
+    victim.write_bytes(b"another party's")
+    plant(kind, folder / "nodes" / party / "state" / name, victim)
+    with within(30), pytest.raises(RunFailedError) as refused:
+        collect(folder)
+    assert "\n" not in str(refused.value)
+    assert victim.read_bytes() == b"another party's"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(seconds="a while"),
+        lambda d: d.update(seconds=[1, 2]),
+        lambda d: d.update(seconds={"train": "long"}),
+        lambda d: d.update(learngenes=["condensed"]),
+        lambda d: d.update(learngenes={"condensed": 1}),
+        lambda d: d.update(tasks=7),
+        lambda d: d.update(open_world=[]),
+    ],
+)
+def test_figures_of_the_wrong_type_fail_the_run_in_one_line(tmp_path: Path, change: Callable[[Any], object]) -> None:
+    folder = make_run(tmp_path)
+    edit(folder / "nodes" / "collective" / "state" / "metrics.json", change)
+    with pytest.raises(RunFailedError, match=r"metrics\.json"):
+        collect(folder)
+
+
+def test_many_crossings_are_matched_in_time(tmp_path: Path) -> None:
+    """A node may write as long a log as it likes: what grows with the square of it would never end."""
+    folder = make_run(tmp_path, individuals=1)
+    lost = [record("out", "collective", "individual-1", "abort", 5000, number) for number in range(6000)]
+    (folder / "nodes" / "collective" / "state" / "crossings.jsonl").write_bytes(chained(lost))
+    came = [{**line, "direction": "in"} for line in reversed(lost)]
+    (folder / "nodes" / "individual-1" / "state" / "crossings.jsonl").write_bytes(chained(came))
+    with within(60):
+        found = collect(folder).crossings
+    assert [crossing.recorded_by for crossing in found] == ["both"] * 6000

@@ -1,0 +1,79 @@
+"""The main job's ServerApp: the keys and trust stores of a run, and what a failed round tells its user."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import UnknownKeyError
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.key_file import Unlock
+from protocol.keys.signing_key import SigningKey
+from protocol.node.server import Role
+from protocol.transport.relay import PartyFailedError
+from protocol.trust.trust_file import read_trust
+from sims.run.app import _make_keys, _Site, _with_reasons
+from sims.run.processes import NodeProcess, NodeProcesses
+
+
+def test_a_run_has_its_own_root_and_individuals_do_not_know_each_other(tmp_path: Path) -> None:
+    parties: list[tuple[Role, str]] = [("collective", "collective")]
+    parties += [("individual", f"individual-{number}") for number in (1, 2)]
+    (tmp_path / "nodes").mkdir()
+    sites = [_Site(tmp_path, *party, tmp_path / "node.sock", tmp_path / "secret") for party in parties]
+    root = _make_keys(sites)
+    stores = {site.party: read_trust(site.trust, root=root) for site in sites}
+    unlock = Unlock.key_file(sites[0].key_file)
+    keys = {site.party: SigningKey.load(site.key, unlock) for site in sites}
+    assert SigningKey.load(tmp_path / "keys" / "root.key", unlock).public_hex == root
+    for party, store in stores.items():
+        assert store.only("collective").public == keys["collective"].public_hex
+        for site in sites[1:]:
+            if party in ("collective", site.party):
+                assert store.key_for(keys[site.party].keyid, "individual").party == site.party
+            else:
+                with pytest.raises(UnknownKeyError):
+                    store.key_for(keys[site.party].keyid, "individual")
+    # A run that is resumed goes on with the same keys and the same stores, which its ledgers remember.
+    before = [site.trust.read_bytes() for site in sites]
+    assert _make_keys(sites) == root
+    assert [site.trust.read_bytes() for site in sites] == before
+    other = tmp_path / "other"
+    (other / "nodes").mkdir(parents=True)
+    assert _make_keys([_Site(other, *parties[0], tmp_path / "node.sock", tmp_path / "secret")]) != root
+
+
+def test_every_individual_has_an_encryption_key_that_a_resumed_run_keeps(tmp_path: Path) -> None:
+    parties: list[tuple[Role, str]] = [("collective", "collective")]
+    parties += [("individual", f"individual-{number}") for number in (1, 2)]
+    (tmp_path / "nodes").mkdir()
+    sites = [_Site(tmp_path, *party, tmp_path / "node.sock", tmp_path / "secret") for party in parties]
+    paths = [site.encryption_key for site in sites]
+    assert paths[0] is None
+
+    def public() -> list[bytes]:
+        _make_keys(sites)
+        unlock = Unlock.key_file(sites[0].key_file)
+        return [EncryptionKey.load(path, unlock).public for path in paths if path is not None]
+
+    first = public()
+    assert len(set(first)) == 2
+    assert public() == first
+
+
+def test_a_failed_party_s_own_log_gives_the_reason(tmp_path: Path) -> None:
+    with NodeProcesses() as processes:
+        for party in ("collective", "individual-1", "individual-2", "individual-3"):
+            ended = subprocess.Popen([sys.executable, "-c", ""])
+            log = tmp_path / f"{party}.log"
+            log.write_text(f"2026-11-20 10:00:02,001 ERROR adapt failed: so says {party}\n", encoding="utf-8")
+            processes.nodes.append(NodeProcess(party, log, tmp_path / "node.sock", ended))
+        (tmp_path / "individual-3.log").unlink()
+        failed = PartyFailedError("'adapt' failed", "individual-1", "individual-2", "individual-3")
+        told = _with_reasons(failed, processes)
+    assert told == (
+        "'adapt' failed (individual-1: adapt failed: so says individual-1; "
+        "individual-2: adapt failed: so says individual-2)"
+    )
+    assert _with_reasons(PartyFailedError("'evolve' failed", "nobody"), processes) == "'evolve' failed"

@@ -1,0 +1,271 @@
+"""Settings of a run: profiles, overrides, the round trip through Flower, and what is refused."""
+
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import InputError
+from sims.data.datasets import DATASETS, DatasetName
+from sims.run.flower import _toml
+from sims.run.settings import (
+    PROFILES,
+    RUN_CONFIG_DEFAULTS,
+    ProfileName,
+    Value,
+    _as_text,
+    check_machine,
+    from_run_config,
+    join_changes,
+)
+
+SIMS = Path(__file__).parents[3] / "sims"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "profile"), [(dataset, profile) for dataset in PROFILES for profile in PROFILES[dataset]]
+)
+def test_the_defaults_are_the_profile(dataset: DatasetName, profile: ProfileName) -> None:
+    settings = from_run_config({"dataset": dataset, "profile": profile})
+    wanted = PROFILES[dataset][profile]
+    assert (settings.dataset, settings.profile) == (dataset, profile)
+    assert settings.individual == wanted.individual
+    assert from_run_config(settings.to_run_config()) == settings
+    assert settings.target_tasks == wanted.target_tasks
+    assert settings.collective == wanted.collective
+    assert settings.out.is_absolute()
+
+
+def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
+    config: dict[str, Value] = {
+        "profile": "small",
+        "seed": 7,
+        "data": str(tmp_path),
+        "out": str(tmp_path / "runs"),
+        "shots": "5,10",
+        "target-tasks": "5:3,10:4",
+        "individuals": 3,
+        "tasks": 6,
+        "width": 0.125,
+        "threads": 2,
+        "individual-device": "cpu",
+        "set": "collective.classes_per_task=4 collective.forms=paper,condensed individual.retain=10 "
+        "collective.sigma=1e-4",
+    }
+    settings = from_run_config(config)
+    assert settings.target_tasks == {5: 3, 10: 4}
+    assert settings.shots == (5, 10)
+    assert (settings.collective.tasks, settings.collective.width) == (6, 0.125)
+    assert (settings.collective.classes_per_task, settings.collective.forms) == (4, ("paper", "condensed"))
+    assert (settings.collective.sigma, settings.individual.retain) == (1e-4, 10.0)
+    changed = {"tasks", "width", "classes_per_task", "forms", "sigma"}
+    small = PROFILES["cifar100"]["small"]
+    assert settings.collective.model_dump(exclude=changed) == small.collective.model_dump(exclude=changed)
+    assert settings.individual.model_dump(exclude={"retain"}) == small.individual.model_dump(exclude={"retain"})
+    assert from_run_config(settings.to_run_config()) == settings
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_run_configuration_holds_exactly_the_keys_of_the_flower_app(dataset: DatasetName) -> None:
+    text = (SIMS / dataset / "pyproject.toml").read_text(encoding="utf-8")
+    declared = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
+    assert declared == {**RUN_CONFIG_DEFAULTS, "dataset": dataset}
+    assert set(from_run_config({}).to_run_config()) == set(declared)
+
+
+@pytest.mark.parametrize("party", ["collective", "individual"])
+def test_every_training_number_can_be_set_by_its_own_text(party: str) -> None:
+    for profile in (*PROFILES["cifar100"].values(), *PROFILES["imagenet100"].values()):
+        for name, value in getattr(profile, party):
+            change = f"{party}.{name}={_as_text(value)}"
+            settings = from_run_config({"profile": "smoke", "set": join_changes([change])})
+            assert getattr(getattr(settings, party), name) == value
+            assert from_run_config(settings.to_run_config()) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("'collective.expansion=widen 2 +64,deepen 5 identity'", "expansion", ("widen 2 +64", "deepen 5 identity")),
+        ("collective.expansion='widen 2 +64, deepen 5 identity'", "expansion", ("widen 2 +64", "deepen 5 identity")),
+        ("collective.expansion=", "expansion", ()),
+        ("collective.compare_strategies=none,ewc", "compare_strategies", ("none", "ewc")),
+        ("collective.layers=none", "layers", None),
+        ("collective.layers=2", "layers", 2),
+        ("individual.own_front=none", "own_front", None),
+        ("individual.methods=paper individual.own_front=", "own_front", ()),
+        ("individual.methods=paper individual.own_front=32,64", "own_front", (32, 64)),
+    ],
+)
+def test_lists_empty_lists_and_nothing_can_be_set(text: str, name: str, value: object) -> None:
+    settings = from_run_config({"profile": "smoke", "set": text})
+    party = settings.individual if hasattr(settings.individual, name) else settings.collective
+    assert getattr(party, name) == value
+    assert from_run_config(settings.to_run_config()) == settings
+    # Through Flower's own reading of `--run-config`, which knows no escapes.
+    from flwr.common.config import parse_config_args
+
+    line = " ".join(f"{key}={_toml(item)}" for key, item in settings.to_run_config().items())
+    assert from_run_config(parse_config_args([line], flatten=False)) == settings
+
+
+def test_a_number_with_a_key_of_its_own_can_be_set_once() -> None:
+    assert from_run_config({"set": "collective.tasks=3"}) == from_run_config({"tasks": 3})
+    with pytest.raises(InputError, match="tasks"):
+        from_run_config({"set": "collective.tasks=3", "tasks": 3})
+
+
+@pytest.mark.parametrize(
+    ("shots", "tasks", "expected"),
+    [
+        ("", "", {10: 40, 20: 10}),
+        ("20", "", {20: 10}),
+        ("", "8", {10: 8, 20: 8}),
+        ("5", "", {5: 10}),
+        ("", "1:2", {1: 2}),
+        (" 20, 10", "", {10: 40, 20: 10}),
+    ],
+)
+def test_target_tasks_by_shots(shots: str, tasks: str, expected: dict[int, int]) -> None:
+    assert from_run_config({"profile": "quick", "shots": shots, "target-tasks": tasks}).target_tasks == expected
+
+
+def test_a_number_may_stand_for_text_as_flower_parses_it() -> None:
+    assert from_run_config({"shots": 10, "target-tasks": 3, "width": 1}).target_tasks == {10: 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"profile": "huge"}, "huge"),
+        ({"dataset": "mnist"}, "cifar100, imagenet100, folder"),
+        ({"set": "collective.expansion='widen 2"}, "No closing quotation"),
+        ({"set": "collective.expansion=widen 2 +64"}, "collective.NAME=VALUE"),  # not in quotes
+        ({"set": "collective.base_widths="}, "collective.base_widths"),
+        ({"sead": 1}, "sead"),
+        ({"seed": -1}, "seed"),
+        ({"seed": "one"}, "seed"),
+        ({"resume": "yes"}, "resume"),
+        ({"data": "/no/such/folder"}, "/no/such/folder"),
+        ({"data": "relative"}, "absolute"),
+        ({"out": "relative"}, "absolute"),
+        ({"shots": "10,x"}, "x"),
+        ({"shots": "0"}, "shots"),
+        ({"shots": "501"}, "501"),
+        ({"target-tasks": "10:0"}, "target-tasks"),
+        ({"target-tasks": "4,5"}, "target-tasks"),
+        ({"shots": "10", "target-tasks": "20:4"}, "20"),
+        ({"individuals": 65}, "individuals"),
+        ({"tasks": -2}, "tasks"),
+        ({"width": 99.0}, "width"),
+        ({"threads": -1}, "threads"),
+        ({"collective-device": "gpu"}, "gpu"),
+        ({"set": "retain"}, "individual.NAME=VALUE"),
+        ({"set": "retain=1"}, "individual.NAME=VALUE"),
+        ({"set": "human.retain=1"}, "human.retain"),
+        ({"set": "individual.retian=1"}, "floor_penalty"),  # the valid ones
+        ({"set": "individual.retain=much"}, "individual.retain"),
+        ({"set": "individual.retain=-1"}, "individual.retain"),
+        ({"set": "individual.retain=inf"}, "individual.retain"),
+        ({"set": "individual.epochs=1.5"}, "individual.epochs"),
+        ({"set": "individual.epochs=none"}, "individual.epochs"),
+        ({"set": "individual.methods=scratch,magic"}, "individual.methods"),
+        ({"set": "individual.epochs=1 individual.epochs=2"}, "twice"),
+    ],
+)
+def test_wrong_settings_get_one_line_that_names_them(config: dict[str, Value], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_run_config(config)
+    text = str(caught.value)
+    assert said in text
+    assert "\n" not in text
+
+
+def test_the_environment_names_the_data_where_nothing_else_does(tmp_path: Path) -> None:
+    named, typed = tmp_path / "named", tmp_path / "typed"
+    named.mkdir()
+    typed.mkdir()
+    environment = {"LEARNGENE_DATA": str(named)}
+    assert from_run_config({}, environment=environment).data == named
+    assert from_run_config({"data": str(typed)}, environment=environment).data == typed
+    assert from_run_config({"stand-in": True}, environment=environment).data is None
+    assert from_run_config({}).data is None
+    with pytest.raises(InputError, match="exclude"):
+        from_run_config({"stand-in": True, "data": str(typed)})
+
+
+def test_the_individuals_are_those_that_are_connected() -> None:
+    assert from_run_config({}, individuals=3).individuals == 3
+    assert from_run_config({"individuals": 3}, individuals=3).individuals == 3
+    with pytest.raises(InputError, match="num-supernodes=3"):
+        from_run_config({"individuals": 2}, individuals=5)
+
+
+def test_a_profile_that_needs_cuda_is_refused_without_it() -> None:
+    paper = from_run_config({"profile": "paper"})
+    with pytest.raises(InputError, match="CUDA"):
+        check_machine(paper, lambda: 0)
+    check_machine(paper, lambda: 1)
+    with pytest.raises(InputError, match="collective-device"):
+        check_machine(paper.model_copy(update={"collective_device": "cpu"}), lambda: 1)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    settings = from_run_config({"individual-device": "cuda:1"})
+    with pytest.raises(InputError, match="individual-device"):
+        check_machine(settings, lambda: 1)
+    check_machine(settings, lambda: 2)
+
+
+def test_a_run_without_cuda_never_asks_for_it() -> None:
+    def fail() -> int:
+        raise AssertionError("asked")
+
+    check_machine(from_run_config({}), fail)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_command_repeats_the_run(tmp_path: Path, dataset: DatasetName) -> None:
+    settings = from_run_config(
+        {
+            "dataset": dataset,
+            "profile": "smoke",
+            "seed": 3,
+            "data": str(tmp_path),
+            "shots": "5",
+            "individuals": 2,
+            "width": 0.5,
+            "set": "individual.epochs=3 collective.expansion='widen 2 +64,paper' collective.compare_scores=",
+        }
+    )
+    words = shlex.split(settings.command())
+    assert words[:3] == ["learngene", "run", dataset]
+    config: dict[str, Value] = {"dataset": dataset}
+    changes: list[str] = []
+    for flag, value in zip(words[3::2], words[4::2], strict=True):
+        key = flag.removeprefix("--")
+        if key == "set":
+            changes.append(value)
+        else:
+            config[key] = type(RUN_CONFIG_DEFAULTS[key])(value)
+    assert from_run_config({**config, "set": join_changes(changes)}) == settings
+
+
+def test_the_experiment_does_not_depend_on_where_it_is_written(tmp_path: Path) -> None:
+    here = from_run_config({"out": str(tmp_path / "a")})
+    there = from_run_config({"out": str(tmp_path / "b"), "resume": True})
+    assert here.experiment() == there.experiment()
+    assert here.experiment() != from_run_config({"seed": 1}).experiment()
+    assert here.experiment() != from_run_config({"set": "individual.retain=7"}).experiment()
+
+
+def test_a_method_without_its_form_of_learngene_is_refused_before_anything_starts() -> None:
+    with pytest.raises(
+        InputError, match=r"'paper-front' needs a learngene in the form 'paper-front': set collective\.forms"
+    ):
+        from_run_config({"set": "individual.methods=condensed,paper-front"})
+    settings = from_run_config(
+        {"set": "individual.methods=paper-front-individual,floor collective.forms=condensed,paper-front"}
+    )
+    assert settings.individual.methods == ("paper-front-individual", "floor")
