@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from individual_node.feature_head import FeatureHeadNetwork
 from individual_node.reconstruction import IndividualNetwork
 from individual_node.settings import OwnLayers
+from protocol.digest import digest_of
 from protocol.encoding import blob, strict_json
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
 from protocol.files.atomic import write_folder_atomically
 from protocol.files.user_files import check_free, read_given
 from protocol.learngene.architecture import Architecture, Form, InputContract
-from protocol.messages.envelope import digest
 from protocol.messages.payloads import Digest, RunId
 from protocol.visible_text import visible_name
 
@@ -187,7 +187,7 @@ def load(folder: Path) -> AdaptedModel:
         ) from None
     except ValueError as error:
         raise InputError(f"{visible_name(folder / DESCRIPTION)} is no description of a model: {error}") from None
-    if digest(data) != description.weights:
+    if digest_of(data) != description.weights:
         raise InputError(f"{visible_name(folder / WEIGHTS)} is not the file that {DESCRIPTION} names; adapt again")
     try:
         return AdaptedModel(description, _classifier(description, data))

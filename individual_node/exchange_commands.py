@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from individual_node.user_commands import form_of
+from protocol.digest import digest_of
 from protocol.errors import RunFailedError
 from protocol.output import say
 
@@ -85,7 +86,7 @@ def inherit(
     if bundle is None:
         _say_notice(notice)
         return
-    _say_inherited(inheritance, envelope.digest(bundle.release), desk)
+    _say_inherited(inheritance, digest_of(bundle.release), desk)
     if receipt is not None:
         write_new(receipt, inheritance.receipt)
         say(f"receipt    {receipt}: take it to the collective")
@@ -101,7 +102,7 @@ def _say_notice(notice: "Abort") -> None:
 
 def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualDesk") -> None:
     """``arrived``: digest of the release in the file, which may be older than the newest one here."""
-    from protocol.output import warn_doubt
+    from protocol.commands.revocation_warning import warn_doubt
 
     learngene = inheritance.learngene
     release, digest = learngene.release, learngene.release_digest

@@ -16,12 +16,12 @@ from individual_node.image_folder import OwnPictures
 from individual_node.method_table import METHODS, Method
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import TargetTask
+from protocol.digest import digest_of
 from protocol.errors import InputError
 from protocol.exchange.verification import VerifiedLearngene
 from protocol.learngene.architecture import Form
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
-from protocol.messages.envelope import digest
 from protocol.node.events import Observer
 
 #: Settings that decide nothing here: about many target tasks, or about methods that inherit nothing.
@@ -116,7 +116,7 @@ def adapt_to_pictures(
         settings=settings.model_dump(mode="json", exclude=set(ELSEWHERE)),
         seed=seed,
         estimate=estimate,
-        weights=digest(weights_of(classifier)),
+        weights=digest_of(weights_of(classifier)),
         node=None if node is None else str(node.absolute()),
     )
     return AdaptedModel(description, classifier)

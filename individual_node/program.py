@@ -13,14 +13,15 @@ from individual_node.methods import Evaluation, Outcome
 from protocol.confinement.guards import Confinement
 from protocol.errors import MalformedError, PolicyDeniedError
 from protocol.exchange.endpoint import IndividualDesk
+from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.architecture import Form, form_named
 from protocol.learngene.network import describe
 from protocol.node.endpoints import unix_seconds
-from protocol.node.load_keys import NodeKeys
 from protocol.node.metrics import write_metrics
 from protocol.node.program import PartyProgram
-from protocol.node.server import Program, Role
-from protocol.transport.local_socket import Frame
+from protocol.node.server import Program
+from protocol.transport.frame import Frame
+from protocol.trust.trust_store import Role
 
 logger = logging.getLogger(__name__)
 

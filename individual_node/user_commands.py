@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from protocol.commands.progress_bar import progress_bar
+from protocol.commands.revocation_warning import warn_doubt
+from protocol.digest import digest_of
 from protocol.errors import InputError, RefusedError, fault_line
-from protocol.output import add_row, print_table, say, say_json, table, warn, warn_doubt
+from protocol.output import add_row, print_table, say, say_json, table, warn
 from protocol.visible_text import visible_name
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def bundle(
         raise InputError(f"this node has inherited nothing of the form {form} in its run yet: request it first")
     bundle_file.write(out, packed)
     say(f"{out}  {len(bundle_file.encode(packed))} bytes")
-    release = envelope.digest(packed.release)
+    release = digest_of(packed.release)
     signer = payloads.decode(payloads.Release, envelope.parse(packed.release).payload).signer
     doubt = desk.doubt(release, signer)
     if doubt is not None:

@@ -7,7 +7,7 @@ cannot steer it from here, and markup in a name is never read.
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import typer
 from rich import box
@@ -18,9 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from protocol.visible_text import visible_line
-
-if TYPE_CHECKING:
-    from protocol.learngene.learngene import Doubt
 
 
 def say(line: str = "", *, error: bool = False) -> None:
@@ -137,18 +134,3 @@ def _in_calendar(seconds: int, pattern: str) -> str:
         return f"{datetime.fromtimestamp(seconds, UTC):{pattern}}"
     except (ValueError, OverflowError, OSError):
         return f"{seconds} s after 1970"
-
-
-def warn_doubt(doubt: "Doubt", what: str, *, form: str, release: str) -> None:
-    """One line on standard error wherever somebody uses what should not be used any more.
-
-    Args:
-        doubt: why not.
-        what: should not be used: ``this learngene``.
-        form, release: of its release: form and digest.
-    """
-    why = {
-        "withdrawn": "was withdrawn by the collective",
-        "compromised": "was signed with a key that is revoked as compromised, so that a thief may have made it",
-    }[doubt]
-    warn(f"{what} {why} ({form}, release {release[:16]}); request a new one")

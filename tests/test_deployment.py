@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol.commands.node_commands import initialise
+from protocol.digest import digest_of
 from protocol.exchange import content_keys, verification
 from protocol.exchange.ledger import CollectiveLedger, IndividualLedger, State
 from protocol.keys.encryption_key import EncryptionKey
@@ -244,7 +245,7 @@ class Carried:
                 rows = database.execute("SELECT form, envelope, closed_key FROM releases").fetchall()
             for form, data, closed in rows:
                 release = payloads.decode(payloads.Release, envelope.parse(data).payload)
-                key = content_keys.reopen(self.key, closed, envelope.digest(data))
+                key = content_keys.reopen(self.key, closed, digest_of(data))
                 yield form, (data, key, (self.state / "releases" / f"{release.ciphertext.sha256}.blob").read_bytes())
 
 

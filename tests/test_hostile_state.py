@@ -24,7 +24,7 @@ from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
 from protocol.node import confine
 from protocol.node.events import Events
 from protocol.node.metrics import read_metrics, write_metrics
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from sims.boundary.sites import Site, Sites, make_sites
 from sims.boundary.sites import started as start_node
 from sims.run.progress import RunWatcher, Tail

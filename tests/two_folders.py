@@ -14,7 +14,7 @@ from protocol.commands.node_commands import initialise
 from protocol.commands.terminal import run_app
 from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk
 from protocol.exchange.ledger import StoredRelease
-from protocol.keys.encryption_key import Kem
+from protocol.keys.kem import Kem
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Learngene
 from protocol.messages import bundle_file

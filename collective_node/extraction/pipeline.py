@@ -102,8 +102,8 @@ def evolve(
     """
     if settings.private_weights:
         raise InputError(
-            "private weights are not made here, but by "
-            "collective_node.differential_privacy.evolution.evolve_privately; what needs a collective with tasks works without privacy_epsilon, or with "
+            "private weights are not made here, but by collective_node.differential_privacy.evolution."
+            "evolve_privately; what needs a collective with tasks works without privacy_epsilon, or with "
             "privacy_scope=fisher-given-weights"
         )
     check_privacy(settings)

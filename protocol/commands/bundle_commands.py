@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protocol.commands import trust_commands
-from protocol.output import add_row, lines, print_table, say, say_json, table, warn_doubt
+from protocol.commands.revocation_warning import warn_doubt
+from protocol.output import add_row, lines, print_table, say, say_json, table
 from protocol.visible_text import visible_name
 
 if TYPE_CHECKING:

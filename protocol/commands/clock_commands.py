@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from protocol.node.server import Role
+from protocol.trust.trust_store import Role
 
 _Config = Annotated[Path, typer.Option(help="Configuration file of the node.")]
 _Forget = Annotated[

@@ -38,11 +38,11 @@ from protocol.messages.payloads import SKEW
 from protocol.node import confine, launcher
 from protocol.node.access_rules import check_apart, courier_rules, gpu_devices, gpu_rules, node_rules, program_rules
 from protocol.node.configuration import STRICT, NodeTable, check, node_table, read
-from protocol.node.server import Role
 from protocol.output import moment
 from protocol.transport.local_socket import MAX_PATH_BYTES, load_secret
 from protocol.trust.policy_file import load_policy
 from protocol.trust.trust_file import read_trust
+from protocol.trust.trust_store import Role
 
 Verdict = Literal["ok", "not enforced", "wrong"]
 

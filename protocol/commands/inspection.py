@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
+from protocol.digest import digest_of
 from protocol.encoding.canonical_json import Value
 from protocol.errors import MalformedError, TooLargeError
-from protocol.keys.encryption_key import PUBLIC_BYTES, Kem
+from protocol.keys.kem import PUBLIC_BYTES, Kem
 from protocol.keys.signing_key import fingerprint_of
 from protocol.learngene.architecture import Architecture
 from protocol.learngene.learngene import DifferentialPrivacy
@@ -88,7 +89,7 @@ class Bundle:
             "kind": "bundle",
             "release": self.release.values,
             "grant": self.grant.values,
-            "blob": {"bytes": len(self.blob), "sha256": envelope.digest(self.blob)},
+            "blob": {"bytes": len(self.blob), "sha256": digest_of(self.blob)},
             "parameters": parameters(self.described.architecture),
         }
 
@@ -157,7 +158,7 @@ def _message(data: bytes) -> Message:
     if model is None:
         raise MalformedError("it is an envelope, but of no kind that this version knows")
     payload = payloads.decode(model, opened.payload)
-    return Message(payload, envelope.digest(data), len(data), opened.keyid != payload.signer)
+    return Message(payload, digest_of(data), len(data), opened.keyid != payload.signer)
 
 
 def _own_facts(payload: Payload) -> Facts:

@@ -8,7 +8,8 @@ import typer
 from protocol.errors import InputError
 from protocol.files.user_files import check_free
 from protocol.keys import key_file as key_files
-from protocol.keys.encryption_key import EncryptionKey, Kem
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.kem import Kem
 from protocol.keys.key_file import Unlock
 from protocol.keys.passphrase import ask_new
 from protocol.keys.signing_key import SigningKey, fingerprint

@@ -18,16 +18,18 @@ from protocol.commands.terminal import make_app
 from protocol.confinement.isolated_start import become_isolated
 from protocol.errors import InputError, fault_line, first_fault
 from protocol.files.atomic import write_atomically
-from protocol.keys.encryption_key import EncryptionKey, Kem
+from protocol.files.private_folders import private_folder
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.kem import Kem
 from protocol.keys.key_file import Unlock, make_key_file
+from protocol.keys.party_keys import NodeKeys
 from protocol.keys.passphrase import ask_new
 from protocol.keys.signing_key import SigningKey, read_public
 from protocol.node.configuration import NodeConfiguration
 from protocol.node.launcher import launch
-from protocol.node.load_keys import NodeKeys
-from protocol.node.server import Role
 from protocol.output import say
-from protocol.transport.local_socket import MAX_PATH_BYTES, make_secret, private_folder
+from protocol.transport.local_socket import MAX_PATH_BYTES, make_secret
+from protocol.trust.trust_store import Role
 
 _Out = Annotated[Path, typer.Option(help="Folder to make, for this node alone.")]
 _Data = Annotated[Path, typer.Option(help="Folder with the party's images.")]

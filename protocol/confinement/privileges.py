@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from protocol.errors import InputError, RunFailedError
-from protocol.transport.local_socket import private_folder
+from protocol.files.private_folders import private_folder
 
 _BOUNDING_READ, _BOUNDING_DROP, _AMBIENT, _AMBIENT_CLEAR = 23, 24, 47, 4
 _VERSION_3 = 0x20080522

@@ -12,10 +12,10 @@ from typing import BinaryIO, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from protocol.digest import digest_of
 from protocol.encoding import canonical_json
 from protocol.errors import InputError, MalformedError, StorageFailedError, TooLargeError
 from protocol.files import state_files
-from protocol.messages.envelope import digest
 
 Direction = Literal["out", "in"]
 
@@ -96,7 +96,7 @@ class Crossings:
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
                 state_files.lock_within(descriptor, _PATIENCE)
                 size, last = _last_line(descriptor)
-                number, previous = (_read(last).number + 1, digest(last)) if size else (1, NO_LINE)
+                number, previous = (_read(last).number + 1, digest_of(last)) if size else (1, NO_LINE)
                 crossing = Crossing(
                     number=number,
                     time=self._clock(),
@@ -105,7 +105,7 @@ class Crossings:
                     receiver=receiver,
                     kind=kind,
                     bytes=len(data),
-                    digest=digest(data) if sha256 is None else sha256,
+                    digest=digest_of(data) if sha256 is None else sha256,
                     decision=decision,
                     previous=previous,
                 )
@@ -204,7 +204,7 @@ def _walk(file: BinaryIO) -> Iterator[tuple[Crossing, str]]:
             raise MalformedError(f"{place} is not one that was written: {error}") from None
         if crossing.number != number or crossing.previous != previous:
             raise MalformedError(f"{place} does not follow the one before: a line was changed, put in or taken out")
-        previous = digest(line[:-1])
+        previous = digest_of(line[:-1])
         yield crossing, previous
 
 

@@ -2,18 +2,21 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import Literal, get_args
 
+from protocol.digest import digest_of
 from protocol.errors import DigestMismatchError, PolicyDeniedError, RefusedError, TooLargeError
 from protocol.exchange.audit import TOO_LARGE, Crossings
 from protocol.keys.signing_key import SigningKey
 from protocol.messages import envelope, payloads
 from protocol.messages.envelope import Envelope
 from protocol.messages.payloads import AbortCode, Grant, PaddedPayload, Payload, Release
-from protocol.node.server import JobState, Role
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from protocol.trust.policy import Policy, check_release
+from protocol.trust.trust_store import Role
 
+#: How a node's long work stands.
+JobState = Literal["idle", "working", "done", "failed"]
 #: Parts of the answers with which a role's node lets bytes out. All other answers have none.
 _PARTS: dict[Role, dict[str, tuple[str, ...]]] = {
     "collective": {"bundle": ("blob", "grant", "release"), "abort": ("abort",)},
@@ -86,7 +89,7 @@ class Gate:
             StorageFailedError: it could not be recorded, so nothing may be sent.
         """
         # A blob may be large: each part is hashed once here, and once more before the socket, whatever was said here.
-        digests = {kind: envelope.digest(data) for kind, data in parts.items()}
+        digests = {kind: digest_of(data) for kind, data in parts.items()}
         opened: dict[str, Payload] = {}
         # The release comes before the blob that it describes.
         for kind in sorted(parts, key="blob".__eq__):
@@ -135,7 +138,7 @@ class Gate:
         if tuple(sorted(frame.parts)) != parts:
             raise PolicyDeniedError(f"the answer {word!r} may hold the parts {parts}, not {sorted(frame.parts)}")
         for name, data in frame.parts.items():
-            if (name, envelope.digest(data)) not in self._cleared:
+            if (name, digest_of(data)) not in self._cleared:
                 raise PolicyDeniedError(f"the {name} in the answer {word!r} was not let out by this gate")
         return frame
 
@@ -159,7 +162,7 @@ def egress_blob(policy: Policy, release: bytes, data: bytes) -> bytes:
         DigestMismatchError: the blob is not this release's.
         TooLargeError, MalformedError: the release is not a message at all.
     """
-    _check_blob(_message(policy, release, None)[1], len(data), envelope.digest(data))
+    _check_blob(_message(policy, release, None)[1], len(data), digest_of(data))
     return data
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, Generic, NamedTuple, Self, TypeVar, get_args
 
+from protocol.digest import digest_of
 from protocol.encoding import blob as blobs
 from protocol.errors import (
     DigestMismatchError,
@@ -43,6 +44,7 @@ from protocol.exchange.verification import (
     verify_receipt,
     verify_request,
 )
+from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Doubt, Learngene
 from protocol.messages import envelope, payloads, sealing
@@ -59,7 +61,6 @@ from protocol.messages.payloads import (
     Release,
     Request,
 )
-from protocol.node.load_keys import NodeKeys
 from protocol.trust.policy import Policy
 from protocol.trust.trust_file import TrustFile
 from protocol.trust.trust_store import Role, TrustedKey, TrustStore
@@ -293,7 +294,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
             prev=prev,
             key=self._key,
             key_epoch=epoch,
-            policy=self._policy,
+            policy_sha256=self._policy.sha256,
             now=now,
             content_key=content_key,
             withdraws=_named(withdrawn),
@@ -301,7 +302,7 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
         # What may not leave is not written down as released either.
         egress(self._policy, release)
         try:
-            closed = content_keys.close(self._key, content_key, envelope.digest(release))
+            closed = content_keys.close(self._key, content_key, digest_of(release))
             return self._ledger.add_release(release, closed, data)
         except (EquivocationError, StorageFailedError):
             if (self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)) == (head, withdrawn):
@@ -524,14 +525,14 @@ def _names(release: StoredRelease, withdrawn: list[StoredRelease]) -> bool:
 def _blob_fault(release: bytes, blob: bytes) -> DigestMismatchError | None:
     """Whether a blob is not the one that an authentic release describes."""
     described = payloads.decode(Release, envelope.parse(release).payload).ciphertext
-    if (len(blob), envelope.digest(blob)) == (described.size, described.sha256):
+    if (len(blob), digest_of(blob)) == (described.size, described.sha256):
         return None
     return DigestMismatchError("the blob is not the one that was signed; fetch it again")
 
 
 def _content(learngene: Learngene) -> Content:
     plaintext = blobs.encode(learngene.tensors)
-    return Content(size=len(plaintext), sha256=envelope.digest(plaintext))
+    return Content(size=len(plaintext), sha256=digest_of(plaintext))
 
 
 class Inheritance(NamedTuple):
@@ -636,8 +637,8 @@ class IndividualDesk(_Desk[IndividualLedger]):
         try:
             for kind, data in arrived:
                 self.gate.check_size(kind, data)
-            committed = self._ledger.inherited(self._run_id, envelope.digest(release))
-            if committed is None or committed.grant != envelope.digest(grant):
+            committed = self._ledger.inherited(self._run_id, digest_of(release))
+            if committed is None or committed.grant != digest_of(grant):
                 with self._evidence_kept(release):
                     self._verify_and_commit(release, grant, blob, trust, now)
             else:
@@ -652,7 +653,7 @@ class IndividualDesk(_Desk[IndividualLedger]):
             for kind, data in arrived:
                 refused = fault if kind == "blob" else None
                 self.gate.let_in(collective.party if refused is None else UNVERIFIED, kind, data, refused)
-        committed = self._ledger.inherited(self._run_id, envelope.digest(release))
+        committed = self._ledger.inherited(self._run_id, digest_of(release))
         assert committed is not None
         newest = self._ledger.latest(self._run_id, committed.form)
         assert newest is not None
@@ -723,7 +724,7 @@ class IndividualDesk(_Desk[IndividualLedger]):
             RefusedError: its subclass for the first step of the verification that fails.
         """
         now = self.time(now)
-        release = envelope.digest(bundle.release)
+        release = digest_of(bundle.release)
         committed = self._ledger.inherited(self._run_id, release) is not None
         holder = Holder(
             run_id=self._run_id,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from protocol.digest import digest_of
 from protocol.encoding.blob import MAX_BLOB_BYTES
 from protocol.errors import (
     DigestMismatchError,
@@ -116,7 +117,7 @@ class StoredRelease:
     @property
     def digest(self) -> str:
         """The release's name."""
-        return envelope.digest(self.envelope)
+        return digest_of(self.envelope)
 
     @property
     def seq(self) -> int:
@@ -272,7 +273,7 @@ class CollectiveLedger(LedgerDatabase):
             StorageFailedError: the file is gone or was changed.
         """
         data = self.read_blob(stored)
-        if envelope.digest(data) != stored.payload.ciphertext.sha256:
+        if digest_of(data) != stored.payload.ciphertext.sha256:
             raise StorageFailedError(f"the blob {self._blob_name(stored)} was changed on disk; publish again")
         return data
 
@@ -429,7 +430,7 @@ class IndividualLedger(LedgerDatabase):
                 run_id,
                 form,
                 State.REQUESTED,
-                envelope.digest(request),
+                digest_of(request),
                 request,
             )
 
@@ -512,7 +513,7 @@ class IndividualLedger(LedgerDatabase):
             if stored is not None and not again and self._is_whole(stored):
                 grant_digest = stored.grant
             else:
-                grant_digest = envelope.digest(sealed.grant_bytes)
+                grant_digest = digest_of(sealed.grant_bytes)
                 write_folder_atomically(
                     self._files / digest,
                     {
@@ -574,7 +575,7 @@ class IndividualLedger(LedgerDatabase):
         Raises:
             StorageFailedError: they could not be stored.
         """
-        release, digest = payloads.decode(Release, envelope.parse(data).payload), envelope.digest(data)
+        release, digest = payloads.decode(Release, envelope.parse(data).payload), digest_of(data)
         rows = self._rows(
             "SELECT key_epoch, seq, form, digest, prev, envelope FROM seen WHERE run_id = ? AND key_epoch = ?"
             " AND seq BETWEEN ? AND ?",

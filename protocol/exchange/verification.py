@@ -16,6 +16,7 @@ from typing import Generic
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.digest import digest_of
 from protocol.encoding import blob
 from protocol.errors import (
     DigestMismatchError,
@@ -200,7 +201,7 @@ def verify_request(
     request, key = _authenticate(data, Request, "individual", trust)
     _check_addressed(request, audience, run_id)
     _check_time(request, now)
-    digest = envelope.digest(data)
+    digest = digest_of(data)
     if known(key.keyid, request.nonce) not in (None, digest):
         raise EquivocationError(
             f"{key.party} used the nonce of an earlier request for another one; tell its owner to send a new one"
@@ -218,7 +219,7 @@ def verify_receipt(data: bytes, *, trust: TrustStore, run_id: str, audience: str
     receipt, key = _authenticate(data, Receipt, "individual", trust)
     _check_addressed(receipt, audience, run_id)
     _check_time(receipt, now)
-    return VerifiedReceipt(payload=receipt, digest=envelope.digest(data), key=key, proof=_PROOF)
+    return VerifiedReceipt(payload=receipt, digest=digest_of(data), key=key, proof=_PROOF)
 
 
 def verify_abort(data: bytes, *, trust: TrustStore, role: Role, run_id: str, audience: str, now: int) -> VerifiedAbort:
@@ -231,7 +232,7 @@ def verify_abort(data: bytes, *, trust: TrustStore, role: Role, run_id: str, aud
     abort, key = _authenticate(data, Abort, role, trust)
     _check_addressed(abort, audience, run_id)
     _check_time(abort, now)
-    return VerifiedAbort(payload=abort, digest=envelope.digest(data), key=key, proof=_PROOF)
+    return VerifiedAbort(payload=abort, digest=digest_of(data), key=key, proof=_PROOF)
 
 
 def verify_envelopes(
@@ -375,7 +376,7 @@ def verify_committed(
     Raises:
         DigestMismatchError: the files are not the ones that were committed.
     """
-    if envelope.digest(release) != release_digest or envelope.digest(grant) != grant_digest:
+    if digest_of(release) != release_digest or digest_of(grant) != grant_digest:
         raise DigestMismatchError("the stored release or grant was changed after it was committed; request it again")
     opened = payloads.decode(Release, envelope.parse(release).payload)
     _check_content(data, opened.ciphertext, "the stored learngene")
@@ -422,8 +423,8 @@ def _authenticate_answer(release: bytes, grant: bytes, trust: TrustStore) -> _En
         grant=opened_grant,
         release_bytes=release,
         grant_bytes=grant,
-        release_digest=envelope.digest(release),
-        grant_digest=envelope.digest(grant),
+        release_digest=digest_of(release),
+        grant_digest=digest_of(grant),
         key=key,
     )
 
@@ -517,7 +518,7 @@ def contradicts(release: Release, digest: str, other: SeenRelease) -> bool:
 def _check_content(data: bytes, content: Content, what: str) -> None:
     if len(data) != content.size:
         raise DigestMismatchError(f"{what} has {len(data)} bytes, the release says {content.size}; fetch it again")
-    if envelope.digest(data) != content.sha256:
+    if digest_of(data) != content.sha256:
         raise DigestMismatchError(f"{what} is not the one that was signed; fetch it again")
 
 

@@ -1,7 +1,7 @@
 """The individual's static encryption key: what is sealed to its public half (HPKE, RFC 9180), only it opens."""
 
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -17,11 +17,8 @@ from cryptography.hazmat.primitives.hpke import (
 
 from protocol.errors import InputError
 from protocol.keys import key_file
+from protocol.keys.kem import PUBLIC_BYTES, Kem
 from protocol.keys.key_file import PrivateKey, Unlock
-
-#: The key encapsulation of HPKE: X25519, or its hybrid with ML-KEM-768 (X-Wing), which a quantum computer that reads a
-#: recorded exchange does not open either.
-Kem = Literal["x25519", "mlkem768-x25519"]
 
 _Private: TypeAlias = X25519PrivateKey | MLKEM768X25519PrivateKey
 _Public: TypeAlias = X25519PublicKey | MLKEM768X25519PublicKey
@@ -31,10 +28,7 @@ _SUITES = {
     "mlkem768-x25519": Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
 }
 _SEED_BYTES = 64
-_MLKEM_PUBLIC_BYTES = 1184
-_X25519_BYTES = 32
-#: Bytes of a public key of each kind.
-PUBLIC_BYTES: dict[Kem, int] = {"x25519": _X25519_BYTES, "mlkem768-x25519": _MLKEM_PUBLIC_BYTES + _X25519_BYTES}
+_X25519_BYTES = PUBLIC_BYTES["x25519"]
 _P = 2**255 - 19
 
 
@@ -137,7 +131,7 @@ def check_encryption_public(kem: Kem, public: bytes) -> None:
 
 
 def _public_key(kem: Kem, public: bytes) -> _Public:
-    size = _X25519_BYTES + (0 if kem == "x25519" else _MLKEM_PUBLIC_BYTES)
+    size = PUBLIC_BYTES[kem]
     if len(public) != size:
         raise ValueError(f"a public key of {kem} has {size} bytes, not {len(public)}")
     u = public[-_X25519_BYTES:]
@@ -152,7 +146,7 @@ def _public_key(kem: Kem, public: bytes) -> _Public:
     if kem == "x25519":
         return point
     try:
-        lattice = MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_PUBLIC_BYTES])
+        lattice = MLKEM768PublicKey.from_public_bytes(public[:-_X25519_BYTES])
     except ValueError:
         raise ValueError("the ML-KEM-768 public key is not one (FIPS 203, section 7.2)") from None
     return MLKEM768X25519PublicKey(lattice, point)

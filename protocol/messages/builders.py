@@ -1,23 +1,36 @@
 """Making the five kinds of message: what the two parties say, signed."""
 
+from protocol.digest import digest_of
 from protocol.encoding import blob as blobs
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Learngene
-from protocol.messages import envelope, sealing
+from protocol.messages import envelope, payloads, sealing
 from protocol.messages.payloads import (
     LIFE,
+    PAYLOAD_TYPES,
     Abort,
     AbortCode,
     Content,
     Grant,
+    Payload,
     Receipt,
     Release,
     Request,
     TensorDescription,
 )
-from protocol.trust.policy import Policy
+
+
+def sign(payload: Payload, key: SigningKey) -> bytes:
+    """The signed envelope of a payload.
+
+    Raises:
+        ValueError: ``payload.signer`` is not this key, or the envelope would be larger than ``envelope.MAX_BYTES``.
+    """
+    if payload.signer != key.keyid:
+        raise ValueError("the payload names another signer than the key")
+    return envelope.sign(PAYLOAD_TYPES[payload.kind], payloads.encode(payload), key)
 
 
 def make_request(
@@ -36,7 +49,7 @@ def make_request(
         hpke_kem=encryption.kem,
         hpke_public=encryption.public.hex(),
     )
-    return envelope.seal(payload, key)
+    return sign(payload, key)
 
 
 def make_release(
@@ -47,7 +60,7 @@ def make_release(
     prev: str,
     key: SigningKey,
     key_epoch: int,
-    policy: Policy,
+    policy_sha256: str,
     now: int,
     content_key: bytes,
     withdraws: tuple[str, ...] = (),
@@ -56,6 +69,7 @@ def make_release(
 
     Args:
         prev: the digest of the release before, or ``NO_RELEASE``.
+        policy_sha256: of the policy that lets it out.
         content_key: 32 random bytes that have sealed nothing else.
         withdraws: digests of earlier releases that must not be used any more.
 
@@ -75,9 +89,9 @@ def make_release(
         key_epoch=key_epoch,
         form=learngene.architecture.form,
         architecture=learngene.architecture,
-        policy_sha256=policy.sha256,
-        plaintext=Content(size=len(plaintext), sha256=envelope.digest(plaintext)),
-        ciphertext=Content(size=len(ciphertext), sha256=envelope.digest(ciphertext)),
+        policy_sha256=policy_sha256,
+        plaintext=Content(size=len(plaintext), sha256=digest_of(plaintext)),
+        ciphertext=Content(size=len(ciphertext), sha256=digest_of(ciphertext)),
         tensors=tuple(
             TensorDescription(name=name, role=role, dtype="float32", shape=shape)
             for name, (role, shape) in allowed.items()
@@ -86,7 +100,7 @@ def make_release(
         dp=learngene.privacy,
         withdraws=tuple(sorted(withdraws)),
     )
-    return envelope.seal(payload, key), ciphertext
+    return sign(payload, key), ciphertext
 
 
 def make_grant(
@@ -120,7 +134,7 @@ def make_grant(
         audience=request.signer,
         sealed_key=sealing.seal_content_key(content_key, request, info),
     )
-    return envelope.seal(payload, key)
+    return sign(payload, key)
 
 
 def make_receipt(*, run_id: str, release: str, audience: str, key: SigningKey, now: int) -> bytes:
@@ -134,7 +148,7 @@ def make_receipt(*, run_id: str, release: str, audience: str, key: SigningKey, n
         release=release,
         status="committed",
     )
-    return envelope.seal(payload, key)
+    return sign(payload, key)
 
 
 def make_abort(*, run_id: str, audience: str, code: AbortCode, subject: str | None, key: SigningKey, now: int) -> bytes:
@@ -148,4 +162,4 @@ def make_abort(*, run_id: str, audience: str, code: AbortCode, subject: str | No
         code=code,
         subject=subject,
     )
-    return envelope.seal(payload, key)
+    return sign(payload, key)

@@ -7,14 +7,11 @@ envelope, and its digest names it.
 
 import base64
 import binascii
-import hashlib
 from dataclasses import dataclass
 
 from protocol.encoding import canonical_json
 from protocol.errors import MalformedError
 from protocol.keys import signing_key
-from protocol.messages.payloads import PAYLOAD_TYPES, Payload
-from protocol.messages.payloads import encode as encode_payload
 
 #: Bytes of the largest envelope.
 MAX_BYTES = canonical_json.MAX_BYTES
@@ -37,18 +34,14 @@ def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def seal(payload: Payload, key: signing_key.SigningKey) -> bytes:
-    """Sign a payload: the bytes of its envelope.
+def sign(payload_type: str, payload: bytes, key: signing_key.SigningKey) -> bytes:
+    """Sign the bytes of a payload: the bytes of its envelope.
 
     Raises:
-        ValueError: ``payload.signer`` is not this key, or the envelope would be larger than ``MAX_BYTES``.
+        ValueError: the envelope would be larger than ``MAX_BYTES``.
     """
-    if payload.signer != key.keyid:
-        raise ValueError("the payload names another signer than the key")
-    body = encode_payload(payload)
-    payload_type = PAYLOAD_TYPES[payload.kind]
-    signature = key.sign(pre_authentication_encoding(payload_type, body))
-    data = encode(Envelope(payload_type, body, key.keyid, signature))
+    signature = key.sign(pre_authentication_encoding(payload_type, payload))
+    data = encode(Envelope(payload_type, payload, key.keyid, signature))
     if len(data) > MAX_BYTES:
         raise ValueError(f"an envelope of {len(data)} bytes, at most {MAX_BYTES}")
     return data
@@ -99,11 +92,6 @@ def check_signature(envelope: Envelope, public: bytes) -> None:
     signing_key.check_signature(
         public, envelope.signature, pre_authentication_encoding(envelope.payload_type, envelope.payload)
     )
-
-
-def digest(data: bytes) -> str:
-    """The name of an envelope or a blob: SHA-256 of its bytes, 64 hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def _base64(text: str) -> bytes:

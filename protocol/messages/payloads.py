@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from protocol.encoding import blob, canonical_json
 from protocol.errors import MalformedError, fault_line
-from protocol.keys.encryption_key import PUBLIC_BYTES, Kem
+from protocol.keys.kem import PUBLIC_BYTES, Kem
 from protocol.learngene.architecture import Architecture, Form, TensorRole
 from protocol.learngene.learngene import DifferentialPrivacy, FisherDescription
 

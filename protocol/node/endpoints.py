@@ -9,13 +9,14 @@ from typing import TypeVar
 from protocol.errors import InputError
 from protocol.exchange.endpoint import CollectiveDesk, IndividualDesk
 from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.files.private_folders import private_folder
+from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.learngene import Doubt
 from protocol.node.configuration import NodeTable, node_table, read
-from protocol.node.load_keys import NodeKeys, load_keys
-from protocol.node.server import Role
-from protocol.transport.local_socket import private_folder
+from protocol.node.load_keys import load_keys
 from protocol.trust.policy_file import load_policy
 from protocol.trust.trust_file import TrustFile
+from protocol.trust.trust_store import Role
 
 _LEDGER = "ledger.db"
 

@@ -25,11 +25,13 @@ from protocol.confinement.warden import start as start_warden
 from protocol.encoding.log_format import OneLineFormatter
 from protocol.errors import InputError, RunFailedError
 from protocol.files import state_files
+from protocol.files.private_folders import open_to_group
+from protocol.keys.party_keys import NodeKeys
 from protocol.node import access_rules, confine, import_contract
 from protocol.node.configuration import NodeConfiguration, NodeTable, check, node_table, read
-from protocol.node.load_keys import NodeKeys, load_keys
+from protocol.node.load_keys import load_keys
 from protocol.node.server import Program, serve
-from protocol.transport.local_socket import listen, load_secret, open_to_group
+from protocol.transport.local_socket import listen, load_secret
 from protocol.visible_text import visible_line
 
 #: A node's own log in its state folder.

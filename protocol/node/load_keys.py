@@ -1,24 +1,10 @@
 """The private keys of a node, opened once before the process is confined."""
 
-from dataclasses import dataclass
-
 from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.party_keys import NodeKeys
 from protocol.keys.passphrase import unlock_with
 from protocol.keys.signing_key import SigningKey
 from protocol.node.configuration import NodeTable
-
-
-@dataclass(frozen=True)
-class NodeKeys:
-    """What a node signs with, and what it opens learngenes with.
-
-    Attributes:
-        signing: the party's signing key.
-        encryption: the individual's encryption key; a collective has none.
-    """
-
-    signing: SigningKey
-    encryption: EncryptionKey | None
 
 
 def load_keys(node: NodeTable) -> NodeKeys:

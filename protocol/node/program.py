@@ -7,13 +7,14 @@ import torch
 
 from protocol.confinement.guards import Confinement
 from protocol.errors import PolicyDeniedError
+from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.images import choose_device
 from protocol.node.configuration import NodeTable
 from protocol.node.endpoints import DeskT, desk_of
 from protocol.node.events import Events
-from protocol.node.load_keys import NodeKeys
-from protocol.node.server import Job, Role
-from protocol.transport.local_socket import Frame
+from protocol.node.server import Job
+from protocol.transport.frame import Frame
+from protocol.trust.trust_store import Role
 
 
 class PartyProgram(Generic[DeskT]):

@@ -7,22 +7,21 @@ import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Literal, Protocol
+from typing import Protocol
 
 from protocol.errors import LearngeneError, MalformedError, RefusedError
+from protocol.exchange.egress import JobState
+from protocol.transport.frame import Frame
 from protocol.transport.local_socket import (
     DisconnectedError,
-    Frame,
     HandshakeError,
     answer_handshake,
     receive_frame,
     send_frame,
 )
+from protocol.trust.trust_store import Role
 
 logger = logging.getLogger(__name__)
-
-Role = Literal["collective", "individual"]
-JobState = Literal["idle", "working", "done", "failed"]
 
 
 class Program(Protocol):

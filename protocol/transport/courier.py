@@ -11,16 +11,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from protocol.errors import InputError, MalformedError, RefusedError
-from protocol.transport.local_socket import (
-    DisconnectedError,
-    Frame,
-    HandshakeError,
-    ask,
-    decode_header,
-    encode_header,
-    load_couriers_secret,
-    simulation_paths,
-)
+from protocol.transport.frame import Frame, decode_header, encode_header
+from protocol.transport.local_socket import DisconnectedError, HandshakeError, ask, load_couriers_secret
+from protocol.transport.simulation_paths import simulation_paths
 
 #: Message type of every wish.
 MESSAGE_TYPE = "query.learngene"

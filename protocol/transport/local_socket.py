@@ -1,43 +1,29 @@
-"""The one door of a node process: framed requests over a Unix socket, after a handshake with a shared secret.
-
-A frame is a four-byte big-endian length, a header of that many bytes (canonical JSON) and then the parts, one after
-the other, in the order of their names. The header holds ``numbers``, ``parts`` (name: size), ``word`` and ``words``.
-"""
+"""The one door of a node process: frames over a Unix socket, after a handshake with a shared secret."""
 
 import errno
 import hashlib
 import hmac
-import json
 import os
-import re
 import secrets
 import socket
 import stat
 import struct
-import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from protocol.errors import InputError, LearngeneError, MalformedError, RunFailedError, TooLargeError
-from protocol.files.atomic import make_folder, write_atomically
+from protocol.errors import InputError, LearngeneError, RunFailedError, TooLargeError
+from protocol.files.atomic import write_atomically
 from protocol.files.private_file import read_private
+from protocol.files.private_folders import group_folder, open_to_group, private_folder
+from protocol.transport.frame import MAX_HEADER_BYTES, Frame, decode_header, encode_header
 from protocol.visible_text import visible_name
 
 #: Longest path of a Unix socket on Linux, in bytes.
 MAX_PATH_BYTES = 107
-MAX_HEADER_BYTES = 64 * 1024
-#: All parts of a frame together.
-MAX_PARTS_BYTES = 512 * 1024 * 1024
-MAX_ENTRIES = 64
-MAX_WORD_CHARACTERS = 1024
 SECRET_BYTES = 32
 
 _GREETING = b"learngene socket 1\n"
 _NONCE_BYTES = 32
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-_INTEGER_LIMIT = 2**63
 _MAX_SECRET_FILE_BYTES = 1024
 
 
@@ -47,69 +33,6 @@ class DisconnectedError(LearngeneError):
 
 class HandshakeError(LearngeneError):
     """The other side does not know the secret."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One wish to a node, or its answer.
-
-    Attributes:
-        word: what is wished or answered, such as ``status`` or ``refused``.
-        numbers: named 64-bit integers.
-        words: named short ASCII texts.
-        parts: named bytes, at most ``MAX_PARTS_BYTES`` together.
-    """
-
-    word: str
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    words: Mapping[str, str] = field(default_factory=dict)
-    parts: Mapping[str, bytes] = field(default_factory=dict)
-
-    def part(self, name: str) -> bytes:
-        """The part of that name.
-
-        Raises:
-            MalformedError: there is none.
-        """
-        if name not in self.parts:
-            raise MalformedError(f"the frame {self.word!r} comes without its part {name!r}")
-        return self.parts[name]
-
-
-def encode_header(frame: Frame) -> bytes:
-    """The header of a frame.
-
-    Raises:
-        MalformedError: a name, word or number is outside the format.
-        TooLargeError: the header or the parts are over their limits.
-    """
-    sizes = {name: len(frame.parts[name]) for name in sorted(frame.parts)}
-    content = {"numbers": dict(frame.numbers), "parts": sizes, "word": frame.word, "words": dict(frame.words)}
-    _check(content)
-    header = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
-    if len(header) > MAX_HEADER_BYTES:
-        raise TooLargeError(f"a frame's header of {len(header)} bytes is over the limit of {MAX_HEADER_BYTES}")
-    return header
-
-
-def decode_header(header: bytes) -> tuple[Frame, dict[str, int]]:
-    """A frame without its parts, and the size of every part in the order in which they follow.
-
-    Raises:
-        MalformedError: not a header in its canonical form.
-        TooLargeError: it announces more than the limits allow.
-    """
-    if len(header) > MAX_HEADER_BYTES:
-        raise TooLargeError(f"a frame's header of {len(header)} bytes is over the limit of {MAX_HEADER_BYTES}")
-    try:
-        content = json.loads(header.decode("ascii"))
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise MalformedError("a frame's header is not JSON in ASCII") from error
-    _check(content)
-    # One canonical form: no repeated key, no other order or spacing.
-    if json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii") != header:
-        raise MalformedError("a frame's header is not in its canonical form")
-    return Frame(content["word"], content["numbers"], content["words"]), content["parts"]
 
 
 def send_frame(connection: socket.socket, frame: Frame, *, seconds: float = 60.0) -> None:
@@ -202,7 +125,7 @@ def listen(path: Path, *, group: int | None = None) -> socket.socket:
     if group is None:
         private_folder(path.parent)
     else:
-        _group_folder(path.parent, group)
+        group_folder(path.parent, group)
     if path.is_symlink() or path.exists():
         _remove_dead_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -221,39 +144,6 @@ def listen(path: Path, *, group: int | None = None) -> socket.socket:
         os.umask(before)
     listener.listen(16)
     return listener
-
-
-def private_folder(folder: Path) -> Path:
-    """Make a folder (0700) where there is none, and make sure that it is this user's and closed to all others.
-
-    Raises:
-        InputError: it is a link, somebody else's, or open to others.
-    """
-    try:
-        make_folder(folder)
-        status = folder.lstat()
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    _check_own(folder, status)
-    if status.st_mode & 0o077:
-        raise InputError(f"{folder} is open to other users; close it with: chmod 700 {folder}")
-    return folder
-
-
-def open_to_group(path: Path, group: int, mode: int) -> None:
-    """Give a file of this user's to a group, with this mode.
-
-    Raises:
-        InputError: the file is somebody else's, or this user is not in that group.
-    """
-    try:
-        os.chown(path, -1, group)
-        os.chmod(path, mode)
-    except OSError as error:
-        raise InputError(
-            f"cannot give {path} to the group {group}: {error.strerror}; it must belong to the node's user, and that"
-            " user to the group: usermod --append --groups GROUP USER"
-        ) from error
 
 
 def make_secret(path: Path) -> bytes:
@@ -299,42 +189,6 @@ def load_couriers_secret(path: Path, socket_path: Path) -> bytes:
     return load_secret(path, node=folder.st_uid, group=folder.st_gid)
 
 
-def simulation_folder(flower_run: int) -> Path:
-    """Where the sockets of a simulated run lie: computed by both sides alike, never sent by the relay."""
-    longest = f"learngene-{os.getuid()}/{flower_run}/{'9' * 6}.sock"
-    for base in (tempfile.gettempdir(), "/tmp"):
-        if len(os.fsencode(f"{base}/{longest}")) <= MAX_PATH_BYTES:
-            return Path(base) / f"learngene-{os.getuid()}" / str(flower_run)
-    raise InputError(f"the temporary folder {tempfile.gettempdir()} has too long a path for sockets; set TMPDIR=/tmp")
-
-
-def simulation_paths(flower_run: int, partition: int) -> tuple[Path, Path]:
-    """Socket and secret of one partition of a simulated run."""
-    folder = simulation_folder(flower_run)
-    return folder / f"{partition}.sock", folder / f"{partition}.secret"
-
-
-def _check(content: object) -> None:
-    if not isinstance(content, dict) or set(content) != {"numbers", "parts", "word", "words"}:
-        raise MalformedError("a frame's header holds word, words, numbers and parts, and nothing else")
-    word, words, numbers, parts = content["word"], content["words"], content["numbers"], content["parts"]
-    if not isinstance(word, str) or not _NAME.fullmatch(word):
-        raise MalformedError("a frame's word is outside the format")
-    for table in (words, numbers, parts):
-        if not isinstance(table, dict) or len(table) > MAX_ENTRIES or not all(map(_NAME.fullmatch, table)):
-            raise MalformedError(f"a frame's names are outside the format, or more than {MAX_ENTRIES}")
-    for value in words.values():
-        if not isinstance(value, str) or len(value) > MAX_WORD_CHARACTERS or not value.isascii():
-            raise MalformedError(f"a frame's words are ASCII of at most {MAX_WORD_CHARACTERS} characters")
-    for value in (*numbers.values(), *parts.values()):
-        if type(value) is not int or not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
-            raise MalformedError("a frame's numbers are 64-bit integers")
-    if any(size < 0 for size in parts.values()):
-        raise MalformedError("a part cannot have fewer than 0 bytes")
-    if sum(parts.values()) > MAX_PARTS_BYTES:
-        raise TooLargeError(f"a frame's parts have {sum(parts.values())} bytes, the limit is {MAX_PARTS_BYTES}")
-
-
 def _proof(secret: bytes, side: bytes, transcript: bytes) -> bytes:
     return hmac.digest(secret, _GREETING + side + b"\n" + transcript, hashlib.sha256)
 
@@ -370,21 +224,6 @@ def _limit(connection: socket.socket, deadline: float) -> None:
     if left <= 0:
         raise DisconnectedError("the other side of the socket is too slow")
     connection.settimeout(left)
-
-
-def _group_folder(folder: Path, group: int) -> None:
-    try:
-        make_folder(folder)
-        status = folder.lstat()
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    _check_own(folder, status)
-    open_to_group(folder, group, 0o750)
-
-
-def _check_own(folder: Path, status: os.stat_result) -> None:
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise InputError(f"{folder} must be a folder of your own, not a link or somebody else's")
 
 
 def _remove_dead_socket(path: Path) -> None:

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from protocol.errors import InputError, RefusedError, RunFailedError
 from protocol.output import say
 from protocol.transport.courier import MESSAGE_TYPE, UNREACHABLE, from_record, to_record
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from protocol.visible_text import visible_line, visible_name
 
 logger = logging.getLogger(__name__)

@@ -4,12 +4,13 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from protocol.digest import digest_of
 from protocol.encoding import blob, canonical_json
 from protocol.errors import MalformedError, PolicyDeniedError, TooLargeError
-from protocol.keys.encryption_key import Kem
+from protocol.keys.kem import Kem
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import DifferentialPrivacy
-from protocol.messages import envelope, sealing
+from protocol.messages import sealing
 from protocol.messages.payloads import Kind, Release
 from protocol.trust.trust_store import Role
 
@@ -65,7 +66,7 @@ class Policy(BaseModel):
     @property
     def sha256(self) -> str:
         """The digest of the policy, which a RELEASE names."""
-        return envelope.digest(canonical_json.encode(self.model_dump(mode="json")))
+        return digest_of(canonical_json.encode(self.model_dump(mode="json")))
 
 
 def check_release(policy: Policy, release: Release) -> None:

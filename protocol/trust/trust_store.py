@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from protocol.digest import digest_of
 from protocol.encoding import canonical_json
 from protocol.errors import (
     EquivocationError,
@@ -426,7 +427,7 @@ def verify_trust(data: bytes, *, root: str, seen: TrustSeen | None) -> tuple[Tru
     store = _decode(opened.payload, TrustStore)
     if _encode(store) != opened.payload:
         raise MalformedError("the trust store leaves out what it must say; get one that `learngene trust` made")
-    now_seen = TrustSeen(store.version, envelope.digest(data), store.root, root)
+    now_seen = TrustSeen(store.version, digest_of(data), store.root, root)
     if seen is not None:
         _check_progress(store, now_seen, seen)
     return store, now_seen

@@ -14,16 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from protocol.digest import digest_of
 from protocol.encoding import blob
 from protocol.exchange import content_keys, verification
 from protocol.exchange.ledger import CollectiveLedger
 from protocol.exchange.verification import Expectation, Holder, SealedLearngene, VerifiedEnvelopes, VerifiedLearngene
-from protocol.keys.encryption_key import EncryptionKey, Kem
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.kem import Kem
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Architecture, Block, InputContract
 from protocol.learngene.learngene import FisherDescription, Learngene
 from protocol.messages import envelope, payloads, sealing
-from protocol.messages.builders import make_grant, make_release, make_request
+from protocol.messages.builders import make_grant, make_release, make_request, sign
 from protocol.messages.payloads import NO_RELEASE, Content, Release
 from protocol.node.events import Observer
 from protocol.trust.policy import Policy
@@ -216,15 +218,15 @@ def make_bundle(learngene: Learngene, kem: Kem) -> Bundle:
         prev=NO_RELEASE,
         key=_COLLECTIVE,
         key_epoch=1,
-        policy=Policy.for_role("collective"),
+        policy_sha256=Policy.for_role("collective").sha256,
         now=_NOW,
         content_key=_CONTENT_KEY,
     )
     grant = make_grant(
         payloads.decode(payloads.Request, envelope.parse(request).payload),
-        envelope.digest(request),
+        digest_of(request),
         payloads.decode(Release, envelope.parse(release).payload),
-        envelope.digest(release),
+        digest_of(release),
         key=_COLLECTIVE,
         now=_NOW,
         content_key=_CONTENT_KEY,
@@ -244,10 +246,10 @@ class Work:
         assert self.learngene is not None
         plaintext = blob.encode(self.learngene.tensors)
         contents = {
-            "plaintext": Content(size=len(plaintext), sha256=envelope.digest(plaintext)),
-            "ciphertext": Content(size=len(self.bundle.ciphertext), sha256=envelope.digest(self.bundle.ciphertext)),
+            "plaintext": Content(size=len(plaintext), sha256=digest_of(plaintext)),
+            "ciphertext": Content(size=len(self.bundle.ciphertext), sha256=digest_of(self.bundle.ciphertext)),
         }
-        return envelope.seal(self._sealed.release.model_copy(update=contents), _COLLECTIVE)
+        return sign(self._sealed.release.model_copy(update=contents), _COLLECTIVE)
 
     def seal(self) -> tuple[bytes, str]:
         """AES-GCM over the blob, and HPKE of the content key for one audience."""
@@ -296,7 +298,7 @@ class Work:
 
     @cached_property
     def _expectation(self) -> Expectation:
-        return Expectation(_RUN, _INDIVIDUAL.keyid, {envelope.digest(self.bundle.request): "paper"})
+        return Expectation(_RUN, _INDIVIDUAL.keyid, {digest_of(self.bundle.request): "paper"})
 
     @cached_property
     def _key(self) -> EncryptionKey:
@@ -406,7 +408,7 @@ def measure_audiences(
     request = b""
     with tempfile.TemporaryDirectory(prefix="learngene-bench-", dir=folder) as temporary:
         ledger = CollectiveLedger(Path(temporary))
-        closed = content_keys.close(_COLLECTIVE, _CONTENT_KEY, envelope.digest(bundle.release))
+        closed = content_keys.close(_COLLECTIVE, _CONTENT_KEY, digest_of(bundle.release))
         release = ledger.add_release(bundle.release, closed, bundle.ciphertext)
         for number, individual in enumerate(individuals):
             if number % step == 0:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from protocol.commands.key_commands import kem_named
 from protocol.errors import RunFailedError
-from protocol.keys.encryption_key import Kem
+from protocol.keys.kem import Kem
 from sims.bench.bundle_timing import COPY, VERIFY_AND_PARSE, WHOLE, Bundle, Memory, Work
 
 _PARTS = ("request", "release", "grant", "ciphertext", "plaintext")

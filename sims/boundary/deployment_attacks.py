@@ -23,7 +23,7 @@ from protocol.keys.signing_key import SigningKey
 from protocol.messages.builders import make_request
 from protocol.node import confine
 from protocol.node.endpoints import unix_seconds
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from sims.boundary import hostile_app, hostile_relay
 from sims.boundary.acts.expectation import Expected, Holds, Open, files, protocol, scopes
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, Refusal

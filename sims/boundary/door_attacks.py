@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol.errors import LearngeneError
+from protocol.transport.frame import Frame, encode_header
 from protocol.transport.local_socket import (
-    Frame,
     answer_handshake,
     ask,
-    encode_header,
     load_secret,
     open_handshake,
     receive_frame,

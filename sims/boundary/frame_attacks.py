@@ -7,14 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.transport.local_socket import (
-    DisconnectedError,
-    Frame,
-    encode_header,
-    load_secret,
-    open_handshake,
-    receive_frame,
-)
+from protocol.transport.frame import Frame, encode_header
+from protocol.transport.local_socket import DisconnectedError, load_secret, open_handshake, receive_frame
 from sims.boundary.acts.expectation import Holds, Open, protocol
 from sims.boundary.attempt import Attack, Escaped, Found, Refusal
 from sims.boundary.sites import Site

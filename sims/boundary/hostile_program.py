@@ -7,11 +7,11 @@ import argparse
 from pathlib import Path
 
 from protocol.confinement.guards import Confinement
+from protocol.keys.party_keys import NodeKeys
 from protocol.node.configuration import NodeConfiguration
 from protocol.node.launcher import launch
-from protocol.node.load_keys import NodeKeys
-from protocol.node.server import Role
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
+from protocol.trust.trust_store import Role
 from sims.boundary.acts.act import Outcome
 from sims.boundary.acts.every import perform
 

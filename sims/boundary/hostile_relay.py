@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from protocol.transport.courier import MESSAGE_TYPE, from_record, to_record
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 
 _PATIENCE = 90.0
 

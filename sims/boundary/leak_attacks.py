@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from protocol.exchange.audit import ALLOWED, read_crossings
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from sims.boundary.acts.expectation import Open
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, Refusal
 from sims.boundary.leaking_program import DELAY, DELAY_SECONDS, PAST_THE_GATE, WITHOUT_GATE

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from protocol.errors import RunFailedError
 from protocol.node import confine
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from sims.boundary.acts.act import Outcome
 from sims.boundary.acts.every import TRIALS as EVERY
 from sims.boundary.attempt import Attack

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import InputError, RunFailedError
-from protocol.transport.local_socket import DisconnectedError, Frame
+from protocol.transport.frame import Frame
+from protocol.transport.local_socket import DisconnectedError
 from sims.boundary.attempt import Escaped, Failed, Found, Refusal
 from sims.boundary.sites import Site, started
 

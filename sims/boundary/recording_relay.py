@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from protocol.transport.local_socket import Frame, ask, encode_header, load_secret
+from protocol.transport.frame import Frame, encode_header
+from protocol.transport.local_socket import ask, load_secret
 from protocol.transport.relay import run_round
 
 DATABASE, LOG = "relay.db", "relay.log"

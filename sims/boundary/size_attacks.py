@@ -9,7 +9,7 @@ from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_abort, make_receipt
 from protocol.messages.payloads import AbortCode, Payload
 from protocol.node.endpoints import unix_seconds
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from sims.boundary.acts.expectation import protocol
 from sims.boundary.attempt import Attack, Escaped, Found, Refusal
 from sims.boundary.sites import Sites

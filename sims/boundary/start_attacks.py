@@ -17,7 +17,8 @@ from protocol.confinement import isolated_start
 from protocol.errors import RunFailedError
 from protocol.node import confine
 from protocol.node.configuration import node_table, read
-from protocol.transport.local_socket import DisconnectedError, Frame
+from protocol.transport.frame import Frame
+from protocol.transport.local_socket import DisconnectedError
 from sims.boundary.acts.act import DONE, REGISTERED, Outcome
 from sims.boundary.acts.expectation import NO_EFFECT, Holds, launcher, protocol, system_calls
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, Refusal

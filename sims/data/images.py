@@ -93,9 +93,9 @@ def load_source(
     """Find and read the images.
 
     ``data`` may be a folder tree (``sims.data.folder_tree.list_tree`` says which), for ``folder`` with its
-    ``split.json``; of the other datasets also the parent ``DIR`` of a tree ``DIR/<dataset>``, and for CIFAR-100 a folder that holds the
-    published archive (``cifar-100-python.tar.gz`` or its unpacked folder). Without it the published CIFAR-100 is taken
-    from ``cache`` or downloaded there; where there is no network the stand-in is drawn.
+    ``split.json``; of the other datasets also the parent ``DIR`` of a tree ``DIR/<dataset>``, for CIFAR-100 a folder
+    that holds the published archive (``cifar-100-python.tar.gz`` or its unpacked folder). Without it the published
+    CIFAR-100 is taken from ``cache`` or downloaded there; where there is no network the stand-in is drawn.
 
     Args:
         data: what the user gave; never replaced by the stand-in.

@@ -16,17 +16,18 @@ from pydantic import TypeAdapter
 
 from protocol.errors import RunFailedError
 from protocol.files.atomic import write_atomically
+from protocol.files.private_folders import private_folder
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.key_file import Unlock, make_key_file
 from protocol.keys.signing_key import SigningKey
 from protocol.node import confine
 from protocol.node.events import Events
-from protocol.node.server import Role
 from protocol.output import say as print_line
-from protocol.transport.local_socket import make_secret, private_folder, simulation_folder, simulation_paths
+from protocol.transport.local_socket import make_secret
 from protocol.transport.relay import PartyFailedError, check_flower, exchange_over, run_round
+from protocol.transport.simulation_paths import simulation_folder, simulation_paths
 from protocol.trust.trust_file import write_trust
-from protocol.trust.trust_store import TrustStore
+from protocol.trust.trust_store import Role, TrustStore
 from sims.data.images import load_source
 from sims.data.worlds import load_world, make_world
 from sims.results import report, results

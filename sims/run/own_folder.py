@@ -11,7 +11,8 @@ from pathlib import Path
 
 from protocol.errors import InputError
 from protocol.files.atomic import make_folder
-from protocol.transport.local_socket import MAX_PATH_BYTES, private_folder
+from protocol.files.private_folders import private_folder
+from protocol.transport.local_socket import MAX_PATH_BYTES
 
 #: The longest path that Ray binds a socket to, below its temporary folder.
 _LONGEST_OF_RAY = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"

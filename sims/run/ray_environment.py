@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from protocol.files.atomic import write_atomically
-from protocol.transport.local_socket import private_folder
+from protocol.files.private_folders import private_folder
 from sims.run.environment import TEMPORARY
 from sims.run.own_folder import make_temporary_folder
 

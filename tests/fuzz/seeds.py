@@ -5,6 +5,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from protocol.digest import digest_of
 from protocol.encoding import blob
 from protocol.exchange.endpoint import Answer
 from protocol.keys.signing_key import SigningKey
@@ -13,9 +14,9 @@ from protocol.learngene.learngene import Learngene
 from protocol.messages import bundle_file, envelope
 from protocol.messages.builders import make_abort, make_release
 from protocol.messages.bundle_file import BundleFile
-from protocol.messages.envelope import digest
 from protocol.messages.payloads import MOST_WITHDRAWN, AbortCode
-from protocol.transport.local_socket import MAX_WORD_CHARACTERS, Frame, encode_header, send_frame
+from protocol.transport.frame import MAX_WORD_CHARACTERS, Frame, encode_header
+from protocol.transport.local_socket import send_frame
 from protocol.trust.trust_store import Handover, TrustStore, sign_trust
 from tests.fuzz.targets import OLD_ROOT, ROOT, Line
 from tests.protocol.parties import (
@@ -60,10 +61,10 @@ def seeds() -> dict[str, list[bytes]]:
             envelopes += [request, answer.release, answer.grant, receipt]
             bundles.append(BundleFile(*answer))
             # So that the next release says so.
-            collective.withdraw(digest(answer.release))
+            collective.withdraw(digest_of(answer.release))
         for ledger in (*here.opened, *there.opened):
             ledger.close()
-    aborts: list[tuple[AbortCode, str | None]] = [("stopped", None), ("withdrawn", digest(bundles[0].release))]
+    aborts: list[tuple[AbortCode, str | None]] = [("stopped", None), ("withdrawn", digest_of(bundles[0].release))]
     envelopes += [
         make_abort(run_id=RUN, audience=COLLECTIVE.keyid, code=code, subject=subject, key=INDIVIDUAL, now=NOW)
         for code, subject in aborts
@@ -106,13 +107,13 @@ def large_seeds() -> dict[str, list[bytes]]:
         Learngene(deep, tensors, learngene().fisher),
         run_id=RUN,
         seq=2,
-        prev=digest(b"before"),
+        prev=digest_of(b"before"),
         key=COLLECTIVE,
         key_epoch=1,
-        policy=COLLECTIVE_POLICY,
+        policy_sha256=COLLECTIVE_POLICY.sha256,
         now=NOW,
         content_key=bytes(32),
-        withdraws=tuple(digest(bytes([number])) for number in range(MOST_WITHDRAWN)),
+        withdraws=tuple(digest_of(bytes([number])) for number in range(MOST_WITHDRAWN)),
     )
     many = {f"tensor{number}": np.ones(1, np.float32) for number in range(blob.MAX_TENSORS)}
     words = {f"word{number}": "w" * MAX_WORD_CHARACTERS for number in range(62)}

@@ -15,7 +15,8 @@ from protocol.errors import BadSignatureError, MalformedError, TooLargeError, Un
 from protocol.keys.signing_key import SigningKey
 from protocol.messages import bundle_file, envelope, payloads
 from protocol.messages.payloads import MODELS
-from protocol.transport.local_socket import DisconnectedError, decode_header, encode_header, receive_frame, send_frame
+from protocol.transport.frame import decode_header, encode_header
+from protocol.transport.local_socket import DisconnectedError, receive_frame, send_frame
 from protocol.trust import trust_store
 from protocol.trust.trust_store import claimed_root, sign_trust, verify_trust
 

@@ -11,10 +11,11 @@ import pytest
 
 from collective_node.cli import app as collective_app
 from individual_node.cli import app as individual_app
+from protocol.digest import digest_of
 from protocol.exchange.audit import read_crossings
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.key_file import Unlock
-from protocol.messages import bundle_file, envelope
+from protocol.messages import bundle_file
 from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import Request
 from tests.protocol.parties import learngene, opened
@@ -129,7 +130,7 @@ def test_an_older_file_that_was_inherited_leaves_the_newest_in_place(
     newest = folders.publish(learngene(seed=1))
     succeeded(individual("inherit", asked(individual, collective, stick, 2)))
     printed = succeeded(individual("inherit", first))
-    assert f"older release {envelope.digest(bundle_file.read(first).release)}" in printed
+    assert f"older release {digest_of(bundle_file.read(first).release)}" in printed
     assert newest.digest in printed
 
 
@@ -160,7 +161,7 @@ def test_withdrawn_then_replaced_the_next_release_says_so(
     succeeded(collective("withdraw", 1))
     replacement = folders.publish(learngene(seed=1))
     printed = succeeded(individual("inherit", asked(individual, collective, stick, 2)))
-    withdrawn = envelope.digest(bundle_file.read(first).release)
+    withdrawn = digest_of(bundle_file.read(first).release)
     assert f"release 2 of run {replacement.payload.run_id}, {replacement.digest}" in printed
     assert f"withdrawn  release {withdrawn}" in printed
     assert folders.individual_desk().withdrawn(withdrawn)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from protocol.node import confine
-from protocol.transport.local_socket import Frame, ask, load_secret
+from protocol.transport.frame import Frame
+from protocol.transport.local_socket import ask, load_secret
 from tests.protocol.node.test_server import Started, site  # noqa: F401 - the fixture
 
 pytestmark = pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")

@@ -12,7 +12,7 @@ from protocol.exchange.egress import Gate
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
 from protocol.node import confine
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from protocol.trust.policy import Policy
 from sims.boundary.attempt import Attempt, make
 from sims.boundary.leaks.every import LEAKS

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from protocol.digest import digest_of
 from protocol.exchange.endpoint import Answer
 from protocol.exchange.verification import Expectation
-from protocol.messages.envelope import digest
 from tests.protocol.parties import CONTENT_KEY, INDIVIDUAL, NOW, RUN, Exchange, Site, learngene
 
 # The same examples every time, and no test that fails because the machine is busy.
@@ -43,4 +43,4 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     collective.publish(learngene(), NOW, CONTENT_KEY)
     answer = collective.answer_request(request, NOW)
     assert isinstance(answer, Answer)
-    return Exchange(request, answer, Expectation(RUN, INDIVIDUAL.keyid, {digest(request): "condensed"}))
+    return Exchange(request, answer, Expectation(RUN, INDIVIDUAL.keyid, {digest_of(request): "condensed"}))

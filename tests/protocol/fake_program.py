@@ -6,10 +6,11 @@ import time
 
 from protocol.confinement.guards import Confinement
 from protocol.errors import ExpiredError, InputError
+from protocol.keys.party_keys import NodeKeys
 from protocol.node.configuration import NodeConfiguration
-from protocol.node.load_keys import NodeKeys
-from protocol.node.server import Job, Role
-from protocol.transport.local_socket import Frame
+from protocol.node.server import Job
+from protocol.transport.frame import Frame
+from protocol.trust.trust_store import Role
 
 SECRET_TEXT = "the patient's name is Ada"
 

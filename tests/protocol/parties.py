@@ -6,18 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
+from protocol.digest import digest_of
 from protocol.exchange.audit import Crossings
 from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk
 from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
 from protocol.exchange.verification import Expectation, VerifiedLearngene, verify_bundle
 from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.party_keys import NodeKeys
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Architecture, Block, Form, InputContract
 from protocol.learngene.learngene import FisherDescription, Learngene
 from protocol.messages import envelope, payloads, sealing
-from protocol.messages.builders import make_grant
+from protocol.messages.builders import make_grant, sign
 from protocol.messages.payloads import Content, PayloadT, Release, Request
-from protocol.node.load_keys import NodeKeys
 from protocol.trust.policy import Policy
 from protocol.trust.trust_store import TrustStore
 
@@ -86,12 +87,12 @@ def resigned(data: bytes, key: SigningKey, **changes: object) -> bytes:
     """The same message with other fields, signed by ``key``: what a party that holds the key could send."""
     old = envelope.parse(data)
     model = payloads.MODELS[old.payload_type]
-    return envelope.seal(payloads.decode(model, old.payload).model_copy(update=changes), key)
+    return sign(payloads.decode(model, old.payload).model_copy(update=changes), key)
 
 
 def content_of(data: bytes) -> Content:
     """What a release says about these bytes."""
-    return Content(size=len(data), sha256=envelope.digest(data))
+    return Content(size=len(data), sha256=digest_of(data))
 
 
 def signed_raw(payload_type: str, body: bytes, key: SigningKey, keyid: str | None = None) -> bytes:
@@ -180,9 +181,9 @@ class Exchange:
         """The collective's grant of any release for this exchange's request; ``changes``: other fields of it."""
         grant = make_grant(
             opened(Request, self.request),
-            envelope.digest(self.request),
+            digest_of(self.request),
             opened(Release, release),
-            envelope.digest(release),
+            digest_of(release),
             key=COLLECTIVE,
             now=NOW,
             content_key=content_key,

@@ -28,13 +28,13 @@ from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk, W
 from protocol.exchange.ledger import CollectiveLedger, IndividualLedger, State, StoredRelease
 from protocol.exchange.verification import VerifiedLearngene
 from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.party_keys import NodeKeys
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Architecture, Block, Form, InputContract
 from protocol.learngene.learngene import FisherDescription, Learngene
 from protocol.messages import envelope
 from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import LIFE, SKEW
-from protocol.node.load_keys import NodeKeys
 from protocol.trust.trust_store import TrustStore
 from tests.protocol.parties import (
     COLLECTIVE,

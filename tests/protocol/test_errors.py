@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from protocol import errors as errors_module
+from protocol.digest import digest_of
 from protocol.encoding import blob
 from protocol.errors import (
     BadSignatureError,
@@ -113,7 +114,7 @@ def scene(here: Site, there: Site) -> Scene:
         if number == 0:
             scene.collective.accept_receipt(scene.individual.inherit(*answer, NOW).receipt, NOW)
         else:
-            expectation = Expectation(RUN, INDIVIDUAL.keyid, {envelope.digest(request): "condensed"})
+            expectation = Expectation(RUN, INDIVIDUAL.keyid, {digest_of(request): "condensed"})
             scene.exchange = Exchange(request, answer, expectation)
     return scene
 
@@ -150,7 +151,7 @@ def refused(
 def then_the_honest_bundle_is_accepted(scene: Scene) -> None:
     """The positive control of every attack: the desk was able and willing all the time."""
     receipt, inherited = scene.individual.inherit(*scene.exchange.answer, NOW)
-    assert inherited.release_digest == envelope.digest(scene.exchange.answer.release)
+    assert inherited.release_digest == digest_of(scene.exchange.answer.release)
     for name, array in learngene(1).tensors.items():
         np.testing.assert_array_equal(inherited.learngene.tensors[name], array, strict=True)
     assert scene.collective.accept_receipt(receipt, NOW).payload.release == inherited.release_digest
@@ -189,7 +190,7 @@ def test_attack_malformed(scene: Scene) -> None:
     refused(scene, MalformedError, lambda: scene.collective.answer_request(grant[:-1], NOW))
     # What the collective signs is read as strictly.
     noncanonical = blob.encode(learngene(1).tensors).replace(b'"F32"', b'"I32"', 1)
-    bad = scene.exchange.with_plaintext(noncanonical, seq=3, prev=envelope.digest(release))
+    bad = scene.exchange.with_plaintext(noncanonical, seq=3, prev=digest_of(release))
     refused(scene, MalformedError, lambda: scene.inherit(bad), looked_at=True)
     then_what_follows_the_bad_release_is_accepted(scene, bad)
 
@@ -202,7 +203,7 @@ def test_the_honest_bundle_is_accepted(scene: Scene) -> None:
 def then_what_follows_the_bad_release_is_accepted(scene: Scene, bad: Exchange) -> None:
     """The positive control where the collective itself signed the fault: it cannot take its number back, and its next
     release ends the exchange that is still open."""
-    prev = envelope.digest(bad.answer.release)
+    prev = digest_of(bad.answer.release)
     good = scene.exchange.with_plaintext(blob.encode(learngene(1).tensors), seq=4, prev=prev)
     assert scene.individual.inherit(*good.answer, NOW).learngene.release.prev == prev
 
@@ -226,7 +227,7 @@ def test_attack_bad_signature(scene: Scene) -> None:
 def by_stranger(scene: Scene) -> Exchange:
     release, grant, _ = scene.exchange.answer
     release = resigned(release, STRANGER, signer=STRANGER.keyid)
-    grant = resigned(grant, STRANGER, signer=STRANGER.keyid, release=envelope.digest(release))
+    grant = resigned(grant, STRANGER, signer=STRANGER.keyid, release=digest_of(release))
     return scene.exchange.with_answer(release=release, grant=grant)
 
 
@@ -384,7 +385,7 @@ def test_attack_policy_denied(scene: Scene) -> None:
 )
 def test_attack_non_finite(scene: Scene, name: str, value: float) -> None:
     """A learngene that would poison every network it goes into, properly signed by the collective."""
-    prev = envelope.digest(scene.exchange.answer.release)
+    prev = digest_of(scene.exchange.answer.release)
     bad = scene.exchange.with_plaintext(poisoned(name, value), seq=3, prev=prev)
     refused(scene, NonFiniteError, lambda: scene.inherit(bad), looked_at=True)
     diverged = dataclasses.replace(learngene(2), tensors=blob.decode(poisoned(name, value)))

@@ -4,7 +4,7 @@ import numpy as np
 
 from protocol.encoding import blob as blobs
 from protocol.encoding.canonical_json import Value
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from sims.boundary.acts.expectation import Open
 from sims.boundary.leaks.leak import (
     FISHER,

@@ -8,7 +8,7 @@ from protocol.encoding import canonical_json
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.messages import envelope
 from protocol.messages.payloads import PAYLOAD_TYPES
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from sims.boundary.acts.expectation import Open
 from sims.boundary.leaks.leak import (
     ANSWER_REFUSED,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.digest import digest_of
 from protocol.encoding import blob as blobs
 from protocol.encoding import canonical_json
 from protocol.encoding.canonical_json import Value
@@ -18,7 +19,7 @@ from protocol.messages import envelope, payloads, sealing
 from protocol.messages.builders import make_abort, make_grant, make_receipt, make_release, make_request
 from protocol.messages.envelope import Envelope
 from protocol.messages.payloads import NO_RELEASE, Release, Request
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from protocol.trust.policy import Policy
 from protocol.trust.trust_store import Role
 from sims.boundary.acts.expectation import Expected, Holds, protocol
@@ -116,15 +117,15 @@ def honest_messages(role: Role, key: SigningKey, encryption: EncryptionKey, *, r
         prev=NO_RELEASE,
         key=key,
         key_epoch=1,
-        policy=Policy.for_role("collective"),
+        policy_sha256=Policy.for_role("collective").sha256,
         now=now,
         content_key=KNOWN_KEY,
     )
     grant = make_grant(
         payloads.decode(Request, envelope.parse(request).payload),
-        envelope.digest(request),
+        digest_of(request),
         payloads.decode(Release, envelope.parse(release).payload),
-        envelope.digest(release),
+        digest_of(release),
         key=key,
         now=now,
         content_key=KNOWN_KEY,
@@ -159,11 +160,11 @@ def released(honest: Honest, plaintext: bytes, **changes: Value) -> Frame:
     """An answer with any content at all, sealed and released; ``changes``: other fields of the release."""
     ciphertext = sealing.encrypt(KNOWN_KEY, plaintext)
     contents: dict[str, Value] = {
-        name: {"sha256": envelope.digest(data), "size": len(data)}
+        name: {"sha256": digest_of(data), "size": len(data)}
         for name, data in (("plaintext", plaintext), ("ciphertext", ciphertext))
     }
     release = altered(honest.parts["release"], honest.key, **(contents | changes))
-    grant = altered(honest.parts["grant"], honest.key, release=envelope.digest(release))
+    grant = altered(honest.parts["grant"], honest.key, release=digest_of(release))
     return Frame("bundle", parts={"release": release, "grant": grant, "blob": ciphertext})
 
 

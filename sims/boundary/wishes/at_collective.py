@@ -4,13 +4,14 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
+from protocol.digest import digest_of
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_receipt, make_request
 from protocol.messages.payloads import Request
 from protocol.node.endpoints import unix_seconds
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from sims.boundary.attempt import Escaped, Refusal
 from sims.boundary.wishes.target import Scene, Target, against, outcome, shown_by
 
@@ -60,7 +61,7 @@ def _counted(target: Target, wishes: Sequence[Frame]) -> Refusal | Escaped:
 def _granted(target: Target, scene: Scene) -> str:
     """The digest of a release that was granted to the individual."""
     parts = target.ask(Frame("publish", parts={"request": _request(scene)})).parts
-    return envelope.digest(parts.get("release", b""))
+    return digest_of(parts.get("release", b""))
 
 
 # It is accepted, and counted once.

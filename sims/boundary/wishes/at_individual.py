@@ -13,7 +13,7 @@ from protocol.keys.encryption_key import EncryptionKey
 from protocol.messages import envelope
 from protocol.messages.builders import make_request
 from protocol.node.endpoints import unix_seconds
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from sims.boundary.attempt import Escaped, Refusal
 from sims.boundary.leaks.leak import Honest, opened_blob, released, tensors_of, with_tensor
 from sims.boundary.wishes.target import Scene, Target, against, inheriting, outcome, shown_by

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol.digest import digest_of
 from protocol.encoding.canonical_json import Value
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
@@ -11,7 +12,7 @@ from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_grant
 from protocol.messages.payloads import Release, Request
 from protocol.node.endpoints import unix_seconds
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from protocol.trust.trust_store import Role
 from sims.boundary.acts.expectation import Expected, protocol
 from sims.boundary.attempt import Escaped, Refusal
@@ -85,13 +86,13 @@ class Forger:
             frame.parts["blob"],
         )
         described = payloads.decode(Release, envelope.parse(self.honest.parts["release"]).payload)
-        content = described.ciphertext.model_copy(update={"size": len(data), "sha256": envelope.digest(data)})
+        content = described.ciphertext.model_copy(update={"size": len(data), "sha256": digest_of(data)})
         run_id = (in_release or {}).get("run_id", self.run_id)
         grant = make_grant(
             payloads.decode(Request, envelope.parse(request).payload),
-            envelope.digest(request),
+            digest_of(request),
             described.model_copy(update={"ciphertext": content, "run_id": run_id}),
-            envelope.digest(release),
+            digest_of(release),
             key=self.key,
             now=unix_seconds(),
             content_key=KNOWN_KEY,

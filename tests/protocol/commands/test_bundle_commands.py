@@ -15,10 +15,11 @@ import pytest
 
 from protocol.commands import inspection
 from protocol.commands.learngene import make
+from protocol.digest import digest_of
 from protocol.encoding import canonical_json
 from protocol.exchange.endpoint import IndividualDesk
 from protocol.exchange.verification import VerifiedLearngene
-from protocol.keys.encryption_key import Kem
+from protocol.keys.kem import Kem
 from protocol.keys.signing_key import fingerprint
 from protocol.learngene.learngene import DifferentialPrivacy
 from protocol.messages import bundle_file, envelope, payloads
@@ -75,7 +76,7 @@ def test_inspect_shows_what_a_bundle_says_and_that_nothing_is_proven(
     release = opened(Release, parts.release)
     words = " ".join(printed.split())
     for expected in (
-        envelope.digest(parts.release),
+        digest_of(parts.release),
         fingerprint(folders.collective_desk()._key._public),
         fingerprint(folders.individual_desk()._key._public),
         release.signer,
@@ -97,10 +98,10 @@ def test_inspect_writes_json_for_programs(bundle: Path, command: Learngene) -> N
     parts = bundle_file.read(bundle)
     assert shown["verified"] is False
     assert shown["kind"] == "bundle"
-    assert shown["release"]["digest"] == envelope.digest(parts.release)
+    assert shown["release"]["digest"] == digest_of(parts.release)
     assert shown["release"]["payload"] == opened(Release, parts.release).model_dump(mode="json")
     assert shown["grant"]["payload"]["release"] == shown["release"]["digest"]
-    assert shown["blob"] == {"bytes": len(parts.blob), "sha256": envelope.digest(parts.blob)}
+    assert shown["blob"] == {"bytes": len(parts.blob), "sha256": digest_of(parts.blob)}
     weights = sum(
         array.size
         for name, (role, _) in architecture().tensors(fisher=False).items()
@@ -169,7 +170,7 @@ def test_inspect_reads_every_kind_of_message(folders: Folders, tmp_path: Path, c
         first, second, *_ = succeeded(command("inspect", file)).splitlines()
         assert first.startswith("NOT VERIFIED")
         assert second.strip() == kind
-        assert json.loads(succeeded(command("inspect", file, "--json")))["digest"] == envelope.digest(data)
+        assert json.loads(succeeded(command("inspect", file, "--json")))["digest"] == digest_of(data)
 
 
 def test_inspect_reads_a_trust_store(folders: Folders, command: Learngene) -> None:

@@ -14,9 +14,9 @@ import pytest
 from protocol.commands.doctor import Finding, examine_machine, examine_node, starts
 from protocol.commands.node_commands import initialise
 from protocol.confinement import guards
+from protocol.keys.party_keys import NodeKeys
 from protocol.node import confine
-from protocol.node.load_keys import NodeKeys
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from protocol.trust.trust_file import write_trust
 from protocol.trust.trust_store import TrustStore
 from tests.protocol.node.test_server import Started

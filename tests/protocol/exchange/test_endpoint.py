@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from protocol.digest import digest_of
 from protocol.encoding import blob as blobs
 from protocol.errors import (
     DigestMismatchError,
@@ -40,7 +41,7 @@ from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_abort, make_receipt, make_request
 from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import LIFE, SKEW, Grant, Receipt
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from protocol.trust.policy import Policy
 from protocol.trust.trust_store import TrustStore
 from tests.protocol.parties import (
@@ -68,7 +69,7 @@ from tests.protocol.parties import (
 
 NONCE = b"n" * 16
 OTHER_NONCE = b"o" * 16
-DIGEST, PARSE = envelope.digest, envelope.parse
+DIGEST, PARSE = digest_of, envelope.parse
 
 
 def kinds(site: Site) -> list[tuple[str, str, str]]:
@@ -206,7 +207,7 @@ def test_a_request_whose_answer_is_past_its_time_is_answered_with_the_newest_rel
     assert collective.answer_request(request, end - 1) == old
     answer = collective.answer_request(request, end)
     assert isinstance(answer, Answer)
-    assert envelope.digest(answer.release) == second.digest
+    assert digest_of(answer.release) == second.digest
     assert here.collective().answer_request(request, end + 1) == answer
     receipt, inherited = individual.inherit(*answer, end + 1)
     assert inherited.release_digest == second.digest
@@ -273,7 +274,7 @@ def test_an_answer_by_a_clock_that_was_ahead_is_granted_anew(here: Site, there: 
         individual.inherit(*early, NOW)
     answer = collective.answer_request(request, NOW)
     assert isinstance(answer, Answer)
-    assert envelope.digest(answer.release) == published.digest
+    assert digest_of(answer.release) == published.digest
     assert opened(Grant, answer.grant).issued_at == NOW
     receipt, _ = individual.inherit(*answer, NOW)
     collective.accept_receipt(receipt, NOW)
@@ -340,7 +341,7 @@ def test_a_late_receipt_for_a_release_whose_grant_was_replaced_is_accepted(here:
     second = collective.publish(learngene(seed=1), NOW, content_key(1))
     answer = collective.answer_request(request, NOW)
     assert isinstance(answer, Answer)
-    assert envelope.digest(answer.release) == second.digest
+    assert digest_of(answer.release) == second.digest
     assert collective.accept_receipt(receipt, NOW).payload.release == first.digest
     assert here.opened[0].receipts(first.digest) == {INDIVIDUAL.keyid: receipt}  # type: ignore[union-attr]
     assert here.opened[0].granted(first.digest) == (INDIVIDUAL.keyid,)  # type: ignore[union-attr]
@@ -438,7 +439,7 @@ def test_attack_by_replaying_an_old_bundle_changes_nothing(here: Site, there: Si
         replayed = individual.inherit(*bundle, NOW)
         assert replayed.receipt == first.receipt
         assert replayed.learngene.release_digest == newest.digest
-        assert there.opened[0].open_requests(RUN) == {envelope.digest(open_request): "condensed"}  # type: ignore[union-attr]
+        assert there.opened[0].open_requests(RUN) == {digest_of(open_request): "condensed"}  # type: ignore[union-attr]
         assert there.opened[0].state(RUN, "condensed") is State.REQUESTED  # type: ignore[union-attr]
 
 
@@ -857,7 +858,7 @@ def test_a_withdrawn_release_is_replaced_by_the_next_which_says_so(here: Site, t
     # The same request, which asked for the newest, is answered with what is newest now.
     answer = collective.answer_request(request, NOW)
     assert isinstance(answer, Answer)
-    assert envelope.digest(answer.release) == second.digest
+    assert digest_of(answer.release) == second.digest
     assert collective.answer_request(request, NOW) == answer
     assert individual.inherit(*answer, NOW).learngene.release_digest == second.digest
     assert individual.withdrawn(first.digest)
@@ -1253,7 +1254,7 @@ def test_nothing_new_is_signed_under_a_trust_store_past_its_time(here: Site, the
         with pytest.raises(ExpiredError, match="trust store is past its time"):
             use()
     assert collective.releases() == [first]
-    assert there.opened[0].open_requests(RUN) == {envelope.digest(request): "condensed"}  # type: ignore[union-attr]
+    assert there.opened[0].open_requests(RUN) == {digest_of(request): "condensed"}  # type: ignore[union-attr]
 
 
 def test_a_release_of_another_epoch_of_the_same_key_is_neither_granted_nor_taken_for_the_same(

@@ -6,6 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from protocol.digest import digest_of
 from protocol.errors import ExpiredError, RefusedError, RevokedKeyError, UnknownKeyError, WrongAudienceError
 from protocol.exchange.verification import (
     Expectation,
@@ -21,10 +22,10 @@ from protocol.exchange.verification import (
     verify_receipt,
     verify_request,
 )
-from protocol.keys.encryption_key import Kem
+from protocol.keys.kem import Kem
 from protocol.learngene.architecture import Norm
 from protocol.learngene.learngene import Learngene, PrivacyScope
-from protocol.messages import bundle_file, envelope
+from protocol.messages import bundle_file
 from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import LIFE, NO_RELEASE, SKEW
 from protocol.trust.policy import Policy
@@ -88,7 +89,7 @@ def test_the_files_are_the_ones_that_were_made() -> None:
     assert here == set(KEPT)
     assert here == set(MADE)
     for name, digest in KEPT.items():
-        assert envelope.digest(golden(name)) == digest, name
+        assert digest_of(golden(name)) == digest, name
 
 
 def test_the_trust_store_verifies_under_every_root_that_led_to_it() -> None:
@@ -129,7 +130,7 @@ def test_a_bundle_answers_its_request(name: str) -> None:
     request = golden(f"{name}.request.json")
     verified = verify_bundle(
         *bundle_file.decode(golden(f"{name}.learngene")),
-        expectation=Expectation(RUN, key.keyid, {envelope.digest(request): form}),
+        expectation=Expectation(RUN, key.keyid, {digest_of(request): form}),
         seen=(),
         trust=TRUST,
         policy=POLICY,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.digest import digest_of
 from protocol.errors import EquivocationError, InputError, RollbackError, StorageFailedError, WrongAudienceError
 from protocol.exchange import content_keys
 from protocol.exchange.content_keys import ClosedKey
@@ -19,7 +20,6 @@ from protocol.exchange.verification import (
     verify_envelopes,
     verify_request,
 )
-from protocol.messages import envelope
 from protocol.messages.builders import make_release
 from protocol.messages.payloads import NO_RELEASE, Request
 from protocol.trust.trust_store import TrustSeen
@@ -51,11 +51,11 @@ def release(seq: int, prev: str, seed: int = 0) -> tuple[bytes, ClosedKey, bytes
         prev=prev,
         key=COLLECTIVE,
         key_epoch=1,
-        policy=COLLECTIVE_POLICY,
+        policy_sha256=COLLECTIVE_POLICY.sha256,
         now=NOW,
         content_key=key,
     )
-    return data, content_keys.close(COLLECTIVE, key, envelope.digest(data)), sealed
+    return data, content_keys.close(COLLECTIVE, key, digest_of(data)), sealed
 
 
 def envelopes_of(exchange: Exchange) -> VerifiedEnvelopes:
@@ -124,7 +124,7 @@ def test_a_content_key_seals_one_release_only(tmp_path: Path) -> None:
     first = ledger.add_release(*release(1, NO_RELEASE))
     data, key, sealed = release(2, first.digest, seed=1)
     with pytest.raises(ValueError, match="one release only"):
-        ledger.add_release(data, content_keys.close(COLLECTIVE, content_key(0), envelope.digest(data)), sealed)
+        ledger.add_release(data, content_keys.close(COLLECTIVE, content_key(0), digest_of(data)), sealed)
     assert ledger.releases(RUN) == [first]
     assert len(list((tmp_path / "releases").iterdir())) == 1
     ledger.add_release(data, key, sealed)
@@ -244,7 +244,7 @@ def test_the_states_of_an_exchange(tmp_path: Path, exchange: Exchange) -> None:
     assert ledger.state(RUN, "condensed") is State.IDLE
     ledger.requested(RUN, "condensed", exchange.request)
     assert ledger.state(RUN, "condensed") is State.REQUESTED
-    assert ledger.open_requests(RUN) == {envelope.digest(exchange.request): "condensed"}
+    assert ledger.open_requests(RUN) == {digest_of(exchange.request): "condensed"}
 
     envelopes = envelopes_of(exchange)
     ledger.received(envelopes)
@@ -292,7 +292,7 @@ def test_no_step_can_be_skipped(tmp_path: Path, exchange: Exchange) -> None:
 def another_release(exchange: Exchange) -> Exchange:
     """The release that follows, granted to the same request, with the same content."""
     first = exchange.answer.release
-    return exchange.with_release(resigned(first, COLLECTIVE, seq=2, prev=envelope.digest(first)))
+    return exchange.with_release(resigned(first, COLLECTIVE, seq=2, prev=digest_of(first)))
 
 
 def test_every_step_is_about_the_release_that_was_received_last(tmp_path: Path, exchange: Exchange) -> None:
@@ -329,7 +329,7 @@ def test_of_two_histories_at_one_moment_the_second_is_refused_and_changes_nothin
     ledger.received(envelopes_of(exchange))
     with pytest.raises(EquivocationError, match="two releases 1"):
         ledger.received(envelopes_of(other))
-    assert [one.digest for one in ledger.seen(RUN)] == [envelope.digest(exchange.answer.release)]
+    assert [one.digest for one in ledger.seen(RUN)] == [digest_of(exchange.answer.release)]
     ledger.verified(verify_content(envelopes_of(exchange), exchange.answer.blob, ENCRYPTION))
 
 
@@ -338,7 +338,7 @@ def test_evidence_is_bounded_and_private(tmp_path: Path, exchange: Exchange) -> 
     first = exchange.answer.release
     ledger.requested(RUN, "condensed", exchange.request)
     ledger.received(envelopes_of(exchange))
-    assert ledger.keep_evidence(first) == [tmp_path / "evidence" / f"{envelope.digest(first)}.json"]
+    assert ledger.keep_evidence(first) == [tmp_path / "evidence" / f"{digest_of(first)}.json"]
     for number in range(MOST_EVIDENCE + 2):
         other = resigned(first, COLLECTIVE, policy_sha256=f"{number:064x}")
         kept = ledger.keep_evidence(other)
@@ -437,7 +437,7 @@ def test_a_learngene_that_cannot_be_stored_is_not_committed(
 
 def test_files_without_a_row_are_replaced(tmp_path: Path, exchange: Exchange) -> None:
     """As after a crash between the folder's rename and the row."""
-    folder = tmp_path / "learngenes" / envelope.digest(exchange.answer.release)
+    folder = tmp_path / "learngenes" / digest_of(exchange.answer.release)
     folder.mkdir(parents=True)
     (folder / "blob.sealed").write_bytes(b"from another time")
     ledger, inherited = committed(tmp_path, exchange)
@@ -449,7 +449,7 @@ def test_what_an_individual_learns_of_withdrawals_lasts(tmp_path: Path, exchange
     withdraws = ("1" * 64, "2" * 64)
     answer = exchange.answer
     data = resigned(answer.release, COLLECTIVE, seq=2, prev="2" * 64, withdraws=withdraws)
-    grant = resigned(answer.grant, COLLECTIVE, release=envelope.digest(data))
+    grant = resigned(answer.grant, COLLECTIVE, release=digest_of(data))
     ledger = IndividualLedger(tmp_path)
     ledger.requested(RUN, "condensed", exchange.request)
     assert ledger.withdrawn(RUN) == frozenset()

@@ -108,7 +108,7 @@ def link(run: str, form: Form, epoch: int, seq: int, prev: str, seed: int, withd
         prev=prev,
         key=COLLECTIVE,
         key_epoch=epoch,
-        policy=COLLECTIVE_POLICY,
+        policy_sha256=COLLECTIVE_POLICY.sha256,
         now=NOW,
         content_key=content_key,
         withdraws=withdraws,

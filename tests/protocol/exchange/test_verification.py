@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from protocol.digest import digest_of
 from protocol.encoding import blob, canonical_json
 from protocol.errors import (
     BadSignatureError,
@@ -88,7 +89,7 @@ def test_the_untouched_bundle_is_accepted(exchange: Exchange) -> None:
         assert np.shares_memory(array, np.frombuffer(opened_blob, np.uint8))
         assert not array.flags.writeable
     assert (verified.sealed.release_bytes, verified.sealed.grant_bytes, verified.sealed.ciphertext) == exchange.answer
-    assert verified.release_digest == envelope.digest(exchange.answer.release)
+    assert verified.release_digest == digest_of(exchange.answer.release)
 
 
 def test_the_helpers_of_this_file_make_bundles_that_are_accepted(exchange: Exchange) -> None:
@@ -123,7 +124,7 @@ def test_attack_with_respelled_json(exchange: Exchange) -> None:
 def test_attack_by_a_stranger(exchange: Exchange) -> None:
     """A complete and consistent bundle under a key that was never pinned."""
     release = resigned(exchange.answer.release, STRANGER, signer=STRANGER.keyid)
-    grant = resigned(exchange.answer.grant, STRANGER, signer=STRANGER.keyid, release=envelope.digest(release))
+    grant = resigned(exchange.answer.grant, STRANGER, signer=STRANGER.keyid, release=digest_of(release))
     with pytest.raises(UnknownKeyError):
         exchange.with_answer(release=release, grant=grant).verify()
 
@@ -228,7 +229,7 @@ def test_attack_with_an_answer_to_another_request(exchange: Exchange) -> None:
 
 
 def test_attack_with_another_form_than_was_asked_for(exchange: Exchange) -> None:
-    requests = {envelope.digest(exchange.request): "paper"}
+    requests = {digest_of(exchange.request): "paper"}
     with pytest.raises(WrongAudienceError, match="asked for the form paper"):
         exchange.verify(expectation=Expectation(RUN, INDIVIDUAL.keyid, requests))  # type: ignore[arg-type]
 
@@ -279,7 +280,7 @@ def test_attack_by_rollback(exchange: Exchange) -> None:
 def test_attack_by_equivocation(exchange: Exchange) -> None:
     """Two histories: another release with this number, or a neighbour that does not fit."""
     bundle = later(exchange)
-    digest = envelope.digest(bundle.answer.release)
+    digest = digest_of(bundle.answer.release)
     same, before, after = (
         SeenRelease(1, 5, "condensed", digest, OTHER_DIGEST),
         SeenRelease(1, 4, "condensed", OTHER_DIGEST, "2" * 64),
@@ -347,7 +348,7 @@ def test_attack_with_a_revoked_key(exchange: Exchange) -> None:
 
 
 def test_attack_with_a_release_that_was_withdrawn(exchange: Exchange) -> None:
-    digest = envelope.digest(exchange.answer.release)
+    digest = digest_of(exchange.answer.release)
     for withdrawn in (frozenset(), frozenset({OTHER_DIGEST})):
         exchange.verify(expectation=dataclasses.replace(exchange.expectation, withdrawn=withdrawn))
     with pytest.raises(ExpiredError, match="withdrawn"):
@@ -575,7 +576,7 @@ def test_an_honest_request_is_accepted(exchange: Exchange) -> None:
     verified = verify_a_request(exchange.request)
     assert verified.payload.form == "condensed"
     assert verified.key.party == "individual-1"
-    assert verified.digest == envelope.digest(exchange.request)
+    assert verified.digest == digest_of(exchange.request)
     again = verify_a_request(exchange.request, known=lambda keyid, nonce: verified.digest)
     assert again.digest == verified.digest
 
@@ -689,7 +690,7 @@ def test_verified_objects_are_made_by_verification_only(exchange: Exchange) -> N
 
 def test_what_was_committed_is_read_back_only_with_its_digests(exchange: Exchange) -> None:
     release, grant, data = exchange.answer
-    digests = {"release_digest": envelope.digest(release), "grant_digest": envelope.digest(grant)}
+    digests = {"release_digest": digest_of(release), "grant_digest": digest_of(grant)}
     sealed = verify_committed(release, grant, data, **digests)
     assert open_sealed(sealed, ENCRYPTION).learngene.architecture == architecture()
     for one, two, three in ((grant, grant, data), (release, release, data), (release, grant, flipped(data, 9000))):
@@ -701,5 +702,5 @@ def test_verification_does_not_change_what_it_is_given(exchange: Exchange) -> No
     before = copy.deepcopy(exchange.answer)
     exchange.verify()
     assert exchange.answer == before
-    assert opened(Grant, exchange.answer.grant).request == envelope.digest(exchange.request)
+    assert opened(Grant, exchange.answer.grant).request == digest_of(exchange.request)
     assert opened(Request, exchange.request).audience == COLLECTIVE.keyid

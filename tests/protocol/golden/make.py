@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.digest import digest_of
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Architecture, Block, BlockRole, Form, InputContract, Norm
@@ -159,15 +160,15 @@ def files() -> dict[str, bytes]:
             prev=prev,
             key=COLLECTIVE,
             key_epoch=2,
-            policy=Policy.for_role("collective"),
+            policy_sha256=Policy.for_role("collective").sha256,
             now=NOW,
             content_key=content_key,
             withdraws=withdraws,
         )
-        digest = envelope.digest(release)
+        digest = digest_of(release)
         grant = make_grant(
             decode(Request, envelope.parse(request).payload),
-            envelope.digest(request),
+            digest_of(request),
             decode(Release, envelope.parse(release).payload),
             digest,
             key=COLLECTIVE,
@@ -195,7 +196,7 @@ def main() -> None:
     made = files()
     for name, data in made.items():
         (FOLDER / name).write_bytes(data)
-    SUMS.write_text("".join(f"{envelope.digest(data)}  {name}\n" for name, data in sorted(made.items())))
+    SUMS.write_text("".join(f"{digest_of(data)}  {name}\n" for name, data in sorted(made.items())))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from protocol.errors import InputError
 from protocol.keys import key_file
-from protocol.keys.encryption_key import EncryptionKey, Kem, check_encryption_public, seal_to
+from protocol.keys.encryption_key import EncryptionKey, check_encryption_public, seal_to
+from protocol.keys.kem import Kem
 from protocol.keys.key_file import PrivateKey, Unlock
 from protocol.keys.signing_key import SigningKey
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.digest import digest_of
 from protocol.errors import (
     BadSignatureError,
     DigestMismatchError,
@@ -30,7 +31,6 @@ from protocol.errors import (
 from protocol.exchange.verification import Holder, SealedLearngene, open_sealed, verify_file
 from protocol.messages import bundle_file, envelope
 from protocol.messages.bundle_file import MAGIC, BundleFile, decode, encode
-from protocol.messages.envelope import digest
 from protocol.messages.payloads import LIFE, SKEW
 from tests.protocol.parties import (
     COLLECTIVE,
@@ -198,7 +198,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, monkeyp
 def test_a_bundle_is_verified_with_nothing_but_the_trust_store(exchange: Exchange) -> None:
     bundle = decode(encode(BundleFile(*exchange.answer)))
     found = verified(bundle)
-    assert found.release_digest == digest(exchange.answer.release)
+    assert found.release_digest == digest_of(exchange.answer.release)
     assert found.ciphertext == exchange.answer.blob
     assert verified(bundle, now=NOW + LIFE).release.run_id == RUN
 
@@ -220,13 +220,13 @@ def test_a_bundle_past_its_time_is_refused_where_no_ledger_committed_it(exchange
     other = Holder(committed=frozenset({"0" * 64}))
     with pytest.raises(ExpiredError):
         verified(bundle, now=LATE, holder=other)
-    known = Holder(committed=frozenset({digest(bundle.release)}))
+    known = Holder(committed=frozenset({digest_of(bundle.release)}))
     assert verified(bundle, now=LATE, holder=known).ciphertext == bundle.blob
 
 
 def test_what_a_ledger_committed_is_not_believed_under_a_key_that_is_no_longer_pinned(exchange: Exchange) -> None:
     bundle = BundleFile(*exchange.answer)
-    known = Holder(committed=frozenset({digest(bundle.release)}))
+    known = Holder(committed=frozenset({digest_of(bundle.release)}))
     trust = NO_TRUST.with_key(INDIVIDUAL.public_hex, "individual", "individual-1")
     with pytest.raises(UnknownKeyError):
         verified(bundle, holder=known, trust=trust)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import BadSignatureError, LearngeneError, MalformedError, TooLargeError
 from protocol.messages import envelope
-from protocol.messages.builders import make_request
+from protocol.messages.builders import make_request, sign
 from protocol.messages.payloads import Request, decode
 from tests.protocol.parties import COLLECTIVE, ENCRYPTION, INDIVIDUAL, NOW, RUN, STRANGER
 
@@ -81,7 +81,7 @@ def test_another_key_or_type_or_payload_has_another_signature() -> None:
 def test_a_key_signs_only_in_its_own_name() -> None:
     payload = decode(Request, envelope.parse(REQUEST).payload)
     with pytest.raises(ValueError, match="another signer"):
-        envelope.seal(payload, STRANGER)
+        sign(payload, STRANGER)
 
 
 def changed(change: Callable[[dict[str, object]], object]) -> bytes:

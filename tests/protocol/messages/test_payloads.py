@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.digest import digest_of
 from protocol.encoding import canonical_json
 from protocol.errors import MalformedError
 from protocol.keys.encryption_key import EncryptionKey
@@ -49,7 +50,7 @@ RELEASE_BYTES = make_release(
     prev=payloads.NO_RELEASE,
     key=COLLECTIVE,
     key_epoch=1,
-    policy=COLLECTIVE_POLICY,
+    policy_sha256=COLLECTIVE_POLICY.sha256,
     now=NOW,
     content_key=CONTENT_KEY,
 )[0]
@@ -62,7 +63,7 @@ def grant(asked: bytes, now: int = NOW) -> Grant:
         payloads.decode(Request, asked),
         DIGEST,
         payloads.decode(Release, RELEASE),
-        envelope.digest(RELEASE_BYTES),
+        digest_of(RELEASE_BYTES),
         key=COLLECTIVE,
         now=now,
         content_key=CONTENT_KEY,

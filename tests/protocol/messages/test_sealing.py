@@ -10,11 +10,13 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.digest import digest_of
 from protocol.encoding import blob
 from protocol.errors import DigestMismatchError, MalformedError, PolicyDeniedError, WrongAudienceError
 from protocol.exchange.endpoint import Answer, CollectiveDesk
 from protocol.exchange.verification import decrypt, verify_plaintext
-from protocol.keys.encryption_key import PUBLIC_BYTES, EncryptionKey
+from protocol.keys.encryption_key import EncryptionKey
+from protocol.keys.kem import PUBLIC_BYTES
 from protocol.messages import envelope, payloads, sealing
 from protocol.messages.payloads import Grant, Request
 from protocol.trust.policy import Policy
@@ -160,7 +162,7 @@ def test_attack_with_an_encryption_key_that_keeps_no_secret(
     assert len(opened(Request, weak).hpke_public) == 2 * PUBLIC_BYTES[encryption.kem]
     with pytest.raises(MalformedError, match="encryption key"):
         collective.answer_request(weak, NOW)
-    assert here.opened[0].grant(envelope.digest(weak)) is None  # type: ignore[union-attr]
+    assert here.opened[0].grant(digest_of(weak)) is None  # type: ignore[union-attr]
     assert isinstance(collective.answer_request(request, NOW), Answer)
 
 

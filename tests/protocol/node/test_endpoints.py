@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from protocol.digest import digest_of
 from protocol.errors import EquivocationError, RollbackError
 from protocol.exchange.ledger import IndividualLedger
-from protocol.messages import bundle_file, envelope
+from protocol.messages import bundle_file
 from protocol.messages.payloads import Release
 from protocol.node.endpoints import known_doubt
 from protocol.trust.trust_file import read_trust, write_trust
@@ -28,7 +29,7 @@ def folders(tmp_path: Path) -> Folders:
 def doubt(folders: Folders) -> str | None:
     data = bundle_file.read(folders.folder / "one.learngene").release
     release = opened(Release, data)
-    return known_doubt(folders.individual, run_id=release.run_id, release=envelope.digest(data), signer=release.signer)
+    return known_doubt(folders.individual, run_id=release.run_id, release=digest_of(data), signer=release.signer)
 
 
 def remembered(folders: Folders) -> int:

@@ -21,7 +21,8 @@ from protocol.keys.key_file import Unlock
 from protocol.keys.signing_key import SigningKey
 from protocol.node import confine
 from protocol.node.server import Job, serve
-from protocol.transport.local_socket import DisconnectedError, Frame, ask, listen, load_secret, make_secret
+from protocol.transport.frame import Frame
+from protocol.transport.local_socket import DisconnectedError, ask, listen, load_secret, make_secret
 from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
 
 ROOT_FOLDER = Path(__file__).parents[3]

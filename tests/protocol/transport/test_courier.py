@@ -14,10 +14,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 
 from protocol.errors import InputError, RefusedError
+from protocol.files.private_folders import private_folder
 from protocol.node.server import serve
 from protocol.transport import courier
 from protocol.transport.courier import from_record, to_record
-from protocol.transport.local_socket import Frame, encode_header, listen, make_secret, private_folder, simulation_paths
+from protocol.transport.frame import Frame, encode_header
+from protocol.transport.local_socket import listen, make_secret
+from protocol.transport.simulation_paths import simulation_paths
 from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
 from tests.protocol.transport.test_local_socket import FRAMES
 

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from protocol.errors import InputError, LearngeneError, MalformedError, RunFailedError, TooLargeError
 from protocol.transport import local_socket as door
-from protocol.transport.local_socket import DisconnectedError, Frame, HandshakeError, decode_header, encode_header
+from protocol.transport.frame import (
+    MAX_ENTRIES,
+    MAX_HEADER_BYTES,
+    MAX_PARTS_BYTES,
+    MAX_WORD_CHARACTERS,
+    Frame,
+    decode_header,
+    encode_header,
+)
+from protocol.transport.local_socket import DisconnectedError, HandshakeError
+from protocol.transport.simulation_paths import simulation_paths
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,63}", fullmatch=True)
 FRAMES = st.builds(
@@ -85,7 +95,7 @@ def test_what_is_not_a_canonical_header_is_malformed(header: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [{"a": door.MAX_PARTS_BYTES + 1}, {"a": door.MAX_PARTS_BYTES, "b": 1}, {"a": 2**62, "b": 2**62}]
+    "parts", [{"a": MAX_PARTS_BYTES + 1}, {"a": MAX_PARTS_BYTES, "b": 1}, {"a": 2**62, "b": 2**62}]
 )
 def test_more_bytes_than_allowed_are_refused_from_the_header_alone(parts: dict[str, int]) -> None:
     sizes = ",".join(f'"{name}":{size}' for name, size in parts.items())
@@ -94,7 +104,7 @@ def test_more_bytes_than_allowed_are_refused_from_the_header_alone(parts: dict[s
 
 
 def test_a_header_over_the_limit_is_refused_before_it_is_read(pair: tuple[socket.socket, socket.socket]) -> None:
-    pair[0].sendall(struct.pack(">I", door.MAX_HEADER_BYTES + 1))
+    pair[0].sendall(struct.pack(">I", MAX_HEADER_BYTES + 1))
     with pytest.raises(TooLargeError):
         door.receive_frame(pair[1], seconds=5)
 
@@ -103,9 +113,9 @@ def test_what_cannot_be_received_cannot_be_sent() -> None:
     for frame in (
         Frame("Upper"),
         Frame("a", words={"w": "é"}),
-        Frame("a", words={"w": "x" * (door.MAX_WORD_CHARACTERS + 1)}),
+        Frame("a", words={"w": "x" * (MAX_WORD_CHARACTERS + 1)}),
         Frame("a", numbers={"n": 2**63}),
-        Frame("a", words={f"w{n}": "" for n in range(door.MAX_ENTRIES + 1)}),
+        Frame("a", words={f"w{n}": "" for n in range(MAX_ENTRIES + 1)}),
     ):
         with pytest.raises(MalformedError):
             encode_header(frame)
@@ -270,6 +280,6 @@ def test_simulation_paths_fit_into_a_socket_s_address(monkeypatch: pytest.Monkey
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", "/" + "very-long-folder/" * 8)
-    path, secret = door.simulation_paths(2**64 - 1, 999_999)
+    path, secret = simulation_paths(2**64 - 1, 999_999)
     assert len(os.fsencode(path)) <= door.MAX_PATH_BYTES
     assert path.parent == secret.parent

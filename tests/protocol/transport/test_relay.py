@@ -10,7 +10,7 @@ from collective_node.settings import CollectiveSettings
 from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
 from protocol.errors import InputError, RunFailedError
-from protocol.transport.local_socket import Frame
+from protocol.transport.frame import Frame
 from protocol.transport.relay import PartyFailedError, deployment_settings, run_round
 
 Answer = Callable[[Frame], Frame]

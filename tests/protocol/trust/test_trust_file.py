@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.digest import digest_of
 from protocol.encoding import canonical_json
 from protocol.errors import (
     EquivocationError,
@@ -19,7 +20,6 @@ from protocol.errors import (
 )
 from protocol.exchange.ledger import CollectiveLedger
 from protocol.keys.signing_key import SigningKey
-from protocol.messages.envelope import digest
 from protocol.trust.trust_file import TrustFile, read_trust, write_trust
 from protocol.trust.trust_store import MAX_BYTES, Handover, TrustSeen, TrustStore, sign_trust
 from tests.protocol.parties import INDIVIDUAL, NO_TRUST, ROOT, TRUST
@@ -162,7 +162,7 @@ def test_attack_memory_that_goes_backwards_between_two_processes(
             TrustFile(path, ROOT.public_hex, Hurried(beside, accept)).current()
         seen = node.trust_seen()
         assert seen is not None
-        assert (seen.version, seen.digest) == (other.version, digest(path.read_bytes()))
+        assert (seen.version, seen.digest) == (other.version, digest_of(path.read_bytes()))
         assert TrustFile(path, ROOT.public_hex, beside).current() == other
     finally:
         node.close()

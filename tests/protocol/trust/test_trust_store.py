@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.digest import digest_of
 from protocol.encoding import canonical_json
 from protocol.errors import (
     BadSignatureError,
@@ -67,7 +68,7 @@ def signed(payload: object, key: SigningKey, payload_type: str = PAYLOAD_TYPE) -
 def test_what_the_pinned_root_signed_is_read_as_it_was() -> None:
     store, seen = verify_trust(GENUINE, root=ROOT.public_hex, seen=None)
     assert store == TRUST
-    assert seen == TrustSeen(TRUST.version, envelope.digest(GENUINE), ROOT.public_hex, ROOT.public_hex)
+    assert seen == TrustSeen(TRUST.version, digest_of(GENUINE), ROOT.public_hex, ROOT.public_hex)
     assert verify_trust(GENUINE, root=ROOT.public_hex, seen=seen) == (store, seen)
     assert claimed_root(GENUINE) == ROOT.public_hex
 

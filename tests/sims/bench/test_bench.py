@@ -13,7 +13,7 @@ from protocol.encoding import blob
 from protocol.errors import RefusedError
 from protocol.exchange.egress import egress, egress_blob
 from protocol.exchange.verification import SealedLearngene, VerifiedLearngene
-from protocol.keys.encryption_key import Kem
+from protocol.keys.kem import Kem
 from protocol.messages import envelope, payloads
 from protocol.messages.payloads import Grant, Release
 from protocol.trust.policy import Policy

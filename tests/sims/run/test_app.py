@@ -10,9 +10,9 @@ from protocol.errors import UnknownKeyError
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.key_file import Unlock
 from protocol.keys.signing_key import SigningKey
-from protocol.node.server import Role
 from protocol.transport.relay import PartyFailedError
 from protocol.trust.trust_file import read_trust
+from protocol.trust.trust_store import Role
 from sims.run.app import _make_keys, _Site, _with_reasons
 from sims.run.processes import NodeProcess, NodeProcesses
 

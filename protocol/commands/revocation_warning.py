@@ -1,0 +1,19 @@
+"""The warning wherever somebody uses what should not be used any more."""
+
+from protocol.learngene.learngene import Doubt
+from protocol.output import warn
+
+
+def warn_doubt(doubt: Doubt, what: str, *, form: str, release: str) -> None:
+    """One line on standard error wherever somebody uses what should not be used any more.
+
+    Args:
+        doubt: why not.
+        what: should not be used: ``this learngene``.
+        form, release: of its release: form and digest.
+    """
+    why = {
+        "withdrawn": "was withdrawn by the collective",
+        "compromised": "was signed with a key that is revoked as compromised, so that a thief may have made it",
+    }[doubt]
+    warn(f"{what} {why} ({form}, release {release[:16]}); request a new one")

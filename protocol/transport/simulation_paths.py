@@ -1,0 +1,23 @@
+"""Where the sockets of a simulated run lie: found by nodes and couriers alike."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from protocol.errors import InputError
+from protocol.transport.local_socket import MAX_PATH_BYTES
+
+
+def simulation_folder(flower_run: int) -> Path:
+    """Where the sockets of a simulated run lie: computed by both sides alike, never sent by the relay."""
+    longest = f"learngene-{os.getuid()}/{flower_run}/{'9' * 6}.sock"
+    for base in (tempfile.gettempdir(), "/tmp"):
+        if len(os.fsencode(f"{base}/{longest}")) <= MAX_PATH_BYTES:
+            return Path(base) / f"learngene-{os.getuid()}" / str(flower_run)
+    raise InputError(f"the temporary folder {tempfile.gettempdir()} has too long a path for sockets; set TMPDIR=/tmp")
+
+
+def simulation_paths(flower_run: int, partition: int) -> tuple[Path, Path]:
+    """Socket and secret of one partition of a simulated run."""
+    folder = simulation_folder(flower_run)
+    return folder / f"{partition}.sock", folder / f"{partition}.secret"
