@@ -20,7 +20,6 @@ from protocol.errors import InputError
 from protocol.files.atomic import make_folder
 from protocol.files.user_files import write_new
 from protocol.output import say
-from sims.bench import bench_command
 
 #: Entry points of this group are called with the application and add their commands to it.
 COMMANDS_GROUP = "learngene.commands"
@@ -40,7 +39,6 @@ def make() -> typer.Typer:
     trust_commands.register(app)
     bundle_commands.register(app)
     audit_commands.register(app)
-    bench_command.register(app)
     courier_commands.register(app)
     doctor_commands.register(app)
     app.command("relay-app")(relay_app)
