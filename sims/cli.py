@@ -2,7 +2,6 @@
 
 import os
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +9,7 @@ import typer
 
 from protocol.errors import InputError, LearngeneError, RunFailedError
 from protocol.output import console, say
-from sims.boundary import boundary_command
-from sims.data import world_command
 from sims.data.datasets import DATASETS, check_data_named, dataset_name
-from sims.leakage import leakage_command
-from sims.results import privacy_command
 from sims.run.settings import (
     DATA_VARIABLE,
     DEFAULT_OUT,
@@ -36,26 +31,13 @@ _PROFILES_HELP = (
     "The times are of cifar100."
 )
 _DEVICE_HELP = "auto, cpu, cuda or cuda:<number>."
-#: Modules of the extra ``sim``, which a node's installation lacks although this package is in it.
-_NEEDED = ("ray", "scipy", "matplotlib", "jinja2")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the simulation's commands to ``learngene``.
-
-    Raises:
-        ModuleNotFoundError: the extra ``sim`` is not installed; nothing was added.
-    """
-    for name in _NEEDED:
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    """Add ``run``, ``results`` and ``report`` to ``learngene``."""
     app.command("run")(run)
     app.command("results")(results)
     app.command("report")(report)
-    privacy_command.register(app)
-    boundary_command.register(app)
-    world_command.register(app)
-    leakage_command.register(app)
 
 
 def run(

@@ -13,6 +13,7 @@ import click
 import typer
 import typer.core
 
+from protocol.commands.lazy_group import CommandEntry, lazy_group
 from protocol.encoding.log_format import traceback_lines
 from protocol.errors import InputError, LearngeneError
 from protocol.visible_text import visible_line
@@ -25,10 +26,13 @@ EXIT_INTERRUPTED = 130
 typer.core.HAS_RICH = False
 
 
-def make_app(help_text: str) -> typer.Typer:
-    """An application with ``--help``, ``--version`` and nothing else yet. ``help_text`` may hold an indented example
-    behind a line with ``\\b``, which keeps its line breaks."""
+def make_app(help_text: str, commands: Sequence[CommandEntry] = ()) -> typer.Typer:
+    """An application with ``--help``, ``--version`` and these commands, which are loaded when they are called.
+    ``help_text`` may hold an indented example behind a line with ``\\b``, which keeps its line breaks."""
     app = typer.Typer(
+        cls=lazy_group(commands),
+        # Click has its own.
+        suggest_commands=False,
         help=help_text,
         no_args_is_help=False,
         add_completion=False,

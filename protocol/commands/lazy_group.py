@@ -1,0 +1,84 @@
+"""A group of commands whose modules are loaded when they are called: listing them costs no import."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import click
+import typer.core
+import typer.main
+
+from protocol.errors import InputError
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """One command of a lazy group.
+
+    Attributes:
+        name: as a user types it.
+        source: ``module:function`` that adds it, and perhaps others, to an application.
+        summary: its line in the list of commands; the command's own help says more.
+        needs: modules of an extra that it cannot do without.
+        extra: the extra's name.
+    """
+
+    name: str
+    source: str
+    summary: str
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+    @property
+    def missing(self) -> str | None:
+        """The first module that it needs and this installation lacks."""
+        return next((module for module in self.needs if find_spec(module) is None), None)
+
+
+class LazyCommand(click.Command):
+    """Stands in a group for a command that is loaded when it is called, or asked for its own help."""
+
+    def __init__(self, entry: CommandEntry) -> None:
+        super().__init__(entry.name, short_help=entry.summary, hidden=entry.missing is not None)
+        self._entry = entry
+
+    @cached_property
+    def loaded(self) -> click.Command:
+        """The command itself.
+
+        Raises:
+            InputError: this installation lacks an extra that it needs.
+        """
+        entry = self._entry
+        if (module := entry.missing) is not None:
+            raise InputError(
+                f"{entry.name} needs the module {module}; install it with: pip install 'learngene[{entry.extra}]'"
+            )
+        module, function = entry.source.split(":")
+        app = typer.Typer(rich_markup_mode=None)
+        # With a callback, an application of one command is a group too.
+        app.callback()(lambda: None)
+        getattr(import_module(module), function)(app)
+        group = typer.main.get_command(app)
+        assert isinstance(group, click.Group)
+        return group.commands[entry.name]
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any  # noqa: ANN401 - as Click has it
+    ) -> click.Context:
+        """The loaded command's own."""
+        return self.loaded.make_context(info_name, args, parent, **extra)
+
+
+def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:
+    """The class of a group that holds these commands, in their order, before those that are added to it otherwise."""
+
+    class Group(typer.core.TyperGroup):
+        def __init__(self, **attributes: Any) -> None:  # noqa: ANN401
+            super().__init__(**attributes)
+            self.commands = {entry.name: LazyCommand(entry) for entry in entries} | dict(self.commands)
+
+    return Group
