@@ -20,7 +20,7 @@ from collective_node.annotation_server import make_app
 from collective_node.unknown_set import CYCLES_FOLDER, load
 from protocol import state_files
 from protocol.errors import InputError, RunFailedError
-from protocol.node_configuration import node_table, read
+from protocol.node_desk import node_of
 from protocol.output import say
 from protocol.storage import write_atomically
 from protocol.terminal import EXIT_INTERRUPTED
@@ -42,7 +42,7 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
         InputError: the configuration, the set or the port is wrong. RunFailedError: nothing waits, or another process
             shows it already.
     """
-    node = node_table(config, read(config))
+    node = node_of(config, "collective")
     folder = waiting_folder(node.state)
     if folder is None:
         raise RunFailedError(

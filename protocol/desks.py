@@ -28,6 +28,7 @@ from protocol.errors import (
     UnknownKeyError,
     WrongAudienceError,
 )
+from protocol.keys import SigningKey
 from protocol.learngene import Doubt, Learngene
 from protocol.ledger import CollectiveLedger, IndividualLedger, Inherited, State, StoredRelease
 from protocol.make_messages import make_abort, make_grant, make_receipt, make_release, make_request
@@ -35,7 +36,7 @@ from protocol.messages import MOST_WITHDRAWN, NO_RELEASE, SKEW, Content, Grant, 
 from protocol.node_keys import NodeKeys
 from protocol.policy import Policy
 from protocol.trust import Role, TrustedKey, TrustStore
-from protocol.trust_file import TrustFile
+from protocol.trust_file import TrustFile, read_trust
 from protocol.verification import (
     Expectation,
     Holder,
@@ -147,8 +148,28 @@ class _Desk(Generic[LedgerT]):
         """The role's ledger in a party's folder."""
         raise NotImplementedError
 
+    @classmethod
+    def check_trust(cls, trust: Path, root: str, keys: NodeKeys) -> None:
+        """Whether a desk opens under a trust store, to be asked before anything is made for it. What the ledger
+        remembers is left aside.
+
+        Args:
+            trust: the trust store's file.
+            root: the public key, in hexadecimal, of the root that must have signed it.
+
+        Raises:
+            InputError: it cannot be read, or lacks the collective's own key.
+            RefusedError: it is refused, or names no collective, or several.
+        """
+        cls._believed(read_trust(trust, root=root), keys.signing)
+
     def _collective(self, trust: TrustStore) -> TrustedKey:
         """The collective's pinned key."""
+        return self._believed(trust, self._key)
+
+    @staticmethod
+    def _believed(trust: TrustStore, own: SigningKey) -> TrustedKey:
+        """The collective's pinned key; ``own``: the party's."""
         raise NotImplementedError
 
     def time(self, now: int) -> int:
@@ -187,10 +208,11 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
     def _open_ledger(state: Path) -> CollectiveLedger:
         return CollectiveLedger(state)
 
-    def _collective(self, trust: TrustStore) -> TrustedKey:
+    @staticmethod
+    def _believed(trust: TrustStore, own: SigningKey) -> TrustedKey:
         # A key that nobody pinned would sign releases that everybody refuses.
         try:
-            return trust.key_for(self._key.keyid, "collective")
+            return trust.key_for(own.keyid, "collective")
         except (UnknownKeyError, RevokedKeyError) as error:
             raise InputError(f"the collective's own key is not in its trust store: {error}") from None
 
@@ -563,7 +585,8 @@ class IndividualDesk(_Desk[IndividualLedger]):
     def _open_ledger(state: Path) -> IndividualLedger:
         return IndividualLedger(state)
 
-    def _collective(self, trust: TrustStore) -> TrustedKey:
+    @staticmethod
+    def _believed(trust: TrustStore, own: SigningKey) -> TrustedKey:
         return trust.only("collective")
 
     def request(self, form: Form, now: int, nonce: bytes, *, fresh: bool = False) -> bytes:

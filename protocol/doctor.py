@@ -112,7 +112,7 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
     """
     try:
         content = read(path)
-        node = node_table(path, content)
+        node = node_table(path, content, role)
         check(path, content, launcher.imported(model))
         user, _ = launcher.node_identity(node)
     except LearngeneError as error:

@@ -10,9 +10,11 @@ import importlib
 import logging
 import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from protocol.confinement.warden import start as start_warden
 from protocol.encoding.log_format import OneLineFormatter
 from protocol.encoding.visible_text import visible_line
 from protocol.errors import InputError, RunFailedError
-from protocol.node import Program, serve
+from protocol.key_file import Unlock
+from protocol.node import Program, Role, serve
 from protocol.node_configuration import NodeConfiguration, NodeTable, check, node_table, read
-from protocol.node_keys import NodeKeys, load_keys
-from protocol.socket import listen, load_secret, open_to_group
+from protocol.node_keys import NodeKeys, load_keys, opener
+from protocol.rehearsal import rehearse, taken
+from protocol.socket import check_place, door_folder, listen, load_secret, open_to_group
 
 #: A node's own log in its state folder.
 LOG = "node.log"
@@ -38,11 +42,20 @@ _LOCK_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
-def launch(path: Path, model: str, program: str, *, lifeline: int | None = None, unconfined: bool = False) -> None:
-    """Run a node until it is told to end.
+def launch(
+    path: Path,
+    role: Role | None,
+    model: str,
+    program: str,
+    *,
+    lifeline: int | None = None,
+    unconfined: bool = False,
+) -> None:
+    """Run a node until it is told to end. Where what it is started with is wrong, nothing is made or changed.
 
     Args:
         path: its configuration file.
+        role: whose it must be; None: the program is either role's.
         model: ``module:class`` of the party's own :class:`NodeConfiguration`.
         program: ``module:function`` that makes the :class:`Program` from configuration, confinement and keys. Both
             are imported only after the process is confined.
@@ -56,43 +69,28 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     import_contract.install(own)
     path = Path(os.path.abspath(path))
     content = read(path)
-    node = node_table(path, content)
-    if not node.data.is_dir():
-        raise InputError(f"{path}: node.data: there is no folder {node.data}")
-    unconfined = unconfined or node.unconfined
+    node = node_table(path, content, role)
     user, group = node_identity(node)
+    start = _Start(path, content, node, model, ("protocol", own), user, group, unconfined or node.unconfined, lifeline)
+    if not start.unconfined:
+        confine.check_offered()
     os.umask(0o077)
     os.chdir(WORKING_FOLDER)
-    privileges.own_folder(node.state, user)
-    with privileges.acting_as(user):
-        lock = _lock(node.state)
-        log = state_files.open_to_write(node.state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
+    unlock = rehearse(lambda: _checked(start))
+    lock, log = _open_state(start)
     _log_to(log)
-    if not unconfined:
+    warden = None
+    if not start.unconfined:
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
-    # Before there are keys in memory that it would have as well.
-    warden = start_warden(log, user, keeps=lock, clean=visible_line) if not unconfined and confine.offered() else None
-    secret = load_secret(node.secret, node=None if user is None else user.uid, group=group)
+        # Before there are keys in memory that it would have as well.
+        warden = start_warden(log, user, keeps=lock, door=node.socket, clean=visible_line)
     # Before the process is confined: a confined one need not be able to read a key file.
-    keys = open_keys(node, user)
-    with privileges.acting_as(user):
-        # The secret first: who finds the socket open can read it.
-        if group is not None:
-            open_to_group(node.secret, group, 0o640)
-        listener = listen(node.socket, group=group)
+    secret, keys = _load_secret(start), open_keys(node, user, _unlock(node, taken(unlock)))
+    listener = _listen(start)
     try:
-        packages = ("protocol", own)
-        notes = () if unconfined else _leave_the_network()
-        privileges.give_up(user, capabilities=not unconfined)
-        if not unconfined:
-            # Neither its memory in a file that another program makes of it, nor a life of its own.
-            resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-            if lifeline is not None:
-                privileges.end_with_parent()
-        check_readable(node, packages)
-        if not unconfined:
-            _leave_the_terminal(warden)
-        confined = confine.apply(node, packages, unconfined=unconfined, warden=warden, notes=notes, configuration=path)
+        if warden is not None:
+            warden.bound()
+        confined = _confine(start, warden)
         logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
         if node.threads:
             # Read by OpenMP and BLAS when they are loaded.
@@ -103,11 +101,105 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
         logger.info("%s listens on %s", node.party, node.socket)
         serve(listener, secret, made, lifeline)
     finally:
-        # A confined process cannot; the next start replaces what is left.
+        # A confined process cannot, and its warden does.
         with contextlib.suppress(PermissionError):
             node.socket.unlink(missing_ok=True)
         listener.close()
         os.close(lock)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a node is started with: see :func:`launch`; its tables as they were read, the packages of this project that
+    it runs, whom it becomes, and the group of its courier."""
+
+    path: Path
+    content: dict[str, object]
+    node: NodeTable
+    model: str
+    packages: tuple[str, ...]
+    user: User | None
+    group: int | None
+    unconfined: bool
+    lifeline: int | None
+
+
+def _checked(start: _Start) -> bytes:
+    """What opens the node's keys, once all that it is started with was read as the node will read it; called in a
+    child, as it imports what starts threads, and opens keys before there is a warden.
+
+    Raises:
+        InputError, RefusedError: something is wrong with its configuration, its folders, a key or the trust store.
+    """
+    from protocol.desks import CollectiveDesk, IndividualDesk
+    from protocol.policy_file import load_policy
+
+    path, node, user = start.path, start.node, start.user
+    check(path, start.content, imported(start.model))
+    if not node.data.is_dir():
+        raise InputError(f"{path}: node.data: there is no folder {node.data}")
+    rules.check_apart(node, path)
+    _load_secret(start)
+    with privileges.acting_as(user):
+        check_place(node.socket)
+        load_policy(node.policy, node.role)
+    with privileges.acting_as(_owner_of_keys(node, user)):
+        unlock = opener(node)
+        keys = load_keys(node, unlock)
+    with privileges.acting_as(user):
+        (CollectiveDesk if node.role == "collective" else IndividualDesk).check_trust(node.trust, node.root, keys)
+    privileges.give_up(user, capabilities=not start.unconfined)
+    check_readable(node, start.packages)
+    return unlock.secret
+
+
+def _open_state(start: _Start) -> tuple[int, int]:
+    """Make the state folder, and the folder of the socket, where there is none; its lock, held, and its log."""
+    node = start.node
+    privileges.own_folder(node.state, start.user)
+    with privileges.acting_as(start.user):
+        lock = _lock(node.state)
+        log = state_files.open_to_write(node.state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
+        door_folder(node.socket.parent, start.group)
+    return lock, log
+
+
+def _unlock(node: NodeTable, secret: bytes) -> Unlock:
+    return Unlock("argon2id" if node.key_file is None else "hkdf-sha256", secret)
+
+
+def _load_secret(start: _Start) -> bytes:
+    return load_secret(start.node.secret, node=None if start.user is None else start.user.uid, group=start.group)
+
+
+def _listen(start: _Start) -> socket.socket:
+    with privileges.acting_as(start.user):
+        # The secret first: who finds the socket open can read it.
+        if start.group is not None:
+            open_to_group(start.node.secret, start.group, 0o640)
+        return listen(start.node.socket, group=start.group)
+
+
+def _confine(start: _Start, warden: Warden | None) -> Confinement:
+    """Go on as the node's user, with what the operating system lets a node do."""
+    notes = () if start.unconfined else _leave_the_network()
+    privileges.give_up(start.user, capabilities=not start.unconfined)
+    if not start.unconfined:
+        # Neither its memory in a file that another program makes of it, nor a life of its own.
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+        if start.lifeline is not None:
+            privileges.end_with_parent()
+    check_readable(start.node, start.packages)
+    if not start.unconfined:
+        _leave_the_terminal(warden)
+    return confine.apply(
+        start.node,
+        start.packages,
+        unconfined=start.unconfined,
+        warden=warden,
+        notes=notes,
+        configuration=start.path,
+    )
 
 
 def _leave_the_network() -> tuple[str, ...]:
@@ -139,16 +231,20 @@ def node_identity(node: NodeTable) -> tuple[User | None, int | None]:
     return privileges.chosen_user(node.user, *(() if group is None else (group,))), group
 
 
-def open_keys(node: NodeTable, user: User | None) -> NodeKeys:
+def open_keys(node: NodeTable, user: User | None, unlock: Unlock | None = None) -> NodeKeys:
     """A node's keys, where root starts it for ``user``: they belong to that user, or to root, so that the node itself
-    cannot read them again.
+    cannot read them again. ``unlock``: as for :func:`protocol.node_keys.load_keys`.
 
     Raises:
         InputError: as :func:`protocol.node_keys.load_keys`.
     """
+    with privileges.acting_as(_owner_of_keys(node, user)):
+        return load_keys(node, unlock)
+
+
+def _owner_of_keys(node: NodeTable, user: User | None) -> User | None:
     theirs = user is not None and os.path.exists(node.key) and node.key.stat().st_uid == user.uid
-    with privileges.acting_as(user if theirs else None):
-        return load_keys(node)
+    return user if theirs else None
 
 
 def check_readable(node: NodeTable, packages: Iterable[str]) -> None:

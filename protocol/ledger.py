@@ -23,7 +23,7 @@ from protocol.errors import (
     TooLargeError,
     WrongAudienceError,
 )
-from protocol.ledger_database import LedgerDatabase, Row, as_bytes, as_digest, as_integer, refuse_row
+from protocol.ledger_database import Kind, LedgerDatabase, Row, as_bytes, as_digest, as_integer, refuse_row
 from protocol.messages import MOST_WITHDRAWN, NO_RELEASE, Release, Request
 from protocol.sealing import OVERHEAD_BYTES
 from protocol.storage import write_atomically, write_folder_atomically
@@ -78,6 +78,9 @@ CREATE TABLE inherited (
 ) STRICT;
 CREATE TABLE withdrawn (run_id TEXT NOT NULL, release TEXT NOT NULL, PRIMARY KEY (run_id, release)) STRICT;
 """
+
+_COLLECTIVE = Kind("a collective", _COLLECTIVE_TABLES, "releases", "an individual", _INDIVIDUAL_TABLES)
+_INDIVIDUAL = Kind("an individual", _INDIVIDUAL_TABLES, "learngenes", "a collective", _COLLECTIVE_TABLES)
 
 
 class State(StrEnum):
@@ -155,7 +158,7 @@ class CollectiveLedger(LedgerDatabase):
         Raises:
             StorageFailedError: it cannot be opened.
         """
-        super().__init__(folder, _COLLECTIVE_TABLES, "releases")
+        super().__init__(folder, _COLLECTIVE)
 
     def releases(self, run_id: str) -> list[StoredRelease]:
         """The chain of a run, first to last."""
@@ -401,7 +404,7 @@ class IndividualLedger(LedgerDatabase):
         Raises:
             StorageFailedError: it cannot be opened.
         """
-        super().__init__(folder, _INDIVIDUAL_TABLES, "learngenes")
+        super().__init__(folder, _INDIVIDUAL)
 
     def state(self, run_id: str, form: Form) -> State:
         """Where the exchange for this form stands."""

@@ -4,6 +4,7 @@ A frame is a four-byte big-endian length, a header of that many bytes (canonical
 the other, in the order of their names. The header holds ``numbers``, ``parts`` (name: size), ``word`` and ``words``.
 """
 
+import contextlib
 import errno
 import hashlib
 import hmac
@@ -196,13 +197,8 @@ def listen(path: Path, *, group: int | None = None) -> socket.socket:
         InputError: the path is too long, the folder is open to others, or something else lies there.
         RunFailedError: another process listens there already.
     """
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        size = len(os.fsencode(path))
-        raise InputError(f"the socket's path has {size} bytes, the system allows {MAX_PATH_BYTES}; shorten it: {path}")
-    if group is None:
-        private_folder(path.parent)
-    else:
-        _group_folder(path.parent, group)
+    check_place(path)
+    door_folder(path.parent, group)
     if path.is_symlink() or path.exists():
         _remove_dead_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -221,6 +217,33 @@ def listen(path: Path, *, group: int | None = None) -> socket.socket:
         os.umask(before)
     listener.listen(16)
     return listener
+
+
+def check_place(path: Path) -> None:
+    """Whether a socket may be bound at a path; nothing is changed.
+
+    Raises:
+        InputError: the path is too long, or something else lies there.
+    """
+    size = len(os.fsencode(path))
+    if size > MAX_PATH_BYTES:
+        raise InputError(f"the socket's path has {size} bytes, the system allows {MAX_PATH_BYTES}; shorten it: {path}")
+    # What is wrong with the way there is said where the folder is made.
+    with contextlib.suppress(OSError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise InputError(f"{path} exists and is not a socket; choose another path for the socket")
+
+
+def door_folder(folder: Path, group: int | None) -> None:
+    """Make the folder of a socket where there is none: this user's (0700), or for a group to enter as well (0750).
+
+    Raises:
+        InputError: it is a link, somebody else's, or open to others.
+    """
+    if group is None:
+        private_folder(folder)
+    else:
+        _group_folder(folder, group)
 
 
 def private_folder(folder: Path) -> Path:
@@ -388,8 +411,6 @@ def _check_own(folder: Path, status: os.stat_result) -> None:
 
 
 def _remove_dead_socket(path: Path) -> None:
-    if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise InputError(f"{path} exists and is not a socket; choose another path for the socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

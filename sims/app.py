@@ -162,6 +162,7 @@ class _Site:
         own = settings.collective if collective else settings.individual
         tables: dict[str, Mapping[str, object]] = {
             "node": {
+                "role": self.role,
                 "party": self.party,
                 "data": str(self.folder / "world" / self.party),
                 "state": str(self.state),

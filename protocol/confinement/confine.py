@@ -84,8 +84,7 @@ def confine(
         RunFailedError: the kernel cannot, a guard does not hold, or a node has a second thread; nothing of the process
             may go on then.
     """
-    if not offered():
-        raise RunFailedError(_too_old(not_confined(profile), profile))
+    check_offered(profile)
     found = restrict(rules, own, profile, apart=apart, cuda=cuda, warden=warden)
     if not found.enforced:
         raise RunFailedError(_too_old(found, profile))
@@ -134,6 +133,16 @@ def restrict(
 def offered() -> bool:
     """Whether this kernel has all that ``confine`` needs. Only ``confine`` itself shows that it works."""
     return landlock.abi() >= landlock.ABI_SCOPES and seccomp.offered()
+
+
+def check_offered(profile: Profile = NODE) -> None:
+    """Whether this kernel has what ``confine`` needs.
+
+    Raises:
+        RunFailedError: it has not.
+    """
+    if not offered():
+        raise RunFailedError(_too_old(not_confined(profile), profile))
 
 
 def _too_old(found: Confinement, profile: Profile) -> str:

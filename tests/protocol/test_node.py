@@ -20,12 +20,11 @@ from protocol.encryption_key import EncryptionKey
 from protocol.key_file import Unlock
 from protocol.keys import SigningKey
 from protocol.node import Job, serve
-from protocol.node_commands import initialise
 from protocol.socket import DisconnectedError, Frame, ask, listen, load_secret, make_secret
 from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
+from tests.protocol.made_node import make_node
 
 ROOT_FOLDER = Path(__file__).parents[2]
-ROOT = SigningKey.from_seed(b"r" * 32).public_hex
 
 
 @pytest.fixture
@@ -145,7 +144,7 @@ class Started:
             names = "protocol.node_configuration:NodeConfiguration", "tests.protocol.fake_program:make"
             config = Path({str(folder / "config.toml")!r})
             options = dict(lifeline={self.reader}, unconfined={unconfined})
-            sys.exit(exit_code(lambda: launch(config, *names, **options)))
+            sys.exit(exit_code(lambda: launch(config, None, *names, **options)))
             """
             )
         )
@@ -174,7 +173,7 @@ class Started:
 def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     (tmp_path / "data").mkdir()
-    initialise(folder, role="individual", data=tmp_path / "data", party="individual-1", root=ROOT)
+    make_node(folder, "individual", tmp_path / "data")
     return folder
 
 
