@@ -36,7 +36,7 @@ from protocol.ledger import CollectiveLedger, IndividualLedger
 from protocol.ledger_database import LEDGER
 from protocol.messages import SKEW
 from protocol.node import Role
-from protocol.node_configuration import STRICT, NodeTable, check, node_table, read
+from protocol.node_configuration import STRICT, NodeTable, OtherRoleError, check, node_table, read
 from protocol.output import moment
 from protocol.policy_file import load_policy
 from protocol.private_file import read_private
@@ -109,12 +109,17 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
         model: ``module:class`` of the party's own configuration.
         gpu: compute on the GPU, too.
         now: unix seconds.
+
+    Raises:
+        OtherRoleError: it is the other role's, so that nothing here concerns it.
     """
     try:
         content = read(path)
         node = node_table(path, content, role)
         check(path, content, launcher.imported(model))
         user, _ = launcher.node_identity(node)
+    except OtherRoleError:
+        raise
     except LearngeneError as error:
         return [_failure("configuration", error)]
     package = model.partition(".")[0]

@@ -37,6 +37,10 @@ A_PARTY: Mapping[Role, str] = {"collective": "a collective", "individual": "an i
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class OtherRoleError(InputError):
+    """A configuration is the other role's."""
+
+
 class NodeTable(BaseModel):
     """The table ``[node]``.
 
@@ -186,11 +190,11 @@ def node_table(path: Path, content: dict[str, object], role: Role | None) -> Nod
         role: whose the configuration must be; None: either role's.
 
     Raises:
-        InputError: it is the other role's, or a setting in it is unknown, missing or wrong.
+        OtherRoleError: it is the other role's. InputError: a setting in it is unknown, missing or wrong.
     """
     node = check(path, {"node": content.get("node", {})}, NodeConfiguration).node
     if role is not None and node.role != role:
-        raise InputError(
+        raise OtherRoleError(
             f"{path} is the configuration of {A_PARTY[node.role]}, for {node.role}-node; this command takes that of "
             f"{A_PARTY[role]}"
         )

@@ -1,6 +1,7 @@
 """A node process: it serves, refuses without dying, ends with its lifeline, and starts in the right order."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from protocol.key_file import Unlock
 from protocol.keys import SigningKey
 from protocol.node import Job, serve
 from protocol.socket import DisconnectedError, Frame, ask, listen, load_secret, make_secret
+from protocol.state_files import LOCK
 from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
 from tests.protocol.made_node import make_node
 
@@ -193,6 +195,39 @@ def test_a_node_ends_on_sigterm_and_leaves_no_socket(site: Path) -> None:
     assert node.process.wait(20) == 0
     assert not (site / "node.sock").exists()
     node.end()
+
+
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, None])
+def test_a_confined_node_that_ends_leaves_no_socket(site: Path, how: signal.Signals | None) -> None:
+    node = Started(site, unconfined=False, prelude="import tests.protocol.fake_program")
+    node.wait_until_listening()
+    node.ask(Frame("status"))
+    if how is not None:
+        node.process.send_signal(how)
+    node.end()
+    # The warden removes it, and lets go of the lock then.
+    with open(site / "state" / LOCK) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert not (site / "node.sock").exists()
+    assert (site / "config.toml").exists()
+
+
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+def test_a_start_that_is_refused_beside_a_running_node_leaves_that_ones_socket(site: Path) -> None:
+    first = Started(site, unconfined=False, prelude="import tests.protocol.fake_program")
+    first.wait_until_listening()
+    other = site.parent / "other"
+    make_node(other, "individual", site.parent / "data")
+    text = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(text.replace('"node.sock"', f'"{site}/node.sock"'))
+    code, errors = Started(other, unconfined=False, prelude="import tests.protocol.fake_program").end()
+    assert code == 1
+    assert "listens on" in errors
+    with open(other / "state" / LOCK) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert first.ask(Frame("echo")) == Frame("echo")
+    first.end()
 
 
 def test_where_the_kernel_confines_nothing_a_node_must_be_accepted_by_its_operator(site: Path) -> None:
