@@ -454,6 +454,8 @@ def _trust(node: NodeTable, user: User | None, role: Role, now: int) -> str:
     store.check_current(now)
     keyid = key_identifier(bytes.fromhex(json.loads(_read_key(node.key, user))["public"]))
     store.key_for(keyid, role)
+    if role == "individual":
+        store.only("collective")
     days = (store.expires_at - now) // _DAY
     return (
         f"version {store.version}, {len(store.keys)} keys, this node's among them, {len(store.revoked)} revoked;"

@@ -84,12 +84,12 @@ def launch(
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
         # Before there are keys in memory that it would have as well.
         warden = start_warden(log, user, keeps=lock, door=node.socket, clean=visible_line)
-    # Before the process is confined: a confined one need not be able to read a key file.
-    secret, keys = _load_secret(start), open_keys(node, user, _unlock(node, taken(unlock)))
     listener = _listen(start)
     try:
         if warden is not None:
             warden.bound()
+        # Before the process is confined: a confined one need not be able to read a key file.
+        secret, keys = _load_secret(start), open_keys(node, user, _unlock(node, taken(unlock)))
         confined = _confine(start, warden)
         logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
         if node.threads:

@@ -13,11 +13,13 @@ import pytest
 
 from protocol.confinement import confine, guards
 from protocol.doctor import Finding, examine_machine, examine_node, starts
+from protocol.node import Role
 from protocol.node_commands import initialise
 from protocol.node_keys import NodeKeys
 from protocol.socket import Frame
 from protocol.trust import TrustStore
 from protocol.trust_file import write_trust
+from tests.protocol.made_node import PARTNER, other_role
 from tests.protocol.parties import NOW, ROOT, STRANGER
 from tests.protocol.test_node import Started
 
@@ -66,6 +68,7 @@ def node(tmp_path: Path) -> Node:
     keys = initialise(tmp_path / "node", role="individual", data=data, party="individual-1", root=ROOT.public_hex)
     store = TrustStore(root=ROOT.public_hex, expires_at=NOW + 40 * 86_400)
     store = store.with_key(keys.signing.public_hex, "individual", "individual-1")
+    store = store.with_key(PARTNER.public_hex, "collective", "collective")
     made = Node(tmp_path / "node", data, keys, store)
     made.write_trust(store)
     made.set('device = "auto"', 'device = "cpu"')
@@ -127,6 +130,10 @@ def other_root(node: Node) -> None:
 
 def revoked(node: Node) -> None:
     node.write_trust(node.trust.without_key(node.keys.signing.keyid, "compromised"))
+
+
+def without_a_collective(node: Node) -> None:
+    node.write_trust(node.trust.without_key(PARTNER.keyid, "retired"))
 
 
 def not_pinned(node: Node) -> None:
@@ -196,6 +203,7 @@ def keys_beside_the_door(node: Node) -> None:
         (other_root, "trust", "root"),
         (revoked, "trust", "revoked"),
         (not_pinned, "trust", "not pinned"),
+        (without_a_collective, "trust", "exactly one key of a collective"),
         (no_data, "folders", "there is no folder"),
         (state_in_data, "folders", "lies inside node.data"),
         (open_state, "folders", "chmod 700"),
@@ -322,7 +330,7 @@ def test_looking_at_a_machine_leaves_nothing_of_it_confined() -> None:
 
 
 @pytest.mark.parametrize("role", ["collective", "individual"])
-def test_the_command_of_a_node(tmp_path: Path, role: str) -> None:
+def test_the_command_of_a_node(tmp_path: Path, role: Role) -> None:
     (tmp_path / "data").mkdir(mode=0o700)
     out = tmp_path / "node"
     options = ["--out", str(out), "--data", str(tmp_path / "data"), "--party", f"{role}-1", "--root", ROOT.public_hex]
@@ -336,9 +344,8 @@ def test_the_command_of_a_node(tmp_path: Path, role: str) -> None:
     assert (done.returncode, said["starts"], wrong) == (1, False, ["trust"])
     public = json.loads((out / "signing.key").read_text())["public"]
     store = TrustStore(root=ROOT.public_hex, expires_at=int(time.time()) + 86_400)
-    write_trust(
-        out / "trust.json", store.with_key(public, "individual" if role == "individual" else "collective", "a"), ROOT
-    )
+    store = store.with_key(public, role, "a").with_key(PARTNER.public_hex, other_role(role), "b")
+    write_trust(out / "trust.json", store, ROOT)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert json.loads(done.stdout)["starts"] is confine.offered()
     assert done.returncode == (0 if confine.offered() else 1)
