@@ -25,12 +25,17 @@ class StoppedError(LearngeneError):
     """A command was ended from outside, by Ctrl-C or another signal, and left everything in order.
 
     Attributes:
-        exit_code: what a shell expects of it, 128 and the number of the signal.
+        number: of the signal.
     """
 
     def __init__(self, text: str, number: int = signal.SIGINT) -> None:
         super().__init__(text)
-        self.exit_code = 128 + number
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a command that a signal ended."""
+        return 128 + self.number
 
 
 class RefusedError(LearngeneError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protocol.errors import InputError, LearngeneError, RunFailedError
+from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError
 from protocol.output import console, say
 from sims import privacy_command, world_command
 from sims.boundary import boundary_command
@@ -172,7 +172,10 @@ def _run_all(wanted: list[RunSettings]) -> None:
             if not done:
                 raise
             kept = ", ".join(str(path) for path, _ in done)
-            raise RunFailedError(f"seed {settings.seed}: {error} (finished before it: {kept})") from error
+            text = f"seed {settings.seed}: {error} (finished before it: {kept})"
+            if isinstance(error, StoppedError):
+                raise StoppedError(text, error.number) from error
+            raise RunFailedError(text) from error
         done.append((folder, found))
         shown_on.print(results_tables(found))
         for name in ("results.json", "report.html"):
