@@ -143,16 +143,19 @@ def results(
     """Print the results of a run again, or one table over several runs of different seeds."""
     from sims import summary
     from sims.results import load
+    from sims.run_folder import run_of
     from sims.tables import results_tables, summary_table
 
+    runs = [run_of(run) for run in runs]
     console().print(results_tables(load(runs[0])) if len(runs) == 1 else summary_table(summary.of_folders(runs)))
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Make the figures and the report of a run again from its results.json."""
     from sims import report as report_module
+    from sims.run_folder import run_of
 
-    say(f"report         {report_module.write(run)}")
+    say(f"report         {report_module.write(run_of(run))}")
 
 
 def _run_all(wanted: list[RunSettings]) -> None:

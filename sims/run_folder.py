@@ -108,6 +108,11 @@ class OpenRun:
             run.close()
 
 
+def run_of(path: Path) -> Path:
+    """The folder of the run that a user names: the folder itself, or any file that lies directly in it."""
+    return path.parent if path.is_file() and (path.parent / "run.json").is_file() else path
+
+
 #: Individuals are numbered from 1.
 _INDIVIDUAL = re.compile(r"individual-([1-9][0-9]{0,8})").fullmatch
 

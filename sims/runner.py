@@ -24,6 +24,7 @@ from sims.results import Results, load
 from sims.run_folder import (
     OpenRun,
     RunRecord,
+    is_locked,
     read_record,
     reserve_folder,
     resume_folder,
@@ -36,6 +37,9 @@ _POLL_SECONDS = 0.3
 _GRACE_SECONDS = 60.0
 #: Lines of Flower's log that are kept.
 _LOG_LINES = 20_000
+
+
+_APP_LOST = "its app's process ended without a word, as one does that is killed or runs out of memory"
 
 
 class SubmittedRun(Protocol):
@@ -131,7 +135,7 @@ def _run_in(
     """Flower's part of a run, from its start until nothing of it is left: what broke it off, and why it ended for all
     that can be told from here."""
     submitted: SubmittedRun | None = None
-    status = "unknown"
+    reason = ""
     failed: BaseException | None = None
     try:
         watcher = RunWatcher(folder, from_end=settings.resume)
@@ -140,7 +144,7 @@ def _run_in(
             submitted = submit(app, config, nodes=nodes, record=folder, say=view.say)
             if submitted.notice:
                 console.print(submitted.notice, highlight=False)
-            status = _follow(submitted, folder, watcher, log, view, clock)
+            reason = _follow(submitted, folder, watcher, log, view, clock)
     except BaseException as error:
         failed = error
     interruption.only_note()
@@ -156,7 +160,7 @@ def _run_in(
     if failed is not None:
         return failed, str(failed) or type(failed).__name__
     end = submitted.end if submitted is not None else ""
-    return None, end or _last_words(log) or f"it ended without a word (Flower calls it {status})"
+    return None, end or (reason if reason == _APP_LOST else _last_words(log) or reason)
 
 
 def _what_is_left(
@@ -214,7 +218,7 @@ def _follow(
     view: ProgressView,
     clock: Callable[[], float],
 ) -> str:
-    """Show what happens until the run has ended; Flower's last word on it."""
+    """Show what happens until the run has ended; why it has, as far as can be told from Flower's word on it."""
 
     def read_log() -> None:
         for line in submitted.stream():
@@ -229,14 +233,27 @@ def _follow(
         view.show(watcher.poll())
         # The log's stream is the sign that the run is over; where it hangs, the run's own record is.
         record = _record(folder)
-        if ended is None and record is not None and record != before and record.status != "running":
+        begun = record is not None and record != before
+        if begun and _is_lost(folder):  # Flower takes most of a minute to find out
+            return _APP_LOST
+        if ended is None and begun and record is not None and record.status != "running":
             ended = clock()
         if ended is not None and clock() - ended > _GRACE_SECONDS:
             break
     view.show(watcher.poll())
-    with contextlib.suppress(LearngeneError):
-        return submitted.status()
-    return "unknown"
+    try:
+        status = submitted.status()
+    except LearngeneError:
+        status = "unknown"
+    return f"it ended without a word (Flower calls it {status})"
+
+
+def _is_lost(folder: Path) -> bool:
+    """Whether a run goes on by its record, and nobody works on it."""
+    record = _record(folder)
+    if record is None or record.status != "running" or is_locked(folder):
+        return False
+    return _record(folder) == record  # it might have ended in between
 
 
 def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None) -> str:

@@ -305,6 +305,52 @@ def test_what_a_run_s_own_app_wrote_stays_and_what_ended_flower_is_told(tmp_path
         assert read_record(folder).failure == reason
 
 
+def test_an_app_that_is_killed_ends_the_run_before_flower_finds_out(tmp_path: Path) -> None:
+    closed = threading.Event()
+
+    class Unaware(MadeFlower):
+        def close(self) -> None:
+            closed.set()
+
+    def die(wanted: RunSettings) -> Iterator[str]:
+        yield from start(wanted)  # it goes on by its record, and nobody holds its lock
+        closed.wait(60)
+
+    with pytest.raises(RunFailedError, match=r"without a word.*--resume"):
+        runner.run(settings(tmp_path), console(), submit=Unaware(die))
+    assert closed.is_set()
+    [folder] = tmp_path.iterdir()
+    assert read_record(folder).status == "failed"
+
+
+def test_a_run_whose_app_works_on_is_followed(tmp_path: Path) -> None:
+    """The control."""
+
+    def work(wanted: RunSettings) -> Iterator[str]:
+        run = open_run(wanted, now=datetime.now(UTC))
+        time.sleep(1.0)  # several looks
+        run.update(status="failed", failure="the node individual-1 ended")
+        run.close()
+        yield ""
+
+    with pytest.raises(RunFailedError, match="individual-1 ended"):
+        runner.run(settings(tmp_path), console(), submit=MadeFlower(work))
+
+
+@pytest.mark.parametrize("name", ["results", "report"])
+def test_a_file_of_a_run_stands_for_the_run(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_run(tmp_path / "made")
+    collect(made)
+    (made / "report.html").write_text("", encoding="utf-8")
+    assert command(name, str(made)) == 0
+    expected = capsys.readouterr().out
+    assert command(name, str(made / "report.html")) == 0
+    assert capsys.readouterr().out == expected
+    (tmp_path / "report.html").touch()
+    assert command(name, str(tmp_path / "report.html")) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
 def test_a_resumed_run_that_fails_as_before_is_not_advised_to_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match="--resume"):
         runner.run(settings(tmp_path), console(), submit=MadeFlower(fail))
