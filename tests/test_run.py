@@ -557,7 +557,7 @@ def test_ctrl_c_before_anything_is_done_leaves_nothing_at_all(place: Place) -> N
     look = Look()
     with _ended(look), look.going_on():
         process = place.start_run(out, look)
-        wait_for(lambda: any("sims.run.superlink" in command for command in look.moments[-1].values()))
+        wait_for(lambda: any("sims.run.superlink" in one for moment in look.moments[-1:] for one in moment.values()))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
