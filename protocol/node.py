@@ -9,12 +9,14 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Literal, Protocol
 
-from protocol.errors import LearngeneError, MalformedError, RefusedError
+from protocol.errors import InputError, LearngeneError, MalformedError, RefusedError
 from protocol.socket import DisconnectedError, Frame, HandshakeError, answer_handshake, receive_frame, send_frame
 
 logger = logging.getLogger(__name__)
 
 Role = Literal["collective", "individual"]
+#: In a node's log between a job and why it will never be done as things are: what the node was given is wrong.
+CANNOT = " cannot be done: "
 JobState = Literal["idle", "working", "done", "failed"]
 
 
@@ -75,6 +77,8 @@ class Job:
         try:
             work()
             state = "done"
+        except InputError as error:
+            logger.error("%s%s%s", name, CANNOT, error)
         except LearngeneError as error:
             logger.error("%s failed: %s", name, error)
         except BaseException:  # whatever it is, a polling relay must learn that the work is over

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protocol.errors import InputError, LearngeneError, RunFailedError
+from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError
 from protocol.output import console, say
 from sims import privacy_command, world_command
 from sims.boundary import boundary_command
@@ -143,16 +143,19 @@ def results(
     """Print the results of a run again, or one table over several runs of different seeds."""
     from sims import summary
     from sims.results import load
+    from sims.run_folder import run_of
     from sims.tables import results_tables, summary_table
 
+    runs = [run_of(run) for run in runs]
     console().print(results_tables(load(runs[0])) if len(runs) == 1 else summary_table(summary.of_folders(runs)))
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Make the figures and the report of a run again from its results.json."""
     from sims import report as report_module
+    from sims.run_folder import run_of
 
-    say(f"report         {report_module.write(run)}")
+    say(f"report         {report_module.write(run_of(run))}")
 
 
 def _run_all(wanted: list[RunSettings]) -> None:
@@ -172,7 +175,10 @@ def _run_all(wanted: list[RunSettings]) -> None:
             if not done:
                 raise
             kept = ", ".join(str(path) for path, _ in done)
-            raise RunFailedError(f"seed {settings.seed}: {error} (finished before it: {kept})") from error
+            text = f"seed {settings.seed}: {error} (finished before it: {kept})"
+            if isinstance(error, StoppedError):
+                raise StoppedError(text, error.number) from error
+            raise RunFailedError(text) from error
         done.append((folder, found))
         shown_on.print(results_tables(found))
         for name in ("results.json", "report.html"):

@@ -29,8 +29,10 @@ def privacy(
     # Only here: matplotlib takes a second to load, and --help should not wait for it.
     from protocol.storage import write_atomically
     from sims import privacy_figure, privacy_table, report
+    from sims.run_folder import run_of
     from sims.tables import privacy_tables
 
+    runs = [run_of(run) for run in runs]
     table = privacy_table.of_folders(runs)
     console().print(privacy_tables(table))
     image = privacy_figure.draw(table)

@@ -16,7 +16,7 @@ from rich.text import Text
 from protocol import state_files, strict_json
 from protocol.encoding.visible_text import visible_line
 from protocol.errors import InputError
-from protocol.output import plain
+from protocol.output import plain, redraws
 from sims.run_folder import individuals_of, state_folder
 
 #: In plain output, one line of the same counter at most this often (seconds).
@@ -173,7 +173,7 @@ class ProgressView:
         self._printed: dict[tuple[str, str], float] = {}
         self._rows: dict[tuple[str, str], TaskID] = {}
         self._bars: Progress | None = None
-        if console.is_terminal:
+        if redraws(console):
             self._bars = Progress(
                 TextColumn("{task.fields[party]}", style="cyan", markup=False),
                 TextColumn("{task.description}", markup=False),
@@ -194,6 +194,10 @@ class ProgressView:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Show a line of the run's own, at once."""
+        self._line(Event("run", "run", self._clock(), 0, 0, text), text)
 
     def show(self, events: Iterable[Event]) -> None:
         """Show what is new."""

@@ -90,16 +90,27 @@ class OpenRun:
         self._lock.close()
 
     @classmethod
-    def end_abandoned(cls, folder: Path, failure: str) -> None:
+    def end_abandoned(cls, folder: Path, failure: str, *, before: RunRecord | None = None) -> None:
         """Write down that a run has failed whose own process ended without saying so.
 
+        Args:
+            before: the record that a resumed run began with: where it still stands there, its process never came to
+                write another.
+
         Raises:
-            InputError: a process still works on it.
+            InputError: a process still works on it. OSError: the record cannot be written.
         """
         run = cls(folder, read_record(folder), _lock(folder))
-        if run.record.status == "running":
-            run.update(status="failed", failure=failure)
-        run.close()
+        try:
+            if run.record.status == "running" or (run.record == before and before.status != "finished"):
+                run.update(status="failed", failure=failure)
+        finally:
+            run.close()
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the run that a user names: the folder itself, or any file that lies directly in it."""
+    return path.parent if path.is_file() and (path.parent / "run.json").is_file() else path
 
 
 #: Individuals are numbered from 1.
