@@ -32,6 +32,7 @@ from protocol.key_file import Unlock
 from protocol.node import Program, Role, serve
 from protocol.node_configuration import NodeConfiguration, NodeTable, check, node_table, read
 from protocol.node_keys import NodeKeys, load_keys, opener
+from protocol.output import say
 from protocol.rehearsal import rehearse, taken
 from protocol.socket import check_place, door_folder, listen, load_secret, open_to_group
 
@@ -78,7 +79,7 @@ def launch(
     os.chdir(WORKING_FOLDER)
     unlock = rehearse(lambda: _checked(start))
     lock, log = _open_state(start)
-    _log_to(log)
+    shown = _log_to(log)
     warden = None
     if not start.unconfined:
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
@@ -99,7 +100,9 @@ def launch(
         make: Callable[[NodeConfiguration, Confinement, NodeKeys], Program] = imported(program)
         made = make(configuration, confined, keys)
         logger.info("%s listens on %s", node.party, node.socket)
-        serve(listener, secret, made, lifeline)
+        if not shown:
+            _say_ready(node, log)
+        serve(listener, secret, made, lifeline, warden=None if warden is None else warden.channel.fileno())
     finally:
         # A confined process cannot, and its warden does.
         with contextlib.suppress(PermissionError):
@@ -283,11 +286,21 @@ def _lock(state: Path) -> int:
         time.sleep(0.05)
 
 
-def _log_to(log: int) -> None:
-    """Write log records to this descriptor, and to standard error where that is a terminal."""
+def _log_to(log: int) -> bool:
+    """Write log records to this descriptor, and to standard error where that is a terminal; whether it is one."""
     handlers: list[logging.Handler] = [logging.StreamHandler(open(os.dup(log), "w", encoding="utf-8"))]  # noqa: SIM115
-    if sys.stderr.isatty():
+    shown = sys.stderr.isatty()
+    if shown:
         handlers.append(logging.StreamHandler())
     for handler in handlers:
         handler.setFormatter(OneLineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    return shown
+
+
+def _say_ready(node: NodeTable, log: int) -> None:
+    """Where no terminal shows the log: one line, unless what is printed goes into the log itself."""
+    # Nobody may be left to read it.
+    with contextlib.suppress(OSError):
+        if not os.path.samestat(os.fstat(1), os.fstat(log)):
+            say(f"{node.party} listens on {node.socket}; its log is {node.state / LOG}")

@@ -23,6 +23,7 @@ from typing import NoReturn
 from protocol.confinement import landlock, privileges, seccomp, system_calls
 from protocol.confinement.allowed_calls import WARDEN
 from protocol.confinement.privileges import User
+from protocol.errors import RunFailedError
 
 # linux/seccomp.h: struct seccomp_notif (id, pid, flags, then number, architecture, address and six arguments of the
 # call) and struct seccomp_notif_resp (id, value, error, flags).
@@ -40,7 +41,7 @@ class Warden:
 
     Attributes:
         pid: of the warden.
-        channel: the way to it; it ends when the other end closes.
+        channel: the way to it; the other end closes when the warden ends, and the node is to end then.
         output: where a node writes what belongs on the terminal; None where it was started on none.
     """
 
@@ -49,8 +50,15 @@ class Warden:
     output: int | None
 
     def begin(self) -> None:
-        """From now on, note what is refused. Before, a node tries its guards."""
-        self.channel.send(_BEGIN)
+        """From now on, note what is refused. Before, a node tries its guards.
+
+        Raises:
+            RunFailedError: the warden has ended.
+        """
+        try:
+            self.channel.send(_BEGIN)
+        except OSError as error:
+            raise RunFailedError("the warden of this node has ended; start the node again") from error
 
     def bound(self) -> None:
         """The node's socket is there: the warden takes it away when the node has ended."""
