@@ -40,7 +40,7 @@ from protocol.node_configuration import STRICT, NodeTable, OtherRoleError, check
 from protocol.output import moment
 from protocol.policy_file import load_policy
 from protocol.private_file import read_private
-from protocol.socket import MAX_PATH_BYTES, load_secret
+from protocol.socket import MAX_PATH_BYTES, is_simulated, load_secret
 from protocol.trust_file import read_trust
 
 Verdict = Literal["ok", "not enforced", "wrong"]
@@ -349,6 +349,9 @@ def _gpu(child: _Child, device: str, computed: bool) -> Iterator[Finding]:
 
 
 def _users(node: NodeTable, user: User | None) -> Finding:
+    if is_simulated(node.socket):
+        found = "a simulated run's node: all its parties work as one user, and Landlock parts them"
+        return Finding("users", "not enforced", found, "for a user each, give each a site (docs/deployment.md)")
     who = f"user {os.geteuid()}" if user is None else f"user {user.name}"
     if node.socket_group is not None:
         found = f"as configured, the node works as {who}, and its door is open to the group {node.socket_group}"
@@ -366,7 +369,12 @@ def _files(node: NodeTable, path: Path, user: User | None, role: Role, now: int)
         if node.data.is_dir() and stat.S_IMODE(node.data.stat().st_mode) & 0o007:
             advice = f"close it with: chmod 700 {node.data}"
             yield Finding("data", "not enforced", f"no file mode keeps other users from {node.data}", advice)
-        yield _tried("socket", lambda: _socket(node))
+        if is_simulated(node.socket) and not os.path.lexists(node.secret):
+            found = "a simulated run's node: its socket and its secret went when the run ended"
+            advice = "leave it: a run starts its nodes itself (learngene run; --resume goes on with an unfinished one)"
+            yield Finding("socket", "wrong", found, advice, True)
+        else:
+            yield _tried("socket", lambda: _socket(node))
         yield _tried("policy", lambda: _policy(node, role))
     yield _tried("keys", lambda: _keys(node, user))
     yield _tried("trust", lambda: _trust(node, user, role, now))

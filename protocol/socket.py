@@ -337,6 +337,11 @@ def simulation_paths(flower_run: int, partition: int) -> tuple[Path, Path]:
     return folder / f"{partition}.sock", folder / f"{partition}.secret"
 
 
+def is_simulated(path: Path) -> bool:
+    """Whether a socket lies where :func:`simulation_paths` puts those of a run, of whatever user."""
+    return re.fullmatch(r".*/learngene-[0-9]+/[0-9]+/[0-9]+\.sock", os.fspath(path), re.DOTALL) is not None
+
+
 def _check(content: object) -> None:
     if not isinstance(content, dict) or set(content) != {"numbers", "parts", "word", "words"}:
         raise MalformedError("a frame's header holds word, words, numbers and parts, and nothing else")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from protocol.doctor import Finding, examine_machine, examine_node, starts
 from protocol.node import Role
 from protocol.node_commands import initialise
 from protocol.node_keys import NodeKeys
-from protocol.socket import Frame
+from protocol.socket import Frame, is_simulated, private_folder, simulation_paths
 from protocol.trust import TrustStore
 from protocol.trust_file import write_trust
 from tests.protocol.made_node import PARTNER, other_role
@@ -264,6 +265,34 @@ def test_who_the_courier_is_is_not_claimed(node: Node) -> None:
     found = node.examine()["users"]
     assert found.found.startswith("as configured")
     assert "was not looked at" in found.found
+
+
+def test_the_node_of_a_simulated_run_is_known_and_nothing_is_advised_that_nobody_can_do(
+    node: Node, tmp_path: Path
+) -> None:
+    assert is_simulated(simulation_paths(4936565259025986886, 1)[0])
+    folder = tmp_path / "learngene-0" / "1"
+    path, secret = folder / "1.sock", folder / "1.secret"
+    private_folder(private_folder(path.parent.parent) / path.parent.name)
+    shutil.copy(node.folder / "socket.secret", secret)
+    node.set('"node.sock"', f'"{path}"')
+    node.set('"socket.secret"', f'"{secret}"')
+    # While the run goes on.
+    found = node.examine()
+    assert found["socket"].verdict == "ok"
+    assert "node.user" not in found["users"].advice
+    # Its end takes the folder away.
+    shutil.rmtree(path.parent)
+    found = node.examine()
+    assert not starts(found.values())
+    assert "run" in found["socket"].found
+    assert "learngene run" in found["socket"].advice
+    # The control: a node of its own whose secret is gone.
+    node.set(f'"{path}"', '"node.sock"')
+    found = node.examine()
+    assert found["socket"].stops
+    assert "learngene run" not in found["socket"].advice
+    assert "node.user" in found["users"].advice
 
 
 def test_settings_that_the_node_could_write_are_said(node: Node) -> None:
