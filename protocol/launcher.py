@@ -5,14 +5,12 @@ module and all that it imports stay free of torch and numpy.
 """
 
 import contextlib
-import fcntl
 import importlib
 import logging
 import os
 import resource
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ from protocol.confinement.warden import Warden
 from protocol.confinement.warden import start as start_warden
 from protocol.encoding.log_format import OneLineFormatter
 from protocol.encoding.visible_text import visible_line
-from protocol.errors import InputError, RunFailedError
+from protocol.errors import InputError
 from protocol.key_file import Unlock
 from protocol.node import Program, Role, serve
 from protocol.node_configuration import NodeConfiguration, NodeTable, check, node_table, read
@@ -161,7 +159,8 @@ def _open_state(start: _Start) -> tuple[int, int]:
     node = start.node
     privileges.own_folder(node.state, start.user)
     with privileges.acting_as(start.user):
-        lock = _lock(node.state)
+        # The warden of one that has just ended lets go a moment later.
+        lock = state_files.hold(node.state, seconds=_LOCK_SECONDS)
         log = state_files.open_to_write(node.state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
         door_folder(node.socket.parent, start.group)
     return lock, log
@@ -185,23 +184,20 @@ def _listen(start: _Start) -> socket.socket:
 
 def _confine(start: _Start, warden: Warden | None) -> Confinement:
     """Go on as the node's user, with what the operating system lets a node do."""
-    notes = () if start.unconfined else _leave_the_network()
-    privileges.give_up(start.user, capabilities=not start.unconfined)
-    if not start.unconfined:
-        # Neither its memory in a file that another program makes of it, nor a life of its own.
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-        if start.lifeline is not None:
-            privileges.end_with_parent()
+    if start.unconfined:
+        privileges.give_up(start.user, capabilities=False)
+        check_readable(start.node, start.packages)
+        return confine.apply(start.node, start.packages, unconfined=True, configuration=start.path)
+    notes = _leave_the_network()
+    privileges.give_up(start.user, capabilities=True)
+    # Neither its memory in a file that another program makes of it, nor a life of its own.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    if start.lifeline is not None:
+        privileges.end_with_parent()
     check_readable(start.node, start.packages)
-    if not start.unconfined:
-        _leave_the_terminal(warden)
+    _leave_the_terminal(warden)
     return confine.apply(
-        start.node,
-        start.packages,
-        unconfined=start.unconfined,
-        warden=warden,
-        notes=notes,
-        configuration=start.path,
+        start.node, start.packages, unconfined=False, warden=warden, notes=notes, configuration=start.path
     )
 
 
@@ -268,22 +264,6 @@ def imported(name: str) -> Any:  # noqa: ANN401 - the caller says what it expect
     """What ``module:attribute`` names."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def _lock(state: Path) -> int:
-    """Hold the state folder for this process; the lock goes with the process, however it ends."""
-    descriptor = state_files.open_to_write(state, state_files.LOCK, "the lock", os.O_RDWR)
-    # The warden of one that has just ended lets go a moment later.
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError as error:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise RunFailedError(f"another node process works in {state}; end it first") from error
-        time.sleep(0.05)
 
 
 def _log_to(log: int) -> bool:

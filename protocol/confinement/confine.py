@@ -4,12 +4,12 @@ Landlock holds a process to the paths that it names, seccomp to the system calls
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from protocol import state_files
 from protocol.confinement import landlock, privileges, seccomp
 from protocol.confinement.allowed_calls import COURIER as COURIER_CALLS
 from protocol.confinement.allowed_calls import node_policy
@@ -26,7 +26,7 @@ from protocol.confinement.guards import (
 from protocol.confinement.landlock import Access
 from protocol.confinement.rules import check_apart, gpu_devices, node_rules
 from protocol.confinement.warden import Warden
-from protocol.errors import InputError, RunFailedError
+from protocol.errors import InputError, RunFailedError, StorageFailedError
 from protocol.node_configuration import NodeTable
 
 
@@ -157,15 +157,14 @@ def _own_temporary_folders(own: Path) -> None:
     """Temporary and cache folders of this process's own, empty and 0700, where libraries look for theirs."""
     folders = {"TMPDIR": own / "temporary", "XDG_CACHE_HOME": own / "cache"}
     for folder in folders.values():
-        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
-            folder.unlink()
         try:
-            if os.path.lexists(folder):
-                shutil.rmtree(folder)
+            state_files.remove(folder)
             folder.mkdir(mode=0o700)
-        except (OSError, RecursionError) as error:
+        except StorageFailedError as error:
             # Folders thousands deep, say, which whoever wrote there before has left.
-            raise InputError(f"{folder} cannot be emptied ({error}); remove it: rm -rf {folder}") from None
+            raise InputError(str(error)) from None
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made: {error.strerror}; check who owns {own}") from None
     os.environ.update({name: str(folder) for name, folder in folders.items()})
     for name in ("CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         os.environ[name] = str(folders["XDG_CACHE_HOME"] / name.lower())

@@ -28,7 +28,7 @@ from protocol.errors import LearngeneError, RunFailedError
 from sims.run.environment import REACH
 from sims.run.reach import reach_of_run
 
-_SET_CHILD_SUBREAPER, _SET_PARENT_DEATH_SIGNAL = 36, 1
+_SET_CHILD_SUBREAPER = 36
 # Loaded here: between fork and exec nothing may be loaded, only called.
 _LIBC = ctypes.CDLL(None)
 #: Seconds until what is killed has ended; a process that waits for a disk takes its time.
@@ -114,7 +114,7 @@ class Enclosure:
         """Join the enclosure's network and end with the parent: for a child between fork and exec."""
         if not self.refused and sys.platform == "linux":
             namespaces.join(self._process.pid)
-        end_with_parent()
+        _end_with_parent()
 
     def close(self) -> None:
         """End the command and every process below it. May be called again.
@@ -143,14 +143,9 @@ class Enclosure:
             raise RunFailedError("a process of the run cannot be ended; look for it with: ps -ef")
 
 
-def end_with_parent() -> None:
-    """This process is killed when the one that started it ends (Linux): for a child between fork and exec."""
-    _end_with_parent(signal.SIGKILL)
-
-
-def _end_with_parent(by: signal.Signals) -> None:
+def _end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     if sys.platform == "linux":
-        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, by)
+        privileges.end_with_parent(by)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -191,7 +186,7 @@ def _keep(
         signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
         _end_with_parent(signal.SIGTERM)
         _adopt_orphans()
-        child = subprocess.Popen(command, env=environment, pass_fds=(ready,), preexec_fn=end_with_parent)
+        child = subprocess.Popen(command, env=environment, pass_fds=(ready,), preexec_fn=_end_with_parent)
         os.close(ready)
         end, closed = None, False
         while end is None and not closed:
