@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 
 from rich.console import Console
 
-from protocol.errors import InputError, LearngeneError, RunFailedError, StorageFailedError, StoppedError
+from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError, StorageFailedError
 from protocol.output import plain
 from protocol.storage import write_atomically
 from sims import flower

@@ -134,7 +134,7 @@ def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: P
         open_run(wanted, now=datetime.now(UTC)).close()
         yield "Killed"
 
-    with pytest.raises(RunFailedError, match="finished:failed"):
+    with pytest.raises(RunFailedError, match="ended without a word"):
         runner.run(settings(tmp_path), console(), submit=MadeFlower(die))
     [folder] = tmp_path.iterdir()
     record = read_record(folder)
