@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from protocol.confinement import confine
 from protocol.encryption_key import EncryptionKey
-from protocol.errors import InputError, LearngeneError, RunFailedError
+from protocol.errors import InputError, LearngeneError, RunFailedError, StorageFailedError
 from protocol.events import Events
 from protocol.key_file import Unlock, make_key_file
 from protocol.keys import SigningKey
@@ -65,8 +65,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # of a full disk; whoever started the run tries again
-            run.update(status="failed", failure=str(error) or type(error).__name__)
+        with contextlib.suppress(StorageFailedError):  # whoever started the run tries again
+            run.end(str(error) or type(error).__name__)
         raise
     finally:
         run.close()

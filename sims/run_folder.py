@@ -1,5 +1,6 @@
 """The folder of one run: made once, locked while the run goes on, found again to be resumed."""
 
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protocol.errors import InputError, fault_line
+from protocol.errors import InputError, StorageFailedError, fault_line
 from protocol.files import read_given
 from protocol.storage import make_folder, write_atomically
 from sims.run.reach import Reach
@@ -81,6 +82,26 @@ class OpenRun:
         )
         _write_json(self.folder / "run.json", self.record)
 
+    def end(self, failure: str) -> None:
+        """Write down that the run has failed, also where the disk has no place for another file.
+
+        Raises:
+            StorageFailedError: the record cannot be written.
+        """
+        try:
+            self.update(status="failed", failure=failure)
+        except StorageFailedError:
+            # Over the old one, in the place that it has already. Behind the end of JSON may stand any white space.
+            path = self.folder / "run.json"
+            text = _text(self.record).encode()
+            try:
+                with path.open("r+b", buffering=0) as file:
+                    old = os.fstat(file.fileno()).st_size
+                    if file.write(text.ljust(old)) < len(text):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                raise StorageFailedError(f"cannot write {path}: {error.strerror or error}") from error
+
     def keep_settings(self, settings: RunSettings, dataset: Mapping[str, str]) -> None:
         """Write ``settings.json``; ``dataset``: name and source of the images."""
         _write_json(self.folder / "settings.json", SettingsFile(settings=settings, dataset=dict(dataset)))
@@ -98,12 +119,12 @@ class OpenRun:
                 write another.
 
         Raises:
-            InputError: a process still works on it. OSError: the record cannot be written.
+            InputError: a process still works on it. StorageFailedError: the record cannot be written.
         """
         run = cls(folder, read_record(folder), _lock(folder))
         try:
             if run.record.status == "running" or (run.record == before and before.status != "finished"):
-                run.update(status="failed", failure=failure)
+                run.end(failure)
         finally:
             run.close()
 
@@ -285,5 +306,8 @@ def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
 
 
 def _write_json(path: Path, model: BaseModel) -> None:
-    text = json.dumps(model.model_dump(mode="json"), indent=1, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    write_atomically(path, _text(model).encode())
+
+
+def _text(model: BaseModel) -> str:
+    return json.dumps(model.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"

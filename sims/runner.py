@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 
 from rich.console import Console
 
-from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError
+from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError, StorageFailedError
 from protocol.output import plain
 from protocol.storage import write_atomically
 from sims import flower
@@ -272,12 +272,12 @@ def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None)
         return ""
     try:
         if record is not None:
-            with contextlib.suppress(LearngeneError):  # somebody works on it still, and will say how it ended
+            with contextlib.suppress(InputError):  # somebody works on it still, and will say how it ended
                 OpenRun.end_abandoned(folder, reason, before=before)
         if log:
             write_atomically(folder / "flower.log", ("\n".join(log) + "\n").encode())
-    except OSError as error:
-        return f"; not everything could be written to {folder}: {error.strerror or error}"
+    except StorageFailedError as error:
+        return f"; {error}"
     return ""
 
 

@@ -214,7 +214,7 @@ def _finish(lifeline: int, ended: int, record: str, how: str) -> None:
     if record and select.select([lifeline], [], [], 0)[0] and os.read(lifeline, 1) == b"":
         from sims.run_folder import OpenRun  # takes most of a second, and is seldom needed
 
-        with contextlib.suppress(LearngeneError, OSError):
+        with contextlib.suppress(LearngeneError):
             OpenRun.end_abandoned(Path(record), KILLED)
 
 

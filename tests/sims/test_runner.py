@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +22,8 @@ from rich.console import Console
 
 from protocol import cli
 from protocol.errors import InputError, RunFailedError, StoppedError
-from protocol.storage import write_atomically
 from protocol.terminal import run_app
-from sims import report, run_folder, runner
+from sims import report, runner
 from sims.cifar100.split import CIFAR100
 from sims.datasets import DATASETS, dataset_name
 from sims.division import Division
@@ -134,7 +134,7 @@ def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: P
         open_run(wanted, now=datetime.now(UTC)).close()
         yield "Killed"
 
-    with pytest.raises(RunFailedError, match="finished:failed"):
+    with pytest.raises(RunFailedError, match="ended without a word"):
         runner.run(settings(tmp_path), console(), submit=MadeFlower(die))
     [folder] = tmp_path.iterdir()
     record = read_record(folder)
@@ -370,27 +370,23 @@ def test_a_resumed_run_that_never_came_to_its_app_says_how_it_ended(tmp_path: Pa
     assert read_record(folder).failure == flower.end
 
 
-@pytest.mark.parametrize("full", ["run.json", "flower.log"])
-def test_a_full_disk_is_one_line_and_the_record_comes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
-) -> None:
-    def write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-        if path.name == full and "closed" in state:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write_atomically(path, content, mode=mode)
+def test_on_a_full_disk_the_record_says_why_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_place(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     class Closing(MadeFlower):
         def close(self) -> None:
-            state.add("closed")
+            monkeypatch.setattr(tempfile, "mkstemp", no_place)
 
-    state: set[str] = set()
-    for module in (runner, run_folder):
-        monkeypatch.setattr(module, "write_atomically", write)
-    with pytest.raises(RunFailedError, match=r"No space left on device$") as caught:
+    with pytest.raises(RunFailedError, match=r"flower\.log: No space left on device") as caught:
         runner.run(settings(tmp_path), console(), submit=Closing(start))
     assert "\n" not in str(caught.value)
+    assert "--resume" in str(caught.value)
     [folder] = tmp_path.iterdir()
-    assert read_record(folder).status == ("running" if full == "run.json" else "failed")
+    record = read_record(folder)
+    assert record.status == "failed"
+    assert record.failure is not None
+    assert record.failure in str(caught.value)
 
 
 def test_a_reserved_folder_that_was_not_used_is_removed(tmp_path: Path) -> None:
