@@ -1,6 +1,7 @@
 """Own pictures of any size and format, brought to a learngene's input contract: a folder per class, or single files."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def pictures_of(arguments: Sequence[Path]) -> list[Path]:
-    """The files that a user means: a folder stands for the pictures in it.
+    """The files that a user means, each of them once: a folder stands for the pictures in it.
 
     Raises:
         InputError: a file is not there, or a folder holds none.
@@ -154,4 +155,8 @@ def pictures_of(arguments: Sequence[Path]) -> list[Path]:
             files.append(path)
         else:
             raise InputError(f"there is no file {path}")
-    return files
+    # A folder may hold what is named besides, and a path may be written in several ways.
+    once: dict[str, Path] = {}
+    for file in files:
+        once.setdefault(os.path.join(os.path.realpath(file.parent), file.name), file)
+    return list(once.values())

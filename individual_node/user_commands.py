@@ -288,7 +288,7 @@ def _configuration(path: Path) -> "IndividualConfiguration":
     from individual_node.configuration import IndividualConfiguration
     from protocol.node.configuration import load
 
-    return load(path, IndividualConfiguration)
+    return load(path, IndividualConfiguration, "individual")
 
 
 def _say_unconfined(reader: "PictureReader") -> None:

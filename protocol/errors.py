@@ -1,5 +1,6 @@
 """Errors of the project. Every one carries a line that tells its reader what to do next."""
 
+import signal
 from typing import TYPE_CHECKING, ClassVar
 
 from protocol.visible_text import visible_line, visible_name
@@ -18,6 +19,23 @@ class InputError(LearngeneError):
 
 class RunFailedError(LearngeneError):
     """A run, a node or a job ended without its result. Commands exit with code 1."""
+
+
+class StoppedError(LearngeneError):
+    """A command was ended from outside, by Ctrl-C or another signal, and left everything in order.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, text: str, number: int = signal.SIGINT) -> None:
+        super().__init__(text)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a command that a signal ended."""
+        return 128 + self.number
 
 
 class RefusedError(LearngeneError):

@@ -111,10 +111,16 @@ def add_row(to: PlainTable, *cells: RenderableType) -> None:
     to.add_row(*cells)
 
 
+def redraws(shown_on: Console) -> bool:
+    """Whether what is drawn there can be drawn over. Rich alone takes a file for a terminal where ``FORCE_COLOR`` or
+    the like is set; that is for colours."""
+    return shown_on.is_terminal and shown_on.file.isatty()
+
+
 def print_table(shown: Table) -> None:
     """To standard output: as wide as the terminal, or as wide as it needs where that is a file or a pipe."""
     wide = console()
-    if not wide.is_terminal:
+    if not redraws(wide):
         wide = console(width=1000)
     wide.print(shown)
 

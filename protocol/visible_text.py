@@ -18,10 +18,23 @@ LINE_LENGTH = 4000
 
 # More marks on one letter than any script puts there climb over the lines above (Tibetan and Hebrew use up to four).
 _MOST_MARKS = 5
+# So far back is a mark's letter: all its marks, a selector and a skin tone between them.
+_BASE_WITHIN = _MOST_MARKS + 2
 _JOINERS = "\u200c\u200d"
 _SPACES = " \u3000"
-# Of category letter, mark or symbol, and yet nothing is seen (DerivedCoreProperties: Default_Ignorable_Code_Point).
-_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
+# Of category letter, mark or symbol, and yet nothing is seen. The first line: Default_Ignorable_Code_Point of Unicode's
+# DerivedCoreProperties. The second: a blank glyph (of Braille, Khitan, Egyptian hieroglyphs, music), and the one that
+# stands for an object that is not there.
+_UNSEEN = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0"
+    "\u2800\U00016fe4\U00013441\U00013442\U0001d159\ufffc"
+)
+# Marks that join two letters of their own script and are not drawn themselves (IndicSyllabicCategory:
+# Invisible_Stacker, Number_Joiner; the joiner of Tifinagh).
+_STACKERS = frozenset(
+    "\u1039\u17d2\u1a60\u2d7f\uaaf6\U00010a3f\U0001107f\U00011133\U000113d0\U0001193e\U00011a47\U00011a99\U00011d45"
+    "\U00011d97\U00011f42"
+)
 # Shown as text or as emoji, and of no symbols' category.
 _ALSO_EMOJI = frozenset("\u00a9\u00ae\u203c\u2049\u2139\u3030\u303d")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
@@ -88,28 +101,32 @@ def _line_units(text: str) -> list[str]:
     """Every character as it is shown."""
     units: list[str] = []
     marks = _MOST_MARKS  # At the beginning there is no letter to carry one.
+    begin = 0  # Behind the latest escape: what stands before is not there to be joined, or to be changed.
     for place, character in enumerate(text):
         category = unicodedata.category(character)
+        before = text[max(begin, place - _BASE_WITHIN) : place]
         if category in ("Mn", "Me") and not _is_selector(character):
             marks += 1
             stays = marks <= _MOST_MARKS and character not in _UNSEEN
+            stays = stays and (character not in _STACKERS or _stacks(before, character))
         else:
-            stays = _stays(text, place, category)
+            stays = _stays(before, character, text[place + 1 : place + 2], category)
             if not (stays and (character in _JOINERS or _is_selector(character))):
                 marks = 0
         units.append(character if stays else _number(character))
         if not stays or category == "Zs":
             # A mark behind would stand on the escape's last digit.
             marks = _MOST_MARKS
+        if not stays:
+            begin = place + 1
     return units
 
 
-def _stays(text: str, place: int, category: str) -> bool:
-    character = text[place]
+def _stays(before: str, character: str, behind: str, category: str) -> bool:
     if character in _JOINERS:
-        return _joins(text, place)
+        return _joins(before, character, behind)
     if _is_selector(character):
-        return _selects(text, place)
+        return _selects(before[-1:], character, behind)
     if category == "Zs":
         return character in _SPACES
     if category == "Cn":
@@ -117,15 +134,24 @@ def _stays(text: str, place: int, category: str) -> bool:
     return category[0] != "C" and category not in ("Zl", "Zp") and character not in _UNSEEN
 
 
-def _joins(text: str, place: int) -> bool:
+def _joins(before: str, joiner: str, behind: str) -> bool:
     """Whether a joiner does what joiners are for (after RFC 5892, appendix A.1 and A.2), or is only hidden there."""
-    before, behind = text[:place], text[place + 1 : place + 2]
     if before and unicodedata.combining(before[-1]) == _VIRAMA:
         return True
-    base = _base(before[-_MOST_MARKS - 2 :])
-    if _is_emoji(base) and text[place] == "\u200d":
+    base = _base(before)
+    if _is_emoji(base) and joiner == "\u200d":
         return _is_emoji(behind)
-    return all(one and unicodedata.bidirectional(one) == "AL" for one in (base, behind))
+    return all(one and _is_arabic_letter(one) for one in (base, behind))
+
+
+def _is_arabic_letter(character: str) -> bool:
+    return unicodedata.bidirectional(character) == "AL" and unicodedata.category(character)[0] == "L"
+
+
+def _stacks(before: str, stacker: str) -> bool:
+    """Whether an undrawn joiner stands behind a letter of its own script, which the names of both begin with."""
+    base = _base(before)
+    return bool(base) and unicodedata.name(base, "").split()[:1] == unicodedata.name(stacker, " ").split()[:1]
 
 
 # Canonical combining class of the sign that takes an Indic consonant's vowel away.
@@ -140,11 +166,10 @@ def _base(before: str) -> str:
     return ""
 
 
-def _selects(text: str, place: int) -> bool:
+def _selects(base: str, selector: str, behind: str) -> bool:
     """Whether a variation selector stands behind what has variations; elsewhere it carries what nobody sees."""
-    base, selector = text[place - 1] if place else "", text[place]
     if base in tuple("0123456789#*"):
-        return text[place : place + 2] == "\ufe0f\u20e3"
+        return selector + behind == "\ufe0f\u20e3"
     if selector in "\ufe0e\ufe0f":
         return _is_emoji(base) or base in _ALSO_EMOJI
     return "\u3400" <= base <= "\u9fff" or "\uf900" <= base <= "\ufaff" or "\U00020000" <= base <= "\U0003ffff"
@@ -157,7 +182,8 @@ def _is_selector(character: str) -> bool:
 def _is_emoji(character: str) -> bool:
     if not character or character < "\u2190":
         return False
-    return unicodedata.category(character) in ("So", "Sm") or _is_newer_emoji(character)
+    seen = unicodedata.category(character) in ("So", "Sm") and character not in _UNSEEN
+    return seen or _is_newer_emoji(character)
 
 
 def _is_newer_emoji(character: str) -> bool:

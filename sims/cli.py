@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protocol.errors import InputError, LearngeneError, RunFailedError
+from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError
 from protocol.output import console, say
 from sims.data.datasets import DATASETS, check_data_named, dataset_name
 from sims.run.settings import (
@@ -127,15 +127,18 @@ def results(
     from sims.results import summary
     from sims.results.results import load
     from sims.results.tables import results_tables, summary_table
+    from sims.run.run_folder import run_of
 
+    runs = [run_of(run) for run in runs]
     console().print(results_tables(load(runs[0])) if len(runs) == 1 else summary_table(summary.of_folders(runs)))
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Make the figures and the report of a run again from its results.json."""
     from sims.results import report as report_module
+    from sims.run.run_folder import run_of
 
-    say(f"report         {report_module.write(run)}")
+    say(f"report         {report_module.write(run_of(run))}")
 
 
 def _run_all(wanted: list[RunSettings]) -> None:
@@ -156,7 +159,10 @@ def _run_all(wanted: list[RunSettings]) -> None:
             if not done:
                 raise
             kept = ", ".join(str(path) for path, _ in done)
-            raise RunFailedError(f"seed {settings.seed}: {error} (finished before it: {kept})") from error
+            text = f"seed {settings.seed}: {error} (finished before it: {kept})"
+            if isinstance(error, StoppedError):
+                raise StoppedError(text, error.number) from error
+            raise RunFailedError(text) from error
         done.append((folder, found))
         shown_on.print(results_tables(found))
         for name in ("results.json", "report.html"):

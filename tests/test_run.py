@@ -4,6 +4,7 @@ import contextlib
 import json
 import mmap
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,9 +26,11 @@ from protocol.confinement.warden import refused_calls
 from protocol.node import confine
 from sims.results.figures import FIGURES
 from sims.results.results import schema
+from sims.run.enclosure import KILLED
 from sims.run.processes import Process, alive, end_all
 from sims.run.reach import SENTENCES, reach_of_run
 from sims.run.run_folder import read_record, read_settings
+from sims.run.runner import Interruption
 from tests.sims.results.test_report import Page, title_is_red
 from tests.sims.run.knocking import Answers, knock
 from tests.sims.run.listening import Listener, listeners, network_of
@@ -243,16 +246,19 @@ class Place:
 
     def learngene(self, out: Path, *more: str, meanwhile: "Callable[[Look], None] | None" = None) -> Ended:
         """``learngene run cifar100`` until it ends; the one run folder in ``out`` is its own."""
-        flags = [word for name, value in EXPERIMENT.items() for word in _flag(name, value)]
-        command = ["learngene", "run", "cifar100", *flags, "--out", str(out), *more]
         look = Look()
         with _ended(look), look.going_on():
-            process = self._start(command, look, **HOSTILE)
+            process = self.start_run(out, look, *more)
             if meanwhile is not None:
                 meanwhile(look)
             stdout, stderr = process.communicate(timeout=300)
         [folder] = out.iterdir()
         return Ended(process.returncode, stdout, stderr, look, folder)
+
+    def start_run(self, out: Path, look: Look, *more: str) -> "subprocess.Popen[str]":
+        """``learngene run cifar100``, started."""
+        flags = [word for name, value in EXPERIMENT.items() for word in _flag(name, value)]
+        return self._start(["learngene", "run", "cifar100", *flags, "--out", str(out), *more], look, **HOSTILE)
 
     def flwr(self, out: Path) -> Ended:
         """``flwr run sims/cifar100 --stream`` with a daemon of its own, which is ended afterwards."""
@@ -365,6 +371,30 @@ def test_a_run_leaves_its_results_figures_and_report(whole: Ended) -> None:
     assert whole.results["dataset"]["source"] == "stand-in"
     for name in ("results.json", "report.html"):
         assert str(whole.run / name) in whole.out
+
+
+@pytest.mark.slow
+def test_the_table_of_a_run_s_files_is_complete(whole: Ended) -> None:
+    assert {path.name for path in whole.run.iterdir()} <= named_in_the_table()
+
+
+def test_the_table_of_a_run_s_files_names_every_figure() -> None:
+    assert FIGURES.keys() <= named_in_the_table()
+    # And no picture that no run has.
+    assert {name for name in named_in_the_table() if name.endswith(".png")} == FIGURES.keys()
+
+
+def named_in_the_table() -> set[str]:
+    """What the README's table of a run's folder names, in its first column."""
+    page = (Path(next(iter(sims.__path__))).parent / "README.md").read_text(encoding="utf-8")
+    rows = page[page.index("| file | what it is |") :].partition("\n\n")[0].splitlines()[2:]
+    return {name.split("/")[0] for row in rows for name in re.findall("`([^`]+)`", row.split("|")[1])}
+
+
+@pytest.mark.slow
+def test_progress_in_a_file_is_not_redrawn(whole: Ended) -> None:
+    assert "FORCE_COLOR" in HOSTILE
+    assert set(re.findall(r"\x1b\[[0-9;?]*([a-zA-Z])", whole.out + whole.err)) == {"m"}
 
 
 @pytest.mark.slow
@@ -495,17 +525,46 @@ def test_the_record_and_the_report_say_who_reaches_a_run(whole: Ended) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_of_a_run_whose_command_ended_early(place: Place, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("how", "reason"), [(signal.SIGINT, Interruption.REASONS[signal.SIGINT]), (signal.SIGKILL, KILLED)]
+)
+def test_nothing_is_left_of_a_run_whose_command_ended_early(place: Place, how: signal.Signals, reason: str) -> None:
+    out, left = place.root / f"ended-by-{how.name}", list[Process]()
+
     def end(look: Look) -> None:
-        wait_for(lambda: any("raylet" in command for moment in look.moments[-1:] for command in moment.values()))
+        wait_for(lambda: any("evolves" in path.read_text() for path in out.glob("*/events.jsonl")))
+        wait_for(lambda: set(look.nodes) == set(PARTIES))
         [command] = [pid for pid, command in look.moments[-1].items() if "learngene run" in command]
         os.kill(command, how)
+        left.extend(look.remaining(5.0))
 
-    ended = place.learngene(place.root / f"ended-by-{how.name}", meanwhile=end)
+    ended = place.learngene(out, meanwhile=end)
     assert ended.code in (-how, 130)
-    assert len(ended.look.started) > len(PARTIES)
+    assert left == []
     assert ended.look.remaining() == []
+    wait_for(lambda: read_record(ended.run).status != "running", 20.0)
+    record = read_record(ended.run)
+    assert (record.status, record.failure) == ("failed", reason)
+    if how == signal.SIGINT:
+        [line] = ended.err.strip().splitlines()
+        assert line.startswith("interrupted; ")
+        assert str(ended.run) in line
+        assert line.endswith("--resume")
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_anything_is_done_leaves_nothing_at_all(place: Place) -> None:
+    out = place.root / "ended-at-once"
+    look = Look()
+    with _ended(look), look.going_on():
+        process = place.start_run(out, look)
+        wait_for(lambda: any("sims.run.superlink" in one for moment in look.moments[-1:] for one in moment.values()))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(err.strip().splitlines()) == 1
+    assert list(out.iterdir()) == []
+    assert look.remaining() == []
 
 
 @pytest.mark.slow
@@ -571,10 +630,12 @@ def test_flowers_own_command_gives_the_same_results(whole: Ended, place: Place) 
 @pytest.mark.slow
 def test_a_node_s_own_reason_reaches_the_user(place: Place) -> None:
     ended = place.learngene(place.root / "diverging", "--set", "individual.retain=1e9")
-    assert ended.code == 1
+    assert ended.code == 2
     [line] = ended.err.strip().splitlines()
     assert "'adapt' failed at individual-1" in line
     assert "choose lambda at most" in line
+    # It would fail again.
+    assert "--resume" not in line
     assert read_settings(ended.run).settings.individual.retain == 1e9
     assert ended.look.remaining() == []
 

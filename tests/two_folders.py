@@ -93,7 +93,7 @@ class Folders:
         return "--encryption-key", str(home / "encryption.key"), "--key-file", str(home / "key.secret")
 
     def node(self, config: Path) -> NodeTable:
-        return node_table(config, read(config))
+        return node_table(config, read(config), None)
 
     def collective_desk(self) -> CollectiveDesk:
         return open_desk(self.node(self.collective), CollectiveDesk, new=True)

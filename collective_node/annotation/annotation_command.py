@@ -22,7 +22,7 @@ from protocol.commands.terminal import EXIT_INTERRUPTED
 from protocol.errors import InputError, RunFailedError
 from protocol.files import state_files
 from protocol.files.atomic import write_atomically
-from protocol.node.configuration import node_table, read
+from protocol.node.endpoints import node_of
 from protocol.output import say
 
 _BROWSER_FILE = "open.html"
@@ -42,7 +42,7 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
         InputError: the configuration, the set or the port is wrong. RunFailedError: nothing waits, or another process
             shows it already.
     """
-    node = node_table(config, read(config))
+    node = node_of(config, "collective")
     folder = waiting_folder(node.state)
     if folder is None:
         raise RunFailedError(

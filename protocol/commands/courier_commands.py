@@ -176,7 +176,7 @@ def environment(home: Path, given: Mapping[str, str]) -> dict[str, str]:
 def _door(config: Path | None, socket: Path | None, secret: Path | None, apart: tuple[Path, ...]) -> Door:
     further = tuple(map(_absolute, apart))
     if config is not None and socket is None and secret is None:
-        node = node_table(config, read(config))
+        node = node_table(config, read(config), None)
         keys = (node.key, node.encryption_key, node.key_file)
         folders = (_absolute(config).parent, node.data, node.state, *(key.parent for key in keys if key is not None))
         return Door(node.socket, node.secret, tuple(dict.fromkeys((*folders, node.socket.parent, *further))))

@@ -37,9 +37,10 @@ from protocol.keys.signing_key import key_identifier
 from protocol.messages.payloads import SKEW
 from protocol.node import confine, launcher
 from protocol.node.access_rules import check_apart, courier_rules, gpu_devices, gpu_rules, node_rules, program_rules
-from protocol.node.configuration import STRICT, NodeTable, check, node_table, read
+from protocol.node.configuration import STRICT, NodeTable, OtherRoleError, check, node_table, read
 from protocol.output import moment
 from protocol.transport.local_socket import MAX_PATH_BYTES, load_secret
+from protocol.transport.simulation_paths import is_simulated
 from protocol.trust.policy_file import load_policy
 from protocol.trust.trust_file import read_trust
 from protocol.trust.trust_store import Role
@@ -110,12 +111,17 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
         model: ``module:class`` of the party's own configuration.
         gpu: compute on the GPU, too.
         now: unix seconds.
+
+    Raises:
+        OtherRoleError: it is the other role's, so that nothing here concerns it.
     """
     try:
         content = read(path)
-        node = node_table(path, content)
+        node = node_table(path, content, role)
         check(path, content, launcher.imported(model))
         user, _ = launcher.node_identity(node)
+    except OtherRoleError:
+        raise
     except LearngeneError as error:
         return [_failure("configuration", error)]
     package = model.partition(".")[0]
@@ -345,6 +351,9 @@ def _gpu(child: _Child, device: str, computed: bool) -> Iterator[Finding]:
 
 
 def _users(node: NodeTable, user: User | None) -> Finding:
+    if is_simulated(node.socket):
+        found = "a simulated run's node: all its parties work as one user, and Landlock parts them"
+        return Finding("users", "not enforced", found, "for a user each, give each a site (docs/deployment.md)")
     who = f"user {os.geteuid()}" if user is None else f"user {user.name}"
     if node.socket_group is not None:
         found = f"as configured, the node works as {who}, and its door is open to the group {node.socket_group}"
@@ -362,7 +371,12 @@ def _files(node: NodeTable, path: Path, user: User | None, role: Role, now: int)
         if node.data.is_dir() and stat.S_IMODE(node.data.stat().st_mode) & 0o007:
             advice = f"close it with: chmod 700 {node.data}"
             yield Finding("data", "not enforced", f"no file mode keeps other users from {node.data}", advice)
-        yield _tried("socket", lambda: _socket(node))
+        if is_simulated(node.socket) and not os.path.lexists(node.secret):
+            found = "a simulated run's node: its socket and its secret went when the run ended"
+            advice = "leave it: a run starts its nodes itself (learngene run; --resume goes on with an unfinished one)"
+            yield Finding("socket", "wrong", found, advice, True)
+        else:
+            yield _tried("socket", lambda: _socket(node))
         yield _tried("policy", lambda: _policy(node, role))
     yield _tried("keys", lambda: _keys(node, user))
     yield _tried("trust", lambda: _trust(node, user, role, now))
@@ -450,6 +464,8 @@ def _trust(node: NodeTable, user: User | None, role: Role, now: int) -> str:
     store.check_current(now)
     keyid = key_identifier(bytes.fromhex(json.loads(_read_key(node.key, user))["public"]))
     store.key_for(keyid, role)
+    if role == "individual":
+        store.only("collective")
     days = (store.expires_at - now) // _DAY
     return (
         f"version {store.version}, {len(store.keys)} keys, this node's among them, {len(store.revoked)} revoked;"

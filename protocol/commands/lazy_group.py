@@ -67,7 +67,11 @@ class LazyCommand(click.Command):
         return group.commands[entry.name]
 
     def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any  # noqa: ANN401 - as Click has it
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401 - as Click has it
     ) -> click.Context:
         """The loaded command's own."""
         return self.loaded.make_context(info_name, args, parent, **extra)

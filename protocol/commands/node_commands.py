@@ -48,6 +48,7 @@ _WRONG = {
 }
 
 _COMMENTS = {
+    "role": "Whose node this is: collective or individual.",
     "party": "This node's own name, as its partners' trust stores know it.",
     "data": "The party's images. The node only reads them, and no other process of the project does.",
     "state": "Ledger, log, checkpoints and metrics of this node.",
@@ -101,7 +102,7 @@ def node_app(role: Role, model: str, program: str) -> typer.Typer:
         config = Path(os.path.abspath(config))
         options = ["--unconfined"] * unconfined + ([] if lifeline is None else ["--lifeline", str(lifeline)])
         become_isolated(f"{role}_node", ["start", "--config", str(config), *options])
-        launch(config, model, program, lifeline=lifeline, unconfined=unconfined)
+        launch(config, role, model, program, lifeline=lifeline, unconfined=unconfined)
 
     @app.command()
     def doctor(
@@ -192,6 +193,7 @@ def initialise(
         InputError: a value is wrong, the folder holds a configuration already, or its path is too long for a socket.
     """
     table: dict[str, str | int | bool] = {
+        "role": role,
         "party": party,
         "data": os.path.abspath(data.expanduser()),
         "state": "state",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TextColumn
 
 from protocol.node.events import Observer
-from protocol.output import console, say
+from protocol.output import console, redraws, say
 from protocol.visible_text import visible_line
 
 
@@ -18,7 +18,7 @@ def progress_bar(*, plain: bool = True, thread: bool = True) -> Iterator[Observe
         thread: draw the bar from a thread of its own; else whenever the observer is told.
     """
     shown_on = console(error=True)
-    if not shown_on.is_terminal:
+    if not redraws(shown_on):
         said: set[str] = set()
 
         def write(done: int, total: int, text: str) -> None:

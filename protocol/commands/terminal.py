@@ -15,7 +15,7 @@ import typer.core
 
 from protocol.commands.lazy_group import CommandEntry, lazy_group
 from protocol.encoding.log_format import traceback_lines
-from protocol.errors import InputError, LearngeneError
+from protocol.errors import InputError, LearngeneError, StoppedError
 from protocol.visible_text import visible_line
 
 EXIT_FAILED = 1
@@ -57,7 +57,7 @@ def make_app(help_text: str, commands: Sequence[CommandEntry] = ()) -> typer.Typ
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0; 2 where the user gave something wrong; 1 where a run failed or something was refused;
-    130 after Ctrl-C. ``arguments``: instead of the process's own."""
+    130 after Ctrl-C, 143 after a SIGTERM that a command heeds. ``arguments``: instead of the process's own."""
     sys.excepthook = _show_crash
     # Nothing that a command or a library under it makes is open to other users' writing, whatever the shell's umask.
     os.umask(os.umask(0o077) | 0o022)
@@ -78,14 +78,19 @@ def exit_code(command: Callable[[], Any]) -> int:
         return _say(_one_line(error), EXIT_FAILED)
     except InputError as error:
         return _say(str(error), EXIT_USAGE)
+    except StoppedError as error:
+        return _say(str(error), error.exit_code, mark="")
     except LearngeneError as error:
         return _say(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, click.Abort):
-        return _say("interrupted", EXIT_INTERRUPTED)
+        result = EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does.
         sys.stderr.close()
         return EXIT_FAILED
+    # Typer makes this code of Ctrl-C, and says nothing.
+    if result == EXIT_INTERRUPTED:
+        return _say("interrupted", EXIT_INTERRUPTED, mark="")
     # Not in standalone mode: `typer.Exit(code)` comes back as the code.
     return result if isinstance(result, int) else 0
 
@@ -95,9 +100,9 @@ def _one_line(error: click.ClickException) -> str:
     return re.sub(r"\s*\n\s*", " ", error.format_message())
 
 
-def _say(text: str, code: int) -> int:
+def _say(text: str, code: int, mark: str = "error: ") -> int:
     """The gate of every error, whatever built its line."""
-    print(f"error: {visible_line(text)}", file=sys.stderr)
+    print(f"{mark}{visible_line(text)}", file=sys.stderr)
     return code
 
 

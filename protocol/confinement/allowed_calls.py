@@ -187,12 +187,13 @@ CUDA = CallPolicy(
     }
 )
 
-#: What the warden of a node does: it reads what was refused, answers, and writes a line.
+#: What the warden of a node does: it reads what was refused, answers, writes a line, and removes the node's socket.
 WARDEN = CallPolicy(
     {
         **_any(
             "read write poll ppoll recvmsg close mmap munmap mremap mprotect madvise brk rt_sigaction "
-            "rt_sigprocmask rt_sigreturn restart_syscall gettimeofday time getpid gettid exit exit_group"
+            "rt_sigprocmask rt_sigreturn restart_syscall gettimeofday time getpid gettid unlink unlinkat "
+            "exit exit_group"
         ),
         **TIME_AND_WAITING,
         # SECCOMP_IOCTL_NOTIF_RECV and SECCOMP_IOCTL_NOTIF_SEND.

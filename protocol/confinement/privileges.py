@@ -23,6 +23,8 @@ _VERSION_3 = 0x20080522
 _SETPCAP = 8
 _SET_PARENT_DEATH_SIGNAL = 1
 _MOST_CAPABILITIES = 64
+# Loaded here: between fork and exec nothing may be loaded, only called.
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,12 @@ def drop_capabilities() -> None:
     Raises:
         RunFailedError: the kernel refused.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_AMBIENT, _AMBIENT_CLEAR, 0, 0, 0)
+    _LIBC.prctl(_AMBIENT, _AMBIENT_CLEAR, 0, 0, 0)
     if _capabilities()[0] >> _SETPCAP & 1:
         for number in range(_MOST_CAPABILITIES):
-            if libc.prctl(_BOUNDING_READ, number, 0, 0, 0) == 1:
-                libc.prctl(_BOUNDING_DROP, number, 0, 0, 0)
-    if libc.capset(struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *[0] * 6)) != 0 or has_capabilities():
+            if _LIBC.prctl(_BOUNDING_READ, number, 0, 0, 0) == 1:
+                _LIBC.prctl(_BOUNDING_DROP, number, 0, 0, 0)
+    if _LIBC.capset(struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *[0] * 6)) != 0 or has_capabilities():
         raise RunFailedError(f"this process could not give up its capabilities: {os.strerror(ctypes.get_errno())}")
 
 
@@ -176,15 +177,15 @@ def close_inherited(*keep: int) -> None:
                 os.close(number)
 
 
-def end_with_parent() -> None:
-    """This process is killed when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG); after a change of user
-    only, which takes that back. It ends at once where it has no such parent any more.
+def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """This process is sent a signal when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG); after a change
+    of user only, which takes that back. For a child between fork and exec as well.
 
     Raises:
-        RunFailedError: the kernel refused.
+        RunFailedError: the kernel refused, or that parent has ended meanwhile; this process is to end then.
     """
     parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) != 0:
+    if _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, by, 0, 0, 0) != 0:
         raise RunFailedError(f"the kernel does not end this process with its parent: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:
         raise RunFailedError("whoever started this process has ended")
@@ -198,7 +199,7 @@ def has_capabilities() -> bool:
 def _capabilities() -> tuple[int, int, int]:
     """Effective, permitted and inheritable ones, as sets of bits."""
     data = ctypes.create_string_buffer(24)
-    if ctypes.CDLL(None, use_errno=True).capget(struct.pack("=Ii", _VERSION_3, 0), data) != 0:
+    if _LIBC.capget(struct.pack("=Ii", _VERSION_3, 0), data) != 0:
         raise RunFailedError(f"the kernel does not tell capabilities: {os.strerror(ctypes.get_errno())}")
     low_e, low_p, low_i, high_e, high_p, high_i = struct.unpack("=6I", data.raw)
     return low_e | high_e << 32, low_p | high_p << 32, low_i | high_i << 32

@@ -60,8 +60,13 @@ def restrict_noting(policy: CallPolicy, warden: socket.socket) -> None:
         "seccomp": ((Check(0, (_SET_MODE_FILTER,)), Check(1, (0,))),),
     }
     listener = _install(filter_program(policy | CallPolicy(one_message), _machine(), otherwise=_NOTIFY), _NEW_LISTENER)
-    socket.send_fds(warden, [b"\0"], [listener])
-    os.close(listener)
+    try:
+        socket.send_fds(warden, [b"\0"], [listener])
+    except OSError as error:
+        raise RunFailedError("the warden of this process has ended; start it again") from error
+    finally:
+        # While it is open anywhere, what is refused waits for an answer.
+        os.close(listener)
     _install(_refusing(("sendmsg", "seccomp"), _machine()))
 
 

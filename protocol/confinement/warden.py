@@ -17,17 +17,19 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from protocol.confinement import landlock, privileges, seccomp, system_calls
 from protocol.confinement.allowed_calls import WARDEN
 from protocol.confinement.privileges import User
+from protocol.errors import RunFailedError
 
 # linux/seccomp.h: struct seccomp_notif (id, pid, flags, then number, architecture, address and six arguments of the
 # call) and struct seccomp_notif_resp (id, value, error, flags).
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _NOTIFICATION_BYTES, _NUMBER, _ARGUMENTS = 80, 16, 32
-_BEGIN = b"1"
+_BEGIN, _BOUND = b"1", b"2"
 #: So many different refusals are noted; what asks for more is not a mistake any more.
 _MOST_LINES = 200
 _LINE_BYTES = 4096
@@ -39,7 +41,7 @@ class Warden:
 
     Attributes:
         pid: of the warden.
-        channel: the way to it; it ends when the other end closes.
+        channel: the way to it; the other end closes when the warden ends, and the node is to end then.
         output: where a node writes what belongs on the terminal; None where it was started on none.
     """
 
@@ -48,15 +50,36 @@ class Warden:
     output: int | None
 
     def begin(self) -> None:
-        """From now on, note what is refused. Before, a node tries its guards."""
-        self.channel.send(_BEGIN)
+        """From now on, note what is refused. Before, a node tries its guards.
+
+        Raises:
+            RunFailedError: the warden has ended.
+        """
+        try:
+            self.channel.send(_BEGIN)
+        except OSError as error:
+            raise RunFailedError("the warden of this node has ended; start the node again") from error
+
+    def bound(self) -> None:
+        """The node's socket is there: the warden takes it away when the node has ended."""
+        # One that has ended removes nothing; the next start replaces what is left.
+        with contextlib.suppress(OSError):
+            self.channel.send(_BOUND)
 
 
-def start(log: int, user: User | None, *, keeps: int | None = None, clean: Callable[[str], str] = str) -> Warden:
+def start(
+    log: int,
+    user: User | None,
+    *,
+    keeps: int | None = None,
+    door: Path | None = None,
+    clean: Callable[[str], str] = str,
+) -> Warden:
     """Fork the warden, before the node opens its keys; it confines itself, and ends with the node.
 
     Args:
         keeps: a descriptor that stays open until the node has ended, whatever the node does: its lock.
+        door: the node's socket, in a folder that is there; a confined node cannot remove it.
         log: descriptor that its lines are appended to.
         user: whom it becomes.
         clean: makes a line safe for a terminal.
@@ -68,7 +91,7 @@ def start(log: int, user: User | None, *, keeps: int | None = None, clean: Calla
     if pid == 0:
         try:
             ours.close()
-            _guard(os.pidfd_open(node), theirs, log, reading, terminal, user, clean, keeps)
+            _guard(os.pidfd_open(node), theirs, log, reading, terminal, user, clean, keeps, door)
         finally:
             os._exit(1)
     theirs.close()
@@ -86,6 +109,7 @@ def _guard(
     user: User | None,
     clean: Callable[[str], str],
     keeps: int | None,
+    door: Path | None,
 ) -> NoReturn:
     # Ctrl-C and the end of a service are for the node, and the warden ends with it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU, signal.SIGTSTP):
@@ -97,16 +121,20 @@ def _guard(
     time.tzset()
     os.chdir("/")
     privileges.give_up(user, capabilities=True)
-    landlock.restrict({}, tcp=False)
+    landlock.restrict({} if door is None else {door.parent: landlock.Access.REMOVE_FILE}, tcp=False)
     seccomp.restrict(WARDEN)
-    _serve(node, channel, log, printed, terminal, clean)
+    bound = _serve(node, channel, log, printed, terminal, clean)
+    if bound and door is not None:
+        # While the lock is held, so that no next node has bound it anew.
+        with contextlib.suppress(OSError):
+            os.unlink(door)
     os._exit(0)
 
 
 def _serve(
     node: int, channel: socket.socket, log: int, printed: int | None, terminal: int | None, clean: Callable[[str], str]
-) -> None:
-    """Until the node has ended, and all that it printed is shown."""
+) -> bool:
+    """Until the node has ended, and all that it printed is shown; whether it said that it has bound its socket."""
     poll = select.poll()
     poll.register(node, select.POLLIN)
     poll.register(channel, select.POLLIN)
@@ -115,6 +143,7 @@ def _serve(
     open_ends = {node} | ({printed} if printed is not None else set())
     listener: int | None = None
     noted: set[str] | None = None
+    bound = False
     while open_ends:
         for descriptor, _ in poll.poll():
             if descriptor == channel.fileno():
@@ -124,6 +153,8 @@ def _serve(
                     poll.register(listener, select.POLLIN)
                 elif data == _BEGIN and noted is None:
                     noted = set()
+                elif data == _BOUND:
+                    bound = True
                 elif not data:
                     poll.unregister(descriptor)
             elif descriptor == node:
@@ -141,6 +172,7 @@ def _serve(
                 poll.unregister(listener)
                 os.close(listener)
                 listener = None
+    return bound
 
 
 def _answer(listener: int, log: int, noted: set[str] | None) -> bool:

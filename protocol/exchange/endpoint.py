@@ -45,6 +45,7 @@ from protocol.exchange.verification import (
     verify_request,
 )
 from protocol.keys.party_keys import NodeKeys
+from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Doubt, Learngene
 from protocol.messages import envelope, payloads, sealing
@@ -62,7 +63,7 @@ from protocol.messages.payloads import (
     Request,
 )
 from protocol.trust.policy import Policy
-from protocol.trust.trust_file import TrustFile
+from protocol.trust.trust_file import TrustFile, read_trust
 from protocol.trust.trust_store import Role, TrustedKey, TrustStore
 
 logger = logging.getLogger(__name__)
@@ -159,8 +160,28 @@ class _Desk(Generic[LedgerT]):
         """The role's ledger in a party's folder."""
         raise NotImplementedError
 
+    @classmethod
+    def check_trust(cls, trust: Path, root: str, keys: NodeKeys) -> None:
+        """Whether a desk opens under a trust store, to be asked before anything is made for it. What the ledger
+        remembers is left aside.
+
+        Args:
+            trust: the trust store's file.
+            root: the public key, in hexadecimal, of the root that must have signed it.
+
+        Raises:
+            InputError: it cannot be read, or lacks the collective's own key.
+            RefusedError: it is refused, or names no collective, or several.
+        """
+        cls._believed(read_trust(trust, root=root), keys.signing)
+
     def _collective(self, trust: TrustStore) -> TrustedKey:
         """The collective's pinned key."""
+        return self._believed(trust, self._key)
+
+    @staticmethod
+    def _believed(trust: TrustStore, own: SigningKey) -> TrustedKey:
+        """The collective's pinned key; ``own``: the party's."""
         raise NotImplementedError
 
     def time(self, now: int) -> int:
@@ -199,10 +220,11 @@ class CollectiveDesk(_Desk[CollectiveLedger]):
     def _open_ledger(state: Path) -> CollectiveLedger:
         return CollectiveLedger(state)
 
-    def _collective(self, trust: TrustStore) -> TrustedKey:
+    @staticmethod
+    def _believed(trust: TrustStore, own: SigningKey) -> TrustedKey:
         # A key that nobody pinned would sign releases that everybody refuses.
         try:
-            return trust.key_for(self._key.keyid, "collective")
+            return trust.key_for(own.keyid, "collective")
         except (UnknownKeyError, RevokedKeyError) as error:
             raise InputError(f"the collective's own key is not in its trust store: {error}") from None
 
@@ -575,7 +597,8 @@ class IndividualDesk(_Desk[IndividualLedger]):
     def _open_ledger(state: Path) -> IndividualLedger:
         return IndividualLedger(state)
 
-    def _collective(self, trust: TrustStore) -> TrustedKey:
+    @staticmethod
+    def _believed(trust: TrustStore, own: SigningKey) -> TrustedKey:
         return trust.only("collective")
 
     def request(self, form: Form, now: int, nonce: bytes, *, fresh: bool = False) -> bytes:

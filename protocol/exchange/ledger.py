@@ -22,7 +22,7 @@ from protocol.errors import (
     WrongAudienceError,
 )
 from protocol.exchange.content_keys import CLOSED_BYTES, ClosedKey
-from protocol.exchange.ledger_database import LedgerDatabase, Row, as_bytes, as_digest, as_integer, refuse_row
+from protocol.exchange.ledger_database import Kind, LedgerDatabase, Row, as_bytes, as_digest, as_integer, refuse_row
 from protocol.exchange.verification import (
     SealedLearngene,
     SeenRelease,
@@ -80,6 +80,9 @@ CREATE TABLE inherited (
 ) STRICT;
 CREATE TABLE withdrawn (run_id TEXT NOT NULL, release TEXT NOT NULL, PRIMARY KEY (run_id, release)) STRICT;
 """
+
+_COLLECTIVE = Kind("a collective", _COLLECTIVE_TABLES, "releases", "an individual", _INDIVIDUAL_TABLES)
+_INDIVIDUAL = Kind("an individual", _INDIVIDUAL_TABLES, "learngenes", "a collective", _COLLECTIVE_TABLES)
 
 
 class State(StrEnum):
@@ -157,7 +160,7 @@ class CollectiveLedger(LedgerDatabase):
         Raises:
             StorageFailedError: it cannot be opened.
         """
-        super().__init__(folder, _COLLECTIVE_TABLES, "releases")
+        super().__init__(folder, _COLLECTIVE)
 
     def releases(self, run_id: str) -> list[StoredRelease]:
         """The chain of a run, first to last."""
@@ -403,7 +406,7 @@ class IndividualLedger(LedgerDatabase):
         Raises:
             StorageFailedError: it cannot be opened.
         """
-        super().__init__(folder, _INDIVIDUAL_TABLES, "learngenes")
+        super().__init__(folder, _INDIVIDUAL)
 
     def state(self, run_id: str, form: Form) -> State:
         """Where the exchange for this form stands."""

@@ -12,6 +12,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -57,36 +58,59 @@ _digest = re.compile(r"[0-9a-f]{64}").fullmatch
 Row = tuple[object, ...]
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Which party's ledger it is.
+
+    Attributes:
+        owner: the party, with its article.
+        tables: SQL that makes its tables.
+        files: the folder of its files, beside the database.
+        other: the other party, with its article.
+        others_tables: SQL that makes that one's tables, so that its ledger is told from a broken one.
+    """
+
+    owner: str
+    tables: str
+    files: str
+    other: str
+    others_tables: str
+
+
 class LedgerDatabase:
     """The database of one party. Its methods may be called from any thread, one transaction at a time."""
 
-    def __init__(self, folder: Path, tables: str, files: str) -> None:
+    def __init__(self, folder: Path, kind: Kind) -> None:
         self._lock = threading.RLock()
         self._folder = folder
         path = folder / LEDGER
         try:
             make_folder(folder)
-            self._files = state_files.subfolder(folder, files, "the folder")
             if not _is_there(folder):
-                _make(folder, tables)
+                _make(folder, kind.tables)
             # A node that was taken over may put a journal there at any moment, and SQLite then deletes what it names.
             # Once it is open, a database in WAL mode asks for none.
-            one_folder.within(folder, lambda: self._open(path, tables))
+            one_folder.within(folder, lambda: self._open(path, kind))
+            try:
+                self._files = state_files.subfolder(folder, kind.files, "the folder")
+            except InputError:
+                self._database.close()
+                raise
         except InputError as error:
             raise StorageFailedError(str(error)) from None
         except (OSError, sqlite3.Error, OverflowError) as error:
             raise StorageFailedError(f"cannot open the ledger {path}: {error}; {ADVICE}") from error
 
-    def _open(self, path: Path, tables: str) -> None:
+    def _open(self, path: Path, kind: Kind) -> None:
         self._database = sqlite3.connect(path.absolute(), isolation_level=None, check_same_thread=False, timeout=10)
         try:
             _restrict(self._database)
-            self._check(path, tables)
+            self._check(path, kind)
         except BaseException:
             self._database.close()
             raise
 
-    def _check(self, path: Path, tables: str) -> None:
+    def _check(self, path: Path, kind: Kind) -> None:
         """Before anything else is asked of it. Nothing in a foreign schema has run by then.
 
         Raises:
@@ -103,7 +127,13 @@ class LedgerDatabase:
             )
         found = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT 100").fetchall()
         mode = database.execute("PRAGMA journal_mode").fetchone()[0]
-        if application != _APPLICATION or mode != "wal" or sorted(found, key=repr) != _schema(tables):
+        schema, ours = sorted(found, key=repr), application == _APPLICATION and mode == "wal"
+        if ours and schema == _schema(kind.others_tables):
+            raise StorageFailedError(
+                f"{path} is the ledger of {kind.other}, and this node needs that of {kind.owner}: keep it, it holds "
+                f"what {kind.other} promised or inherited; give this node its own state folder (node.state)"
+            )
+        if not ours or schema != _schema(kind.tables):
             raise StorageFailedError(f"{path} was changed: it holds what this program does not make; {ADVICE}")
         # With WAL, FULL syncs at every commit; in the other modes FULL leaves a folder entry unsynced.
         database.execute("PRAGMA synchronous = FULL")

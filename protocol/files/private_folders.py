@@ -8,6 +8,18 @@ from protocol.errors import InputError
 from protocol.files.atomic import make_folder
 
 
+def socket_folder(folder: Path, group: int | None) -> None:
+    """Make the folder of a socket where there is none: this user's (0700), or for a group to enter as well (0750).
+
+    Raises:
+        InputError: it is a link, somebody else's, or open to others.
+    """
+    if group is None:
+        private_folder(folder)
+    else:
+        _group_folder(folder, group)
+
+
 def private_folder(folder: Path) -> Path:
     """Make a folder (0700) where there is none, and make sure that it is this user's and closed to all others.
 
@@ -41,7 +53,7 @@ def open_to_group(path: Path, group: int, mode: int) -> None:
         ) from error
 
 
-def group_folder(folder: Path, group: int) -> None:
+def _group_folder(folder: Path, group: int) -> None:
     """Make a folder of this user's where there is none, and let a group enter it (0750).
 
     Raises:

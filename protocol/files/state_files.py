@@ -188,19 +188,31 @@ def lock_within(descriptor: int, seconds: float) -> None:
             return
 
 
-@contextlib.contextmanager
-def held(state: Path) -> Iterator[None]:
-    """Hold a state folder as its node does while it runs, so that none starts meanwhile.
+def hold(state: Path, *, seconds: float = 0.0) -> int:
+    """Hold a state folder as its node does while it runs, so that none starts meanwhile: the descriptor of its lock,
+    which goes when all that have it open have ended or closed it. ``seconds``: to wait for who holds it.
 
     Raises:
         RunFailedError: a node runs. InputError: what stands there is no lock.
     """
     descriptor = open_to_write(state, LOCK, "the lock", os.O_RDWR)
-    try:
+    deadline = time.monotonic() + seconds
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFailedError(f"a node process works in {state}; end it first") from None
+            return descriptor
+        except OSError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise RunFailedError(f"another node process works in {state}; end it first") from None
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def held(state: Path) -> Iterator[None]:
+    """Hold a state folder while something is done in it; arguments and errors as :func:`hold`."""
+    descriptor = hold(state)
+    try:
         yield
     finally:
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, TypeVar, get_args
@@ -10,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from protocol.errors import InputError, fault_line
 from protocol.keys.signing_key import PublicKey
+from protocol.trust.trust_store import Role
 
 
 def _local_path(value: object, info: ValidationInfo) -> object:
@@ -28,14 +30,22 @@ DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
 #: Name or number of a user or a group.
 _ACCOUNT = r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$"
 
+#: Either role with its article, for messages.
+A_PARTY: Mapping[Role, str] = {"collective": "a collective", "individual": "an individual"}
+
 #: For every table of a configuration file.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class OtherRoleError(InputError):
+    """A configuration is the other role's."""
 
 
 class NodeTable(BaseModel):
     """The table ``[node]``.
 
     Attributes:
+        role: whose node this is; the commands of the other role refuse the file.
         party: the node's own name, as its partners' trust stores know it.
         data: folder with the party's images; the node only reads it.
         state: folder of the node's own (0700): ledger, log, checkpoints, metrics.
@@ -59,6 +69,7 @@ class NodeTable(BaseModel):
 
     model_config = STRICT
 
+    role: Role
     party: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")
     data: LocalPath
     state: LocalPath
@@ -77,6 +88,22 @@ class NodeTable(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     user: str | None = Field(default=None, pattern=_ACCOUNT)
     unconfined: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_whose_it_is(cls, content: object) -> object:
+        if isinstance(content, dict) and "role" not in content:
+            raise ValueError('does not say whose node this is: add role = "collective" or role = "individual"')
+        return content
+
+    @model_validator(mode="after")
+    def _key_of_its_role(self) -> "NodeTable":
+        if (self.encryption_key is None) != (self.role == "collective"):
+            raise ValueError(
+                "node.encryption_key: an individual has one, which opens the learngenes that it receives; "
+                "a collective has none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _door_of_its_own(self) -> "NodeTable":
@@ -124,13 +151,19 @@ def _with_none(table: object, model: object) -> object:
 Configuration = TypeVar("Configuration", bound=NodeConfiguration)
 
 
-def load(path: Path, model: type[Configuration]) -> Configuration:
+def load(path: Path, model: type[Configuration], role: Role | None) -> Configuration:
     """Read and check a configuration file; its relative paths count from the file's own folder.
 
+    Args:
+        role: whose it must be; None: either role's.
+
     Raises:
-        InputError: there is no such file, it is not TOML, or a setting is unknown, missing or wrong.
+        InputError: there is no such file, it is not TOML, it is the other role's, or a setting is unknown, missing or
+            wrong.
     """
-    return check(path, read(path), model)
+    content = read(path)
+    node_table(path, content, role)
+    return check(path, content, model)
 
 
 def read(path: Path) -> dict[str, object]:
@@ -148,13 +181,24 @@ def read(path: Path) -> dict[str, object]:
         raise InputError(f"{path} is not a TOML file: {error}") from error
 
 
-def node_table(path: Path, content: dict[str, object]) -> NodeTable:
+def node_table(path: Path, content: dict[str, object], role: Role | None) -> NodeTable:
     """The table ``[node]`` alone of what was read from ``path``; the party's own tables are not looked at.
 
+    Every command that takes a configuration passes here before it makes or changes anything.
+
+    Args:
+        role: whose the configuration must be; None: either role's.
+
     Raises:
-        InputError: a setting in it is unknown, missing or wrong.
+        OtherRoleError: it is the other role's. InputError: a setting in it is unknown, missing or wrong.
     """
-    return check(path, {"node": content.get("node", {})}, NodeConfiguration).node
+    node = check(path, {"node": content.get("node", {})}, NodeConfiguration).node
+    if role is not None and node.role != role:
+        raise OtherRoleError(
+            f"{path} is the configuration of {A_PARTY[node.role]}, for {node.role}-node; this command takes that of "
+            f"{A_PARTY[role]}"
+        )
+    return node
 
 
 def check(path: Path, content: object, model: type[Configuration]) -> Configuration:

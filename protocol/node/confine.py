@@ -4,7 +4,6 @@ Landlock holds a process to the paths that it names, seccomp to the system calls
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -25,7 +24,8 @@ from protocol.confinement.guards import (
 )
 from protocol.confinement.landlock import Access
 from protocol.confinement.warden import Warden
-from protocol.errors import InputError, RunFailedError
+from protocol.errors import InputError, RunFailedError, StorageFailedError
+from protocol.files import state_files
 from protocol.node.access_rules import check_apart, gpu_devices, node_rules
 from protocol.node.configuration import NodeTable
 
@@ -84,8 +84,7 @@ def confine(
         RunFailedError: the kernel cannot, a guard does not hold, or a node has a second thread; nothing of the process
             may go on then.
     """
-    if not offered():
-        raise RunFailedError(_too_old(not_confined(profile), profile))
+    check_offered(profile)
     found = restrict(rules, own, profile, apart=apart, cuda=cuda, warden=warden)
     if not found.enforced:
         raise RunFailedError(_too_old(found, profile))
@@ -136,6 +135,16 @@ def offered() -> bool:
     return landlock.abi() >= landlock.ABI_SCOPES and seccomp.offered()
 
 
+def check_offered(profile: Profile = NODE) -> None:
+    """Whether this kernel has what ``confine`` needs.
+
+    Raises:
+        RunFailedError: it has not.
+    """
+    if not offered():
+        raise RunFailedError(_too_old(not_confined(profile), profile))
+
+
 def _too_old(found: Confinement, profile: Profile) -> str:
     missing = ", ".join(guard.name for guard in found.guards if not guard.enforced)
     return (
@@ -148,15 +157,14 @@ def _own_temporary_folders(own: Path) -> None:
     """Temporary and cache folders of this process's own, empty and 0700, where libraries look for theirs."""
     folders = {"TMPDIR": own / "temporary", "XDG_CACHE_HOME": own / "cache"}
     for folder in folders.values():
-        if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
-            folder.unlink()
         try:
-            if os.path.lexists(folder):
-                shutil.rmtree(folder)
+            state_files.remove(folder)
             folder.mkdir(mode=0o700)
-        except (OSError, RecursionError) as error:
+        except StorageFailedError as error:
             # Folders thousands deep, say, which whoever wrote there before has left.
-            raise InputError(f"{folder} cannot be emptied ({error}); remove it: rm -rf {folder}") from None
+            raise InputError(str(error)) from None
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made: {error.strerror}; check who owns {own}") from None
     os.environ.update({name: str(folder) for name, folder in folders.items()})
     for name in ("CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         os.environ[name] = str(folders["XDG_CACHE_HOME"] / name.lower())

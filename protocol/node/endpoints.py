@@ -29,30 +29,28 @@ def node_of(config: Path, role: Role) -> NodeTable:
     Raises:
         InputError: it cannot be read, or is another role's.
     """
-    node = node_table(config, read(config))
-    # An individual receives learngenes and has a key for it; a collective has none.
-    if (node.encryption_key is None) != (role == "collective"):
-        raise InputError(
-            f"{config} is not the configuration of {'a collective' if role == 'collective' else 'an individual'}"
-        )
-    return node
+    return node_table(config, read(config), role)
 
 
 def open_desk(node: NodeTable, kind: type[DeskT], *, new: bool = False) -> DeskT:
     """The node's own desk. Its ledger is the node's too: every answer is the one that the node would give.
 
     Args:
-        new: make the ledger where there is none, as the node does when it starts.
+        new: make the ledger where there is none, as the node does when it starts; where a key, the policy or the trust
+            store is wrong, nothing is made.
 
     Raises:
         InputError: there is no ledger, a key does not open, or the trust store is missing.
         RefusedError: the trust store is refused. StorageFailedError: the ledger cannot be opened.
     """
-    if new:
-        private_folder(node.state)
-    else:
+    if not new:
         check_ledger(node)
-    return desk_of(node, load_keys(node), kind)
+    keys = load_keys(node)
+    if new:
+        load_policy(node.policy, kind.role)
+        kind.check_trust(node.trust, node.root, keys)
+        private_folder(node.state)
+    return desk_of(node, keys, kind)
 
 
 def desk_of(node: NodeTable, keys: NodeKeys, kind: type[DeskT]) -> DeskT:

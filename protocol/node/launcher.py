@@ -5,14 +5,14 @@ module and all that it imports stay free of torch and numpy.
 """
 
 import contextlib
-import fcntl
 import importlib
 import logging
 import os
 import resource
+import socket
 import sys
-import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,19 @@ from protocol.confinement.privileges import User
 from protocol.confinement.warden import Warden
 from protocol.confinement.warden import start as start_warden
 from protocol.encoding.log_format import OneLineFormatter
-from protocol.errors import InputError, RunFailedError
+from protocol.errors import InputError
 from protocol.files import state_files
-from protocol.files.private_folders import open_to_group
+from protocol.files.private_folders import open_to_group, socket_folder
+from protocol.keys.key_file import Unlock
 from protocol.keys.party_keys import NodeKeys
 from protocol.node import access_rules, confine, import_contract
 from protocol.node.configuration import NodeConfiguration, NodeTable, check, node_table, read
-from protocol.node.load_keys import load_keys
+from protocol.node.load_keys import load_keys, opener
+from protocol.node.rehearsal import rehearse, taken
 from protocol.node.server import Program, serve
-from protocol.transport.local_socket import listen, load_secret
+from protocol.output import say
+from protocol.transport.local_socket import check_place, listen, load_secret
+from protocol.trust.trust_store import Role
 from protocol.visible_text import visible_line
 
 #: A node's own log in its state folder.
@@ -41,11 +45,20 @@ _LOCK_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
-def launch(path: Path, model: str, program: str, *, lifeline: int | None = None, unconfined: bool = False) -> None:
-    """Run a node until it is told to end.
+def launch(
+    path: Path,
+    role: Role | None,
+    model: str,
+    program: str,
+    *,
+    lifeline: int | None = None,
+    unconfined: bool = False,
+) -> None:
+    """Run a node until it is told to end. Where what it is started with is wrong, nothing is made or changed.
 
     Args:
         path: its configuration file.
+        role: whose it must be; None: the program is either role's.
         model: ``module:class`` of the party's own :class:`NodeConfiguration`.
         program: ``module:function`` that makes the :class:`Program` from configuration, confinement and keys. Both
             are imported only after the process is confined.
@@ -59,43 +72,28 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
     import_contract.install(own)
     path = Path(os.path.abspath(path))
     content = read(path)
-    node = node_table(path, content)
-    if not node.data.is_dir():
-        raise InputError(f"{path}: node.data: there is no folder {node.data}")
-    unconfined = unconfined or node.unconfined
+    node = node_table(path, content, role)
     user, group = node_identity(node)
+    start = _Start(path, content, node, model, ("protocol", own), user, group, unconfined or node.unconfined, lifeline)
+    if not start.unconfined:
+        confine.check_offered()
     os.umask(0o077)
     os.chdir(WORKING_FOLDER)
-    privileges.own_folder(node.state, user)
-    with privileges.acting_as(user):
-        lock = _lock(node.state)
-        log = state_files.open_to_write(node.state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
-    _log_to(log)
-    if not unconfined:
+    unlock = rehearse(lambda: _checked(start))
+    lock, log = _open_state(start)
+    shown = _log_to(log)
+    warden = None
+    if not start.unconfined:
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
-    # Before there are keys in memory that it would have as well.
-    warden = start_warden(log, user, keeps=lock, clean=visible_line) if not unconfined and confine.offered() else None
-    secret = load_secret(node.secret, node=None if user is None else user.uid, group=group)
-    # Before the process is confined: a confined one need not be able to read a key file.
-    keys = open_keys(node, user)
-    with privileges.acting_as(user):
-        # The secret first: who finds the socket open can read it.
-        if group is not None:
-            open_to_group(node.secret, group, 0o640)
-        listener = listen(node.socket, group=group)
+        # Before there are keys in memory that it would have as well.
+        warden = start_warden(log, user, keeps=lock, door=node.socket, clean=visible_line)
+    listener = _listen(start)
     try:
-        packages = ("protocol", own)
-        notes = () if unconfined else _leave_the_network()
-        privileges.give_up(user, capabilities=not unconfined)
-        if not unconfined:
-            # Neither its memory in a file that another program makes of it, nor a life of its own.
-            resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
-            if lifeline is not None:
-                privileges.end_with_parent()
-        check_readable(node, packages)
-        if not unconfined:
-            _leave_the_terminal(warden)
-        confined = confine.apply(node, packages, unconfined=unconfined, warden=warden, notes=notes, configuration=path)
+        if warden is not None:
+            warden.bound()
+        # Before the process is confined: a confined one need not be able to read a key file.
+        secret, keys = _load_secret(start), open_keys(node, user, _unlock(node, taken(unlock)))
+        confined = _confine(start, warden)
         logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
         if node.threads:
             # Read by OpenMP and BLAS when they are loaded.
@@ -104,13 +102,107 @@ def launch(path: Path, model: str, program: str, *, lifeline: int | None = None,
         make: Callable[[NodeConfiguration, Confinement, NodeKeys], Program] = imported(program)
         made = make(configuration, confined, keys)
         logger.info("%s listens on %s", node.party, node.socket)
-        serve(listener, secret, made, lifeline)
+        if not shown:
+            _say_ready(node, log)
+        serve(listener, secret, made, lifeline, warden=None if warden is None else warden.channel.fileno())
     finally:
-        # A confined process cannot; the next start replaces what is left.
+        # A confined process cannot, and its warden does.
         with contextlib.suppress(PermissionError):
             node.socket.unlink(missing_ok=True)
         listener.close()
         os.close(lock)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a node is started with: see :func:`launch`; its tables as they were read, the packages of this project that
+    it runs, whom it becomes, and the group of its courier."""
+
+    path: Path
+    content: dict[str, object]
+    node: NodeTable
+    model: str
+    packages: tuple[str, ...]
+    user: User | None
+    group: int | None
+    unconfined: bool
+    lifeline: int | None
+
+
+def _checked(start: _Start) -> bytes:
+    """What opens the node's keys, once all that it is started with was read as the node will read it; called in a
+    child, as it imports what starts threads, and opens keys before there is a warden.
+
+    Raises:
+        InputError, RefusedError: something is wrong with its configuration, its folders, a key or the trust store.
+    """
+    from protocol.exchange.endpoint import CollectiveDesk, IndividualDesk
+    from protocol.trust.policy_file import load_policy
+
+    path, node, user = start.path, start.node, start.user
+    check(path, start.content, imported(start.model))
+    if not node.data.is_dir():
+        raise InputError(f"{path}: node.data: there is no folder {node.data}")
+    access_rules.check_apart(node, path)
+    _load_secret(start)
+    with privileges.acting_as(user):
+        check_place(node.socket)
+        load_policy(node.policy, node.role)
+    with privileges.acting_as(_owner_of_keys(node, user)):
+        unlock = opener(node)
+        keys = load_keys(node, unlock)
+    with privileges.acting_as(user):
+        (CollectiveDesk if node.role == "collective" else IndividualDesk).check_trust(node.trust, node.root, keys)
+    privileges.give_up(user, capabilities=not start.unconfined)
+    check_readable(node, start.packages)
+    return unlock.secret
+
+
+def _open_state(start: _Start) -> tuple[int, int]:
+    """Make the state folder, and the folder of the socket, where there is none; its lock, held, and its log."""
+    node = start.node
+    privileges.own_folder(node.state, start.user)
+    with privileges.acting_as(start.user):
+        # The warden of one that has just ended lets go a moment later.
+        lock = state_files.hold(node.state, seconds=_LOCK_SECONDS)
+        log = state_files.open_to_write(node.state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
+        socket_folder(node.socket.parent, start.group)
+    return lock, log
+
+
+def _unlock(node: NodeTable, secret: bytes) -> Unlock:
+    return Unlock("argon2id" if node.key_file is None else "hkdf-sha256", secret)
+
+
+def _load_secret(start: _Start) -> bytes:
+    return load_secret(start.node.secret, node=None if start.user is None else start.user.uid, group=start.group)
+
+
+def _listen(start: _Start) -> socket.socket:
+    with privileges.acting_as(start.user):
+        # The secret first: who finds the socket open can read it.
+        if start.group is not None:
+            open_to_group(start.node.secret, start.group, 0o640)
+        return listen(start.node.socket, group=start.group)
+
+
+def _confine(start: _Start, warden: Warden | None) -> Confinement:
+    """Go on as the node's user, with what the operating system lets a node do."""
+    if start.unconfined:
+        privileges.give_up(start.user, capabilities=False)
+        check_readable(start.node, start.packages)
+        return confine.apply(start.node, start.packages, unconfined=True, configuration=start.path)
+    notes = _leave_the_network()
+    privileges.give_up(start.user, capabilities=True)
+    # Neither its memory in a file that another program makes of it, nor a life of its own.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    if start.lifeline is not None:
+        privileges.end_with_parent()
+    check_readable(start.node, start.packages)
+    _leave_the_terminal(warden)
+    return confine.apply(
+        start.node, start.packages, unconfined=False, warden=warden, notes=notes, configuration=start.path
+    )
 
 
 def _leave_the_network() -> tuple[str, ...]:
@@ -142,16 +234,20 @@ def node_identity(node: NodeTable) -> tuple[User | None, int | None]:
     return privileges.chosen_user(node.user, *(() if group is None else (group,))), group
 
 
-def open_keys(node: NodeTable, user: User | None) -> NodeKeys:
+def open_keys(node: NodeTable, user: User | None, unlock: Unlock | None = None) -> NodeKeys:
     """A node's keys, where root starts it for ``user``: they belong to that user, or to root, so that the node itself
-    cannot read them again.
+    cannot read them again. ``unlock``: as for :func:`protocol.node.load_keys.load_keys`.
 
     Raises:
         InputError: as :func:`protocol.node.load_keys.load_keys`.
     """
+    with privileges.acting_as(_owner_of_keys(node, user)):
+        return load_keys(node, unlock)
+
+
+def _owner_of_keys(node: NodeTable, user: User | None) -> User | None:
     theirs = user is not None and os.path.exists(node.key) and node.key.stat().st_uid == user.uid
-    with privileges.acting_as(user if theirs else None):
-        return load_keys(node)
+    return user if theirs else None
 
 
 def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
@@ -174,27 +270,21 @@ def imported(name: str) -> Any:  # noqa: ANN401 - the caller says what it expect
     return getattr(importlib.import_module(module), attribute)
 
 
-def _lock(state: Path) -> int:
-    """Hold the state folder for this process; the lock goes with the process, however it ends."""
-    descriptor = state_files.open_to_write(state, state_files.LOCK, "the lock", os.O_RDWR)
-    # The warden of one that has just ended lets go a moment later.
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError as error:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise RunFailedError(f"another node process works in {state}; end it first") from error
-        time.sleep(0.05)
-
-
-def _log_to(log: int) -> None:
-    """Write log records to this descriptor, and to standard error where that is a terminal."""
+def _log_to(log: int) -> bool:
+    """Write log records to this descriptor, and to standard error where that is a terminal; whether it is one."""
     handlers: list[logging.Handler] = [logging.StreamHandler(open(os.dup(log), "w", encoding="utf-8"))]  # noqa: SIM115
-    if sys.stderr.isatty():
+    shown = sys.stderr.isatty()
+    if shown:
         handlers.append(logging.StreamHandler())
     for handler in handlers:
         handler.setFormatter(OneLineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    return shown
+
+
+def _say_ready(node: NodeTable, log: int) -> None:
+    """Where no terminal shows the log: one line, unless what is printed goes into the log itself."""
+    # Nobody may be left to read it.
+    with contextlib.suppress(OSError):
+        if not os.path.samestat(os.fstat(1), os.fstat(log)):
+            say(f"{node.party} listens on {node.socket}; its log is {node.state / LOG}")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
-from protocol.errors import LearngeneError, MalformedError, RefusedError
+from protocol.errors import InputError, LearngeneError, MalformedError, RefusedError
 from protocol.exchange.egress import JobState
 from protocol.transport.frame import Frame
 from protocol.transport.local_socket import (
@@ -22,6 +22,9 @@ from protocol.transport.local_socket import (
 from protocol.trust.trust_store import Role
 
 logger = logging.getLogger(__name__)
+
+#: In a node's log between a job and why it will never be done as things are: what the node was given is wrong.
+CANNOT = " cannot be done: "
 
 
 class Program(Protocol):
@@ -81,6 +84,8 @@ class Job:
         try:
             work()
             state = "done"
+        except InputError as error:
+            logger.error("%s%s%s", name, CANNOT, error)
         except LearngeneError as error:
             logger.error("%s failed: %s", name, error)
         except BaseException:  # whatever it is, a polling relay must learn that the work is over
@@ -115,7 +120,9 @@ def answer(program: Program, wish: Frame) -> Frame:
         return refusal("failed")
 
 
-def serve(listener: socket.socket, secret: bytes, program: Program, lifeline: int | None) -> None:
+def serve(
+    listener: socket.socket, secret: bytes, program: Program, lifeline: int | None, *, warden: int | None = None
+) -> None:
     """Serve couriers, one connection with one wish at a time, until SIGTERM or Ctrl-C; then return.
 
     Args:
@@ -124,9 +131,13 @@ def serve(listener: socket.socket, secret: bytes, program: Program, lifeline: in
         program: the party's own answers.
         lifeline: reading end of a pipe; where it closes, the whole process ends at once. Everything that counts is
             stored atomically before it is announced, so nothing is lost by that.
+        warden: the way to the warden (``protocol.confinement.warden``). It closes when the warden ends, and the process
+            ends as well: nobody would note any more what the kernel refuses.
     """
     if lifeline is not None:
-        threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
+        _end_with(lifeline, "lifeline", 0, "the lifeline closed: this node ends")
+    if warden is not None:
+        _end_with(warden, "warden", 1, "its warden was ended from outside, so this node ends; start it again")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -160,16 +171,21 @@ def _serve_one(connection: socket.socket, secret: bytes, program: Program) -> No
         logger.exception("a connection failed")
 
 
-def _end_with(lifeline: int) -> None:
-    try:
-        while os.read(lifeline, 1):
-            pass
-    except OSError:
-        logger.exception("the lifeline cannot be read")
-    logger.info("the lifeline closed: this node ends")
-    logging.shutdown()
-    # At once, whatever the other threads are doing.
-    os._exit(0)
+def _end_with(descriptor: int, name: str, code: int, why: str) -> None:
+    """End the whole process with this exit code when the other end of a pipe or a pair of sockets closes."""
+
+    def wait() -> None:
+        try:
+            while os.read(descriptor, 1):
+                pass
+        except OSError:
+            logger.exception("the %s cannot be read", name)
+        logger.log(logging.ERROR if code else logging.INFO, why)
+        logging.shutdown()
+        # At once, whatever the other threads are doing.
+        os._exit(code)
+
+    threading.Thread(target=wait, name=name, daemon=True).start()
 
 
 def _interrupt(number: int, stack: FrameType | None) -> None:

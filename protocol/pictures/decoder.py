@@ -5,7 +5,6 @@ that decoding needs is imported before anything is confined, and nothing from ou
 """
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import io
@@ -50,7 +49,6 @@ POLICY = CallPolicy(
 MEMORY_BYTES = 1536 << 20
 CPU_SECONDS = 600
 
-_PARENT_DEATH_SIGNAL = 1
 #: The tag that every DNG has: its first picture is a small preview.
 _DNG_VERSION = 50706
 #: Rows that are laid over white at once.
@@ -84,7 +82,7 @@ def confine_itself() -> bool:
     Raises:
         RunFailedError: the kernel refused what it offers.
     """
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    privileges.end_with_parent()
     # Ctrl-C is for the parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limits = _limits()

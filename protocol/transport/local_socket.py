@@ -1,5 +1,6 @@
 """The one door of a node process: frames over a Unix socket, after a handshake with a shared secret."""
 
+import contextlib
 import errno
 import hashlib
 import hmac
@@ -14,7 +15,7 @@ from pathlib import Path
 from protocol.errors import InputError, LearngeneError, RunFailedError, TooLargeError
 from protocol.files.atomic import write_atomically
 from protocol.files.private_file import read_private
-from protocol.files.private_folders import group_folder, open_to_group, private_folder
+from protocol.files.private_folders import open_to_group, socket_folder
 from protocol.transport.frame import MAX_HEADER_BYTES, Frame, decode_header, encode_header
 from protocol.visible_text import visible_name
 
@@ -119,13 +120,8 @@ def listen(path: Path, *, group: int | None = None) -> socket.socket:
         InputError: the path is too long, the folder is open to others, or something else lies there.
         RunFailedError: another process listens there already.
     """
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        size = len(os.fsencode(path))
-        raise InputError(f"the socket's path has {size} bytes, the system allows {MAX_PATH_BYTES}; shorten it: {path}")
-    if group is None:
-        private_folder(path.parent)
-    else:
-        group_folder(path.parent, group)
+    check_place(path)
+    socket_folder(path.parent, group)
     if path.is_symlink() or path.exists():
         _remove_dead_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -144,6 +140,21 @@ def listen(path: Path, *, group: int | None = None) -> socket.socket:
         os.umask(before)
     listener.listen(16)
     return listener
+
+
+def check_place(path: Path) -> None:
+    """Whether a socket may be bound at a path; nothing is changed.
+
+    Raises:
+        InputError: the path is too long, or something else lies there.
+    """
+    size = len(os.fsencode(path))
+    if size > MAX_PATH_BYTES:
+        raise InputError(f"the socket's path has {size} bytes, the system allows {MAX_PATH_BYTES}; shorten it: {path}")
+    # What is wrong with the way there is said where the folder is made.
+    with contextlib.suppress(OSError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise InputError(f"{path} exists and is not a socket; choose another path for the socket")
 
 
 def make_secret(path: Path) -> bytes:
@@ -227,8 +238,6 @@ def _limit(connection: socket.socket, deadline: float) -> None:
 
 
 def _remove_dead_socket(path: Path) -> None:
-    if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise InputError(f"{path} exists and is not a socket; choose another path for the socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

@@ -1,6 +1,7 @@
 """Where the sockets of a simulated run lie: found by nodes and couriers alike."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -21,3 +22,8 @@ def simulation_paths(flower_run: int, partition: int) -> tuple[Path, Path]:
     """Socket and secret of one partition of a simulated run."""
     folder = simulation_folder(flower_run)
     return folder / f"{partition}.sock", folder / f"{partition}.secret"
+
+
+def is_simulated(path: Path) -> bool:
+    """Whether a socket lies where :func:`simulation_paths` puts those of a run, of whatever user."""
+    return re.fullmatch(r".*/learngene-[0-9]+/[0-9]+/[0-9]+\.sock", os.fspath(path), re.DOTALL) is not None

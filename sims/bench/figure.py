@@ -2,14 +2,13 @@
 
 from io import BytesIO
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from protocol.plotting import Figure, FigureCanvasAgg, as_delivered
 from sims.bench.bundle_timing import MEGABYTE, BundleBenchmark
 
 _BLUE, _ORANGE, _BLACK, _LIGHT = "#0072B2", "#D55E00", "#000000", "#DDDDDD"
 
 
+@as_delivered
 def audiences_figure(result: BundleBenchmark) -> bytes:
     """The figure as PNG.
 

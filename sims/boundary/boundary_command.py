@@ -149,6 +149,7 @@ def _tell(line: str) -> None:
 
 
 def _list(areas: Sequence[Area]) -> None:
+    total = 0
     for area in areas:
         _tell(f"{TITLES[area]}: setting up")
         with attacks(area) as found:
@@ -157,3 +158,9 @@ def _list(areas: Sequence[Area]) -> None:
                 stops = str(one.holds) if isinstance(one.holds, Expected) else "nothing"
                 shown.add_row(one.name, one.tries, stops, one.lacks)
         print_table(shown)
+        lacking = sum(1 for one in found if one.lacks)
+        say(f"{area}: {len(found)} attacks{f', {lacking} of them left out here' if lacking else ''}")
+        say()
+        total += len(found)
+    if len(areas) > 1:
+        say(f"all areas: {total} attacks")

@@ -7,9 +7,11 @@ to two SuperNodes: one under ``learngene courier``, and one without it, for the 
 import base64
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -30,14 +32,26 @@ from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, R
 from sims.boundary.flower_deployment import Deployment
 from sims.boundary.sites import Sites, started
 from sims.boundary.unprotected import UnprotectedNode, serving
+from sims.boundary.user_attacks import PYTHON, STRANGER, lacks_another_user
 from sims.boundary.wish_attacks import paired_sites
 from sims.boundary.wishes.target import Forger
+from sims.run import same_user
 
 _MARK = "LEARNGENE_BOUNDARY_MEMORY"
 _OPEN_NETWORK = Open(
     "a courier is what reaches the network, and the kernel tells no relay from another host by its address; it has "
     "nothing but sealed messages to send"
 )
+
+_ASK_SECONDS, _ANSWERED = 30.0, ("200", "404")
+#: Asks a SuperLink with TLS; prints the status.
+_ASK = """
+import http.client, ssl, sys
+unchecked = ssl._create_unverified_context()
+connection = http.client.HTTPSConnection("127.0.0.1", int(sys.argv[1]), timeout=10, context=unchecked)
+connection.request("GET", "/health")
+print(connection.getresponse().status)
+"""
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,7 @@ def deployment_attacks(folder: Path) -> Iterator[list[Attack]]:
             _shadowing(outside, inside),
             *(_theft_attack(theft, outside, inside, confined) for theft in thefts),
             *_relay_attacks(naive, real),
+            _by_another_user(deployment.port),
         ]
 
 
@@ -268,6 +283,42 @@ def _relay_attack(naive: _Found, real: _Found, name: str, title: str, tries: str
         return Escaped() if taken(real) else Refusal("inherit", answer.get("code", answer["word"]))
 
     return Attack(title, "deployment", tries, protocol("inherit", code), lambda: taken(naive), confined)
+
+
+def _by_another_user(port: int) -> Attack:
+    """The control is a process of the user who runs the deployment: whoever is answered can submit an app."""
+    expected = protocol("request", "403")
+
+    def status(user: int | None) -> str:
+        def become() -> None:
+            if user is not None:
+                os.setgroups([])
+                os.setresgid(user, user, user)
+                os.setresuid(user, user, user)
+
+        command = [PYTHON, "-I", "-c", _ASK, str(port)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False, cwd="/", preexec_fn=become
+        )
+        return done.stdout.strip() or done.stderr.strip()[-300:]
+
+    def there() -> Found:
+        if not same_user.offered():
+            return NotEnforced("this system does not tell whose a connection is")
+        said = status(STRANGER)
+        if said in _ANSWERED:
+            return Escaped(f"it answered {said}")
+        return Refusal(expected.call, said) if said in expected.errors else Failed(said)
+
+    return Attack(
+        "ask a site's SuperLink as another user",
+        "deployment",
+        "its Control API takes apps from whoever is answered",
+        expected,
+        lambda: status(None) in _ANSWERED,
+        there,
+        lacks_another_user(),
+    )
 
 
 def _bytes(found: Mapping[str, str]) -> bytes:

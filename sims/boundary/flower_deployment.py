@@ -1,13 +1,15 @@
-"""A Flower deployment on this machine: a SuperLink with TLS, authenticated SuperNodes, and apps submitted to them."""
+"""A Flower deployment on this machine: a SuperLink with TLS, authenticated SuperNodes, and apps submitted to them.
 
-import contextlib
+The SuperLink answers this user only (``sims.run.superlink``): nobody else on this machine can submit an app meanwhile.
+"""
+
 import ipaddress
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from protocol.confinement import isolated_start
 from protocol.errors import RunFailedError
 from sims.run.processes import Process, descendants, end_all
 
@@ -34,11 +37,15 @@ class Deployment:
 
     Args:
         folder: of its own, new; everything that Flower writes lies in it.
+
+    Attributes:
+        port: of the SuperLink, on the loopback.
     """
+
+    port: int
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port = free_port()
         self._started: list[subprocess.Popen[bytes]] = []
         self._seen: set[Process] = set()
 
@@ -46,22 +53,14 @@ class Deployment:
         for path in (self._folder, self._folder / "flwr", self._folder / "tmp"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._authority = make_certificates(self._folder)
-        connection = {"address": f"127.0.0.1:{self._port}", "root-certificates": str(self._authority)}
-        settings = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
-        (self._folder / "flwr" / "config.toml").write_text(tomli_w.dumps(settings))
         try:
-            self._start(
-                "superlink",
-                str(_PROGRAMS / "flower-superlink"),
-                *("--ssl-ca-certfile", str(self._authority), "--ssl-certfile", str(self._folder / "server.pem")),
-                *("--ssl-keyfile", str(self._folder / "server.key"), "--enable-supernode-auth"),
-                *("--isolation", "subprocess", "--database", str(self._folder / "superlink.db")),
-                *("--host", "127.0.0.1", "--port", str(self._port), "--disable-runtime-dependency-installation"),
-            )
-            self._wait_for_port()
+            self.port = self._start_superlink()
         except BaseException:
             self.end()
             raise
+        connection = {"address": f"127.0.0.1:{self.port}", "root-certificates": str(self._authority)}
+        settings = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+        (self._folder / "flwr" / "config.toml").write_text(tomli_w.dumps(settings))
         return self
 
     def __exit__(
@@ -82,7 +81,7 @@ class Deployment:
             name,
             *(before or ()),
             "flower-supernode" if before else str(_PROGRAMS / "flower-supernode"),
-            *("--superlink", f"127.0.0.1:{self._port}", "--root-certificates", str(self._authority)),
+            *("--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(self._authority)),
             *("--auth-supernode-private-key", str(key), "--host", "127.0.0.1", "--port", str(free_port())),
             *options,
         )
@@ -146,7 +145,26 @@ class Deployment:
             "TMPDIR": str(self._folder / "tmp"),
         }
 
-    def _start(self, name: str, *command: str) -> None:
+    def _start_superlink(self, seconds: float = 60.0) -> int:
+        """Its port, when it answers."""
+        reading, ready = os.pipe()
+        options = [
+            *("--ssl-ca-certfile", str(self._authority), "--ssl-certfile", str(self._folder / "server.pem")),
+            *("--ssl-keyfile", str(self._folder / "server.key"), "--enable-supernode-auth"),
+            *("--database", str(self._folder / "superlink.db")),
+        ]
+        try:
+            command = isolated_start.command("sims.run.superlink", [str(ready), *options])
+            self._start("superlink", *command, inherited=(ready,))
+        finally:
+            os.close(ready)
+        with os.fdopen(reading) as lines:
+            said = lines.readline() if select.select([lines], [], [], seconds)[0] else ""
+        if not said:
+            raise RunFailedError(f"the SuperLink does not listen: {self._logs()}")
+        return int(said)
+
+    def _start(self, name: str, *command: str, inherited: Sequence[int] = ()) -> None:
         with (self._folder / f"{name}.log").open("wb") as log:
             self._started.append(
                 subprocess.Popen(
@@ -156,17 +174,10 @@ class Deployment:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self._folder,
+                    pass_fds=inherited,
                     start_new_session=True,
                 )
             )
-
-    def _wait_for_port(self, seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1.0):
-                return
-            time.sleep(0.1)
-        raise RunFailedError(f"the SuperLink does not listen: {self._logs()}")
 
     def _logs(self) -> str:
         logs = sorted(self._folder.glob("*.log"))

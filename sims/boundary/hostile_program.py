@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--lifeline", type=int)
     given = parser.parse_args()
     model, program = f"{__spec__.name}:Configuration", f"{__spec__.name}:make"
-    launch(given.config, model, program, lifeline=given.lifeline, unconfined=given.unconfined)
+    launch(given.config, None, model, program, lifeline=given.lifeline, unconfined=given.unconfined)
 
 
 class Configuration(NodeConfiguration):

@@ -46,7 +46,7 @@ class LeakingProgram:
 
     def __init__(self, configuration: NodeConfiguration, keys: NodeKeys) -> None:
         node = configuration.node
-        self.role, self.party = "collective" if keys.encryption is None else "individual", node.party
+        self.role, self.party = node.role, node.party
         encryption = keys.encryption or EncryptionKey.generate()
         self._honest = honest_messages(self.role, keys.signing, encryption, run_id=node.run_id, now=unix_seconds())
         self._data = (node.data / "private.bin").read_bytes().ljust(DATA_BYTES, b"\0")
@@ -118,6 +118,7 @@ def main() -> None:
     own = "sims.boundary.leaking_program"
     launch(
         given.config,
+        None,
         f"{own}:NodeConfiguration",
         f"{own}:make",
         lifeline=given.lifeline,

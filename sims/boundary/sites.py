@@ -54,7 +54,7 @@ class Site:
     @property
     def node(self) -> NodeTable:
         """Its table ``[node]``."""
-        return node_table(self.config, read(self.config))
+        return node_table(self.config, read(self.config), self.role)
 
     @property
     def private(self) -> Path:

@@ -176,7 +176,7 @@ def _configuration_attack(folder: Path) -> Attack:
 
     def control() -> bool:
         path = placed("control").node.state / "config.toml"
-        return node_table(path, read(path)).unconfined
+        return node_table(path, read(path), None).unconfined
 
     def confined() -> Found:
         site = placed("confined")

@@ -72,8 +72,9 @@ def leakage(
     from sims.leakage.attacked_run import open_attacked, released
     from sims.leakage.leakage_table import leakage_tables
     from sims.leakage.measurement import measure
+    from sims.run.run_folder import run_of
 
-    run = run.expanduser()
+    run = run_of(run.expanduser())
     attacked = open_attacked(run, released(run))
     folder = (out or run / leakage_results.FOLDER).expanduser()
     _open_folder(folder, resume=resume)

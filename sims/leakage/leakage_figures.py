@@ -3,10 +3,7 @@
 from collections.abc import Callable, Mapping
 from io import BytesIO
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from protocol.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
 from sims.leakage.leakage_results import Leakage
 from sims.results.figures import DOTS_PER_INCH
 
@@ -16,6 +13,7 @@ _MARKERS = ("o", "s", "^", "v", "D", "P", "X")
 _DASHES = ("-", "--", ":", "-.")
 
 
+@as_delivered
 def membership_figure(found: Leakage) -> bytes | None:
     """True against false positive rates of the attacks on membership, one panel for each variant, mean over the shadows
     as targets."""
@@ -54,6 +52,7 @@ def membership_figure(found: Leakage) -> bytes | None:
     return _png(figure)
 
 
+@as_delivered
 def reconstruction_figure(found: Leakage) -> bytes | None:
     """How well images behind a Fisher diagonal are told from others, against the number of images behind it."""
     rows = [row for row in found.reconstruction if row.layer == "mean"]

@@ -5,17 +5,11 @@ from io import BytesIO
 from typing import Literal
 
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from collective_node.records import CycleFigures
 from individual_node.method_table import METHODS, FisherSource, Method
 from protocol.learngene.architecture import Form
+from protocol.plotting import Artist, Axes, Figure, FigureCanvasAgg, Line2D, MaxNLocator, Patch, Rectangle, as_delivered
 from sims.results.results import Results, metric_of
 from sims.results.wording import change_text, kind_label, number_text
 
@@ -53,6 +47,7 @@ _HELD: Mapping[FisherSource | str, tuple[str, str, str]] = {
 }
 
 
+@as_delivered
 def accuracy_figure(results: Results) -> bytes:
     """Bars: mean accuracy of every method, one panel for each shot count, with 95 % intervals over the target tasks;
     the paper's figures stand as labelled lines where the images are the paper's."""
@@ -92,6 +87,7 @@ def accuracy_figure(results: Results) -> bytes:
     return _png(figure)
 
 
+@as_delivered
 def curves_figure(results: Results) -> bytes | None:
     """Learning curves of the trained methods: mean accuracy over the target tasks against epochs of adaptation. Where
     something else than the collective's Fisher diagonal held the weights in some of them, one panel for each form."""
@@ -140,6 +136,7 @@ def curves_figure(results: Results) -> bytes | None:
     return _png(figure)
 
 
+@as_delivered
 def tasks_figure(results: Results) -> bytes | None:
     """Accuracy of the collective after each of its tasks, on all known classes and on those known before the task."""
     tasks = results.collective.tasks
@@ -167,6 +164,7 @@ def tasks_figure(results: Results) -> bytes | None:
     return _png(figure)
 
 
+@as_delivered
 def open_world_scores_figure(results: Results) -> bytes | None:
     """AUROC of every score in this run's cycles, on the stream before the new classes were learned and after."""
     open_world = results.collective.open_world
@@ -205,6 +203,7 @@ def open_world_scores_figure(results: Results) -> bytes | None:
     return _png(figure)
 
 
+@as_delivered
 def open_world_accuracy_figure(results: Results) -> bytes | None:
     """Accuracy before and after each cycle's training, by score and strategy: what is kept of the base classes, what is
     learned of the open-world ones."""
@@ -251,6 +250,7 @@ def open_world_accuracy_figure(results: Results) -> bytes | None:
     return _png(figure)
 
 
+@as_delivered
 def gradient_trend_figure(results: Results) -> bytes | None:
     """Heat map, layers by tasks: the share of each layer's parameters with a large gradient (Eq. 4, 5); beside it which
     layers settled, which were chosen, and how like a pseudo-descendant's they are."""

@@ -30,7 +30,9 @@ def privacy(
     from protocol.files.atomic import write_atomically
     from sims.results import privacy_figure, privacy_table, report
     from sims.results.tables import privacy_tables
+    from sims.run.run_folder import run_of
 
+    runs = [run_of(run) for run in runs]
     table = privacy_table.of_folders(runs)
     console().print(privacy_tables(table))
     image = privacy_figure.draw(table)

@@ -2,10 +2,7 @@
 
 from io import BytesIO
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from protocol.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
 from sims.results.figures import DOTS_PER_INCH
 from sims.results.privacy_table import PrivacyTable
 
@@ -14,6 +11,7 @@ _COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#7F7F7F", "#009E73", "#D55E00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
+@as_delivered
 def draw(table: PrivacyTable) -> bytes:
     """Mean accuracy of every method at each epsilon, with 95 % intervals, one panel for each shot count; at the right
     the runs without a guarantee."""

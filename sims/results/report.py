@@ -10,7 +10,6 @@ from statistics import stdev
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from matplotlib import rc_context
 
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
@@ -90,22 +89,20 @@ def write(run_folder: Path) -> Path:
     """
     results = load(run_folder)
     figures = {}
-    # A name may hold a dollar sign, and is no formula.
-    with rc_context({"text.parse_math": False}):
-        for name, draw in FIGURES.items():
-            image = draw(results)
-            if image is None:  # the page says why
-                continue
-            write_atomically(run_folder / name, image)
-            figures[name] = _embedded(name, image)
-        if os.path.lexists(run_folder / PRIVACY_FIGURE):  # `learngene privacy` has put it there
-            figures[PRIVACY_FIGURE] = _embedded(PRIVACY_FIGURE, _read_figure(run_folder / PRIVACY_FIGURE))
-        leakage = leakage_results.of_run(run_folder)
-        if leakage is not None:
-            for name, draw_leakage in leakage_figures.FIGURES.items():
-                image = draw_leakage(leakage)
-                if image is not None:  # the file stands with the measurement
-                    figures[name] = _embedded(name, image)
+    for name, draw in FIGURES.items():
+        image = draw(results)
+        if image is None:  # the page says why
+            continue
+        write_atomically(run_folder / name, image)
+        figures[name] = _embedded(name, image)
+    if os.path.lexists(run_folder / PRIVACY_FIGURE):  # `learngene privacy` has put it there
+        figures[PRIVACY_FIGURE] = _embedded(PRIVACY_FIGURE, _read_figure(run_folder / PRIVACY_FIGURE))
+    leakage = leakage_results.of_run(run_folder)
+    if leakage is not None:
+        for name, draw_leakage in leakage_figures.FIGURES.items():
+            image = draw_leakage(leakage)
+            if image is not None:  # the file stands with the measurement
+                figures[name] = _embedded(name, image)
     path = run_folder / "report.html"
     write_atomically(path, render(run_folder, results, figures, leakage).encode())
     return path

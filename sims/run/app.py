@@ -1,5 +1,6 @@
 """The main job as a Flower ServerApp: cuts a world, starts the node processes, orders the round, writes the report."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -14,7 +15,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from pydantic import TypeAdapter
 
-from protocol.errors import RunFailedError
+from protocol.errors import InputError, LearngeneError, RunFailedError, StorageFailedError
 from protocol.files.atomic import write_atomically
 from protocol.files.private_folders import private_folder
 from protocol.keys.encryption_key import EncryptionKey
@@ -22,6 +23,7 @@ from protocol.keys.key_file import Unlock, make_key_file
 from protocol.keys.signing_key import SigningKey
 from protocol.node import confine
 from protocol.node.events import Events
+from protocol.node.server import CANNOT
 from protocol.output import say as print_line
 from protocol.transport.local_socket import make_secret
 from protocol.transport.relay import PartyFailedError, check_flower, exchange_over, run_round
@@ -65,7 +67,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
     except BaseException as error:
-        run.update(status="failed", failure=str(error) or type(error).__name__)
+        with contextlib.suppress(StorageFailedError):  # whoever started the run tries again
+            run.end(str(error) or type(error).__name__)
         raise
     finally:
         run.close()
@@ -113,9 +116,10 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
         try:
             run_round(exchange, nodes, settings.collective.forms, say, time.sleep, check_alive)
         except PartyFailedError as error:
-            raise RunFailedError(_with_reasons(error, processes)) from error
+            raise _with_reasons(error, processes) from error
         clock.stop("round")
     run.update(seconds=clock.seconds)
+    say("the results are collected, and the report is made of them")
     results.collect(run.folder)
     say(f"report: {report.write(run.folder)}")
     run.update(status="finished")
@@ -163,6 +167,7 @@ class _Site:
         own = settings.collective if collective else settings.individual
         tables: dict[str, Mapping[str, object]] = {
             "node": {
+                "role": self.role,
                 "party": self.party,
                 "data": str(self.folder / "world" / self.party),
                 "state": str(self.state),
@@ -208,6 +213,7 @@ def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], Non
     if folder.exists():
         world = load_world(folder)
     else:
+        say("the images are loaded, and each party's own are put in its folder")
         source = load_source(settings.data, dataset=settings.dataset, stand_in=settings.stand_in, say=say)
         world = make_world(source, source.division, settings.plan, settings.seed, folder)
     dataset = world.description.dataset
@@ -279,9 +285,11 @@ def _signing_key(path: Path, unlock: Unlock) -> SigningKey:
     return SigningKey.load(path, unlock)
 
 
-def _with_reasons(error: PartyFailedError, processes: NodeProcesses) -> str:
+def _with_reasons(error: PartyFailedError, processes: NodeProcesses) -> LearngeneError:
     """What the relay knows, and from the failed nodes' own logs why: here one person owns them all, and nothing of it
-    crosses the protocol."""
+    crosses the protocol. An InputError where every one of them was given something wrong, so that it would fail
+    again."""
     failed = [node for node in processes.nodes if node.party in error.parties]
     reasons = [f"{node.party}: {node.last_error}" for node in failed if node.last_error]
-    return f"{error} ({'; '.join(reasons)})" if reasons else str(error)
+    kind = InputError if failed and all(CANNOT in node.last_error for node in failed) else RunFailedError
+    return kind(f"{error} ({'; '.join(reasons)})" if reasons else str(error))

@@ -1,9 +1,12 @@
 """The enclosure of a run: a small process that keeps all that the run starts in a network of its own, and ends it all.
 
-``python -I -m sims.run.enclosure LIFELINE READY COMMAND...`` leaves the machine's network, becomes the parent of every
-orphan below it (prctl(2), PR_SET_CHILD_SUBREAPER), starts the command and waits. When the lifeline closes, which it
-does however the run's own command ends, or when the command has ended, it ends every process below it, also one that
-left its parents and its session.
+``python -I -m sims.run.enclosure LIFELINE READY ENDED RECORD COMMAND...`` leaves the machine's network, becomes the
+parent of every orphan below it (prctl(2), PR_SET_CHILD_SUBREAPER), starts the command and waits. When the lifeline
+closes, which it does however the run's own command ends, or when the command has ended, it kills every process below
+it, also one that left its parents and its session. A run survives that at any moment.
+
+It is two processes, a guard and its child the keeper, which does the work. Where the keeper is killed, all that was
+below it becomes the guard's, and the guard ends it; where the guard is killed, the keeper is told by the kernel.
 """
 
 import contextlib
@@ -15,21 +18,26 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from protocol.confinement import isolated_start, namespaces, privileges
-from protocol.errors import RunFailedError
+from protocol.errors import LearngeneError, RunFailedError
 from sims.run.environment import REACH
 from sims.run.reach import reach_of_run
 
-_SET_CHILD_SUBREAPER, _SET_PARENT_DEATH_SIGNAL = 36, 1
+_SET_CHILD_SUBREAPER = 36
 # Loaded here: between fork and exec nothing may be loaded, only called.
 _LIBC = ctypes.CDLL(None)
-#: Seconds for the command to end by itself, then for what it started, then for what has to be killed.
-_COMMAND_GRACE, _REST_GRACE, _KILL_SECONDS = 5.0, 3.0, 10.0
+#: Seconds until what is killed has ended; a process that waits for a disk takes its time.
+_KILL_SECONDS = 10.0
 _POLL_SECONDS = 0.2
+#: What the run's own command writes to the lifeline before it closes it; whoever is killed writes nothing.
+_FAREWELL = b"."
+#: What the record of a run says whose own command was killed.
+KILLED = "the command that started the run was killed"
 
 
 class Enclosure:
@@ -38,34 +46,47 @@ class Enclosure:
     Attributes:
         refused: why it has no network of its own; empty where it has.
         said: the one line that the command wrote to the descriptor ``READY``.
+        end: how the command ended, in a few words for behind its name; empty where ``close`` ended it.
     """
 
     def __init__(
-        self, command: Callable[[int], Sequence[str]], *, environment: Mapping[str, str], folder: Path, output: BinaryIO
+        self,
+        command: Callable[[int], Sequence[str]],
+        *,
+        environment: Mapping[str, str],
+        folder: Path,
+        output: BinaryIO,
+        record: Path | None = None,
     ) -> None:
         """Start the command, by the number of its descriptor ``READY``, in ``folder``.
+
+        Args:
+            record: run folder in whose record the enclosure writes why the run ended, where this process is killed.
 
         Raises:
             InputError: the project is installed where an isolated process does not look.
         """
         reader, self._lifeline = os.pipe()
         self._ready, ready = os.pipe()
+        self._ended, ended = os.pipe()
+        given = [str(reader), str(ready), str(ended), str(record or "")]
         try:
             self._process = subprocess.Popen(
-                isolated_start.command("sims.run.enclosure", [str(reader), str(ready), *command(ready)]),
+                isolated_start.command("sims.run.enclosure", [*given, *command(ready)]),
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                pass_fds=(reader, ready),
+                pass_fds=(reader, ready, ended),
                 start_new_session=True,  # Ctrl-C is for the run's own command, which then closes this one
             )
         finally:
-            os.close(reader)
-            os.close(ready)
+            for descriptor in (reader, ready, ended):
+                os.close(descriptor)
         self.refused = ""
         self.said = ""
+        self.end = ""
 
     @property
     def ended(self) -> bool:
@@ -93,7 +114,7 @@ class Enclosure:
         """Join the enclosure's network and end with the parent: for a child between fork and exec."""
         if not self.refused and sys.platform == "linux":
             namespaces.join(self._process.pid)
-        end_with_parent()
+        _end_with_parent()
 
     def close(self) -> None:
         """End the command and every process below it. May be called again.
@@ -103,72 +124,114 @@ class Enclosure:
         """
         if self._lifeline < 0:
             return
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            os.write(self._lifeline, _FAREWELL)
         os.close(self._lifeline)
         os.close(self._ready)
         self._lifeline = -1
-        try:
-            code = self._process.wait(_COMMAND_GRACE + _REST_GRACE + _KILL_SECONDS + 5.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        # Where it was killed itself, nobody has ended the rest.
-        if code == _NOT_ALL_ENDED or code < 0:
+        # Both of its processes hold the other end: whichever is left says how it went.
+        told, deadline = b"", time.monotonic() + _KILL_SECONDS + 5.0
+        while (remaining := deadline - time.monotonic()) > 0 and select.select([self._ended], [], [], remaining)[0]:
+            if not (part := os.read(self._ended, 4096)):
+                break
+            told += part
+        os.close(self._ended)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_KILL_SECONDS)
+        all_ended, self.end = json.loads(told) if told.endswith(b"\n") else (False, "")
+        if not all_ended:
             raise RunFailedError("a process of the run cannot be ended; look for it with: ps -ef")
 
 
-def end_with_parent() -> None:
-    """This process ends when the one that started it does (Linux): for a child between fork and exec."""
+def _end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     if sys.platform == "linux":
-        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        privileges.end_with_parent(by)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The program
 
 
-_NOT_ALL_ENDED = 3
-
-
 def main() -> None:
     """The program: see the module."""
-    lifeline, ready, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    told: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    lifeline, ready, ended = map(int, sys.argv[1:4])
+    record, command = sys.argv[4], sys.argv[5:]
     refused = _leave_network()
-    if sys.platform == "linux":
-        _LIBC.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.write(ready, f"{json.dumps(refused)}\n".encode())
-    child = subprocess.Popen(
-        command, env={**os.environ, REACH: reach_of_run(refused)}, pass_fds=(ready,), preexec_fn=_die_with_parent
-    )
+    environment = {**os.environ, REACH: reach_of_run(refused)}
+    _adopt_orphans()
+    guard, keeper = os.getpid(), os.fork()
+    if keeper == 0:
+        _keep(guard, lifeline, ready, lambda how: _finish(lifeline, ended, record, how), command, environment)
     os.close(ready)
-    ended = _reap(child.pid)
-    while not ended and not told and not select.select([lifeline], [], [], _POLL_SECONDS)[0]:
-        ended = _reap(child.pid)
-    if not ended:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGTERM)
-        _until(lambda: _reap(child.pid), _COMMAND_GRACE)
-    sys.exit(0 if end_children() else _NOT_ALL_ENDED)
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(keeper, signal.SIGTERM))
+    code = _wait_for(keeper)
+    if code != 0:
+        # It did not do its work to the end. Whatever was below it is now below this process.
+        _finish(lifeline, ended, record, f"lost the process that kept it: it {_how(code)}")
 
 
-def end_children(grace: float = _REST_GRACE, seconds: float = _KILL_SECONDS) -> bool:
-    """End all that is below this process, which is the parent of every orphan there; whether none is left.
+def _keep(
+    guard: int,
+    lifeline: int,
+    ready: int,
+    finish: Callable[[str], None],
+    command: Sequence[str],
+    environment: Mapping[str, str],
+) -> NoReturn:
+    """The keeper: it starts the command, waits for its end or for a reason to end it, and ends everything."""
+    code = 1
+    try:
+        told: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+        _end_with_parent(signal.SIGTERM)
+        _adopt_orphans()
+        child = subprocess.Popen(command, env=environment, pass_fds=(ready,), preexec_fn=_end_with_parent)
+        os.close(ready)
+        end, closed = None, False
+        while end is None and not closed:
+            if told or os.getppid() != guard:
+                finish("was ended from outside")
+                break
+            closed = bool(select.select([lifeline], [], [], _POLL_SECONDS)[0])
+            end = _end_of(child.pid)
+        else:
+            finish("" if end is None else _how(end))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _finish(lifeline: int, ended: int, record: str, how: str) -> None:
+    """End all that is below this process, and say how it went to whoever is there to hear it."""
+    all_ended = end_children()
+    with contextlib.suppress(BrokenPipeError):
+        os.write(ended, f"{json.dumps([all_ended, how])}\n".encode())
+    os.close(ended)
+    # Readable and empty: the run's own command has gone without a farewell, so nobody else will say what happened.
+    if record and select.select([lifeline], [], [], 0)[0] and os.read(lifeline, 1) == b"":
+        from sims.run.run_folder import OpenRun  # takes most of a second, and is seldom needed
+
+        with contextlib.suppress(LearngeneError):
+            OpenRun.end_abandoned(Path(record), KILLED)
+
+
+def end_children(seconds: float = _KILL_SECONDS) -> bool:
+    """Kill all that is below this process, which is the parent of every orphan there; whether none is left.
 
     Who forks and ends again and again is met sooner or later: each one of them becomes a child of this process.
 
     Args:
-        grace: seconds for those that end by themselves.
-        seconds: for those that have to be killed.
+        seconds: until it is given up.
     """
-
-    def kill() -> bool:
+    deadline = time.monotonic() + seconds
+    while not _none_left() and time.monotonic() < deadline:
         for pid in _children():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        return _none_left()
-
-    return _until(_none_left, grace) or _until(kill, seconds, pause=0.0)
+    return _none_left()
 
 
 def _leave_network() -> str:
@@ -179,9 +242,9 @@ def _leave_network() -> str:
     return refused
 
 
-def _die_with_parent() -> None:
+def _adopt_orphans() -> None:
     if sys.platform == "linux":
-        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        _LIBC.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _children() -> Iterable[int]:
@@ -200,14 +263,26 @@ def _parent(process: Path) -> int:
     return 0
 
 
-def _reap(pid: int) -> bool:
-    """Take the exit codes of all children that have ended; whether the one of this number is among them or gone."""
-    found = False
+def _end_of(pid: int) -> int | None:
+    """Take the exit codes of all children that have ended; the one of this number, where it is among them."""
+    found = None
     with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-            found = found or ended == pid
-        return found
-    return True
+        while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            if ended[0] == pid:
+                found = os.waitstatus_to_exitcode(ended[1])
+    return found
+
+
+def _wait_for(pid: int) -> int:
+    """Exit code of this child, once it has ended."""
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == pid:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _how(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def _none_left() -> bool:
@@ -217,14 +292,6 @@ def _none_left() -> bool:
     except ChildProcessError:
         return True
     return False
-
-
-def _until(done: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
-    """Whether it came true in so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (answer := done()) and time.monotonic() < deadline:
-        time.sleep(pause)
-    return answer
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -33,6 +33,11 @@ class FlowerRun:
         self._folders = (home, temporary)
         self._environment = environment.of_run(home.path, temporary.path)
         self._logs: list[subprocess.Popen[str]] = []
+
+    @property
+    def end(self) -> str:
+        """How the SuperLink ended before this run was closed, in a few words; empty where it did not."""
+        return f"Flower's SuperLink {self.enclosure.end}" if self.enclosure.end else ""
 
     @property
     def notice(self) -> str:
@@ -133,6 +138,8 @@ def submit(
     *,
     nodes: int = 2,
     home: Path = DEFAULT_HOME,
+    record: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> FlowerRun:
     """Start a SuperLink in an enclosure and submit a Flower app to it; returns when it is accepted.
 
@@ -141,6 +148,8 @@ def submit(
         run_config: overrides of the app's own configuration; paths in it must be absolute.
         nodes: simulated SuperNodes, the collective included.
         home: where Flower keeps its files; each run gets a folder of its own in it, which ``close`` removes.
+        record: the run's own folder, for what is to be written down where this process is killed.
+        say: gets a line before each part that takes seconds.
 
     Raises:
         InputError: ``home`` cannot be written.
@@ -151,12 +160,14 @@ def submit(
     except OSError as error:
         raise InputError(f"cannot write to Flower's folder {home}: {error.strerror or error}") from error
     temporary = make_temporary_folder()
+    say("Flower's SuperLink starts")
     with (own.path / "superlink.out").open("wb") as output:
         enclosure = Enclosure(
             lambda ready: isolated_start.command("sims.run.superlink", [str(ready)]),
             environment=environment.of_run(own.path, temporary.path),
             folder=own.path,
             output=output,
+            record=record,
         )
     run = FlowerRun(own, temporary, enclosure)
     try:
@@ -167,6 +178,7 @@ def submit(
             "insecure = true\n",
             encoding="utf-8",
         )
+        say("Flower takes the run's app")
         answer = run._command(
             *("run", str(app.resolve()), "local", "--format", "json"),
             *("--run-config", " ".join(f"{key}={_toml(value)}" for key, value in run_config.items()))
@@ -176,6 +188,7 @@ def submit(
             *("--federation-config", f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus=1"),
         )
         run.run_id = str(answer["run-id"])
+        say("Flower's simulation starts, and Ray in it")
     except BaseException:
         run.close()
         raise

@@ -16,7 +16,7 @@ from rich.text import Text
 from protocol.encoding import strict_json
 from protocol.errors import InputError
 from protocol.files import state_files
-from protocol.output import plain
+from protocol.output import plain, redraws
 from protocol.visible_text import visible_line
 from sims.run.run_folder import individuals_of, state_folder
 
@@ -174,7 +174,7 @@ class ProgressView:
         self._printed: dict[tuple[str, str], float] = {}
         self._rows: dict[tuple[str, str], TaskID] = {}
         self._bars: Progress | None = None
-        if console.is_terminal:
+        if redraws(console):
             self._bars = Progress(
                 TextColumn("{task.fields[party]}", style="cyan", markup=False),
                 TextColumn("{task.description}", markup=False),
@@ -195,6 +195,10 @@ class ProgressView:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Show a line of the run's own, at once."""
+        self._line(Event("run", "run", self._clock(), 0, 0, text), text)
 
     def show(self, events: Iterable[Event]) -> None:
         """Show what is new."""

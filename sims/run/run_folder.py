@@ -1,5 +1,6 @@
 """The folder of one run: made once, locked while the run goes on, found again to be resumed."""
 
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protocol.errors import InputError, fault_line
+from protocol.errors import InputError, StorageFailedError, fault_line
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.files.user_files import read_given
 from sims.run.reach import Reach
@@ -81,6 +82,26 @@ class OpenRun:
         )
         _write_json(self.folder / "run.json", self.record)
 
+    def end(self, failure: str) -> None:
+        """Write down that the run has failed, also where the disk has no place for another file.
+
+        Raises:
+            StorageFailedError: the record cannot be written.
+        """
+        try:
+            self.update(status="failed", failure=failure)
+        except StorageFailedError:
+            # Over the old one, in the place that it has already. Behind the end of JSON may stand any white space.
+            path = self.folder / "run.json"
+            text = _text(self.record).encode()
+            try:
+                with path.open("r+b", buffering=0) as file:
+                    old = os.fstat(file.fileno()).st_size
+                    if file.write(text.ljust(old)) < len(text):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                raise StorageFailedError(f"cannot write {path}: {error.strerror or error}") from error
+
     def keep_settings(self, settings: RunSettings, dataset: Mapping[str, str]) -> None:
         """Write ``settings.json``; ``dataset``: name and source of the images."""
         _write_json(self.folder / "settings.json", SettingsFile(settings=settings, dataset=dict(dataset)))
@@ -90,16 +111,27 @@ class OpenRun:
         self._lock.close()
 
     @classmethod
-    def end_abandoned(cls, folder: Path, failure: str) -> None:
+    def end_abandoned(cls, folder: Path, failure: str, *, before: RunRecord | None = None) -> None:
         """Write down that a run has failed whose own process ended without saying so.
 
+        Args:
+            before: the record that a resumed run began with: where it still stands there, its process never came to
+                write another.
+
         Raises:
-            InputError: a process still works on it.
+            InputError: a process still works on it. StorageFailedError: the record cannot be written.
         """
         run = cls(folder, read_record(folder), _lock(folder))
-        if run.record.status == "running":
-            run.update(status="failed", failure=failure)
-        run.close()
+        try:
+            if run.record.status == "running" or (run.record == before and before.status != "finished"):
+                run.end(failure)
+        finally:
+            run.close()
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the run that a user names: the folder itself, or any file that lies directly in it."""
+    return path.parent if path.is_file() and (path.parent / "run.json").is_file() else path
 
 
 #: Individuals are numbered from 1.
@@ -274,5 +306,8 @@ def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
 
 
 def _write_json(path: Path, model: BaseModel) -> None:
-    text = json.dumps(model.model_dump(mode="json"), indent=1, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    write_atomically(path, _text(model).encode())
+
+
+def _text(model: BaseModel) -> str:
+    return json.dumps(model.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import FrameType
-from typing import Protocol
+from types import FrameType, TracebackType
+from typing import ClassVar, Protocol
 
 from rich.console import Console
 
-from protocol.errors import InputError, LearngeneError, RunFailedError
+from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError, StorageFailedError
 from protocol.files.atomic import write_atomically
 from protocol.output import plain
 from sims.data.images import count_images, fetch_published
@@ -25,6 +25,7 @@ from sims.run.progress import ProgressView, RunWatcher
 from sims.run.run_folder import (
     OpenRun,
     RunRecord,
+    is_locked,
     read_record,
     reserve_folder,
     resume_folder,
@@ -38,11 +39,17 @@ _GRACE_SECONDS = 60.0
 _LOG_LINES = 20_000
 
 
+_APP_LOST = "its app's process ended without a word, as one does that is killed or runs out of memory"
+
+
 class SubmittedRun(Protocol):
     """What the runner needs of ``sims.run.flower.FlowerRun``."""
 
     @property
     def notice(self) -> str: ...
+
+    @property
+    def end(self) -> str: ...
 
     def stream(self) -> Iterator[str]: ...
 
@@ -54,7 +61,9 @@ class SubmittedRun(Protocol):
 class Submit(Protocol):
     """``sims.run.flower.submit``."""
 
-    def __call__(self, app: Path, run_config: Mapping[str, Value], *, nodes: int) -> SubmittedRun: ...
+    def __call__(
+        self, app: Path, run_config: Mapping[str, Value], *, nodes: int, record: Path, say: Callable[[str], None]
+    ) -> SubmittedRun: ...
 
 
 def run(
@@ -68,50 +77,116 @@ def run(
 
     Raises:
         InputError: the machine or the images lack what the settings need, or there is nothing to resume.
-        RunFailedError: the run ended without its result; the message says why and how to go on.
+        RunFailedError: the run ended without its result; the message says why, and how to go on where that helps.
+        StoppedError: Ctrl-C or another signal ended it; the message says what is kept, and how to go on.
     """
     check_machine(settings)
     if not settings.resume:  # a run that is resumed has its world
-        division, counts = count_images(settings.data, dataset=settings.dataset, stand_in=settings.stand_in)
-        check_enough(counts, division, settings.plan)
-        if settings.collective.classes_per_task > len(division.base):
-            raise InputError(
-                f"a task of {settings.collective.classes_per_task} classes needs as many base classes; there are "
-                f"{len(division.base)}: --set collective.classes_per_task={len(division.base)}"
-            )
-        if settings.data is None and not settings.stand_in:
-            # A run has no network to fetch them by. Without them it draws the stand-in, and says so.
-            fetch_published(say=lambda line: console.print(line, highlight=False))
+        _check_images(settings, console)
     folder = _folder(settings, clock)
     settings = settings.model_copy(update={"folder": folder})
-    watcher = RunWatcher(folder, from_end=settings.resume)
-    log: deque[str] = deque(maxlen=_LOG_LINES)
-    status = "not submitted"
     console.print(plain(f"run folder     {folder}"), soft_wrap=True)
-    try:
-        with _terminate_as_interrupt(), as_file(files("sims") / settings.dataset) as app:
-            submitted = submit(app, settings.to_run_config(), nodes=settings.individuals + 1)
-            try:
-                if submitted.notice:
-                    console.print(submitted.notice, highlight=False)
-                status = _follow(submitted, folder, watcher, log, console, clock)
-            finally:
-                submitted.close()
-    except BaseException as error:
-        _leave(folder, log, "interrupted" if isinstance(error, KeyboardInterrupt) else str(error))
-        raise
-    _leave(folder, log, _last_words(log) or f"Flower calls it {status}")
+    before = _record(folder)
+    log: deque[str] = deque(maxlen=_LOG_LINES)
+    with Interruption() as interruption:
+        failed, reason = _run_in(folder, settings, console, log, submit, clock, interruption)
+        problem = _leave(folder, log, reason, before)
     record = _record(folder)
+    if interruption.number:
+        raise StoppedError(_what_is_left(settings, folder, record, interruption, problem), interruption.number)
+    if isinstance(failed, OSError):  # a full disk, most of all
+        raise RunFailedError(f"the run failed: {failed}; its folder is {folder}{problem}") from failed
+    if failed is not None:
+        raise failed
     refusal = _refusal(log)
     if refusal and (record is None or record.status != "finished"):
         # Of what the images turned out to be: to go on would end in the same way.
         raise InputError(f"{refusal}; the folder of this attempt is {folder}")
     if record is None:
-        raise RunFailedError(f"the run did not start: {_last_words(log) or status}; see {folder / 'flower.log'}")
+        raise RunFailedError(f"the run did not start: {_last_words(log) or reason}; see {folder / 'flower.log'}")
     if record.status != "finished":
-        reason = record.failure or status
-        raise RunFailedError(f"the run failed: {reason}; its folder is {folder}; --resume goes on with it")
+        raise RunFailedError(f"the run failed: {_why(record, reason, settings, folder, before)}{problem}")
     return folder, load(folder)
+
+
+def _check_images(settings: RunSettings, console: Console) -> None:
+    """Refuse images that are not enough, before anything is started; download those that a run would lack."""
+    division, counts = count_images(settings.data, dataset=settings.dataset, stand_in=settings.stand_in)
+    check_enough(counts, division, settings.plan)
+    if settings.collective.classes_per_task > len(division.base):
+        raise InputError(
+            f"a task of {settings.collective.classes_per_task} classes needs as many base classes; there are "
+            f"{len(division.base)}: --set collective.classes_per_task={len(division.base)}"
+        )
+    if settings.data is None and not settings.stand_in:
+        # A run has no network to fetch them by. Without them it draws the stand-in, and says so.
+        fetch_published(say=lambda line: console.print(line, highlight=False))
+
+
+def _run_in(
+    folder: Path,
+    settings: RunSettings,
+    console: Console,
+    log: deque[str],
+    submit: Submit,
+    clock: Callable[[], float],
+    interruption: "Interruption",
+) -> tuple[BaseException | None, str]:
+    """Flower's part of a run, from its start until nothing of it is left: what broke it off, and why it ended for all
+    that can be told from here."""
+    submitted: SubmittedRun | None = None
+    reason = ""
+    failed: BaseException | None = None
+    try:
+        watcher = RunWatcher(folder, from_end=settings.resume)
+        with as_file(files("sims") / settings.dataset) as app, ProgressView(console, clock) as view:
+            config, nodes = settings.to_run_config(), settings.individuals + 1
+            submitted = submit(app, config, nodes=nodes, record=folder, say=view.say)
+            if submitted.notice:
+                console.print(submitted.notice, highlight=False)
+            reason = _follow(submitted, folder, watcher, log, view, clock)
+    except BaseException as error:
+        failed = error
+    interruption.only_note()
+    try:
+        if submitted is not None:
+            submitted.close()
+    except LearngeneError as error:
+        failed = failed or error
+    if isinstance(failed, KeyboardInterrupt):
+        interruption.number = interruption.number or signal.SIGINT
+    if interruption.number:
+        return failed, interruption.reason
+    if failed is not None:
+        return failed, str(failed) or type(failed).__name__
+    end = submitted.end if submitted is not None else ""
+    return None, end or (reason if reason == _APP_LOST else _last_words(log) or reason)
+
+
+def _what_is_left(
+    settings: RunSettings, folder: Path, record: RunRecord | None, interruption: "Interruption", problem: str
+) -> str:
+    """The one line for whoever ended a run."""
+    if record is None:
+        return f"{interruption.word} before anything was done{problem}"
+    if record.status == "finished":
+        return f"{interruption.word}; the run is finished all the same, and its folder is {folder}{problem}"
+    return (
+        f"{interruption.word}; what is done is kept in {folder}; go on with: {_command_to_resume(settings, folder)}"
+        f"{problem}"
+    )
+
+
+def _why(record: RunRecord, reason: str, settings: RunSettings, folder: Path, before: RunRecord | None) -> str:
+    """Why a run failed, where it lies, and how to go on unless it has just failed so for the second time."""
+    failure = record.failure or reason
+    if before is not None and before.failure == failure:
+        return f"{failure}; its folder is {folder}; it ended so before it was resumed, too"
+    return f"{failure}; its folder is {folder}; go on with: {_command_to_resume(settings, folder)}"
+
+
+def _command_to_resume(settings: RunSettings, folder: Path) -> str:
+    return f"{settings.model_copy(update={'out': folder.parent}).command()} --resume"
 
 
 def planned_folder(settings: RunSettings, now: datetime) -> Path:
@@ -140,10 +215,10 @@ def _follow(
     folder: Path,
     watcher: RunWatcher,
     log: deque[str],
-    console: Console,
+    view: ProgressView,
     clock: Callable[[], float],
 ) -> str:
-    """Show what happens until the run has ended; Flower's last word on it."""
+    """Show what happens until the run has ended; why it has, as far as can be told from Flower's word on it."""
 
     def read_log() -> None:
         for line in submitted.stream():
@@ -153,38 +228,57 @@ def _follow(
     reader.start()
     ended: float | None = None
     before = _record(folder)  # of a resumed run: how it ended the time before
-    with ProgressView(console, clock) as view:
-        while reader.is_alive():
-            reader.join(_POLL_SECONDS)
-            view.show(watcher.poll())
-            # The log's stream is the sign that the run is over; where it hangs, the run's own record is.
-            record = _record(folder)
-            if ended is None and record is not None and record != before and record.status != "running":
-                ended = clock()
-            if ended is not None and clock() - ended > _GRACE_SECONDS:
-                break
+    while reader.is_alive():
+        reader.join(_POLL_SECONDS)
         view.show(watcher.poll())
-    with contextlib.suppress(LearngeneError):
-        return submitted.status()
-    return "unknown"
+        # The log's stream is the sign that the run is over; where it hangs, the run's own record is.
+        record = _record(folder)
+        begun = record is not None and record != before
+        if begun and _is_lost(folder):  # Flower takes most of a minute to find out
+            return _APP_LOST
+        if ended is None and begun and record is not None and record.status != "running":
+            ended = clock()
+        if ended is not None and clock() - ended > _GRACE_SECONDS:
+            break
+    view.show(watcher.poll())
+    try:
+        status = submitted.status()
+    except LearngeneError:
+        status = "unknown"
+    return f"it ended without a word (Flower calls it {status})"
 
 
-def _leave(folder: Path, log: deque[str], reason: str) -> None:
-    """Keep Flower's log, and write down that a run ended which could not do so itself (killed, out of memory).
+def _is_lost(folder: Path) -> bool:
+    """Whether a run goes on by its record, and nobody works on it."""
+    record = _record(folder)
+    if record is None or record.status != "running" or is_locked(folder):
+        return False
+    return _record(folder) == record  # it might have ended in between
+
+
+def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None) -> str:
+    """Write down that a run ended which could not do so itself (killed, out of memory), and keep Flower's log.
 
     A folder that the run never used is removed again.
+
+    Returns:
+        What could not be written and why, to stand at the end of a line; empty where all was.
     """
     if not folder.is_dir():
-        return
+        return ""
     record = _record(folder)
-    if record is None and not log and not any(folder.iterdir()):
+    if record is None and not any(folder.iterdir()) and (not log or reason in Interruption.REASONS.values()):
         folder.rmdir()
-        return
-    if log:
-        write_atomically(folder / "flower.log", ("\n".join(log) + "\n").encode())
-    if record is not None and record.status == "running":
-        with contextlib.suppress(LearngeneError):
-            OpenRun.end_abandoned(folder, reason)
+        return ""
+    try:
+        if record is not None:
+            with contextlib.suppress(InputError):  # somebody works on it still, and will say how it ended
+                OpenRun.end_abandoned(folder, reason, before=before)
+        if log:
+            write_atomically(folder / "flower.log", ("\n".join(log) + "\n").encode())
+    except StorageFailedError as error:
+        return f"; {error}"
+    return ""
 
 
 def _record(folder: Path) -> RunRecord | None:
@@ -209,18 +303,59 @@ def _last_words(log: deque[str]) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Inside, SIGTERM ends the run as Ctrl-C does, so that nothing is left behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class Interruption:
+    """Inside, the first signal that asks for an end raises KeyboardInterrupt; every later one, and every one after
+    ``only_note``, is only noted: what was started is ended in order.
 
-    def interrupt(signal_number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    A signal that is ignored already, as in a shell's background or under nohup(1), stays so.
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    Attributes:
+        number: of the first signal that came; 0: none has.
+    """
+
+    #: What the record of a run says of each.
+    REASONS: ClassVar[Mapping[int, str]] = {
+        signal.SIGINT: "the user interrupted it (Ctrl-C)",
+        signal.SIGTERM: "a user or the system ended it (SIGTERM)",
+        signal.SIGHUP: "its terminal was closed (SIGHUP)",
+    }
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._raises = True
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int] = {}
+
+    def only_note(self) -> None:
+        """From now on, raise nothing."""
+        self._raises = False
+
+    @property
+    def word(self) -> str:
+        """For the person at the terminal."""
+        return "interrupted" if self.number == signal.SIGINT else f"ended by {signal.Signals(self.number).name}"
+
+    @property
+    def reason(self) -> str:
+        """For the record of the run."""
+        return self.REASONS[self.number]
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.number = self.number or number
+        if self._raises:
+            self._raises = False
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            for number in self.REASONS:
+                before = signal.getsignal(number)
+                if before is not None and before != signal.SIG_IGN:
+                    self._before[number] = before
+                    signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)

@@ -1,5 +1,6 @@
 """Every setting of a simulated run and its defaults: the profiles stand at the top, the checks below."""
 
+import difflib
 import math
 import os
 import re
@@ -398,6 +399,16 @@ def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None 
 _OWN_KEYS: Mapping[str, str] = {"collective.tasks": "tasks", "collective.width": "width"}
 
 
+def nearest(target: str, known: Sequence[str]) -> str:
+    """The setting that a wrong one was meant for, first among those of its party; empty where none is near."""
+    party, _, name = target.rpartition(".")
+    for candidates in ([one for one in known if one.startswith(f"{party}.")], known):
+        names = {one.rpartition(".")[2]: one for one in reversed(candidates)}
+        if found := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+            return names[found[0]]
+    return ""
+
+
 def join_changes(changes: Sequence[str]) -> str:
     """Changes ``PARTY.NAME=VALUE`` as the text of ``set``; one that holds a space is quoted as a shell quotes."""
     return shlex.join(changes)
@@ -414,6 +425,9 @@ def _parse_changes(text: str) -> dict[str, dict[str, str]]:
     for word in words:
         target, equals, value = word.partition("=")
         party, dot, name = target.partition(".")
+        known = [f"{party}.{name}" for party, model in models.items() for name in model.model_fields]
+        if equals and target not in known and (meant := nearest(target, known)):
+            raise InputError(f"set: unknown setting {target!r}; did you mean {meant}? --dry-run lists them all")
         if not (equals and dot and party in models):
             raise InputError(f"set: {word!r} is not of the form collective.NAME=VALUE or individual.NAME=VALUE")
         if name not in models[party].model_fields:

@@ -1,4 +1,4 @@
-"""The program of a run's SuperLink: ``python -I -m sims.run.superlink READY``.
+"""The program of a run's SuperLink: ``python -I -m sims.run.superlink READY [OPTION...]``.
 
 Flower's own command, but for two things: nobody else can take its port before it does, and it answers this user only.
 """
@@ -13,10 +13,13 @@ from flwr.superlink.cli import flower_superlink
 
 from sims.run.same_user import SameUserOnly, offered
 
+_SIMULATION = ("--insecure", "--simulation")
+
 
 def main() -> None:
-    """Serve until a signal; once the server answers, its port goes in one line to the descriptor ``READY``."""
-    ready = int(sys.argv[1])
+    """Serve until a signal; once the server answers, its port goes in one line to the descriptor ``READY``. The options
+    are those of Flower's command, in place of a simulation's."""
+    ready, options = int(sys.argv[1]), sys.argv[2:] or _SIMULATION
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -34,7 +37,7 @@ def main() -> None:
         uvicorn.run = serve  # type: ignore[assignment]
         sys.argv = [
             "flower-superlink",
-            *("--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1"),
+            *(*options, "--isolation", "subprocess", "--host", "127.0.0.1"),
             *("--port", str(port), "--disable-runtime-dependency-installation"),
         ]
         flower_superlink()

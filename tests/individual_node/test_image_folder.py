@@ -194,6 +194,16 @@ def test_a_folder_that_is_no_class_tree_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_stands_for_the_pictures_in_it(tmp_path: Path) -> None:
     folder = tree(tmp_path, ant=2) / "ant"
-    assert pictures_of([folder / "1.png", folder]) == [folder / "1.png", folder / "0.png", folder / "1.png"]
+    assert pictures_of([folder]) == [folder / "0.png", folder / "1.png"]
     with pytest.raises(InputError, match=r"there is no file .*2\.png"):
         pictures_of([folder / "2.png"])
+
+
+def test_a_picture_that_is_given_twice_is_named_once(tmp_path: Path) -> None:
+    folder = tree(tmp_path, ant=2) / "ant"
+    one, other = folder / "1.png", folder / "0.png"
+    (tmp_path / "link").symlink_to(folder)
+    assert pictures_of([one, folder, folder, tmp_path / "link", folder / ".." / "ant" / "0.png"]) == [one, other]
+    # Another name is another picture to whoever asks, whatever it leads to.
+    (folder / "2.png").symlink_to(one)
+    assert pictures_of([folder]) == [other, one, folder / "2.png"]

@@ -36,7 +36,7 @@ def test_the_adapt_job_says_what_should_not_be_used_any_more(
     for form in ("condensed", "paper"):
         folders.publish(learngene(form=form))
         folders.exchange(tmp_path / f"{form}.learngene", form)
-    configuration = load(folders.individual, IndividualConfiguration)
+    configuration = load(folders.individual, IndividualConfiguration, "individual")
     node = IndividualProgram(configuration, Confinement(0, False, ()), load_keys(configuration.node))
     monkeypatch.setattr(program, "Evaluation", NothingToRun)
     monkeypatch.setattr(program.target_tasks, "read", lambda _: None)

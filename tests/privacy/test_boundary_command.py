@@ -148,6 +148,17 @@ def test_a_list_makes_no_attack(boundary: Callable[..., Done]) -> None:
     assert str(OPEN_REFUSED) in " ".join(done.out.split())
 
 
+@pytest.mark.parametrize("only", [["node"], ["node", "courier"]])
+def test_a_list_counts_the_attacks_of_every_area(boundary: Callable[..., Done], only: list[str]) -> None:
+    made = [an_attack("one"), an_attack("two"), replace(an_attack("three"), lacks="a second user")]
+    done = boundary(made, "--list", *(word for area in only for word in ("--only", area)))
+    lines = done.out.splitlines()
+    assert [line for line in lines if line.startswith(tuple(f"{area}: " for area in only))] == [
+        f"{area}: 3 attacks, 1 of them left out here" for area in only
+    ]
+    assert (f"all areas: {3 * len(only)} attacks" in lines) == (len(only) > 1)
+
+
 def test_an_unknown_area_and_a_missing_folder_are_refused(boundary: Callable[..., Done], tmp_path: Path) -> None:
     refused(boundary([], "--only", "moon"), "--only moon", "node, courier, users")
     refused(boundary([], "--json", tmp_path / "nowhere" / "found.json"), "there is no folder")

@@ -8,6 +8,8 @@ import pytest
 from protocol.node import confine
 from sims.boundary.attempt import Attempt, make
 from sims.boundary.deployment_attacks import deployment_attacks
+from sims.boundary.user_attacks import lacks_another_user
+from sims.run.same_user import offered
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,6 +24,8 @@ THROUGH_THE_RELAY = {
     "another individual's bundle through Flower",
     "another run's bundle through Flower",
 }
+#: What another user of the machine meets.
+BY_ANOTHER_USER = "ask a site's SuperLink as another user"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,8 @@ def test_every_control_succeeds(attempts: dict[str, Attempt]) -> None:
 
 
 def test_under_the_courier_nothing_of_the_site_is_reached(attempts: dict[str, Attempt]) -> None:
-    thefts = {name: made for name, made in attempts.items() if name not in UNSTOPPABLE | THROUGH_THE_RELAY}
+    others = UNSTOPPABLE | THROUGH_THE_RELAY | {BY_ANOTHER_USER}
+    thefts = {name: made for name, made in attempts.items() if name not in others}
     assert len(thefts) >= 6
     expected = "blocked" if confine.offered() else "not enforced"
     assert {name: made.confined for name, made in thefts.items()} == dict.fromkeys(thefts, expected)
@@ -49,6 +54,14 @@ def test_a_relay_that_repeats_swaps_and_crosses_achieves_nothing(attempts: dict[
         "another run's bundle through Flower": "wrong_run",
     }
     assert {attempts[name].confined for name in THROUGH_THE_RELAY} == {"blocked"}
+
+
+def test_the_superlink_answers_its_own_user_only(attempts: dict[str, Attempt]) -> None:
+    if lack := lacks_another_user():
+        pytest.skip(lack)
+    made = attempts[BY_ANOTHER_USER]
+    assert (made.control, made.confined) == ("succeeded", "blocked" if offered() else "not enforced")
+    assert not offered() or (made.refusal and made.refusal.error) == "403"
 
 
 def test_what_nothing_stops_is_said_to_be_so(attempts: dict[str, Attempt]) -> None:

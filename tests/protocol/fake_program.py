@@ -74,7 +74,6 @@ class FakeProgram:
 
 def make(configuration: NodeConfiguration, confinement: Confinement, keys: NodeKeys) -> FakeProgram:
     """What the launcher calls."""
-    party = configuration.node.party
     if keys.encryption is not None:
         logging.info("opened %s %s", keys.signing.keyid, keys.encryption.public.hex())
-    return FakeProgram("collective" if party.startswith("collective") else "individual", party)
+    return FakeProgram(configuration.node.role, configuration.node.party)

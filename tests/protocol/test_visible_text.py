@@ -11,6 +11,7 @@ from protocol.visible_text import LINE_LENGTH, NAME_LENGTH, is_plain, visible_li
 
 #: Any text, unpaired surrogates among it, and rich in what matters here.
 SPECIAL = "\x1b\x07\x9b\x7f\n\r\t\\\u200c\u200d\u200b\u202e\u2066\u2028\ufeff\u00ad\u0301\u064e\u094d\ufe0f\U000e0100"
+SPECIAL += "\u061c\u2d7f\u1039\ufffc\U0001d159"
 SPECIAL += "\U000e0041\ue000\ud800\udc9b\u115f\u3164\u0627\u0645\u0915\u2764\U0001f468\U0001f3fd\u845b1#\u20e3ax\u00a0 "
 TEXTS = st.text(st.one_of(st.sampled_from(SPECIAL), st.characters()), max_size=60)
 ESCAPE = re.compile(r"\\(?:([\\nrt])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
@@ -84,6 +85,11 @@ def test_nothing_that_steers_or_hides_comes_out(text: str) -> None:
         "©️",
         "☎︎",
         "ශ්‍රී",
+        "သတ္တဝါ",
+        "ភាសាខ្មែរ",
+        "ᨻᩕ᩠ᨿᩣ",
+        "م\u064e\u200cخ",
+        "ک\u200dک",
         "क्‍ष",
         "क्षि",
         "বাংলা",
@@ -140,12 +146,47 @@ def test_people_s_names_stay(name: str) -> None:
         ("\u3164", r"\u3164"),
         ("\u2800", r"\u2800"),
         ("\ue000", r"\ue000"),
+        # Symbols and marks that are blank, or stand for what is not there.
+        ("a\U0001d159b", r"a\U0001d159b"),
+        ("a\ufffcb", r"a\ufffcb"),
+        ("a\U00016fe4b", r"a\U00016fe4b"),
+        ("a\U00013441b", r"a\U00013441b"),
+        # Joiners of letters that are not drawn, elsewhere than in their own script.
+        ("pay\u2d7fpal", r"pay\u2d7fpal"),
+        ("pay\U0001107fpal", r"pay\U0001107fpal"),
+        ("\u1000\u17d2\u1000", "\u1000" + r"\u17d2" + "\u1000"),
+        # Behind what is not shown as itself, or in front of it, there is nothing to join or to change.
+        ("\u061c\u200c\u0627", r"\u061c\u200c" + "\u0627"),
+        ("\u0627\u200c\u061c", "\u0627" + r"\u200c\u061c"),
+        ("\u094d\u200dx", r"\u094d\u200dx"),
+        ("\u2800\u200d😀", r"\u2800\u200d" + "😀"),
+        ("\ufffc\U0001f3fd\u200d😀", r"\ufffc" + "\U0001f3fd" + r"\u200d" + "😀"),
+        ("😀\u200d\ufffc", "😀" + r"\u200d\ufffc"),
+        ("\u2800\ufe0f", r"\u2800\ufe0f"),
+        ("\u0627" + "\u0301" * 6 + "\u200c\u0628", "\u0627" + "\u0301" * 5 + r"\u0301\u200c" + "\u0628"),
     ],
 )
 def test_what_is_shown_by_its_number(name: str, shown: str) -> None:
     assert visible_name(name) == shown
     assert visible_line(name) == shown
     assert not is_plain(name)
+
+
+#: DerivedCoreProperties of Unicode 15.1: Default_Ignorable_Code_Point; first and last.
+IGNORABLE = (
+    *((0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F)),
+    *((0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF)),
+    *((0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
+)
+
+
+def test_nothing_that_unicode_leaves_undrawn_stays_between_letters() -> None:
+    for first, last in IGNORABLE:
+        for character in map(chr, range(first, last + 1)):
+            assert visible_line(f"a{character}b") == f"a{ascii(character)[1:-1]}b"
+            # Not to be seen as an emoji's part either, but for the joiner and the two selectors.
+            joins = character in "\u200d\ufe0e\ufe0f"
+            assert (visible_line(f"😀{character}😀") == f"😀{character}😀") == joins
 
 
 def test_marks_do_not_climb() -> None:

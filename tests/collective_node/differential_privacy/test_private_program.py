@@ -38,7 +38,7 @@ def test_the_node_publishes_a_private_learngene_once(tmp_path: Path, monkeypatch
     folders = make_folders(tmp_path)
     tables = read(folders.collective)
     folders.collective.write_bytes(tomli_w.dumps({**tables, "collective": SETTINGS}).encode())
-    configuration = load(folders.collective, CollectiveConfiguration)
+    configuration = load(folders.collective, CollectiveConfiguration, "collective")
     program = CollectiveProgram(configuration, Confinement(0, False, ()), load_keys(configuration.node))
     program._evolve()
     (release,) = folders.collective_desk().releases()

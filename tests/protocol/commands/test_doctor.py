@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,11 +15,14 @@ import pytest
 from protocol.commands.doctor import Finding, examine_machine, examine_node, starts
 from protocol.commands.node_commands import initialise
 from protocol.confinement import guards
+from protocol.files.private_folders import private_folder
 from protocol.keys.party_keys import NodeKeys
 from protocol.node import confine
 from protocol.transport.frame import Frame
+from protocol.transport.simulation_paths import is_simulated, simulation_paths
 from protocol.trust.trust_file import write_trust
-from protocol.trust.trust_store import TrustStore
+from protocol.trust.trust_store import Role, TrustStore
+from tests.protocol.made_node import PARTNER, other_role
 from tests.protocol.node.test_server import Started
 from tests.protocol.parties import NOW, ROOT, STRANGER
 
@@ -67,6 +71,7 @@ def node(tmp_path: Path) -> Node:
     keys = initialise(tmp_path / "node", role="individual", data=data, party="individual-1", root=ROOT.public_hex)
     store = TrustStore(root=ROOT.public_hex, expires_at=NOW + 40 * 86_400)
     store = store.with_key(keys.signing.public_hex, "individual", "individual-1")
+    store = store.with_key(PARTNER.public_hex, "collective", "collective")
     made = Node(tmp_path / "node", data, keys, store)
     made.write_trust(store)
     made.set('device = "auto"', 'device = "cpu"')
@@ -128,6 +133,10 @@ def other_root(node: Node) -> None:
 
 def revoked(node: Node) -> None:
     node.write_trust(node.trust.without_key(node.keys.signing.keyid, "compromised"))
+
+
+def without_a_collective(node: Node) -> None:
+    node.write_trust(node.trust.without_key(PARTNER.keyid, "retired"))
 
 
 def not_pinned(node: Node) -> None:
@@ -197,6 +206,7 @@ def keys_beside_the_door(node: Node) -> None:
         (other_root, "trust", "root"),
         (revoked, "trust", "revoked"),
         (not_pinned, "trust", "not pinned"),
+        (without_a_collective, "trust", "exactly one key of a collective"),
         (no_data, "folders", "there is no folder"),
         (state_in_data, "folders", "lies inside node.data"),
         (open_state, "folders", "chmod 700"),
@@ -257,6 +267,34 @@ def test_who_the_courier_is_is_not_claimed(node: Node) -> None:
     found = node.examine()["users"]
     assert found.found.startswith("as configured")
     assert "was not looked at" in found.found
+
+
+def test_the_node_of_a_simulated_run_is_known_and_nothing_is_advised_that_nobody_can_do(
+    node: Node, tmp_path: Path
+) -> None:
+    assert is_simulated(simulation_paths(4936565259025986886, 1)[0])
+    folder = tmp_path / "learngene-0" / "1"
+    path, secret = folder / "1.sock", folder / "1.secret"
+    private_folder(private_folder(path.parent.parent) / path.parent.name)
+    shutil.copy(node.folder / "socket.secret", secret)
+    node.set('"node.sock"', f'"{path}"')
+    node.set('"socket.secret"', f'"{secret}"')
+    # While the run goes on.
+    found = node.examine()
+    assert found["socket"].verdict == "ok"
+    assert "node.user" not in found["users"].advice
+    # Its end takes the folder away.
+    shutil.rmtree(path.parent)
+    found = node.examine()
+    assert not starts(found.values())
+    assert "run" in found["socket"].found
+    assert "learngene run" in found["socket"].advice
+    # The control: a node of its own whose secret is gone.
+    node.set(f'"{path}"', '"node.sock"')
+    found = node.examine()
+    assert found["socket"].stops
+    assert "learngene run" not in found["socket"].advice
+    assert "node.user" in found["users"].advice
 
 
 def test_settings_that_the_node_could_write_are_said(node: Node) -> None:
@@ -323,7 +361,7 @@ def test_looking_at_a_machine_leaves_nothing_of_it_confined() -> None:
 
 
 @pytest.mark.parametrize("role", ["collective", "individual"])
-def test_the_command_of_a_node(tmp_path: Path, role: str) -> None:
+def test_the_command_of_a_node(tmp_path: Path, role: Role) -> None:
     (tmp_path / "data").mkdir(mode=0o700)
     out = tmp_path / "node"
     options = ["--out", str(out), "--data", str(tmp_path / "data"), "--party", f"{role}-1", "--root", ROOT.public_hex]
@@ -337,9 +375,8 @@ def test_the_command_of_a_node(tmp_path: Path, role: str) -> None:
     assert (done.returncode, said["starts"], wrong) == (1, False, ["trust"])
     public = json.loads((out / "signing.key").read_text())["public"]
     store = TrustStore(root=ROOT.public_hex, expires_at=int(time.time()) + 86_400)
-    write_trust(
-        out / "trust.json", store.with_key(public, "individual" if role == "individual" else "collective", "a"), ROOT
-    )
+    store = store.with_key(public, role, "a").with_key(PARTNER.public_hex, other_role(role), "b")
+    write_trust(out / "trust.json", store, ROOT)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert json.loads(done.stdout)["starts"] is confine.offered()
     assert done.returncode == (0 if confine.offered() else 1)

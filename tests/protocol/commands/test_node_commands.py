@@ -17,6 +17,7 @@ from protocol.keys.key_file import Unlock
 from protocol.keys.signing_key import SigningKey
 from protocol.node.configuration import NodeConfiguration, load
 from protocol.node.load_keys import load_keys
+from tests.protocol.made_node import make_node
 
 ROOT = SigningKey.from_seed(b"r" * 32).public_hex
 PASSPHRASE = Unlock.passphrase("five words make a passphrase")
@@ -38,7 +39,7 @@ def test_init_makes_a_node_that_others_cannot_read(
     given = ["--out", str(out), "--data", str(tmp_path), "--party", party, "--run-id", "ab" * 16, "--root", ROOT]
     assert init(role, *given) == 0
     printed = capsys.readouterr().out
-    node = load(out / "config.toml", NodeConfiguration).node
+    node = load(out / "config.toml", NodeConfiguration, None).node
     assert (node.party, node.run_id, node.data, node.root) == (party, "ab" * 16, tmp_path, ROOT)
     assert not node.unconfined
     assert stat.S_IMODE(out.stat().st_mode) == 0o700
@@ -73,7 +74,7 @@ def test_init_asks_for_a_passphrase_instead_of_a_key_file(
     out = tmp_path / "node"
     given = ["--out", str(out), "--data", str(tmp_path), "--root", ROOT, "--passphrase", "--kem", "mlkem768-x25519"]
     assert init("individual", *given) == 0
-    node = load(out / "config.toml", NodeConfiguration).node
+    node = load(out / "config.toml", NodeConfiguration, None).node
     assert node.key_file is None
     assert not (out / "key.secret").exists()
     assert "key.secret" not in capsys.readouterr().out
@@ -100,10 +101,10 @@ def test_a_moved_key_file_opens_the_node(tmp_path: Path) -> None:
     stick.mkdir()
     (tmp_path / "node" / "key.secret").rename(stick / "key.secret")
     with pytest.raises(InputError, match=r"cannot read the key file .*key\.secret"):
-        load_keys(load(configuration, NodeConfiguration).node)
+        load_keys(load(configuration, NodeConfiguration, None).node)
     text = configuration.read_text().replace('key_file = "key.secret"', f'key_file = "{stick}/key.secret"')
     configuration.write_text(text)
-    keys = load_keys(load(configuration, NodeConfiguration).node)
+    keys = load_keys(load(configuration, NodeConfiguration, None).node)
     assert keys.signing.keyid == made.signing.keyid
     assert keys.encryption is not None
     assert made.encryption is not None
@@ -192,7 +193,7 @@ def test_a_node_with_a_wrong_configuration_is_one_line_and_code_2(
 ) -> None:
     node, data = tmp_path / "node", tmp_path / "data"
     data.mkdir()
-    initialise(node, role=role, data=data, party=f"{role}-1", root=ROOT)
+    make_node(node, role, data)
     text = (node / "config.toml").read_text(encoding="utf-8").replace("unconfined = false", "unconfined = true")
     before = before.replace("unconfined = false", "unconfined = true")
     assert text.count(before) == 1

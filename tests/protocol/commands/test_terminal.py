@@ -1,5 +1,6 @@
 """How commands end: one line on stderr and the right exit code."""
 
+import signal
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 
 from protocol.commands import learngene
 from protocol.commands.learngene import make
-from protocol.commands.terminal import exit_code, run_app
-from protocol.errors import ExpiredError, InputError, RunFailedError
+from protocol.commands.terminal import exit_code, make_app, run_app
+from protocol.errors import ExpiredError, InputError, RunFailedError, StoppedError
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,6 @@ def run(*arguments: str) -> int:
         (InputError("no such\nfolder"), 2),
         (RunFailedError("it failed"), 1),
         (ExpiredError("too old"), 1),
-        (KeyboardInterrupt(), 130),
     ],
 )
 def test_an_error_is_one_line_and_a_code(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
@@ -43,6 +43,28 @@ def test_an_error_is_one_line_and_a_code(capsys: pytest.CaptureFixture[str], err
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(KeyboardInterrupt(), 130), (StoppedError("stopped; go on"), 130), (StoppedError("ended", signal.SIGTERM), 143)],
+)
+def test_an_end_from_outside_is_one_line_that_is_no_error(
+    capsys: pytest.CaptureFixture[str], raised: BaseException, code: int
+) -> None:
+    # As every command runs: the library around it has its own idea of Ctrl-C.
+    app = make_app("An application.")
+
+    @app.command("work")
+    def work() -> None:
+        raise raised
+
+    with pytest.raises(SystemExit) as ended:
+        run_app(app, ["work"])
+    assert ended.value.code == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"{str(raised) or 'interrupted'}\n"
 
 
 def test_a_defect_of_ours_is_not_hidden() -> None:

@@ -23,12 +23,14 @@ def table(folder: Path, **changes: object) -> NodeTable:
     for name in ("data", "state", "site"):
         (folder / name).mkdir(exist_ok=True)
     given: dict[str, object] = {
+        "role": "individual",
         "party": "individual-1",
         "data": folder / "data",
         "state": folder / "state",
         "socket": folder / "site" / "node.sock",
         "secret": folder / "site" / "socket.secret",
         "key": folder / "site" / "signing.key",
+        "encryption_key": folder / "site" / "encryption.key",
         "trust": folder / "site" / "trust.json",
         "root": ROOT.public_hex,
         "run_id": RUN,

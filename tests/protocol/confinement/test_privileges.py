@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol.commands.node_commands import initialise
 from protocol.confinement import privileges
 from protocol.errors import InputError
-from tests.protocol.parties import ROOT
+from tests.protocol.made_node import make_node
 
 NODE_USER, COURIER_USER, STRANGER, DOOR_GROUP = 64_601, 64_602, 64_603, 64_700
 
@@ -155,7 +154,7 @@ NODE = """
     launcher.check_readable = lambda *given: None
     names = "protocol.node.configuration:NodeConfiguration", "tests.protocol.fake_program:make"
     config, unconfined = Path(sys.argv[1]), sys.argv[2:] == ["--unconfined"]
-    sys.exit(exit_code(lambda: launcher.launch(config, *names, unconfined=unconfined)))
+    sys.exit(exit_code(lambda: launcher.launch(config, None, *names, unconfined=unconfined)))
 """
 
 
@@ -207,7 +206,7 @@ def two_users(folder: Path) -> tuple[Path, Path]:
     node, door, data = folder / "node", folder / "door", folder / "data"
     data.mkdir(mode=0o700)
     door.mkdir(mode=0o700)
-    initialise(node, role="individual", data=data, party="individual-1", root=ROOT.public_hex)
+    make_node(node, "individual", data)
     (node / "socket.secret").rename(door / "socket.secret")
     (node / "state").mkdir(mode=0o700)
     node.chmod(0o755)

@@ -11,9 +11,10 @@ import pytest
 
 from protocol.errors import StorageFailedError
 from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
-from protocol.exchange.ledger_database import LAST_SECOND
+from protocol.exchange.ledger_database import ADVICE, LAST_SECOND
 from protocol.trust.trust_store import TrustSeen
 from tests.protocol.hostile_files import ANY, NO_FILE, plant, within
+from tests.protocol.made_node import tree
 from tests.protocol.parties import NOW, RUN, Exchange, Site, content_key, learngene
 
 DIGEST = "a" * 64
@@ -164,9 +165,25 @@ def test_a_table_that_is_a_view_or_checks_what_it_likes_is_refused(state: Path) 
     assert "was changed" in refusal(lambda: CollectiveLedger(state))
 
 
-def test_the_other_partys_ledger_is_not_this_ones(tmp_path: Path) -> None:
-    IndividualLedger(tmp_path / "state").close()
-    assert "was changed" in refusal(lambda: CollectiveLedger(tmp_path / "state"))
+@pytest.mark.parametrize(
+    ("made", "opened"), [(IndividualLedger, CollectiveLedger), (CollectiveLedger, IndividualLedger)]
+)
+def test_the_other_partys_ledger_is_said_to_be_one_and_nothing_of_it_changes(
+    tmp_path: Path, made: Ledger, opened: Ledger
+) -> None:
+    state = tmp_path / "state"
+    made(state).close()
+    before = tree(state)
+    said = refusal(lambda: opened(state))
+    assert "is the ledger of a" in said
+    # It is whole, and holds what its party promised or inherited: nobody is told to put it away.
+    assert ADVICE not in said
+    assert "was changed" not in said
+    assert tree(state) == before
+    with changed(state) as database:
+        database.execute("CREATE TABLE more (one INTEGER) STRICT")
+    # Of neither party.
+    assert ADVICE in refusal(lambda: opened(state))
 
 
 def test_pages_that_were_changed_are_found_or_harm_nobody(state: Path) -> None:

@@ -74,6 +74,6 @@ def test_the_console_script_and_the_launcher_hold_to_it(own: str, other: str) ->
         "from pathlib import Path\n"
         "from protocol.node import launcher\n"
         f"launcher.read = lambda path: __import__({other!r})\n"
-        f"launcher.launch(Path('none'), '{own}.configuration:None', 'none')\n"
+        f"launcher.launch(Path('none'), None, '{own}.configuration:None', 'none')\n"
     )
     assert f"a process of {own} must not import {other}" in python(launched).stderr

@@ -1,8 +1,10 @@
 """A node process: it serves, refuses without dying, ends with its lifeline, and starts in the right order."""
 
 import contextlib
+import fcntl
 import logging
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.commands.node_commands import initialise
+from protocol.files.state_files import LOCK
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.key_file import Unlock
 from protocol.keys.signing_key import SigningKey
@@ -23,10 +25,12 @@ from protocol.node import confine
 from protocol.node.server import Job, serve
 from protocol.transport.frame import Frame
 from protocol.transport.local_socket import DisconnectedError, ask, listen, load_secret, make_secret
+from sims.run.processes import alive, descendants
 from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
+from tests.protocol.made_node import make_node
 
-ROOT_FOLDER = Path(__file__).parents[3]
-ROOT = SigningKey.from_seed(b"r" * 32).public_hex
+FAKE = "tests.protocol.fake_program"
+ROOT_FOLDER = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -131,7 +135,15 @@ def test_work_can_follow_on_failed_work() -> None:
 class Started:
     """A node in a process of its own, with the fake program."""
 
-    def __init__(self, folder: Path, *, prelude: str = "", unconfined: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        prelude: str = "",
+        unconfined: bool = True,
+        output: Path | None = None,
+        terminal: int | None = None,
+    ) -> None:
         self.folder = folder
         self.reader, self.writer = os.pipe()
         # The tests are no installed package, and the node leaves this folder.
@@ -143,17 +155,24 @@ class Started:
             from pathlib import Path
             from protocol.node.launcher import launch
             from protocol.commands.terminal import exit_code
-            names = "protocol.node.configuration:NodeConfiguration", "tests.protocol.fake_program:make"
+            names = "protocol.node.configuration:NodeConfiguration", "{FAKE}:make"
             config = Path({str(folder / "config.toml")!r})
             options = dict(lifeline={self.reader}, unconfined={unconfined})
-            sys.exit(exit_code(lambda: launch(config, *names, **options)))
+            sys.exit(exit_code(lambda: launch(config, None, *names, **options)))
             """
             )
         )
         command = [sys.executable, "-c", code]
-        self.process = subprocess.Popen(
-            command, pass_fds=(self.reader,), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        with contextlib.ExitStack() as stack:
+            # A path: standard output goes there; a terminal: all that is printed.
+            to = subprocess.PIPE if output is None else stack.enter_context(output.open("a"))
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=(self.reader,),
+                stdout=to if terminal is None else terminal,
+                stderr=subprocess.PIPE if terminal is None else terminal,
+                text=True,
+            )
         os.close(self.reader)
 
     def ask(self, wish: Frame) -> Frame:
@@ -175,7 +194,7 @@ class Started:
 def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     (tmp_path / "data").mkdir()
-    initialise(folder, role="individual", data=tmp_path / "data", party="individual-1", root=ROOT)
+    make_node(folder, "individual", tmp_path / "data")
     return folder
 
 
@@ -197,6 +216,39 @@ def test_a_node_ends_on_sigterm_and_leaves_no_socket(site: Path) -> None:
     node.end()
 
 
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, None])
+def test_a_confined_node_that_ends_leaves_no_socket(site: Path, how: signal.Signals | None) -> None:
+    node = Started(site, unconfined=False, prelude="import tests.protocol.fake_program")
+    node.wait_until_listening()
+    node.ask(Frame("status"))
+    if how is not None:
+        node.process.send_signal(how)
+    node.end()
+    # The warden removes it, and lets go of the lock then.
+    with open(site / "state" / LOCK) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert not (site / "node.sock").exists()
+    assert (site / "config.toml").exists()
+
+
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+def test_a_start_that_is_refused_beside_a_running_node_leaves_that_ones_socket(site: Path) -> None:
+    first = Started(site, unconfined=False, prelude="import tests.protocol.fake_program")
+    first.wait_until_listening()
+    other = site.parent / "other"
+    make_node(other, "individual", site.parent / "data")
+    text = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(text.replace('"node.sock"', f'"{site}/node.sock"'))
+    code, errors = Started(other, unconfined=False, prelude="import tests.protocol.fake_program").end()
+    assert code == 1
+    assert "listens on" in errors
+    with open(other / "state" / LOCK) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert first.ask(Frame("echo")) == Frame("echo")
+    first.end()
+
+
 def test_where_the_kernel_confines_nothing_a_node_must_be_accepted_by_its_operator(site: Path) -> None:
     prelude = """
         from protocol.confinement import landlock
@@ -213,7 +265,7 @@ def test_where_the_kernel_confines_nothing_a_node_must_be_accepted_by_its_operat
 @pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
 def test_a_node_is_confined_by_default_and_works(site: Path) -> None:
     # The fake program is no installed package, so that it could not be found any more.
-    node = Started(site, unconfined=False, prelude="import tests.protocol.fake_program")
+    node = Started(site, unconfined=False, prelude=f"import {FAKE}")
     node.wait_until_listening()
     assert node.ask(Frame("echo")) == Frame("echo")
     node.end()
@@ -257,6 +309,93 @@ def test_one_thread_and_no_torch_until_the_process_is_confined(site: Path) -> No
     assert node.process.stdout is not None
     assert node.process.stdout.readline().strip() == "1 set()"
     node.end()
+
+
+@pytest.mark.parametrize("where", ["pipe", "file", "the log"])
+def test_a_node_without_a_terminal_says_once_that_it_is_ready_and_where_its_log_is(site: Path, where: str) -> None:
+    log, output = site / "state" / "node.log", site.parent / "output"
+    into: Path | None = None if where == "pipe" else output
+    if where == "the log":
+        log.parent.mkdir(mode=0o700)
+        into = log
+    node = Started(site, output=into)
+    node.wait_until_listening()
+    # It answers after it has said so.
+    node.ask(Frame("status"))
+    os.close(node.writer)
+    piped, errors = node.process.communicate(timeout=20)
+    said = (piped if into is None else into.read_text()).splitlines()
+    expected = f"individual-1 listens on {site / 'node.sock'}; its log is {log}"
+    assert errors == ""
+    assert (said.count(expected), len(said)) == (1, 1) if where != "the log" else expected not in said
+    # The control: the log says when it listens, whatever is printed.
+    assert log.read_text().count(f"listens on {site / 'node.sock'}") == 1
+
+
+def test_a_node_on_a_terminal_shows_its_log_there_and_says_nothing_twice(site: Path) -> None:
+    master, terminal = pty.openpty()
+    node = Started(site, terminal=terminal)
+    os.close(terminal)
+    node.wait_until_listening()
+    node.ask(Frame("status"))
+    os.close(node.writer)
+    node.process.wait(20)
+    shown = b""
+    with contextlib.suppress(OSError):  # its other end has closed
+        while piece := os.read(master, 4096):
+            shown += piece
+    os.close(master)
+    assert shown.count(b"listens on") == 1
+    assert b" INFO individual-1 listens on" in shown
+
+
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+def test_a_node_whose_warden_was_killed_ends_and_says_why(site: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    make_node(other, "individual", tmp_path / "data")
+    nodes = [Started(folder, unconfined=False, prelude=f"import {FAKE}") for folder in (site, other)]
+    for node in nodes:
+        node.wait_until_listening()
+        assert node.ask(Frame("echo")) == Frame("echo")
+    killed, untouched = nodes
+    # It is at work, which does not hold it up.
+    killed.ask(Frame("work"))
+    os.kill(warden_of(killed.process.pid), signal.SIGKILL)
+    assert killed.process.wait(20) == 1
+    killed.end()
+    last = (site / "state" / "node.log").read_text().splitlines()[-1]
+    assert " ERROR " in last
+    assert "warden" in last
+    # The control: nobody touched its warden.
+    assert untouched.ask(Frame("echo")) == Frame("echo")
+    assert untouched.process.poll() is None
+    assert untouched.end()[0] == 0
+
+
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+def test_a_node_whose_warden_is_killed_while_it_starts_does_not_start_and_says_why(site: Path) -> None:
+    prelude = f"""
+        import os, signal
+        import {FAKE}
+        from protocol import launcher
+        start = launcher.start_warden
+        def killed(*given, **more):
+            warden = start(*given, **more)
+            os.kill(warden.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, warden.pid, os.WEXITED)
+            return warden
+        launcher.start_warden = killed
+    """
+    code, errors = Started(site, unconfined=False, prelude=prelude).end()
+    assert code == 1
+    assert "the warden" in errors
+    assert errors.count("\n") == 1
+
+
+def warden_of(node: int) -> int:
+    """The only living child; what it tried its guards on has ended."""
+    (warden,) = (process for process in descendants(node) if alive(process))
+    return warden.pid
 
 
 def test_keys_are_opened_before_the_process_is_confined(site: Path) -> None:

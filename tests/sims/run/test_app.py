@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import UnknownKeyError
+from protocol.errors import InputError, LearngeneError, RunFailedError, UnknownKeyError
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.key_file import Unlock
 from protocol.keys.signing_key import SigningKey
+from protocol.node.server import CANNOT
 from protocol.transport.relay import PartyFailedError
 from protocol.trust.trust_file import read_trust
 from protocol.trust.trust_store import Role
@@ -72,8 +73,23 @@ def test_a_failed_party_s_own_log_gives_the_reason(tmp_path: Path) -> None:
         (tmp_path / "individual-3.log").unlink()
         failed = PartyFailedError("'adapt' failed", "individual-1", "individual-2", "individual-3")
         told = _with_reasons(failed, processes)
-    assert told == (
+    assert isinstance(told, RunFailedError)
+    assert str(told) == (
         "'adapt' failed (individual-1: adapt failed: so says individual-1; "
         "individual-2: adapt failed: so says individual-2)"
     )
-    assert _with_reasons(PartyFailedError("'evolve' failed", "nobody"), processes) == "'evolve' failed"
+    assert str(_with_reasons(PartyFailedError("'evolve' failed", "nobody"), processes)) == "'evolve' failed"
+
+
+@pytest.mark.parametrize(("logs", "kind"), [([CANNOT], InputError), ([CANNOT, " failed: "], RunFailedError)])
+def test_what_a_party_was_given_wrongly_is_wrong_input(
+    tmp_path: Path, logs: list[str], kind: type[LearngeneError]
+) -> None:
+    with NodeProcesses() as processes:
+        parties = [f"individual-{number}" for number in range(len(logs))]
+        for party, words in zip(parties, logs, strict=True):
+            log = tmp_path / f"{party}.log"
+            log.write_text(f"2026-11-20 10:00:02,001 ERROR adapt{words}too much\n", encoding="utf-8")
+            ended = subprocess.Popen([sys.executable, "-c", ""])
+            processes.nodes.append(NodeProcess(party, log, tmp_path / "node.sock", ended))
+        assert type(_with_reasons(PartyFailedError("'adapt' failed", *parties), processes)) is kind

@@ -7,15 +7,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from protocol.confinement import namespaces
 from protocol.errors import RunFailedError
+from sims.run.enclosure import KILLED as KILLED_COMMAND
 from sims.run.enclosure import Enclosure
 from sims.run.processes import Process, alive, descendants
+from sims.run.run_folder import open_run, read_record
+from sims.run.settings import from_run_config
 from tests.sims.run.listening import network_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="subreapers and namespaces are Linux's")
@@ -77,6 +81,13 @@ def noted(note: Path) -> Process:
     return Process(int(text), int(fields[19]))
 
 
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def gone(process: Process, seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while alive(process) and time.monotonic() < deadline:
@@ -130,25 +141,68 @@ def test_who_forks_and_ends_without_pause_is_ended_too(tmp_path: Path) -> None:
         assert note.read_text() == last  # nobody is there to write another
 
 
-def test_a_killed_command_ends_what_it_had_started(tmp_path: Path) -> None:
-    code = f"""
+#: Stands for the command of a run: it has an enclosure, whose processes it names in a file, and waits.
+STARTER = f"""
 import os, sys, time
 from pathlib import Path
 from sims.run.enclosure import Enclosure
-code, note = sys.argv[1:]
+code, note, record = sys.argv[1:]
 enclosure = Enclosure(
     lambda ready: [sys.executable, "-I", "-c", code, str(ready), note],
-    environment=dict(os.environ), folder=Path(note).parent, output=open(os.devnull, "wb"))
+    environment=dict(os.environ), folder=Path(note).parent, output=open(os.devnull, "wb"), record=Path(record))
 assert enclosure.wait_until_ready(60.0)
+Path(note + ".ready").touch()
 {WAIT}"""
-    note = tmp_path / "note"
-    with subprocess.Popen(program(code, ORPHAN + READY + WAIT, note)) as starter:
+#: Who is killed, by how many parents lie above: the run's command, the two of the enclosure, what it encloses.
+KILLED = {"the command of the run": 0, "the guard": 1, "the keeper": 2, "what is enclosed": 3}
+
+
+@pytest.mark.parametrize("who", KILLED)
+def test_whoever_is_killed_nothing_is_left_of_what_is_enclosed(tmp_path: Path, who: str) -> None:
+    note, run = tmp_path / "note", tmp_path / "run"
+    run.mkdir()
+    with subprocess.Popen(program(STARTER, DEAF + ORPHAN + READY + WAIT, note, run)) as starter:
         orphan = noted(note)
-        enclosure = [process for process in descendants(starter.pid) if process != orphan]
-        assert enclosure
-        starter.send_signal(signal.SIGKILL)
-        starter.wait()
-        assert all(map(gone, [orphan, *enclosure]))
+        wait_for(Path(f"{note}.ready").exists)
+        chain = [starter.pid]
+        while len(chain) < 4:
+            chain.append(next(one.pid for one in descendants(chain[-1])))
+        enclosed = [process for process in descendants(starter.pid) if process.pid != chain[0]]
+        assert len(enclosed) >= 3
+        os.kill(chain[KILLED[who]], signal.SIGKILL)
+        # Far less than what any of them would wait for by itself.
+        assert all(gone(process, 5.0) for process in [orphan, *enclosed] if process.pid not in chain[:2])
+        starter.kill()
+        assert all(map(gone, enclosed))
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_the_enclosure_says_in_the_record_that_the_run_s_command_was_killed(tmp_path: Path, killed: bool) -> None:
+    run = open_run(from_run_config({"folder": str(tmp_path / "run")}), now=datetime.now(UTC))
+    run.close()  # its process is among those that end
+    note = tmp_path / "note"
+    code = STARTER if killed else STARTER.replace(WAIT, "enclosure.close()")
+    with subprocess.Popen(program(code, READY + WAIT, note, run.folder)) as starter:
+        wait_for(Path(f"{note}.ready").exists)
+        if killed:
+            starter.kill()
+            wait_for(lambda: read_record(run.folder).status != "running")
+    record = read_record(run.folder)
+    # Whoever closes its enclosure knows better why.
+    assert (record.status, record.failure) == (("failed", KILLED_COMMAND) if killed else ("running", None))
+
+
+@pytest.mark.parametrize(
+    ("code", "how"), [("raise SystemExit(3)", "ended with exit code 3"), (WAIT, "was killed by signal 9")]
+)
+def test_it_is_told_how_the_command_ended(tmp_path: Path, code: str, how: str) -> None:
+    who = "import os\nopen(sys.argv[2], 'w').write(str(os.getpid()))\n"
+    with enclosed(tmp_path, READY + who + code) as (enclosure, note):
+        if code == WAIT:
+            os.kill(noted(note).pid, signal.SIGKILL)
+        wait_for(lambda: enclosure.ended)
+        enclosure.close()
+        assert enclosure.end == how
 
 
 def test_a_command_that_does_not_start_is_told(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Progress: every line once, halves not at all, the time left from the pace, plain lines without a terminal."""
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -115,14 +116,34 @@ def test_without_a_terminal_every_message_and_every_end_is_one_plain_line() -> N
     assert "\x1b" not in out.getvalue()
 
 
-def test_on_a_terminal_the_bars_go_when_they_are_full() -> None:
+def test_on_a_terminal_the_bars_go_when_they_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    _show_two(out)
+    assert "last task (2/2)" in out.getvalue()
+    assert "\x1b[2K" in out.getvalue()
+
+
+def test_a_file_is_not_drawn_over_although_it_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     out = StringIO()
-    console = Console(file=out, force_terminal=True, width=100)
-    with ProgressView(console, lambda: 0.0) as view:
+    _show_two(out)
+    assert "last task (2/2)" in out.getvalue()
+    # Colours, and nothing that moves or clears.
+    assert set(re.findall(r"\x1b\[[0-9;?]*([a-zA-Z])", out.getvalue())) == {"m"}
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _show_two(out: StringIO) -> None:
+    with ProgressView(Console(file=out, width=100), lambda: 0.0) as view:
         view.show(
             [Event("collective", "task", 0.0, 1, 2, "task two"), Event("collective", "task", 0.0, 2, 2, "last task")]
         )
-    assert "last task (2/2)" in out.getvalue()
 
 
 @pytest.mark.parametrize(

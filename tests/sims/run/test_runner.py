@@ -1,8 +1,16 @@
 """Running and its command line: how a run ends, what is printed, and one line for everything that is wrong."""
 
+import contextlib
+import errno
 import json
+import os
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -14,7 +22,7 @@ from rich.console import Console
 
 from protocol.commands import learngene
 from protocol.commands.terminal import run_app
-from protocol.errors import InputError, RunFailedError
+from protocol.errors import InputError, RunFailedError, StoppedError
 from sims.cifar100.split import CIFAR100
 from sims.data.datasets import DATASETS, dataset_name
 from sims.data.division import Division
@@ -37,13 +45,16 @@ class MadeFlower:
 
     def __init__(self, work: object) -> None:
         self.work = work
-        self.notice = ""
+        self.notice = self.end = ""
         self.closed = 0
         self.nodes = 0
         self.config: Mapping[str, Value] = {}
         self.app = ""
 
-    def __call__(self, app: Path, run_config: Mapping[str, Value], *, nodes: int) -> "MadeFlower":
+    def __call__(
+        self, app: Path, run_config: Mapping[str, Value], *, nodes: int, record: Path, say: Callable[[str], None]
+    ) -> "MadeFlower":
+        say("it starts")
         assert (app / "pyproject.toml").is_file()
         self.app, self.config, self.nodes = app.name, run_config, nodes
         return self
@@ -124,7 +135,7 @@ def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: P
         open_run(wanted, now=datetime.now(UTC)).close()
         yield "Killed"
 
-    with pytest.raises(RunFailedError, match="finished:failed"):
+    with pytest.raises(RunFailedError, match="ended without a word"):
         runner.run(settings(tmp_path), console(), submit=MadeFlower(die))
     [folder] = tmp_path.iterdir()
     record = read_record(folder)
@@ -178,30 +189,209 @@ def test_a_finished_run_is_not_refused_for_what_its_log_says(tmp_path: Path) -> 
     assert read_record(folder).status == "finished"
 
 
-def test_an_interrupted_run_is_closed_and_marked(tmp_path: Path) -> None:
+def start(wanted: RunSettings) -> Iterator[str]:
+    """A run of which only its folder is there."""
+    open_run(wanted, now=datetime.now(UTC)).close()
+    yield "world made"
+
+
+def finish_in_its_folder(wanted: RunSettings) -> Iterator[str]:
+    yield from start(wanted)
+    assert wanted.folder is not None
+    (wanted.folder / "run.json").write_text(
+        (wanted.folder / "run.json").read_text().replace('"running"', '"finished"'), encoding="utf-8"
+    )
+
+
+#: What was done when the signal came: what is left, and what the line says.
+MOMENTS: Mapping[str, tuple[object, str | None, str]] = {
+    "before Ray is up": (None, None, "before anything was done"),
+    "during training": (start, "failed", "what is done is kept in"),
+    "after the report": (finish_in_its_folder, "finished", "finished all the same"),
+}
+
+
+class Impatient(MadeFlower):
+    """Whose user sends a signal while the run is ended."""
+
+    def __init__(self, work: object, number: signal.Signals, closed: threading.Event) -> None:
+        super().__init__(work)
+        self.number, self.event = number, closed
+
+    def close(self) -> None:
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.1)
+        super().close()
+        self.event.set()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_is_closed_and_says_so(tmp_path: Path, moment: str, number: signal.Signals) -> None:
+    work, status, said = MOMENTS[moment]
+
+    def interrupted(wanted: RunSettings) -> Iterator[str]:
+        if callable(work):
+            yield from work(wanted)
+        os.kill(os.getpid(), number)
+        closed.wait(60)
+        yield ""
+
+    closed = threading.Event()
+    before = signal.signal(number, signal.default_int_handler)
+    flower = Impatient(interrupted, number, closed)
+    try:
+        with pytest.raises(StoppedError, match=said) as caught:
+            runner.run(settings(tmp_path), console(), submit=flower)
+        assert signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert caught.value.exit_code == 128 + number
+    assert flower.closed == 1
+    folders = list(tmp_path.iterdir())
+    if status is None:
+        assert folders == []
+        return
+    [folder] = folders
+    assert str(folder) in str(caught.value)
+    record = read_record(folder)
+    assert record.status == status
+    assert (record.failure == runner.Interruption.REASONS[number]) == (status == "failed")
+    # The command that it names goes on with this folder, and with no finished one.
+    command_line = str(caught.value).partition("go on with: ")[2]
+    assert ("--resume" in command_line) == (status == "failed")
+    if command_line:
+        assert resumed_by(command_line) == folder
+
+
+def resumed_by(command_line: str) -> Path:
+    """The folder that a command line goes on with, as `--dry-run` says it."""
+    with contextlib.redirect_stdout(StringIO()) as out:
+        assert command(*shlex.split(command_line)[1:], "--dry-run") == 0
+    return Path([line for line in out.getvalue().splitlines() if line.startswith("folder ")][-1].split(maxsplit=1)[1])
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     def go_on(wanted: RunSettings) -> Iterator[str]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.5)
+        yield from fail(wanted)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(RunFailedError, match="individual-1 ended"):
+            runner.run(settings(tmp_path), console(), submit=MadeFlower(go_on))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_while_a_run_is_ended_does_not_undo_the_ending(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    flower = Impatient(finish, signal.SIGINT, threading.Event())
+    try:
+        with pytest.raises(StoppedError, match="finished all the same"):
+            runner.run(settings(tmp_path), console(), submit=flower)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert flower.closed == 1
+
+
+def test_what_a_run_s_own_app_wrote_stays_and_what_ended_flower_is_told(tmp_path: Path) -> None:
+    for work, reason in ((fail, "the node individual-1 ended"), (start, "Flower's SuperLink was killed by signal 9")):
+        flower = MadeFlower(work)
+        flower.end = "Flower's SuperLink was killed by signal 9"
+        with pytest.raises(RunFailedError, match=rf"{reason}.*--resume"):
+            runner.run(settings(tmp_path / work.__name__), console(), submit=flower)
+        [folder] = (tmp_path / work.__name__).iterdir()
+        assert read_record(folder).failure == reason
+
+
+def test_an_app_that_is_killed_ends_the_run_before_flower_finds_out(tmp_path: Path) -> None:
+    closed = threading.Event()
+
+    class Unaware(MadeFlower):
+        def close(self) -> None:
+            closed.set()
+
+    def die(wanted: RunSettings) -> Iterator[str]:
+        yield from start(wanted)  # it goes on by its record, and nobody holds its lock
+        closed.wait(60)
+
+    with pytest.raises(RunFailedError, match=r"without a word.*--resume"):
+        runner.run(settings(tmp_path), console(), submit=Unaware(die))
+    assert closed.is_set()
+    [folder] = tmp_path.iterdir()
+    assert read_record(folder).status == "failed"
+
+
+def test_a_run_whose_app_works_on_is_followed(tmp_path: Path) -> None:
+    """The control."""
+
+    def work(wanted: RunSettings) -> Iterator[str]:
         run = open_run(wanted, now=datetime.now(UTC))
-        event = {"time": 1, "event": "run", "done": 0, "total": 0, "text": "world made"}
-        (run.folder / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
+        time.sleep(1.0)  # several looks
+        run.update(status="failed", failure="the node individual-1 ended")
         run.close()
         yield ""
 
-    def clock() -> float:
-        # Asked when something is shown: Ctrl-C comes in the middle of it.
-        if any(tmp_path.glob("*/events.jsonl")):
-            raise KeyboardInterrupt
-        return 0.0
+    with pytest.raises(RunFailedError, match="individual-1 ended"):
+        runner.run(settings(tmp_path), console(), submit=MadeFlower(work))
 
-    flower = MadeFlower(go_on)
-    with pytest.raises(KeyboardInterrupt):
-        runner.run(settings(tmp_path), console(), submit=flower, clock=clock)
-    assert flower.closed == 1
+
+@pytest.mark.parametrize("name", ["results", "report"])
+def test_a_file_of_a_run_stands_for_the_run(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_run(tmp_path / "made")
+    collect(made)
+    (made / "report.html").write_text("", encoding="utf-8")
+    assert command(name, str(made)) == 0
+    expected = capsys.readouterr().out
+    assert command(name, str(made / "report.html")) == 0
+    assert capsys.readouterr().out == expected
+    (tmp_path / "report.html").touch()
+    assert command(name, str(tmp_path / "report.html")) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_resumed_run_that_fails_as_before_is_not_advised_to_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError, match="--resume"):
+        runner.run(settings(tmp_path), console(), submit=MadeFlower(fail))
+    with pytest.raises(RunFailedError, match="individual-1 ended") as caught:
+        runner.run(settings(tmp_path, resume=True), console(), submit=MadeFlower(fail))
+    assert "--resume" not in str(caught.value)
+
+
+def test_a_resumed_run_that_never_came_to_its_app_says_how_it_ended(tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError):
+        runner.run(settings(tmp_path), console(), submit=MadeFlower(fail))
+    flower = MadeFlower(None)
+    flower.end = "Flower's SuperLink ended with exit code 1"
+    with pytest.raises(RunFailedError, match="exit code 1"):
+        runner.run(settings(tmp_path, resume=True), console(), submit=flower)
     [folder] = tmp_path.iterdir()
-    assert read_record(folder).failure == "interrupted"
+    assert read_record(folder).failure == flower.end
+
+
+def test_on_a_full_disk_the_record_says_why_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_place(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Closing(MadeFlower):
+        def close(self) -> None:
+            monkeypatch.setattr(tempfile, "mkstemp", no_place)
+
+    with pytest.raises(RunFailedError, match=r"flower\.log: No space left on device") as caught:
+        runner.run(settings(tmp_path), console(), submit=Closing(start))
+    assert "\n" not in str(caught.value)
+    assert "--resume" in str(caught.value)
+    [folder] = tmp_path.iterdir()
+    record = read_record(folder)
+    assert record.status == "failed"
+    assert record.failure is not None
+    assert record.failure in str(caught.value)
 
 
 def test_a_reserved_folder_that_was_not_used_is_removed(tmp_path: Path) -> None:
-    def refuse(app: Path, run_config: Mapping[str, Value], *, nodes: int) -> MadeFlower:
+    def refuse(app: Path, run_config: Mapping[str, Value], **more: object) -> MadeFlower:
         raise RunFailedError("Flower cannot be started")
 
     with pytest.raises(RunFailedError, match="cannot be started"):
@@ -345,7 +535,7 @@ def test_a_folder_with_too_little_is_refused_before_anything_is_started(
     remove: str,
     said: str,
 ) -> None:
-    def submit(app: Path, run_config: Mapping[str, Value], *, nodes: int) -> MadeFlower:
+    def submit(app: Path, run_config: Mapping[str, Value], **more: object) -> MadeFlower:
         raise AssertionError("started")
 
     monkeypatch.delenv("LEARNGENE_DATA", raising=False)

@@ -162,9 +162,12 @@ def test_a_number_may_stand_for_text_as_flower_parses_it() -> None:
         ({"threads": -1}, "threads"),
         ({"collective-device": "gpu"}, "gpu"),
         ({"set": "retain"}, "individual.NAME=VALUE"),
-        ({"set": "retain=1"}, "individual.NAME=VALUE"),
+        ({"set": "retain=1"}, "individual.retain?"),
         ({"set": "human.retain=1"}, "human.retain"),
-        ({"set": "individual.retian=1"}, "floor_penalty"),  # the valid ones
+        ({"set": "individual.retian=1"}, "individual.retain?"),
+        ({"set": "colective.epochs=1"}, "collective.epochs?"),
+        ({"set": "collective.momentun=1"}, "collective.momentum?"),
+        ({"set": "individual.nothing_like_it=1"}, "floor_penalty"),  # the valid ones
         ({"set": "individual.retain=much"}, "individual.retain"),
         ({"set": "individual.retain=-1"}, "individual.retain"),
         ({"set": "individual.retain=inf"}, "individual.retain"),

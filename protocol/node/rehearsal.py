@@ -1,0 +1,81 @@
+"""Work that a process tries in a child before it makes or changes anything itself."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from protocol.encoding.log_format import traceback_lines
+from protocol.errors import InputError, LearngeneError, RunFailedError
+
+_WELL, _WRONG, _FAILED, _INTERRUPTED = b"w", b"i", b"f", b"c"
+#: What a pipe holds on Linux without a reader (pipe(7)).
+_MOST_BYTES = 64 * 1024
+
+
+def rehearse(work: Callable[[], bytes]) -> int:
+    """Do ``work`` in a child of this process, which forks it: no module that it imports and no byte that it reads is in
+    this process afterwards.
+
+    Args:
+        work: gives bytes, at most 64 KiB, that its caller is to have later.
+
+    Returns:
+        The reading end of a pipe that holds these bytes.
+
+    Raises:
+        InputError, RunFailedError: what ``work`` raised, in one line. KeyboardInterrupt: it was broken off.
+    """
+    (said, says), (held, holds) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        _work(work, says, holds)
+    os.close(says)
+    os.close(holds)
+    try:
+        with open(said, "rb") as told:
+            word = told.read()
+    except BaseException:
+        os.close(held)
+        raise
+    finally:
+        os.waitpid(child, 0)
+    if word[:1] == _WELL:
+        return held
+    os.close(held)
+    line = word[1:].decode("utf-8", errors="surrogateescape")
+    if word[:1] == _INTERRUPTED:
+        raise KeyboardInterrupt
+    if word[:1] == _WRONG:
+        raise InputError(line)
+    raise RunFailedError(line or "the process that checks what a node is started with ended without a word")
+
+
+def taken(pipe: int) -> bytes:
+    """The bytes that :func:`rehearse` left in its pipe, which is closed."""
+    with open(pipe, "rb") as held:
+        return held.read()
+
+
+def _work(work: Callable[[], bytes], says: int, holds: int) -> NoReturn:
+    word = _FAILED
+    try:
+        data = work()
+        if len(data) > _MOST_BYTES:
+            raise RunFailedError(f"{len(data)} bytes are more than a pipe holds")
+        os.write(holds, data)
+        word = _WELL
+    except LearngeneError as error:
+        kind = _WRONG if isinstance(error, InputError) else _FAILED
+        word = kind + str(error).encode("utf-8", errors="surrogateescape")
+    except KeyboardInterrupt:
+        word = _INTERRUPTED
+    except BaseException as error:  # whatever it is, the parent must not go on
+        word = _FAILED + f"{type(error).__name__}: {error}".encode("utf-8", errors="surrogateescape")
+        for line in traceback_lines(type(error), error, error.__traceback__):
+            print(line, file=sys.stderr)
+    finally:
+        with contextlib.suppress(OSError):
+            os.write(says, word)
+        os._exit(0)
