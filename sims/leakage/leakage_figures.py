@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from io import BytesIO
 
-from protocol.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
 from sims.leakage.leakage_results import Leakage
 from sims.results.figures import DOTS_PER_INCH
+from sims.results.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
 
 #: Okabe and Ito's palette.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

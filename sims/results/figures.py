@@ -9,7 +9,17 @@ import numpy as np
 from collective_node.records import CycleFigures
 from individual_node.method_table import METHODS, FisherSource, Method
 from protocol.learngene.architecture import Form
-from protocol.plotting import Artist, Axes, Figure, FigureCanvasAgg, Line2D, MaxNLocator, Patch, Rectangle, as_delivered
+from sims.results.plotting import (
+    Artist,
+    Axes,
+    Figure,
+    FigureCanvasAgg,
+    Line2D,
+    MaxNLocator,
+    Patch,
+    Rectangle,
+    as_delivered,
+)
 from sims.results.results import Results, metric_of
 from sims.results.wording import change_text, kind_label, number_text
 

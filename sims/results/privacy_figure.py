@@ -2,8 +2,8 @@
 
 from io import BytesIO
 
-from protocol.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
 from sims.results.figures import DOTS_PER_INCH
+from sims.results.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
 from sims.results.privacy_table import PrivacyTable
 
 #: Okabe and Ito's palette.

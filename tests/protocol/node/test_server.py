@@ -30,7 +30,7 @@ from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
 from tests.protocol.made_node import make_node
 
 FAKE = "tests.protocol.fake_program"
-ROOT_FOLDER = Path(__file__).parents[2]
+ROOT_FOLDER = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ if "plain" in sys.argv:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     as_delivered = lambda draw: draw
 else:
-    from protocol.plotting import Figure, FigureCanvasAgg, as_delivered
+    from sims.results.plotting import Figure, FigureCanvasAgg, as_delivered
 if "set before" in sys.argv:
     import matplotlib
     matplotlib.rcParams["axes.facecolor"] = "red"
@@ -93,7 +93,7 @@ def test_what_the_program_around_has_set_does_not_show(tmp_path: Path, home: Pat
 
 def test_matplotlib_is_imported_in_one_place_only() -> None:
     """Where another module imports it first, its settings are read."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     packages = ("protocol", "collective_node", "individual_node", "sims")
     importing = {
         path.relative_to(root).as_posix()
@@ -103,4 +103,4 @@ def test_matplotlib_is_imported_in_one_place_only() -> None:
             line.split()[:1] in (["import"], ["from"]) and "matplotlib" in line for line in path.read_text().split("\n")
         )
     }
-    assert importing == {"protocol/plotting.py"}
+    assert importing == {"sims/results/plotting.py"}

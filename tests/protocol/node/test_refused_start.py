@@ -18,7 +18,7 @@ from protocol.trust.trust_file import write_trust
 from protocol.trust.trust_store import Role, TrustStore
 from tests.protocol.made_node import PARTNER, ROOT, empty_store, make_node, other_role, tree
 
-ROOT_FOLDER = Path(__file__).parents[2]
+ROOT_FOLDER = Path(__file__).parents[3]
 
 #: Starts the nodes of several configurations, one after the other, each of which is to be refused: codes and lines.
 STARTS = f"""
