@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from protocol.encoding.log_format import traceback_lines
 from protocol.errors import InputError, LearngeneError, RunFailedError
+from protocol.output import say
 
 _WELL, _WRONG, _FAILED, _INTERRUPTED = b"w", b"i", b"f", b"c"
 #: What a pipe holds on Linux without a reader (pipe(7)).
@@ -74,7 +74,7 @@ def _work(work: Callable[[], bytes], says: int, holds: int) -> NoReturn:
     except BaseException as error:  # whatever it is, the parent must not go on
         word = _FAILED + f"{type(error).__name__}: {error}".encode("utf-8", errors="surrogateescape")
         for line in traceback_lines(type(error), error, error.__traceback__):
-            print(line, file=sys.stderr)
+            say(line, error=True)
     finally:
         with contextlib.suppress(OSError):
             os.write(says, word)
