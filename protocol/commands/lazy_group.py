@@ -35,7 +35,14 @@ class CommandEntry:
     @property
     def missing(self) -> str | None:
         """The first module that it needs and this installation lacks."""
-        return next((module for module in self.needs if find_spec(module) is None), None)
+        return next((module for module in self.needs if not _is_there(module)), None)
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 class LazyCommand(click.Command):

@@ -23,6 +23,9 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("relay-app", f"{_HERE}.relay_app_command:register", "Write the Flower app that orders a round."),
 )
 
+#: What an installation of nodes alone lacks.
+_SIMULATIONS = ("run", "results", "report", "world", "leakage", "boundary", "privacy", "bench")
+
 
 def make() -> typer.Typer:
     """The application with all commands of this installation; each is loaded when it is called."""
@@ -43,8 +46,15 @@ def main() -> None:
 
 
 def _installed() -> Sequence[CommandEntry]:
-    points = sorted(entry_points(group=COMMANDS_GROUP), key=lambda point: point.name)
-    return [entry for point in points for entry in point.load()]
+    entries: list[CommandEntry] = []
+    for point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda point: point.name):
+        try:
+            entries += point.load()
+        except ModuleNotFoundError as error:
+            # A node's installation without the package at all: whoever calls them is told what to install.
+            needs = ((error.name or point.module).partition(".")[0],)
+            entries += [CommandEntry(name, point.value, "", needs=needs, extra="sim") for name in _SIMULATIONS]
+    return entries
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_nothing_is_forgotten_while_the_node_runs(folders: Folders) -> None:
 
 def test_a_node_that_never_ran_and_the_other_role_are_one_line(folders: Folders) -> None:
     refused(run(individual_app, "clock", "--config", folders.other), "never run")
-    refused(run(individual_app, "clock", "--config", folders.collective), "not the configuration of an individual")
+    refused(run(individual_app, "clock", "--config", folders.collective), "the configuration of a collective")
 
 
 def test_doctor_names_a_clock_that_stands_behind(folders: Folders) -> None:

@@ -109,7 +109,7 @@ def test_help_shows_its_brackets_as_they_are(capsys: pytest.CaptureFixture[str])
 def test_missing_simulations_are_explained(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    point = EntryPoint("sims", "no_such_package.cli:register", learngene.COMMANDS_GROUP)
+    point = EntryPoint("sims", "no_such_package.commands:COMMANDS", learngene.COMMANDS_GROUP)
     monkeypatch.setattr(learngene, "entry_points", lambda group: [point])
     assert run("run", "cifar100", "--profile", "quick") == 2
     assert "learngene[sim]" in capsys.readouterr().err
