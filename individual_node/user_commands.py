@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from individual_node.image_folder import OwnPictures
     from individual_node.settings import IndividualSettings
     from protocol.learngene.architecture import Form
-    from protocol.learngene.learngene import Doubt
     from protocol.node.bundle_reading import Reading
     from protocol.pictures.reader import PictureReader
+    from protocol.trust.trust_store import RevocationStatus
 
 _MODEL_HELP = "Folder that `adapt` wrote."
 
@@ -300,7 +300,7 @@ def _say_unconfined(reader: "PictureReader") -> None:
         )
 
 
-def _say_doubt(description: "Description") -> "Doubt | None":
+def _say_doubt(description: "Description") -> "RevocationStatus | None":
     """Say why the learngene that a model grew from should not be used any more, by the node that verified it."""
     from protocol.node.endpoints import known_doubt
 
@@ -394,7 +394,7 @@ def _write_json(
     description: "Description",
     files: Sequence[Path],
     named: Sequence[Sequence[tuple[str, float]]],
-    doubt: "Doubt | None",
+    doubt: "RevocationStatus | None",
 ) -> None:
     from protocol.files.atomic import write_atomically
 

@@ -25,6 +25,7 @@ from PIL import Image
 from collective_node.annotation.unknown_set import cycle_folder
 from collective_node.cli import app as collective_app
 from individual_node.cli import app as individual_app
+from protocol.commands.lazy_group import LazyCommand
 from protocol.commands.learngene import make
 from protocol.commands.progress_bar import progress_bar
 from protocol.output import add_row, console, print_table, say, table
@@ -248,7 +249,7 @@ def commands() -> Iterator[str]:
     def below(command: click.Command, words: tuple[str, ...]) -> Iterator[str]:
         if isinstance(command, click.Group):
             for name, one in command.commands.items():
-                yield from below(one, (*words, name))
+                yield from below(one.loaded if isinstance(one, LazyCommand) else one, (*words, name))
         else:
             yield " ".join(words)
 

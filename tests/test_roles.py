@@ -13,6 +13,7 @@ import typer
 import collective_node.cli
 import individual_node.cli
 import protocol.commands.learngene
+from protocol.commands.lazy_group import LazyCommand
 from protocol.trust.trust_store import Role
 from tests.protocol.made_node import make_node, other_role, tree
 from tests.two_folders import Done, run
@@ -28,6 +29,8 @@ OF_EITHER_ROLE = {("learngene", "courier")}
 
 def commands(command: click.Command, *words: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """All commands beneath one, by the words that call them."""
+    if isinstance(command, LazyCommand):
+        command = command.loaded
     if not isinstance(command, click.Group):
         yield words, command
         return

@@ -1,10 +1,10 @@
 """The warning wherever somebody uses what should not be used any more."""
 
-from protocol.learngene.learngene import Doubt
 from protocol.output import warn
+from protocol.trust.trust_store import RevocationStatus
 
 
-def warn_doubt(doubt: Doubt, what: str, *, form: str, release: str) -> None:
+def warn_doubt(doubt: RevocationStatus, what: str, *, form: str, release: str) -> None:
     """One line on standard error wherever somebody uses what should not be used any more.
 
     Args:

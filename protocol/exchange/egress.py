@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 from protocol.digest import digest_of
 from protocol.errors import DigestMismatchError, PolicyDeniedError, RefusedError, TooLargeError
@@ -11,12 +11,10 @@ from protocol.keys.signing_key import SigningKey
 from protocol.messages import envelope, payloads
 from protocol.messages.envelope import Envelope
 from protocol.messages.payloads import AbortCode, Grant, PaddedPayload, Payload, Release
-from protocol.transport.frame import Frame
+from protocol.transport.frame import Frame, JobState
 from protocol.trust.policy import Policy, check_release
 from protocol.trust.trust_store import Role
 
-#: How a node's long work stands.
-JobState = Literal["idle", "working", "done", "failed"]
 #: Parts of the answers with which a role's node lets bytes out. All other answers have none.
 _PARTS: dict[Role, dict[str, tuple[str, ...]]] = {
     "collective": {"bundle": ("blob", "grant", "release"), "abort": ("abort",)},

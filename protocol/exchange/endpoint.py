@@ -47,7 +47,7 @@ from protocol.exchange.verification import (
 from protocol.keys.party_keys import NodeKeys
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Form
-from protocol.learngene.learngene import Doubt, Learngene
+from protocol.learngene.learngene import Learngene
 from protocol.messages import envelope, payloads, sealing
 from protocol.messages.builders import make_abort, make_grant, make_receipt, make_release, make_request
 from protocol.messages.bundle_file import BundleFile
@@ -64,7 +64,7 @@ from protocol.messages.payloads import (
 )
 from protocol.trust.policy import Policy
 from protocol.trust.trust_file import TrustFile, read_trust
-from protocol.trust.trust_store import Role, TrustedKey, TrustStore
+from protocol.trust.trust_store import RevocationStatus, Role, TrustedKey, TrustStore
 
 logger = logging.getLogger(__name__)
 
@@ -719,7 +719,7 @@ class IndividualDesk(_Desk[IndividualLedger]):
         """Whether the collective has withdrawn the release with this digest, as far as this individual has learned."""
         return release in self._ledger.withdrawn(self._run_id)
 
-    def doubt(self, release: str, signer: str) -> Doubt | None:
+    def doubt(self, release: str, signer: str) -> RevocationStatus | None:
         """Why the release with this digest, signed with the key of this id, should not be used any more; None: nothing
         is known against it. To be asked at every use, since it may have been good when it was inherited."""
         if self.withdrawn(release):

@@ -12,9 +12,6 @@ from protocol.learngene.architecture import Architecture
 
 Estimator = Literal["sampled", "exact", "empirical"]
 PrivacyScope = Literal["weights-and-fisher", "fisher-given-weights"]
-#: Why a learngene that was inherited should not be used any more: its collective has taken it back, or the key that
-#: signed it was revoked since because somebody else may have it.
-Doubt = Literal["withdrawn", "compromised"]
 
 
 class FisherDescription(BaseModel):

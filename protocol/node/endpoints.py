@@ -11,12 +11,11 @@ from protocol.exchange.endpoint import CollectiveDesk, IndividualDesk
 from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
 from protocol.files.private_folders import private_folder
 from protocol.keys.party_keys import NodeKeys
-from protocol.learngene.learngene import Doubt
 from protocol.node.configuration import NodeTable, node_table, read
 from protocol.node.load_keys import load_keys
 from protocol.trust.policy_file import load_policy
 from protocol.trust.trust_file import TrustFile
-from protocol.trust.trust_store import Role
+from protocol.trust.trust_store import RevocationStatus, Role
 
 _LEDGER = "ledger.db"
 
@@ -87,7 +86,7 @@ def check_ledger(node: NodeTable) -> None:
         raise InputError(f"{node.state} holds no ledger: this node has never run")
 
 
-def known_doubt(config: Path, *, run_id: str, release: str, signer: str) -> Doubt | None:
+def known_doubt(config: Path, *, run_id: str, release: str, signer: str) -> RevocationStatus | None:
     """Why a learngene should not be used any more, as far as the individual's node with this configuration knows: by
     its ledger and its trust store. Where the node is gone, or is somebody else's, nothing is known.
 

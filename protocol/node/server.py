@@ -10,8 +10,7 @@ from types import FrameType
 from typing import Protocol
 
 from protocol.errors import InputError, LearngeneError, MalformedError, RefusedError
-from protocol.exchange.egress import JobState
-from protocol.transport.frame import Frame
+from protocol.transport.frame import Frame, JobState
 from protocol.transport.local_socket import (
     DisconnectedError,
     HandshakeError,

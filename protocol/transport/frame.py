@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from protocol.errors import MalformedError, TooLargeError
 
@@ -16,6 +17,8 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_PARTS_BYTES = 512 * 1024 * 1024
 MAX_ENTRIES = 64
 MAX_WORD_CHARACTERS = 1024
+#: How a node's long work stands, as its answer to ``status`` says.
+JobState = Literal["idle", "working", "done", "failed"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _INTEGER_LIMIT = 2**63

@@ -31,6 +31,9 @@ from protocol.messages import envelope
 from protocol.messages.envelope import Envelope, pre_authentication_encoding
 
 Role = Literal["collective", "individual"]
+#: Why a learngene that was inherited should not be used any more: its collective has taken it back, or the key that
+#: signed it was revoked since because somebody else may have it.
+RevocationStatus = Literal["withdrawn", "compromised"]
 #: Why a key is believed no more: somebody else may have it, its owner has left, or a newer key has its place.
 Reason = Literal["compromised", "retired", "superseded"]
 

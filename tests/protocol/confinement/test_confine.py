@@ -45,7 +45,8 @@ def run(folder: Path, code: str, *, confined: bool) -> dict[str, str]:
     program = f"""
         import json, os, sys
         from pathlib import Path
-        from protocol.confinement import confine, guards, rules
+        from protocol.confinement import guards
+        from protocol.node import access_rules as rules, confine
         from tests.protocol.confinement.test_confine import table
         folder = Path({str(folder)!r})
         outcomes = {{}}
@@ -225,7 +226,8 @@ def test_a_node_with_a_second_thread_is_not_confined(tmp_path: Path, profile: st
     code = f"""
         import os, threading
         from pathlib import Path
-        from protocol.confinement import confine, guards, landlock, rules
+        from protocol.confinement import guards, landlock
+        from protocol.node import access_rules as rules, confine
         from protocol.errors import RunFailedError
         over = threading.Event()
         for _ in range({threads} - 1):

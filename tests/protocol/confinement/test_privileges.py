@@ -36,7 +36,8 @@ def outcomes(folder: Path, code: str) -> dict[str, object]:
     program = f"""
         import json, os, sys
         from pathlib import Path
-        from protocol.confinement import privileges, rules
+        from protocol.confinement import privileges
+        from protocol.node import access_rules as rules
         folder, outcomes = Path({str(folder)!r}), {{}}
         def attempt(name, function):
             try:
@@ -99,9 +100,10 @@ def test_root_without_capabilities_is_a_user_like_any_other(folder: Path) -> Non
     # And a program that it starts gains none, as root's programs otherwise do.
     start = """
         import subprocess
-        from protocol.confinement import landlock, rules
+        from protocol.confinement import landlock
+        from protocol.node import access_rules as rules
         landlock.set_no_new_privileges()
-        line = "from protocol.confinement import privileges, rules; print(privileges.has_capabilities())"
+        line = "from protocol.confinement import privileges; print(privileges.has_capabilities())"
         outcomes["child"] = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True).stdout.strip()
     """
     assert outcomes(folder, start)["child"] == "True"
@@ -147,8 +149,7 @@ NODE = """
     import sys
     from pathlib import Path
     import tests.protocol.fake_program
-    from protocol import launcher
-    from protocol.confinement import confine, rules
+    from protocol.node import access_rules as rules, confine, launcher
     from protocol.commands.terminal import exit_code
     rules.code_folders = lambda packages: []
     launcher.check_readable = lambda *given: None
@@ -231,7 +232,8 @@ def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
     code = f"""
         import os
         from pathlib import Path
-        from protocol.confinement import privileges, rules
+        from protocol.confinement import privileges
+        from protocol.node import access_rules as rules
         from protocol.errors import LearngeneError
         from protocol.transport.local_socket import Frame, ask, load_couriers_secret
         door = Path({str(door)!r})

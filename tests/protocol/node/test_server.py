@@ -298,7 +298,7 @@ def test_one_thread_and_no_torch_until_the_process_is_confined(site: Path) -> No
         site,
         prelude="""
             import os, sys
-            from protocol.confinement import confine
+            from protocol.node import confine
             apply = confine.apply
             def look(*given, **more):
                 print(len(os.listdir("/proc/self/task")), {"torch", "numpy"} & set(sys.modules), flush=True)
@@ -377,7 +377,7 @@ def test_a_node_whose_warden_is_killed_while_it_starts_does_not_start_and_says_w
     prelude = f"""
         import os, signal
         import {FAKE}
-        from protocol import launcher
+        from protocol.node import launcher
         start = launcher.start_warden
         def killed(*given, **more):
             warden = start(*given, **more)
@@ -402,7 +402,7 @@ def test_keys_are_opened_before_the_process_is_confined(site: Path) -> None:
     """So that a confined process need not be able to read them."""
     prelude = f"""
         from pathlib import Path
-        from protocol.confinement import confine
+        from protocol.node import confine
         apply = confine.apply
         def take_away(*given, **more):
             for name in ("signing.key", "encryption.key", "key.secret"):

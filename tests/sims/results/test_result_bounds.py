@@ -107,16 +107,14 @@ def test_attack_results_that_are_no_file_or_endless(made: tuple[Path, bytes]) ->
 
 
 def test_a_dollar_sign_in_a_name_is_no_formula(tmp_path: Path) -> None:
-    """Control: matplotlib takes it for the beginning of one, and fails."""
     folder = make_run(tmp_path)
     found = collect(folder)
     before = found.collective.gradient_trend
     assert before is not None
     named = before.model_copy(update={"layers": (r"$\frac{$", *before.layers[1:])})
-    with pytest.raises(ValueError, match="frac"):
-        gradient_trend_figure(
-            found.model_copy(update={"collective": found.collective.model_copy(update={"gradient_trend": named})})
-        )
+    # Matplotlib would take it for the beginning of one, and fail.
+    odd = found.model_copy(update={"collective": found.collective.model_copy(update={"gradient_trend": named})})
+    assert gradient_trend_figure(odd)
     edit(folder / "results.json", lambda d: trend(d)["layers"].__setitem__(0, r"$\frac{$"))
     with pytest.raises(InputError, match="layers"):
         load(folder)

@@ -497,7 +497,9 @@ def test_wrong_input_is_one_clear_line_and_exit_code_2(
 def test_without_the_extra_every_command_says_what_to_install(
     arguments: list[str], missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sims.cli.find_spec", lambda name: None if name == missing else find_spec(name))
+    monkeypatch.setattr(
+        "protocol.commands.lazy_group.find_spec", lambda name: None if name == missing else find_spec(name)
+    )
     assert command(*arguments) == 2
     said = capsys.readouterr().err
     assert f"the module {missing}; install it with: pip install 'learngene[sim]'" in said
