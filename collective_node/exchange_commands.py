@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from protocol.encoding.calendar import moment
 from protocol.errors import InputError, LearngeneError
 from protocol.learngene.architecture import Form
-from protocol.output import add_row, moment, print_table, say, say_json, table
+from protocol.output import add_row, print_table, say, say_json, table
 
 if TYPE_CHECKING:
-    from protocol.exchange.ledger import StoredRelease
+    from protocol.exchange.collective_ledger import StoredRelease
 
 #: Digits of a digest that are enough to name a release; fewer are its number.
 _SHORTEST_DIGEST = 8
@@ -40,14 +41,14 @@ def grant(
 
     `individual-node inherit` takes both. The same request has the same answer.
     """
-    from protocol.exchange.endpoint import CollectiveDesk, Withdrawal
+    from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal
     from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
     from protocol.messages import bundle_file, envelope
     from protocol.messages.bundle_file import BundleFile
     from protocol.node.endpoints import node_of, open_desk, unix_seconds
 
     check_free(out)
-    desk = open_desk(node_of(config, "collective"), CollectiveDesk)
+    desk = open_desk(node_of(config, "collective"), CollectiveEndpoint)
     with named_refusals(request):
         data = read_limited(request, "a request", max_bytes=envelope.MAX_BYTES)
         answer = desk.answer_request(data, unix_seconds())
@@ -70,12 +71,12 @@ def receipt(
     Example:
       collective-node receipt --config ~/collective/config.toml receipt.json
     """
-    from protocol.exchange.endpoint import CollectiveDesk
+    from protocol.exchange.collective_endpoint import CollectiveEndpoint
     from protocol.files.user_files import named_refusals, read_limited
     from protocol.messages import envelope
     from protocol.node.endpoints import node_of, open_desk, unix_seconds
 
-    desk = open_desk(node_of(config, "collective"), CollectiveDesk)
+    desk = open_desk(node_of(config, "collective"), CollectiveEndpoint)
     with named_refusals(file):
         data = read_limited(file, "a receipt", max_bytes=envelope.MAX_BYTES)
         verified = desk.accept_receipt(data, unix_seconds())
@@ -143,7 +144,7 @@ def withdraw(
     """
     import secrets
 
-    from protocol.exchange.endpoint import CollectiveDesk
+    from protocol.exchange.collective_endpoint import CollectiveEndpoint
     from protocol.messages.payloads import MOST_WITHDRAWN
     from protocol.messages.sealing import CONTENT_KEY_BYTES
     from protocol.node.endpoints import collective_ledger, node_of, open_desk, unix_seconds
@@ -163,7 +164,7 @@ def withdraw(
     newest = [ledger.latest(node.run_id, form) for form in get_args(Form)]
     if any(one is not None and not one.withdrawn for one in newest):
         try:
-            desk = open_desk(node, CollectiveDesk)
+            desk = open_desk(node, CollectiveEndpoint)
             again = desk.release_again(unix_seconds(), lambda: secrets.token_bytes(CONTENT_KEY_BYTES))
         except LearngeneError:
             say("It is granted no more, but not every release tells of it yet: mend what is said below, then give")

@@ -14,8 +14,8 @@ from collective_node.configuration import CollectiveConfiguration
 from collective_node.extraction.pipeline import Chosen, Evolved, check_privacy, evolve
 from collective_node.open_world.annotators import Annotator, Oracle, Person
 from protocol.confinement.guards import Confinement
-from protocol.exchange.endpoint import CollectiveDesk, Withdrawal
-from protocol.exchange.ledger import StoredRelease
+from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal
+from protocol.exchange.collective_ledger import StoredRelease
 from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import describe
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class CollectiveProgram(PartyProgram[CollectiveDesk]):
+class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
     """Answers the wishes ``status``, ``evolve``, ``publish`` and ``receipt``."""
 
     role: Role = "collective"
 
     def __init__(self, configuration: CollectiveConfiguration, confinement: Confinement, keys: NodeKeys) -> None:
-        super().__init__(configuration.node, confinement, keys, CollectiveDesk)
+        super().__init__(configuration.node, confinement, keys, CollectiveEndpoint)
         self._settings = configuration.collective
 
     def _fulfil(self, wish: Frame) -> Frame | None:

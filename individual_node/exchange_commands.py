@@ -12,7 +12,7 @@ from protocol.errors import RunFailedError
 from protocol.output import say
 
 if TYPE_CHECKING:
-    from protocol.exchange.endpoint import IndividualDesk, Inheritance
+    from protocol.exchange.individual_endpoint import IndividualEndpoint, Inheritance
     from protocol.messages.payloads import Abort
 
 _CONFIG_HELP = "Configuration file of this individual's node."
@@ -41,13 +41,13 @@ def request(
     The collective answers it within 7 days: `collective-node grant`. The same request, while it waits for its answer,
     is written again as it is.
     """
-    from protocol.exchange.endpoint import IndividualDesk
+    from protocol.exchange.individual_endpoint import IndividualEndpoint
     from protocol.files.user_files import check_free, write_new
     from protocol.node.endpoints import node_of, open_desk, unix_seconds
 
     wanted = form_of(form)
     check_free(out)
-    desk = open_desk(node_of(config, "individual"), IndividualDesk, new=True)
+    desk = open_desk(node_of(config, "individual"), IndividualEndpoint, new=True)
     data = desk.request(wanted, unix_seconds(), secrets.token_bytes(16), fresh=fresh)
     write_new(out, data)
     say(f"{out}  a request for the form {form}, {len(data)} bytes: take it to the collective")
@@ -66,7 +66,7 @@ def inherit(
     Example:
       individual-node inherit --config ~/individual/config.toml condensed.learngene --receipt receipt.json
     """
-    from protocol.exchange.endpoint import IndividualDesk
+    from protocol.exchange.individual_endpoint import IndividualEndpoint
     from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
     from protocol.messages import bundle_file, envelope
     from protocol.node.endpoints import node_of, open_desk, unix_seconds
@@ -75,7 +75,7 @@ def inherit(
     if receipt is not None:
         check_free(receipt)
     node = node_of(config, "individual")
-    desk, policy = open_desk(node, IndividualDesk), load_policy(node.policy, "individual")
+    desk, policy = open_desk(node, IndividualEndpoint), load_policy(node.policy, "individual")
     with named_refusals(file):
         if bundle_file.is_bundle(file):
             bundle = bundle_file.read(file, largest_blob=policy.largest_blob)
@@ -100,7 +100,7 @@ def _say_notice(notice: "Abort") -> None:
     say("adapted from it says so from now on. Request again later.")
 
 
-def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualDesk") -> None:
+def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualEndpoint") -> None:
     """``arrived``: digest of the release in the file, which may be older than the newest one here."""
     from protocol.commands.revocation_warning import warn_doubt
 

@@ -12,7 +12,7 @@ from individual_node.method_table import METHODS
 from individual_node.methods import Evaluation, Outcome
 from protocol.confinement.guards import Confinement
 from protocol.errors import MalformedError, PolicyDeniedError
-from protocol.exchange.endpoint import IndividualDesk
+from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.architecture import Form, form_named
 from protocol.learngene.network import describe
@@ -26,13 +26,13 @@ from protocol.trust.trust_store import Role
 logger = logging.getLogger(__name__)
 
 
-class IndividualProgram(PartyProgram[IndividualDesk]):
+class IndividualProgram(PartyProgram[IndividualEndpoint]):
     """Answers the wishes ``status``, ``request``, ``inherit``, ``abort`` and ``adapt``."""
 
     role: Role = "individual"
 
     def __init__(self, configuration: IndividualConfiguration, confinement: Confinement, keys: NodeKeys) -> None:
-        super().__init__(configuration.node, confinement, keys, IndividualDesk)
+        super().__init__(configuration.node, confinement, keys, IndividualEndpoint)
         self._settings = configuration.individual
 
     def _fulfil(self, wish: Frame) -> Frame | None:

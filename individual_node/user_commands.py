@@ -51,14 +51,14 @@ def bundle(
     It was granted to this individual: its content opens with this node's encryption key only. For 7 days anybody who
     pins the same keys can verify its signatures; longer only this node, which has it in its ledger.
     """
-    from protocol.exchange.endpoint import IndividualDesk
+    from protocol.exchange.individual_endpoint import IndividualEndpoint
     from protocol.files.user_files import check_free
     from protocol.messages import bundle_file, envelope, payloads
     from protocol.node.endpoints import node_of, open_desk
 
     wanted = form_of(form)
     check_free(out)
-    desk = open_desk(node_of(config, "individual"), IndividualDesk)
+    desk = open_desk(node_of(config, "individual"), IndividualEndpoint)
     packed = desk.bundle(wanted)
     if packed is None:
         raise InputError(f"this node has inherited nothing of the form {form} in its run yet: request it first")

@@ -6,7 +6,6 @@ cannot steer it from here, and markup in a name is never read.
 
 import json
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import IO
 
 import typer
@@ -123,20 +122,3 @@ def print_table(shown: Table) -> None:
     if not redraws(wide):
         wide = console(width=1000)
     wide.print(shown)
-
-
-def moment(seconds: int) -> str:
-    """Unix seconds as a date and time in UTC; as the number where no calendar reaches that far."""
-    return _in_calendar(seconds, "%Y-%m-%d %H:%M UTC")
-
-
-def day(seconds: int) -> str:
-    """Unix seconds as a date in UTC; as ``moment`` where no calendar reaches that far."""
-    return _in_calendar(seconds, "%Y-%m-%d")
-
-
-def _in_calendar(seconds: int, pattern: str) -> str:
-    try:
-        return f"{datetime.fromtimestamp(seconds, UTC):{pattern}}"
-    except (ValueError, OverflowError, OSError):
-        return f"{seconds} s after 1970"

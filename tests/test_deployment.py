@@ -26,7 +26,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from protocol.commands.node_commands import initialise
 from protocol.digest import digest_of
 from protocol.exchange import content_keys, verification
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger, State
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_ledger import IndividualLedger, State
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.key_file import Unlock
 from protocol.keys.signing_key import SigningKey

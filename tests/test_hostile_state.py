@@ -20,7 +20,8 @@ from collective_node.annotation.access import Access
 from collective_node.differential_privacy.release import Finished
 from protocol.errors import LearngeneError
 from protocol.exchange.audit import Crossings, read_chain, summarise
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.node import confine
 from protocol.node.events import Events
 from protocol.node.metrics import read_metrics, write_metrics

@@ -85,7 +85,7 @@ def test_the_search_for_names_can_fail() -> None:
         "protocol.exchange.endpoint",
         "protocol.exchange.endpoint.Nobody",
     ]
-    assert exists("protocol.exchange.endpoint.CollectiveDesk.open")
+    assert exists("protocol.exchange.collective_endpoint.CollectiveEndpoint.open")
     assert not exists("protocol.exchange.endpoint.Nobody")
     assert not exists("protocol.nowhere")
 

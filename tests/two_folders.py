@@ -12,8 +12,9 @@ import typer
 
 from protocol.commands.node_commands import initialise
 from protocol.commands.terminal import run_app
-from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk
-from protocol.exchange.ledger import StoredRelease
+from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint
+from protocol.exchange.collective_ledger import StoredRelease
+from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.keys.kem import Kem
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Learngene
@@ -95,11 +96,11 @@ class Folders:
     def node(self, config: Path) -> NodeTable:
         return node_table(config, read(config), None)
 
-    def collective_desk(self) -> CollectiveDesk:
-        return open_desk(self.node(self.collective), CollectiveDesk, new=True)
+    def collective_desk(self) -> CollectiveEndpoint:
+        return open_desk(self.node(self.collective), CollectiveEndpoint, new=True)
 
-    def individual_desk(self) -> IndividualDesk:
-        return open_desk(self.node(self.individual), IndividualDesk, new=True)
+    def individual_desk(self) -> IndividualEndpoint:
+        return open_desk(self.node(self.individual), IndividualEndpoint, new=True)
 
     def publish(self, made: Learngene | None = None, *, at: int | None = None) -> StoredRelease:
         """The collective publishes a learngene, now or at a time (unix s)."""

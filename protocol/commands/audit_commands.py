@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from protocol.encoding.calendar import moment
 from protocol.errors import InputError, MalformedError
 from protocol.exchange.audit import ALLOWED, NO_LINE, read_chain, summarise
-from protocol.output import add_row, moment, print_table, say, say_json, table
+from protocol.output import add_row, print_table, say, say_json, table
 from protocol.visible_text import visible_name
 
 _Log = Annotated[

@@ -140,8 +140,8 @@ def _report(path: Path, reading: "Reading") -> None:
 
 
 def _steps(reading: "Reading") -> list[_Step]:
+    from protocol.encoding.calendar import moment
     from protocol.keys.signing_key import fingerprint
-    from protocol.output import moment
 
     sealed, trust = reading.sealed, reading.trust
     release, grant = sealed.release, sealed.grant

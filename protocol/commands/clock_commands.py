@@ -41,11 +41,13 @@ def show(config: Path, role: Role, *, now: int, forget: bool) -> None:
         InputError: the configuration is wrong, or the node has never run.
         RunFailedError: it is to forget, and runs. StorageFailedError: its ledger cannot be opened or written.
     """
-    from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+    from protocol.encoding.calendar import moment
+    from protocol.exchange.collective_ledger import CollectiveLedger
+    from protocol.exchange.individual_ledger import IndividualLedger
     from protocol.files import state_files
     from protocol.messages.payloads import SKEW
     from protocol.node.endpoints import check_ledger, node_of
-    from protocol.output import moment, say
+    from protocol.output import say
 
     node = node_of(config, role)
     check_ledger(node)

@@ -27,9 +27,11 @@ from protocol.confinement import guards, landlock, namespaces, privileges, secco
 from protocol.confinement.guards import COURIER, GUARDS, NODE, Profile
 from protocol.confinement.landlock import Access
 from protocol.confinement.privileges import User
+from protocol.encoding.calendar import moment
 from protocol.errors import LearngeneError, RunFailedError
+from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.endpoint import behind_line
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.exchange.ledger_database import LEDGER
 from protocol.files import state_files
 from protocol.files.private_file import read_private
@@ -38,7 +40,6 @@ from protocol.messages.payloads import SKEW
 from protocol.node import confine, launcher
 from protocol.node.access_rules import check_apart, courier_rules, gpu_devices, gpu_rules, node_rules, program_rules
 from protocol.node.configuration import STRICT, NodeTable, OtherRoleError, check, node_table, read
-from protocol.output import moment
 from protocol.transport.local_socket import MAX_PATH_BYTES, load_secret
 from protocol.transport.simulation_paths import is_simulated
 from protocol.trust.policy_file import load_policy

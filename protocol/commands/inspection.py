@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from protocol.digest import digest_of
+from protocol.encoding.calendar import moment
 from protocol.encoding.canonical_json import Value
 from protocol.errors import MalformedError, TooLargeError
 from protocol.keys.kem import PUBLIC_BYTES, Kem
@@ -18,7 +19,6 @@ from protocol.messages import envelope, payloads
 from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import Abort, Grant, Payload, Receipt, Release, Request
 from protocol.messages.sealing import CONTENT_KEY_BYTES
-from protocol.output import moment
 from protocol.trust import trust_store
 
 #: Names and values, in the order in which they are shown.

@@ -8,12 +8,13 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from protocol.encoding.calendar import day
 from protocol.errors import InputError
 from protocol.files.user_files import check_free
 from protocol.keys import signing_key
 from protocol.keys.passphrase import unlock_with
 from protocol.keys.signing_key import SigningKey, read_fingerprint, read_public
-from protocol.output import PlainTable, add_row, day, print_table, say, say_json, table, warn
+from protocol.output import PlainTable, add_row, print_table, say, say_json, table, warn
 from protocol.trust.trust_file import read_trust, write_trust
 from protocol.trust.trust_store import PARTY_PATTERN, Handover, RevokedKey, Role, TrustedKey, TrustStore
 from protocol.visible_text import visible_name

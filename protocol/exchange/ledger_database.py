@@ -303,6 +303,18 @@ def _restrict(database: sqlite3.Connection) -> None:
 
 
 # What is read is checked: STRICT tables hold only for who writes through SQLite.
+def ledger_file(state: Path, name: str, what: str, *, max_bytes: int) -> bytes | None:
+    """A file beside the database; None where there is none.
+
+    Raises:
+        StorageFailedError: what stands there is no such file.
+    """
+    try:
+        return state_files.read(state, name, what, max_bytes=max_bytes)
+    except InputError as error:
+        raise StorageFailedError(str(error)) from None
+
+
 def as_bytes(value: object) -> bytes:
     """Bytes of a message at most.
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from protocol.errors import InputError
 from protocol.exchange.audit import Crossings
-from protocol.exchange.endpoint import IndividualDesk
-from protocol.exchange.ledger import IndividualLedger
+from protocol.exchange.individual_endpoint import IndividualEndpoint
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.exchange.verification import Holder, SealedLearngene, VerifiedLearngene, open_sealed, verify_file
 from protocol.files.user_files import named_refusals
 from protocol.keys.encryption_key import EncryptionKey
@@ -92,7 +92,7 @@ def _read_by_node(path: Path, config: Path) -> Reading:
     ledger = IndividualLedger(node.state)
     # Read once: what is shown is what was verified under, also where the file is replaced meanwhile.
     store = TrustFile(node.trust, node.root, ledger).current()
-    desk = IndividualDesk(
+    desk = IndividualEndpoint(
         keys=keys,
         trust=lambda: store,
         ledger=ledger,

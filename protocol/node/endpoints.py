@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from protocol.errors import InputError
-from protocol.exchange.endpoint import CollectiveDesk, IndividualDesk
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.exchange.collective_endpoint import CollectiveEndpoint
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_endpoint import IndividualEndpoint
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.files.private_folders import private_folder
 from protocol.keys.party_keys import NodeKeys
 from protocol.node.configuration import NodeTable, node_table, read
@@ -19,7 +21,7 @@ from protocol.trust.trust_store import RevocationStatus, Role
 
 _LEDGER = "ledger.db"
 
-DeskT = TypeVar("DeskT", CollectiveDesk, IndividualDesk)
+DeskT = TypeVar("DeskT", CollectiveEndpoint, IndividualEndpoint)
 
 
 def node_of(config: Path, role: Role) -> NodeTable:

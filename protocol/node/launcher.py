@@ -136,7 +136,8 @@ def _checked(start: _Start) -> bytes:
     Raises:
         InputError, RefusedError: something is wrong with its configuration, its folders, a key or the trust store.
     """
-    from protocol.exchange.endpoint import CollectiveDesk, IndividualDesk
+    from protocol.exchange.collective_endpoint import CollectiveEndpoint
+    from protocol.exchange.individual_endpoint import IndividualEndpoint
     from protocol.trust.policy_file import load_policy
 
     path, node, user = start.path, start.node, start.user
@@ -152,7 +153,9 @@ def _checked(start: _Start) -> bytes:
         unlock = opener(node)
         keys = load_keys(node, unlock)
     with privileges.acting_as(user):
-        (CollectiveDesk if node.role == "collective" else IndividualDesk).check_trust(node.trust, node.root, keys)
+        (CollectiveEndpoint if node.role == "collective" else IndividualEndpoint).check_trust(
+            node.trust, node.root, keys
+        )
     privileges.give_up(user, capabilities=not start.unconfined)
     check_readable(node, start.packages)
     return unlock.secret

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from protocol.digest import digest_of
 from protocol.encoding import blob
 from protocol.exchange import content_keys, verification
-from protocol.exchange.ledger import CollectiveLedger
+from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.verification import Expectation, Holder, SealedLearngene, VerifiedEnvelopes, VerifiedLearngene
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.kem import Kem

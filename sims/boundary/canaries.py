@@ -23,7 +23,7 @@ from PIL import Image
 from protocol.encoding import blob as blobs
 from protocol.errors import RunFailedError
 from protocol.exchange import content_keys
-from protocol.exchange.ledger import CollectiveLedger
+from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.learngene.images import Normalisation
 from protocol.messages import sealing
 from protocol.pictures.arrays import read_array

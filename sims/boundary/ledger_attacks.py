@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from protocol.errors import StorageFailedError
-from protocol.exchange.ledger import IndividualLedger
+from protocol.exchange.individual_ledger import IndividualLedger
 from sims.boundary.acts.expectation import protocol
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, Refusal
 

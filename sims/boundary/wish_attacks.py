@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from protocol.exchange.endpoint import CollectiveDesk
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.exchange.collective_endpoint import CollectiveEndpoint
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Form
 from protocol.messages import sealing
@@ -50,7 +51,7 @@ def wish_attacks(folder: Path, *, unconfined: bool = False) -> Iterator[list[Att
     other = SigningKey.generate()
     sites = paired_sites(folder, ("individual-2", other))
     collective, individual = sites.collective, sites.individual
-    desk = open_desk(collective.node, CollectiveDesk, new=True)
+    desk = open_desk(collective.node, CollectiveEndpoint, new=True)
     desk.publish(small_learngene(1), unix_seconds(), secrets.token_bytes(sealing.CONTENT_KEY_BYTES))
     forger, stranger = (Forger(key, sites.run_id) for key in (collective.keys.signing, SigningKey.generate()))
     scene = Scene(sites, forger, stranger, other)

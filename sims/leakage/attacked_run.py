@@ -12,7 +12,7 @@ from collective_node import collective_images
 from collective_node.collective_images import PrivateImages, Truth
 from collective_node.task_sequence import sequence
 from protocol.errors import InputError
-from protocol.exchange.endpoint import IndividualDesk
+from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.learngene.learngene import Learngene
 from protocol.node.endpoints import node_of, open_desk
 from protocol.pictures.arrays import read_array
@@ -54,7 +54,7 @@ def released(folder: Path) -> Learngene:
     config = folder / "nodes" / "individual-1" / "config.toml"
     if not config.is_file():
         raise InputError(f"{folder} holds no nodes: it was never started; run it first")
-    verified = open_desk(node_of(config, "individual"), IndividualDesk).learngene("condensed")
+    verified = open_desk(node_of(config, "individual"), IndividualEndpoint).learngene("condensed")
     if verified is None:
         raise InputError(
             "the individual of this run holds no learngene of the form condensed, the one that is attacked"

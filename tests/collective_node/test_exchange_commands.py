@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from collective_node.cli import app
-from protocol.exchange.endpoint import Withdrawal
+from protocol.exchange.collective_endpoint import Withdrawal
 from protocol.messages import bundle_file
 from protocol.messages.payloads import LIFE, SKEW, Release
 from protocol.trust.trust_file import read_trust, write_trust

@@ -7,7 +7,7 @@ import numpy as np
 
 from protocol.digest import digest_of
 from protocol.encoding import blob
-from protocol.exchange.endpoint import Answer
+from protocol.exchange.collective_endpoint import Answer
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import MOST_BLOCKS, Architecture, Block
 from protocol.learngene.learngene import Learngene

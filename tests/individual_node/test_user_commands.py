@@ -24,7 +24,7 @@ from individual_node.settings import IndividualSettings
 from individual_node.user_commands import open_bundle
 from protocol.commands.node_commands import initialise
 from protocol.errors import InputError, RunFailedError
-from protocol.exchange.endpoint import Withdrawal
+from protocol.exchange.collective_endpoint import Withdrawal
 from protocol.exchange.verification import VerifiedLearngene
 from protocol.learngene.architecture import Form
 from protocol.learngene.images import DeviceImages, Normalisation

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 from protocol.digest import digest_of
-from protocol.exchange.endpoint import Answer
+from protocol.exchange.collective_endpoint import Answer
 from protocol.exchange.verification import Expectation
 from tests.protocol.parties import CONTENT_KEY, INDIVIDUAL, NOW, RUN, Exchange, Site, learngene
 

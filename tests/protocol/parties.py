@@ -8,8 +8,10 @@ import numpy as np
 
 from protocol.digest import digest_of
 from protocol.exchange.audit import Crossings
-from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_endpoint import IndividualEndpoint
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.exchange.verification import Expectation, VerifiedLearngene, verify_bundle
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.party_keys import NodeKeys
@@ -120,10 +122,10 @@ class Site:
 
     def collective(
         self, key: SigningKey = COLLECTIVE, policy: Policy = COLLECTIVE_POLICY, trust: Trust = TRUST
-    ) -> CollectiveDesk:
+    ) -> CollectiveEndpoint:
         ledger = CollectiveLedger(self.folder)
         self.opened.append(ledger)
-        return CollectiveDesk(
+        return CollectiveEndpoint(
             keys=NodeKeys(key, encryption=None),
             trust=_asked(trust),
             ledger=ledger,
@@ -142,10 +144,10 @@ class Site:
         policy: Policy = INDIVIDUAL_POLICY,
         trust: Trust = TRUST,
         encryption: EncryptionKey = ENCRYPTION,
-    ) -> IndividualDesk:
+    ) -> IndividualEndpoint:
         ledger = IndividualLedger(self.folder)
         self.opened.append(ledger)
-        return IndividualDesk(
+        return IndividualEndpoint(
             keys=NodeKeys(key, encryption),
             trust=_asked(trust),
             ledger=ledger,

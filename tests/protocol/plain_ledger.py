@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from protocol.errors import EquivocationError, InputError, RollbackError, StorageFailedError, WrongAudienceError
+from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.content_keys import ClosedKey
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger, Inherited, State
+from protocol.exchange.individual_ledger import IndividualLedger, Inherited, State
 from protocol.exchange.verification import SeenRelease
 from protocol.learngene.architecture import Form
 from protocol.messages.payloads import NO_RELEASE

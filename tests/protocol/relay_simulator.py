@@ -23,9 +23,11 @@ import numpy as np
 
 from protocol.errors import RefusedError
 from protocol.exchange.audit import Crossings
+from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint, Withdrawal
+from protocol.exchange.collective_ledger import CollectiveLedger, StoredRelease
 from protocol.exchange.content_keys import ClosedKey
-from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk, Withdrawal
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger, State, StoredRelease
+from protocol.exchange.individual_endpoint import IndividualEndpoint
+from protocol.exchange.individual_ledger import IndividualLedger, State
 from protocol.exchange.verification import VerifiedLearngene
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.party_keys import NodeKeys
@@ -204,7 +206,7 @@ class Individual(_Party):
     encryption: EncryptionKey = ENCRYPTION
     model: PlainIndividual = field(default_factory=PlainIndividual)
     ledger: IndividualLedger = field(init=False)
-    desks: dict[str, IndividualDesk] = field(default_factory=dict)
+    desks: dict[str, IndividualEndpoint] = field(default_factory=dict)
     #: The folder's inode of every committed learngene.
     applied: dict[str, int | None] = field(default_factory=dict)
 
@@ -221,7 +223,7 @@ class Individual(_Party):
         self.watch = Watch(self.ledger)
         crossings = NoCrossings(self.folder / "crossings.jsonl", "individual", lambda: NOW)
         for run in RUNS:
-            self.desks[run] = IndividualDesk(
+            self.desks[run] = IndividualEndpoint(
                 keys=NodeKeys(self.key, self.encryption),
                 trust=lambda: self.trust,
                 ledger=self.ledger,
@@ -238,7 +240,7 @@ class Collective(_Party):
     key: SigningKey = COLLECTIVE
     model: PlainCollective = field(default_factory=PlainCollective)
     ledger: CollectiveLedger = field(init=False)
-    desks: dict[str, CollectiveDesk] = field(default_factory=dict)
+    desks: dict[str, CollectiveEndpoint] = field(default_factory=dict)
 
     _folder_of_files = "releases"
 
@@ -250,7 +252,7 @@ class Collective(_Party):
         self.watch = Watch(self.ledger)
         crossings = NoCrossings(self.folder / "crossings.jsonl", "collective", lambda: NOW)
         for run in RUNS:
-            self.desks[run] = CollectiveDesk(
+            self.desks[run] = CollectiveEndpoint(
                 keys=NodeKeys(self.key, encryption=None),
                 trust=lambda: self.trust,
                 ledger=self.ledger,

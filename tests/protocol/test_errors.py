@@ -33,7 +33,8 @@ from protocol.errors import (
     WrongRunError,
 )
 from protocol.exchange import ledger_database
-from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk
+from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint
+from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.exchange.verification import Expectation
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_receipt
@@ -76,8 +77,8 @@ class Scene:
 
     here: Site
     there: Site
-    collective: CollectiveDesk
-    individual: IndividualDesk
+    collective: CollectiveEndpoint
+    individual: IndividualEndpoint
     exchange: Exchange
     trust: TrustStore
 

@@ -17,7 +17,7 @@ from protocol.commands import inspection
 from protocol.commands.learngene import make
 from protocol.digest import digest_of
 from protocol.encoding import canonical_json
-from protocol.exchange.endpoint import IndividualDesk
+from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.exchange.verification import VerifiedLearngene
 from protocol.keys.kem import Kem
 from protocol.keys.signing_key import fingerprint
@@ -280,15 +280,15 @@ def test_verify_shows_the_trust_store_that_it_verified_under(
     folders.publish()
     bundle = folders.exchange(tmp_path / "one.learngene")
     store = read_trust(folders.trust, root=folders.root)
-    verify = IndividualDesk.verify_file
+    verify = IndividualEndpoint.verify_file
 
-    def then_replaced(desk: IndividualDesk, parts: BundleFile, now: int) -> VerifiedLearngene:
+    def then_replaced(desk: IndividualEndpoint, parts: BundleFile, now: int) -> VerifiedLearngene:
         verified = verify(desk, parts, now)
         later = store.with_rotated_key("collective", "collective", STRANGER.public_hex)
         write_trust(folders.trust, later, ROOT)
         return verified
 
-    monkeypatch.setattr(IndividualDesk, "verify_file", then_replaced)
+    monkeypatch.setattr(IndividualEndpoint, "verify_file", then_replaced)
     printed = succeeded(command("verify", bundle, "--config", folders.individual))
     assert f"version {store.version}, root" in printed
     assert fingerprint(store.only("collective").raw) in printed

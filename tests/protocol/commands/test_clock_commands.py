@@ -10,10 +10,11 @@ import pytest
 from collective_node.cli import app as collective_app
 from individual_node.cli import app as individual_app
 from protocol.commands.doctor import examine_node
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.encoding.calendar import moment
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.files import state_files
 from protocol.messages.payloads import SKEW
-from protocol.output import moment
 from tests.two_folders import Folders, make_folders, refused, run, succeeded
 
 YEAR = 365 * 86400

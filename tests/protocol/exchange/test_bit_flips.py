@@ -12,7 +12,7 @@ import pytest
 
 from protocol.encoding import blob
 from protocol.errors import BadSignatureError, DigestMismatchError, MalformedError, RefusedError, UnknownKeyError
-from protocol.exchange.endpoint import Answer
+from protocol.exchange.collective_endpoint import Answer
 from protocol.exchange.verification import (
     SealedLearngene,
     VerifiedEnvelopes,

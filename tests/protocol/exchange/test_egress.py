@@ -8,8 +8,8 @@ import pytest
 
 from protocol.errors import DigestMismatchError, MalformedError, PolicyDeniedError, RefusedError
 from protocol.exchange.audit import Crossings, read_crossings
+from protocol.exchange.collective_endpoint import Answer
 from protocol.exchange.egress import Gate
-from protocol.exchange.endpoint import Answer
 from protocol.keys.signing_key import SigningKey, check_signature
 from protocol.messages import envelope
 from protocol.messages.builders import make_receipt, make_request

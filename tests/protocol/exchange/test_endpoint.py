@@ -31,10 +31,11 @@ from protocol.errors import (
     WrongAudienceError,
     WrongRunError,
 )
-from protocol.exchange import audit, content_keys, endpoint
+from protocol.exchange import audit, collective_endpoint, content_keys
 from protocol.exchange.audit import read_crossings
-from protocol.exchange.endpoint import Answer, CollectiveDesk, IndividualDesk, Withdrawal
-from protocol.exchange.ledger import IndividualLedger, State
+from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint, Withdrawal
+from protocol.exchange.individual_endpoint import IndividualEndpoint
+from protocol.exchange.individual_ledger import IndividualLedger, State
 from protocol.exchange.verification import Expectation, VerifiedLearngene
 from protocol.keys.signing_key import SigningKey
 from protocol.messages import envelope, payloads
@@ -812,7 +813,9 @@ def test_what_leaves_an_individual_is_of_one_length_and_holds_no_measurement(her
 # Withdrawal.
 
 
-def inherits(collective: CollectiveDesk, individual: IndividualDesk, nonce: bytes, now: int = NOW) -> VerifiedLearngene:
+def inherits(
+    collective: CollectiveEndpoint, individual: IndividualEndpoint, nonce: bytes, now: int = NOW
+) -> VerifiedLearngene:
     """A new exchange from end to end."""
     answer = collective.answer_request(individual.request("condensed", now, nonce, fresh=True), now)
     assert isinstance(answer, Answer)
@@ -939,14 +942,14 @@ def test_a_release_that_is_made_while_another_one_is_withdrawn_says_so(
     """As where the command `withdraw` works beside a node that publishes."""
     collective = here.collective()
     first = collective.publish(learngene(), NOW, content_key(0))
-    make = endpoint.make_release
+    make = collective_endpoint.make_release
 
     def made_while_one_is_withdrawn(*arguments: Any, **named: Any) -> tuple[bytes, bytes]:  # noqa: ANN401
         made = make(*arguments, **named)
         here.collective().withdraw(first.digest)
         return made
 
-    monkeypatch.setattr(endpoint, "make_release", made_while_one_is_withdrawn)
+    monkeypatch.setattr(collective_endpoint, "make_release", made_while_one_is_withdrawn)
     second = collective.publish(learngene(seed=1), NOW, content_key(1))
     assert (second.seq, second.payload.withdraws) == (2, (first.digest,))
     assert [release.digest for release in collective.releases()] == [first.digest, second.digest]
@@ -1041,14 +1044,14 @@ def test_releasing_again_never_puts_old_content_over_what_another_process_publis
     first = collective.publish(learngene(), NOW, content_key(0))
     collective.publish(learngene(seed=1), NOW, content_key(1))
     collective.withdraw(first.digest)
-    make = endpoint.make_release
+    make = collective_endpoint.make_release
 
     def made_while_another_is_published(*arguments: Any, **named: Any) -> tuple[bytes, bytes]:  # noqa: ANN401
-        monkeypatch.setattr(endpoint, "make_release", make)
+        monkeypatch.setattr(collective_endpoint, "make_release", make)
         here.collective().publish(learngene(seed=2), NOW, content_key(2))
         return make(*arguments, **named)
 
-    monkeypatch.setattr(endpoint, "make_release", made_while_another_is_published)
+    monkeypatch.setattr(collective_endpoint, "make_release", made_while_another_is_published)
     assert collective.release_again(NOW, lambda: content_key(3)) == []
     assert [release.payload.withdraws for release in collective.releases()] == [(), (), (first.digest,)]
     assert collective.publish(learngene(seed=2), NOW, content_key(4)).seq == 3
@@ -1071,8 +1074,8 @@ def test_what_holds_the_same_content_is_withdrawn_with_it(here: Site, there: Sit
 def test_of_more_withdrawals_than_a_release_can_name_it_names_the_last(
     here: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "MOST_WITHDRAWN", 2)
-    monkeypatch.setattr("protocol.exchange.ledger.MOST_WITHDRAWN", 2)
+    monkeypatch.setattr("protocol.exchange.collective_endpoint.MOST_WITHDRAWN", 2)
+    monkeypatch.setattr("protocol.exchange.collective_ledger.MOST_WITHDRAWN", 2)
     collective = here.collective()
     gone = [collective.publish(learngene(seed), NOW, content_key(seed)).digest for seed in range(3)]
     for digest in gone:

@@ -10,8 +10,9 @@ import pytest
 from protocol.digest import digest_of
 from protocol.errors import EquivocationError, InputError, RollbackError, StorageFailedError, WrongAudienceError
 from protocol.exchange import content_keys
+from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.content_keys import ClosedKey
-from protocol.exchange.ledger import MOST_EVIDENCE, CollectiveLedger, IndividualLedger, Inherited, State
+from protocol.exchange.individual_ledger import MOST_EVIDENCE, IndividualLedger, Inherited, State
 from protocol.exchange.verification import (
     VerifiedEnvelopes,
     VerifiedRequest,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import StorageFailedError
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.exchange.ledger_database import ADVICE, LAST_SECOND
 from protocol.trust.trust_store import TrustSeen
 from tests.protocol.hostile_files import ANY, NO_FILE, plant, within

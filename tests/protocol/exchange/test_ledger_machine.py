@@ -15,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from protocol.errors import EquivocationError, InputError, RefusedError, RollbackError, StorageFailedError
 from protocol.exchange import content_keys
+from protocol.exchange.collective_ledger import CollectiveLedger, StoredRelease
+from protocol.exchange.collective_ledger import stored_release as opened_release
 from protocol.exchange.content_keys import ClosedKey
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger, StoredRelease
-from protocol.exchange.ledger import stored_release as opened_release
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.exchange.verification import (
     Expectation,
     VerifiedEnvelopes,

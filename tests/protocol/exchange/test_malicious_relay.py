@@ -13,8 +13,10 @@ import pytest
 
 from protocol.errors import RevokedKeyError
 from protocol.exchange import endpoint, verification
-from protocol.exchange.endpoint import CollectiveDesk, IndividualDesk
-from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+from protocol.exchange.collective_endpoint import CollectiveEndpoint
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_endpoint import IndividualEndpoint
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.exchange.ledger_database import LedgerDatabase
 from protocol.messages import envelope, payloads
 from protocol.trust.trust_store import Role, TrustedKey, TrustStore
@@ -156,12 +158,12 @@ WEAKENED: dict[str, tuple[object, str, Callable[..., object]]] = {
     "the collective does not write down its grants": (CollectiveLedger, "add_grant", nothing),
     "the collective forgets what it withdrew": (CollectiveLedger, "withdraw", nothing),
     "what does not hold any more is sent again": (endpoint, "_holds", lambda *_: True),
-    "stale answers are repeated": (CollectiveDesk, "_still_answers", lambda *_: True),
-    "a former key of the collective is written to": (IndividualDesk, "_is_between", lambda *_: True),
+    "stale answers are repeated": (CollectiveEndpoint, "_still_answers", lambda *_: True),
+    "a former key of the collective is written to": (IndividualEndpoint, "_is_between", lambda *_: True),
 }
 #: A second step of the same kind, which would stop it too.
 BESIDES: dict[str, tuple[object, str, Callable[..., object]]] = {
-    "a former key of the collective is written to": (IndividualDesk, "_is_partner", lambda *_: True),
+    "a former key of the collective is written to": (IndividualEndpoint, "_is_partner", lambda *_: True),
 }
 
 

@@ -28,7 +28,7 @@ from protocol.errors import (
     WrongRunError,
 )
 from protocol.exchange import verification
-from protocol.exchange.endpoint import Answer
+from protocol.exchange.collective_endpoint import Answer
 from protocol.exchange.verification import (
     Expectation,
     SealedLearngene,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from protocol.digest import digest_of
 from protocol.encoding import blob
 from protocol.errors import DigestMismatchError, MalformedError, PolicyDeniedError, WrongAudienceError
-from protocol.exchange.endpoint import Answer, CollectiveDesk
+from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint
 from protocol.exchange.verification import decrypt, verify_plaintext
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.kem import PUBLIC_BYTES
@@ -228,7 +228,7 @@ def test_attack_by_granting_one_audience_another_content(exchange: Exchange) -> 
 # Desks.
 
 
-def granted(collective: CollectiveDesk, request: bytes) -> Answer:
+def granted(collective: CollectiveEndpoint, request: bytes) -> Answer:
     answer = collective.answer_request(request, NOW)
     assert isinstance(answer, Answer)
     return answer

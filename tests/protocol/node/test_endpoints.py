@@ -8,7 +8,7 @@ import pytest
 
 from protocol.digest import digest_of
 from protocol.errors import EquivocationError, RollbackError
-from protocol.exchange.ledger import IndividualLedger
+from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.messages import bundle_file
 from protocol.messages.payloads import Release
 from protocol.node.endpoints import known_doubt

@@ -128,7 +128,8 @@ def test_a_refused_start_leaves_everything_as_it_was(tmp_path: Path, role: Role,
 @pytest.mark.parametrize("role", ["collective", "individual"])
 def test_a_state_with_the_other_roles_ledger_is_named_and_kept(tmp_path: Path, role: Role) -> None:
     """It is opened by a confined node only, whose socket is there by then: that goes, the ledger stays."""
-    from protocol.exchange.ledger import CollectiveLedger, IndividualLedger
+    from protocol.exchange.collective_ledger import CollectiveLedger
+    from protocol.exchange.individual_ledger import IndividualLedger
     from protocol.files import state_files
 
     home, data = tmp_path / "node", tmp_path / "data"

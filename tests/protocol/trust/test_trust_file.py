@@ -18,7 +18,7 @@ from protocol.errors import (
     TooLargeError,
     UnknownKeyError,
 )
-from protocol.exchange.ledger import CollectiveLedger
+from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.keys.signing_key import SigningKey
 from protocol.trust.trust_file import TrustFile, read_trust, write_trust
 from protocol.trust.trust_store import MAX_BYTES, Handover, TrustSeen, TrustStore, sign_trust

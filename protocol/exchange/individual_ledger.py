@@ -1,10 +1,9 @@
-"""The ledgers: what a party has promised and accepted, in SQLite, durable before anything is sent.
+"""The individual's ledger: what it asked for, has seen and has inherited; durable before anything is sent.
 
-Blobs lie beside the database as files, written before the row that names them. No content key lies there open: a
-collective's come closed (:mod:`protocol.exchange.content_keys`), so that a ledger can be read without any key.
+What it inherited lies beside the database as files, written before the row that names them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -19,16 +18,22 @@ from protocol.errors import (
     RollbackError,
     StorageFailedError,
     TooLargeError,
-    WrongAudienceError,
 )
-from protocol.exchange.content_keys import CLOSED_BYTES, ClosedKey
-from protocol.exchange.ledger_database import Kind, LedgerDatabase, Row, as_bytes, as_digest, as_integer, refuse_row
+from protocol.exchange.ledger_database import (
+    LedgerDatabase,
+    Row,
+    as_bytes,
+    as_digest,
+    as_integer,
+    ledger_file,
+    refuse_row,
+)
+from protocol.exchange.ledger_tables import INDIVIDUAL
 from protocol.exchange.verification import (
     SealedLearngene,
     SeenRelease,
     VerifiedEnvelopes,
     VerifiedLearngene,
-    VerifiedRequest,
     contradicts,
     verify_committed,
 )
@@ -36,7 +41,7 @@ from protocol.files import state_files
 from protocol.files.atomic import write_atomically, write_folder_atomically
 from protocol.learngene.architecture import Form, form_named
 from protocol.messages import envelope, payloads
-from protocol.messages.payloads import MOST_WITHDRAWN, NO_RELEASE, Release, Request
+from protocol.messages.payloads import Release, Request
 from protocol.messages.sealing import OVERHEAD_BYTES
 
 #: Envelopes that an individual keeps as evidence of two histories, at most.
@@ -47,42 +52,6 @@ _PARTS = {
     "grant.json": envelope.MAX_BYTES,
     "blob.sealed": MAX_BLOB_BYTES + OVERHEAD_BYTES,
 }
-
-_COLLECTIVE_TABLES = """
-CREATE TABLE releases (
-    run_id TEXT NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL UNIQUE, prev TEXT NOT NULL,
-    envelope BLOB NOT NULL, closed_key BLOB NOT NULL, key_name TEXT NOT NULL UNIQUE,
-    withdrawn INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (run_id, seq)
-) STRICT;
-CREATE TABLE grants (
-    request TEXT NOT NULL, run_id TEXT NOT NULL, keyid TEXT NOT NULL, nonce TEXT NOT NULL,
-    release TEXT NOT NULL REFERENCES releases (digest), envelope BLOB NOT NULL, PRIMARY KEY (request, release)
-) STRICT;
-CREATE INDEX grants_by_nonce ON grants (run_id, keyid, nonce);
-CREATE TABLE receipts (
-    keyid TEXT NOT NULL, release TEXT NOT NULL REFERENCES releases (digest), envelope BLOB NOT NULL,
-    PRIMARY KEY (keyid, release)
-) STRICT;
-"""
-
-_INDIVIDUAL_TABLES = """
-CREATE TABLE exchanges (
-    run_id TEXT NOT NULL, form TEXT NOT NULL, state TEXT NOT NULL, request TEXT NOT NULL, envelope BLOB NOT NULL,
-    release TEXT, PRIMARY KEY (run_id, form)
-) STRICT;
-CREATE TABLE seen (
-    run_id TEXT NOT NULL, key_epoch INTEGER NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, digest TEXT NOT NULL,
-    prev TEXT NOT NULL, envelope BLOB NOT NULL, PRIMARY KEY (run_id, key_epoch, seq)
-) STRICT;
-CREATE TABLE inherited (
-    run_id TEXT NOT NULL, key_epoch INTEGER NOT NULL, seq INTEGER NOT NULL, form TEXT NOT NULL, release TEXT NOT NULL,
-    grant_digest TEXT NOT NULL, receipt BLOB, PRIMARY KEY (run_id, key_epoch, seq), UNIQUE (run_id, release)
-) STRICT;
-CREATE TABLE withdrawn (run_id TEXT NOT NULL, release TEXT NOT NULL, PRIMARY KEY (run_id, release)) STRICT;
-"""
-
-_COLLECTIVE = Kind("a collective", _COLLECTIVE_TABLES, "releases", "an individual", _INDIVIDUAL_TABLES)
-_INDIVIDUAL = Kind("an individual", _INDIVIDUAL_TABLES, "learngenes", "a collective", _COLLECTIVE_TABLES)
 
 
 class State(StrEnum):
@@ -105,265 +74,6 @@ _BEFORE: dict[State, tuple[State, ...]] = {
     State.COMMITTED: (State.VERIFIED,),
 }
 _OPEN = (State.REQUESTED, State.RECEIVED, State.VERIFIED)
-
-
-@dataclass(frozen=True)
-class StoredRelease:
-    """A release of this collective: its envelope and what that holds, the key to its blob as it is closed with the
-    collective's signing key, whether it was withdrawn."""
-
-    envelope: bytes
-    payload: Release
-    closed_key: bytes = field(repr=False)
-    withdrawn: bool
-
-    @property
-    def digest(self) -> str:
-        """The release's name."""
-        return digest_of(self.envelope)
-
-    @property
-    def seq(self) -> int:
-        """Its number in the chain."""
-        return self.payload.seq
-
-
-def stored_release(data: bytes, closed_key: bytes, *, withdrawn: bool = False) -> StoredRelease:
-    """A release that this collective made itself, as its ledger keeps it."""
-    payload = payloads.decode(Release, envelope.parse(data).payload)
-    return StoredRelease(data, payload, closed_key, withdrawn)
-
-
-_RELEASE_COLUMNS = "envelope, closed_key, withdrawn, run_id, seq, form, digest"
-
-
-def _release_of(row: Row) -> StoredRelease:
-    data, closed_key = as_bytes(row[0]), as_bytes(row[1])
-    try:
-        stored = stored_release(data, closed_key, withdrawn=bool(as_integer(row[2], most=1)))
-    except StorageFailedError:
-        raise
-    except RefusedError:
-        refuse_row("what stands for a release is none")
-    payload = stored.payload
-    if (payload.run_id, payload.seq, payload.form, stored.digest) != row[3:] or len(closed_key) != CLOSED_BYTES:
-        refuse_row("a release does not stand in its own place")
-    return stored
-
-
-class CollectiveLedger(LedgerDatabase):
-    """The collective's: the chain of its releases, a grant for every request that it answered, and the receipts."""
-
-    def __init__(self, folder: Path) -> None:
-        """Open or make the ledger in the collective's private ``folder``.
-
-        Raises:
-            StorageFailedError: it cannot be opened.
-        """
-        super().__init__(folder, _COLLECTIVE)
-
-    def releases(self, run_id: str) -> list[StoredRelease]:
-        """The chain of a run, first to last."""
-        rows = self._rows(f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? ORDER BY seq", run_id)
-        return [_release_of(row) for row in rows]
-
-    def latest(self, run_id: str, form: Form | None = None) -> StoredRelease | None:
-        """The last release of a run, of one form or (None) of any; withdrawn or not."""
-        row = self._row(
-            f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? AND form = coalesce(?, form) ORDER BY seq DESC",
-            run_id,
-            form,
-        )
-        return None if row is None else _release_of(row)
-
-    def release(self, digest: str) -> StoredRelease:
-        """The release with this digest.
-
-        Raises:
-            StorageFailedError: there is none.
-        """
-        row = self._row(f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE digest = ?", digest)
-        if row is None:
-            raise StorageFailedError(f"the ledger holds no release {digest[:16]}; publish again")
-        return _release_of(row)
-
-    def withdraw(self, run_id: str, digest: str) -> list[StoredRelease]:
-        """Mark a release of a run as withdrawn, and with it every other one that holds the same content; what is
-        withdrawn, stays so.
-
-        Returns:
-            All of them, first to last.
-
-        Raises:
-            InputError: there is no such release in this run.
-            StorageFailedError: it could not be stored.
-        """
-        with self._transaction():
-            chain = self.releases(run_id)
-            contents = {release.payload.plaintext for release in chain if release.digest == digest}
-            if not contents:
-                raise InputError(f"this run has no release {digest[:16]}; `collective-node releases` lists them")
-            found = [release.digest for release in chain if release.payload.plaintext in contents]
-            for one in found:
-                self._execute("UPDATE releases SET withdrawn = 1 WHERE digest = ?", one)
-        return [self.release(one) for one in found]
-
-    def withdrawn(self, run_id: str) -> list[StoredRelease]:
-        """The withdrawn releases of a run, first to last: the order in which they were released."""
-        rows = self._rows(
-            f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE run_id = ? AND withdrawn = 1 ORDER BY seq", run_id
-        )
-        return [_release_of(row) for row in rows]
-
-    def add_release(self, data: bytes, content_key: ClosedKey, blob: bytes) -> StoredRelease:
-        """Store a release with its sealed blob and the closed key to it as the next link of its run's chain.
-
-        Raises:
-            EquivocationError: it is not the next link; the ledger never holds two releases with one number.
-            StorageFailedError: it could not be stored.
-            ValueError: the content key sealed an earlier release.
-        """
-        if self._rows("SELECT 1 FROM releases WHERE key_name = ?", content_key.name):
-            raise ValueError("a content key seals one release only: GCM fails with two plaintexts under one key")
-        stored = stored_release(data, content_key.closed)
-        payload = stored.payload
-        # The blob first: a row never names a file that is not there.
-        self.keep_blob(stored, blob)
-        with self._transaction():
-            last = self._row("SELECT seq, digest FROM releases WHERE run_id = ? ORDER BY seq DESC", payload.run_id) or (
-                0,
-                NO_RELEASE,
-            )
-            seq, prev = as_integer(last[0]), as_digest(last[1])
-            if (payload.seq, payload.prev) != (seq + 1, prev):
-                raise EquivocationError(
-                    f"release {payload.seq} does not follow release {seq}; check whether another collective is running"
-                )
-            gone = self._rows(
-                "SELECT digest FROM releases WHERE run_id = ? AND withdrawn = 1 ORDER BY seq DESC LIMIT ?",
-                payload.run_id,
-                MOST_WITHDRAWN,
-            )
-            if not {as_digest(row[0]) for row in gone} <= set(payload.withdraws):
-                raise StorageFailedError("a release was withdrawn while this one was made; publish again")
-            self._execute(
-                "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
-                payload.run_id,
-                payload.seq,
-                payload.form,
-                stored.digest,
-                payload.prev,
-                data,
-                *content_key,
-            )
-        return stored
-
-    def keep_blob(self, stored: StoredRelease, blob: bytes) -> None:
-        """Store the blob of a release, unless it lies there whole.
-
-        Raises:
-            StorageFailedError: it could not be stored.
-        """
-        try:
-            self.blob(stored)
-        except StorageFailedError:
-            write_atomically(self._folder / self._blob_name(stored), blob, mode=0o600)
-
-    def blob(self, stored: StoredRelease) -> bytes:
-        """The (sealed) blob of a release.
-
-        Raises:
-            StorageFailedError: the file is gone or was changed.
-        """
-        data = self.read_blob(stored)
-        if digest_of(data) != stored.payload.ciphertext.sha256:
-            raise StorageFailedError(f"the blob {self._blob_name(stored)} was changed on disk; publish again")
-        return data
-
-    def read_blob(self, stored: StoredRelease) -> bytes:
-        """What lies there as the blob of a release: for whoever compares it with the release next, as the gate does.
-
-        Raises:
-            StorageFailedError: the file is gone, or no file.
-        """
-        name = self._blob_name(stored)
-        found = _file(self._folder, name, "the blob", max_bytes=stored.payload.ciphertext.size)
-        if found is None:
-            raise StorageFailedError(f"cannot read the blob {self._folder / name}: there is none; publish again")
-        return found
-
-    def request_with_nonce(self, run_id: str, keyid: str, nonce: str) -> str | None:
-        """The digest of the answered request with this nonce of this signer, if there is one."""
-        row = self._row("SELECT request FROM grants WHERE run_id = ? AND keyid = ? AND nonce = ?", run_id, keyid, nonce)
-        return None if row is None else as_digest(row[0])
-
-    def grant(self, request: str) -> tuple[bytes, StoredRelease] | None:
-        """The grant that answers the request with this digest, and its release, if it was answered: the latest."""
-        row = self._row("SELECT envelope, release FROM grants WHERE request = ? ORDER BY rowid DESC", request)
-        return None if row is None else (as_bytes(row[0]), self.release(as_digest(row[1])))
-
-    def add_grant(
-        self, request: VerifiedRequest, release: StoredRelease, grant: bytes, *, instead_of: bytes | None = None
-    ) -> None:
-        """Store the answer to a request. An earlier answer is kept beside it, so that a receipt that is still on its
-        way finds it; only one that granted the same release is replaced.
-
-        Args:
-            instead_of: the grant that answered it until now, and that its maker found stale; None: there is none.
-
-        Raises:
-            EquivocationError: another request with its nonce was answered.
-            StorageFailedError: it could not be stored, or the request has another answer than ``instead_of``.
-        """
-        payload = request.payload
-        with self._transaction():
-            namesake = self._row(
-                "SELECT 1 FROM grants WHERE run_id = ? AND keyid = ? AND nonce = ? AND request != ?",
-                payload.run_id,
-                request.key.keyid,
-                payload.nonce,
-                request.digest,
-            )
-            if namesake is not None:
-                raise EquivocationError(f"{request.key.party} used the nonce of an earlier request for another one")
-            answered = self._row("SELECT envelope FROM grants WHERE request = ? ORDER BY rowid DESC", request.digest)
-            if (None if answered is None else answered[0]) != instead_of:
-                raise StorageFailedError("the request was answered by another process at this moment; send it again")
-            # A row that takes another's place gets a new rowid, so that it is the latest.
-            self._execute(
-                "INSERT OR REPLACE INTO grants VALUES (?, ?, ?, ?, ?, ?)",
-                request.digest,
-                payload.run_id,
-                request.key.keyid,
-                payload.nonce,
-                release.digest,
-                grant,
-            )
-
-    def granted(self, release: str) -> tuple[str, ...]:
-        """The key ids to which a release was granted."""
-        rows = self._rows("SELECT DISTINCT keyid FROM grants WHERE release = ? ORDER BY keyid", release)
-        return tuple(as_digest(row[0]) for row in rows)
-
-    def add_receipt(self, keyid: str, release: str, data: bytes) -> None:
-        """Store a receipt; the first one for a release stays.
-
-        Raises:
-            WrongAudienceError: this release was never granted to this key.
-            StorageFailedError: it could not be stored.
-        """
-        with self._transaction():
-            if self._row("SELECT 1 FROM grants WHERE keyid = ? AND release = ?", keyid, release) is None:
-                raise WrongAudienceError(f"the key {keyid[:16]} sent a receipt for a release that it was never granted")
-            self._execute("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?)", keyid, release, data)
-
-    def receipts(self, release: str) -> dict[str, bytes]:
-        """The receipts for a release, by the signer's key id."""
-        rows = self._rows("SELECT keyid, envelope FROM receipts WHERE release = ? ORDER BY keyid", release)
-        return {as_digest(keyid): as_bytes(data) for keyid, data in rows}
-
-    def _blob_name(self, stored: StoredRelease) -> str:
-        return f"releases/{stored.payload.ciphertext.sha256}.blob"
 
 
 @dataclass(frozen=True)
@@ -406,7 +116,7 @@ class IndividualLedger(LedgerDatabase):
         Raises:
             StorageFailedError: it cannot be opened.
         """
-        super().__init__(folder, _INDIVIDUAL)
+        super().__init__(folder, INDIVIDUAL)
 
     def state(self, run_id: str, form: Form) -> State:
         """Where the exchange for this form stands."""
@@ -635,7 +345,7 @@ class IndividualLedger(LedgerDatabase):
         folder = self._files / inherited.release
         parts = []
         for name, limit in _PARTS.items():
-            part = _file(
+            part = ledger_file(
                 self._folder, f"{self._files.name}/{inherited.release}/{name}", "the learngene", max_bytes=limit
             )
             if part is None:
@@ -699,18 +409,6 @@ class IndividualLedger(LedgerDatabase):
 
 def _seen_of(row: Row) -> SeenRelease:
     return SeenRelease(as_integer(row[0]), as_integer(row[1]), _form(row[2]), as_digest(row[3]), as_digest(row[4]))
-
-
-def _file(state: Path, name: str, what: str, *, max_bytes: int) -> bytes | None:
-    """A file beside the database; None where there is none.
-
-    Raises:
-        StorageFailedError: what stands there is no such file.
-    """
-    try:
-        return state_files.read(state, name, what, max_bytes=max_bytes)
-    except InputError as error:
-        raise StorageFailedError(str(error)) from None
 
 
 def _form(value: object) -> Form:
