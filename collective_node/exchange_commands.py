@@ -45,13 +45,13 @@ def grant(
     from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
     from protocol.messages import bundle_file, envelope
     from protocol.messages.bundle_file import BundleFile
-    from protocol.node.endpoints import node_of, open_desk, unix_seconds
+    from protocol.node.endpoints import node_of, open_endpoint, unix_seconds
 
     check_free(out)
-    desk = open_desk(node_of(config, "collective"), CollectiveEndpoint)
+    endpoint = open_endpoint(node_of(config, "collective"), CollectiveEndpoint)
     with named_refusals(request):
         data = read_limited(request, "a request", max_bytes=envelope.MAX_BYTES)
-        answer = desk.answer_request(data, unix_seconds())
+        answer = endpoint.answer_request(data, unix_seconds())
     if isinstance(answer, Withdrawal):
         write_new(out, answer.abort)
         say(f"{out}  a notice and no learngene: the one that is asked for was withdrawn and not replaced")
@@ -74,12 +74,12 @@ def receipt(
     from protocol.exchange.collective_endpoint import CollectiveEndpoint
     from protocol.files.user_files import named_refusals, read_limited
     from protocol.messages import envelope
-    from protocol.node.endpoints import node_of, open_desk, unix_seconds
+    from protocol.node.endpoints import node_of, open_endpoint, unix_seconds
 
-    desk = open_desk(node_of(config, "collective"), CollectiveEndpoint)
+    endpoint = open_endpoint(node_of(config, "collective"), CollectiveEndpoint)
     with named_refusals(file):
         data = read_limited(file, "a receipt", max_bytes=envelope.MAX_BYTES)
-        verified = desk.accept_receipt(data, unix_seconds())
+        verified = endpoint.accept_receipt(data, unix_seconds())
     say(f"{verified.key.party} has stored release {verified.payload.release}")
 
 
@@ -147,7 +147,7 @@ def withdraw(
     from protocol.exchange.collective_endpoint import CollectiveEndpoint
     from protocol.messages.payloads import MOST_WITHDRAWN
     from protocol.messages.sealing import CONTENT_KEY_BYTES
-    from protocol.node.endpoints import collective_ledger, node_of, open_desk, unix_seconds
+    from protocol.node.endpoints import collective_ledger, node_of, open_endpoint, unix_seconds
 
     node = node_of(config, "collective")
     ledger = collective_ledger(node)
@@ -164,8 +164,8 @@ def withdraw(
     newest = [ledger.latest(node.run_id, form) for form in get_args(Form)]
     if any(one is not None and not one.withdrawn for one in newest):
         try:
-            desk = open_desk(node, CollectiveEndpoint)
-            again = desk.release_again(unix_seconds(), lambda: secrets.token_bytes(CONTENT_KEY_BYTES))
+            endpoint = open_endpoint(node, CollectiveEndpoint)
+            again = endpoint.release_again(unix_seconds(), lambda: secrets.token_bytes(CONTENT_KEY_BYTES))
         except LearngeneError:
             say("It is granted no more, but not every release tells of it yet: mend what is said below, then give")
             say("the same command again.")

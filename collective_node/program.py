@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
-    """Answers the wishes ``status``, ``evolve``, ``publish`` and ``receipt``."""
+    """Answers the commands ``status``, ``evolve``, ``publish`` and ``receipt``."""
 
     role: Role = "collective"
 
@@ -42,20 +42,20 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         super().__init__(configuration.node, confinement, keys, CollectiveEndpoint)
         self._settings = configuration.collective
 
-    def _fulfil(self, wish: Frame) -> Frame | None:
-        if wish.word == "evolve":
+    def _fulfil(self, command: Frame) -> Frame | None:
+        if command.word == "evolve":
             return self._begin("evolve", self._evolve)
-        if wish.word == "publish":
-            answer = self._desk.answer_request(wish.part("request"), unix_seconds())
+        if command.word == "publish":
+            answer = self._endpoint.answer_request(command.part("request"), unix_seconds())
             return Frame("abort" if isinstance(answer, Withdrawal) else "bundle", parts=answer._asdict())
-        if wish.word == "receipt":
-            self._desk.accept_receipt(wish.part("receipt"), unix_seconds())
+        if command.word == "receipt":
+            self._endpoint.accept_receipt(command.part("receipt"), unix_seconds())
             return Frame("accepted")
         return None
 
     def _evolve(self) -> None:
         """Train, condense and publish what is not there yet; then write the figures."""
-        published = [self._desk.published(form) for form in self._settings.forms]
+        published = [self._endpoint.published(form) for form in self._settings.forms]
         if (self._node.state / METRICS_FILE).exists() and None not in published:
             logger.info("the learngene of this run is published already")
             return
@@ -63,7 +63,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         evolved = self._evolved(images)
         now = unix_seconds()
         releases = {
-            form: self._desk.publish(learngene, now, secrets.token_bytes(CONTENT_KEY_BYTES))
+            form: self._endpoint.publish(learngene, now, secrets.token_bytes(CONTENT_KEY_BYTES))
             for form, learngene in evolved.learngenes.items()
         }
         self._events.append("fisher", 1, 1, "published")
@@ -83,7 +83,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
 
     def _evolved(self, images: PrivateImages) -> "Evolved | PrivatelyEvolved":
         """By the settings, with private weights or as ever."""
-        folder, fewest = self._node.state / "checkpoint", self._desk.fewest_samples
+        folder, fewest = self._node.state / "checkpoint", self._endpoint.fewest_samples
         if not self._settings.private_weights:
             return evolve(
                 images,

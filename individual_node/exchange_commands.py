@@ -43,12 +43,12 @@ def request(
     """
     from protocol.exchange.individual_endpoint import IndividualEndpoint
     from protocol.files.user_files import check_free, write_new
-    from protocol.node.endpoints import node_of, open_desk, unix_seconds
+    from protocol.node.endpoints import node_of, open_endpoint, unix_seconds
 
     wanted = form_of(form)
     check_free(out)
-    desk = open_desk(node_of(config, "individual"), IndividualEndpoint, new=True)
-    data = desk.request(wanted, unix_seconds(), secrets.token_bytes(16), fresh=fresh)
+    endpoint = open_endpoint(node_of(config, "individual"), IndividualEndpoint, new=True)
+    data = endpoint.request(wanted, unix_seconds(), secrets.token_bytes(16), fresh=fresh)
     write_new(out, data)
     say(f"{out}  a request for the form {form}, {len(data)} bytes: take it to the collective")
 
@@ -69,24 +69,24 @@ def inherit(
     from protocol.exchange.individual_endpoint import IndividualEndpoint
     from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
     from protocol.messages import bundle_file, envelope
-    from protocol.node.endpoints import node_of, open_desk, unix_seconds
+    from protocol.node.endpoints import node_of, open_endpoint, unix_seconds
     from protocol.trust.policy_file import load_policy
 
     if receipt is not None:
         check_free(receipt)
     node = node_of(config, "individual")
-    desk, policy = open_desk(node, IndividualEndpoint), load_policy(node.policy, "individual")
+    endpoint, policy = open_endpoint(node, IndividualEndpoint), load_policy(node.policy, "individual")
     with named_refusals(file):
         if bundle_file.is_bundle(file):
             bundle = bundle_file.read(file, largest_blob=policy.largest_blob)
-            inheritance = desk.inherit(*bundle, unix_seconds())
+            inheritance = endpoint.inherit(*bundle, unix_seconds())
         else:
             notice_bytes = read_limited(file, "a notice", max_bytes=envelope.MAX_BYTES)
-            bundle, notice = None, desk.accept_abort(notice_bytes, unix_seconds()).payload
+            bundle, notice = None, endpoint.accept_abort(notice_bytes, unix_seconds()).payload
     if bundle is None:
         _say_notice(notice)
         return
-    _say_inherited(inheritance, digest_of(bundle.release), desk)
+    _say_inherited(inheritance, digest_of(bundle.release), endpoint)
     if receipt is not None:
         write_new(receipt, inheritance.receipt)
         say(f"receipt    {receipt}: take it to the collective")
@@ -100,7 +100,7 @@ def _say_notice(notice: "Abort") -> None:
     say("adapted from it says so from now on. Request again later.")
 
 
-def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualEndpoint") -> None:
+def _say_inherited(inheritance: "Inheritance", arrived: str, endpoint: "IndividualEndpoint") -> None:
     """``arrived``: digest of the release in the file, which may be older than the newest one here."""
     from protocol.commands.revocation_warning import warn_doubt
 
@@ -111,6 +111,6 @@ def _say_inherited(inheritance: "Inheritance", arrived: str, desk: "IndividualEn
     say(f"inherited  {release.form}, release {release.seq} of run {release.run_id}, {digest}")
     for withdrawn in release.withdraws:
         say(f"withdrawn  release {withdrawn}")
-    doubt = desk.doubt(digest, release.signer)
+    doubt = endpoint.doubt(digest, release.signer)
     if doubt is not None:
         warn_doubt(doubt, "this learngene", form=release.form, release=digest)

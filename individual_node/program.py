@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class IndividualProgram(PartyProgram[IndividualEndpoint]):
-    """Answers the wishes ``status``, ``request``, ``inherit``, ``abort`` and ``adapt``."""
+    """Answers the commands ``status``, ``request``, ``inherit``, ``abort`` and ``adapt``."""
 
     role: Role = "individual"
 
@@ -35,27 +35,27 @@ class IndividualProgram(PartyProgram[IndividualEndpoint]):
         super().__init__(configuration.node, confinement, keys, IndividualEndpoint)
         self._settings = configuration.individual
 
-    def _fulfil(self, wish: Frame) -> Frame | None:
-        if wish.word == "request":
-            form, now = _form(wish.words.get("form", "")), unix_seconds()
-            return Frame("request", parts={"request": self._desk.request(form, now, secrets.token_bytes(16))})
-        if wish.word == "inherit":
-            bundle = (wish.part("release"), wish.part("grant"), wish.part("blob"))
-            return Frame("receipt", parts={"receipt": self._desk.inherit(*bundle, unix_seconds()).receipt})
-        if wish.word == "abort":
-            self._desk.accept_abort(wish.part("abort"), unix_seconds())
+    def _fulfil(self, command: Frame) -> Frame | None:
+        if command.word == "request":
+            form, now = _form(command.words.get("form", "")), unix_seconds()
+            return Frame("request", parts={"request": self._endpoint.request(form, now, secrets.token_bytes(16))})
+        if command.word == "inherit":
+            bundle = (command.part("release"), command.part("grant"), command.part("blob"))
+            return Frame("receipt", parts={"receipt": self._endpoint.inherit(*bundle, unix_seconds()).receipt})
+        if command.word == "abort":
+            self._endpoint.accept_abort(command.part("abort"), unix_seconds())
             return Frame("accepted")
-        if wish.word == "adapt":
+        if command.word == "adapt":
             return self._begin("adapt", self._adapt)
         return None
 
     def _adapt(self) -> None:
         """Run every method on the node's own target tasks and write the figures into its own folder."""
-        verified = {form: self._desk.learngene(form) for form in get_args(Form)}
+        verified = {form: self._endpoint.learngene(form) for form in get_args(Form)}
         inherited = {form: found for form, found in verified.items() if found is not None}
         learngenes = {form: found.learngene for form, found in inherited.items()}
         doubts = {
-            form: self._desk.doubt(found.release_digest, found.release.signer) for form, found in inherited.items()
+            form: self._endpoint.doubt(found.release_digest, found.release.signer) for form, found in inherited.items()
         }
         for form, doubt in doubts.items():
             if doubt is not None:

@@ -54,19 +54,19 @@ def bundle(
     from protocol.exchange.individual_endpoint import IndividualEndpoint
     from protocol.files.user_files import check_free
     from protocol.messages import bundle_file, envelope, payloads
-    from protocol.node.endpoints import node_of, open_desk
+    from protocol.node.endpoints import node_of, open_endpoint
 
     wanted = form_of(form)
     check_free(out)
-    desk = open_desk(node_of(config, "individual"), IndividualEndpoint)
-    packed = desk.bundle(wanted)
+    endpoint = open_endpoint(node_of(config, "individual"), IndividualEndpoint)
+    packed = endpoint.bundle(wanted)
     if packed is None:
         raise InputError(f"this node has inherited nothing of the form {form} in its run yet: request it first")
     bundle_file.write(out, packed)
     say(f"{out}  {len(bundle_file.encode(packed))} bytes")
     release = digest_of(packed.release)
     signer = payloads.decode(payloads.Release, envelope.parse(packed.release).payload).signer
-    doubt = desk.doubt(release, signer)
+    doubt = endpoint.doubt(release, signer)
     if doubt is not None:
         warn_doubt(doubt, "this learngene", form=form, release=release)
 

@@ -21,7 +21,7 @@ from protocol.learngene.learngene import Learngene
 from protocol.messages import bundle_file
 from protocol.messages.bundle_file import BundleFile
 from protocol.node.configuration import NodeTable, node_table, read
-from protocol.node.endpoints import open_desk
+from protocol.node.endpoints import open_endpoint
 from protocol.trust.trust_file import write_trust
 from protocol.trust.trust_store import TrustStore
 from tests.protocol.parties import ROOT, learngene
@@ -96,24 +96,24 @@ class Folders:
     def node(self, config: Path) -> NodeTable:
         return node_table(config, read(config), None)
 
-    def collective_desk(self) -> CollectiveEndpoint:
-        return open_desk(self.node(self.collective), CollectiveEndpoint, new=True)
+    def collective_endpoint(self) -> CollectiveEndpoint:
+        return open_endpoint(self.node(self.collective), CollectiveEndpoint, new=True)
 
-    def individual_desk(self) -> IndividualEndpoint:
-        return open_desk(self.node(self.individual), IndividualEndpoint, new=True)
+    def individual_endpoint(self) -> IndividualEndpoint:
+        return open_endpoint(self.node(self.individual), IndividualEndpoint, new=True)
 
     def publish(self, made: Learngene | None = None, *, at: int | None = None) -> StoredRelease:
         """The collective publishes a learngene, now or at a time (unix s)."""
         when = int(time.time()) if at is None else at
-        return self.collective_desk().publish(learngene() if made is None else made, when, os.urandom(32))
+        return self.collective_endpoint().publish(learngene() if made is None else made, when, os.urandom(32))
 
     def exchange(self, out: Path, form: Form = "condensed", *, at: int | None = None) -> Path:
         """The individual requests, inherits, and packs what it inherited into the file ``out``."""
         when = int(time.time()) if at is None else at
-        desk = self.individual_desk()
-        answer = self.collective_desk().answer_request(desk.request(form, when, os.urandom(16)), when)
+        endpoint = self.individual_endpoint()
+        answer = self.collective_endpoint().answer_request(endpoint.request(form, when, os.urandom(16)), when)
         assert isinstance(answer, Answer)
-        desk.inherit(*answer, when)
+        endpoint.inherit(*answer, when)
         bundle_file.write(out, BundleFile(*answer))
         return out
 

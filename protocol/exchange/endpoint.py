@@ -41,11 +41,11 @@ UNVERIFIED = "unverified"
 
 
 class Endpoint(Generic[LedgerT]):
-    """What both desks hold: key, trust store, ledger, policy, run, log of crossings.
+    """What both endpoints hold: key, trust store, ledger, policy, run, log of crossings.
 
-    ``trust`` is asked anew for each piece of work, so that a revocation reaches a desk that is open. Every ``now`` is
-    compared with the latest time that the ledger remembers, and the later one is decided by: what has expired once is
-    not answered again where the clock is set back.
+    ``trust`` is asked for each piece of work, so that a revocation reaches an endpoint that is open. Every ``now`` is
+    compared with the latest time that the ledger remembers, and the later one decides: what has expired once is not
+    answered again where the clock is set back.
     """
 
     role: ClassVar[Role]
@@ -85,7 +85,7 @@ class Endpoint(Generic[LedgerT]):
         clock: Callable[[], int],
         policy: Policy | None = None,
     ) -> Self:
-        """The desk of ``party``; ledger and log of crossings lie in its own folder.
+        """The endpoint of ``party``; ledger and log of crossings lie in its own folder.
 
         Args:
             state: the party's own folder, made where there is none.
@@ -111,7 +111,7 @@ class Endpoint(Generic[LedgerT]):
 
     @classmethod
     def check_trust(cls, trust: Path, root: str, keys: NodeKeys) -> None:
-        """Whether a desk opens under a trust store, to be asked before anything is made for it. What the ledger
+        """Whether an endpoint opens under a trust store, to be asked before anything is made for it. What the ledger
         remembers is left aside.
 
         Args:

@@ -92,7 +92,7 @@ def _read_by_node(path: Path, config: Path) -> Reading:
     ledger = IndividualLedger(node.state)
     # Read once: what is shown is what was verified under, also where the file is replaced meanwhile.
     store = TrustFile(node.trust, node.root, ledger).current()
-    desk = IndividualEndpoint(
+    endpoint = IndividualEndpoint(
         keys=keys,
         trust=lambda: store,
         ledger=ledger,
@@ -100,9 +100,9 @@ def _read_by_node(path: Path, config: Path) -> Reading:
         run_id=node.run_id,
         crossings=Crossings(node.state / "crossings.jsonl", node.party, unix_seconds),
     )
-    now = desk.time(unix_seconds())
+    now = endpoint.time(unix_seconds())
     with named_refusals(path):
-        opened = desk.verify_file(bundle_file.read(path, largest_blob=policy.largest_blob), now)
+        opened = endpoint.verify_file(bundle_file.read(path, largest_blob=policy.largest_blob), now)
     sealed = opened.sealed
     return Reading(
         sealed,
@@ -111,7 +111,7 @@ def _read_by_node(path: Path, config: Path) -> Reading:
         pinned=True,
         asked_ledger=True,
         late=now > min(sealed.release.expires_at, sealed.grant.expires_at) + SKEW,
-        withdrawn=desk.withdrawn(sealed.release_digest),
+        withdrawn=endpoint.withdrawn(sealed.release_digest),
     )
 
 

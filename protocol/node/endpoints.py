@@ -1,4 +1,4 @@
-"""A node's desk: for the node itself, and for a command that works on its ledger beside it, while it may be running."""
+"""A node's endpoint: for the node itself, and for a command that works on its ledger beside it."""
 
 import os
 import stat
@@ -21,7 +21,7 @@ from protocol.trust.trust_store import RevocationStatus, Role
 
 _LEDGER = "ledger.db"
 
-DeskT = TypeVar("DeskT", CollectiveEndpoint, IndividualEndpoint)
+EndpointT = TypeVar("EndpointT", CollectiveEndpoint, IndividualEndpoint)
 
 
 def node_of(config: Path, role: Role) -> NodeTable:
@@ -33,8 +33,8 @@ def node_of(config: Path, role: Role) -> NodeTable:
     return node_table(config, read(config), role)
 
 
-def open_desk(node: NodeTable, kind: type[DeskT], *, new: bool = False) -> DeskT:
-    """The node's own desk. Its ledger is the node's too: every answer is the one that the node would give.
+def open_endpoint(node: NodeTable, kind: type[EndpointT], *, new: bool = False) -> EndpointT:
+    """The node's own endpoint. Its ledger is the node's too: every answer is the one that the node would give.
 
     Args:
         new: make the ledger where there is none, as the node does when it starts; where a key, the policy or the trust
@@ -51,11 +51,11 @@ def open_desk(node: NodeTable, kind: type[DeskT], *, new: bool = False) -> DeskT
         load_policy(node.policy, kind.role)
         kind.check_trust(node.trust, node.root, keys)
         private_folder(node.state)
-    return desk_of(node, keys, kind)
+    return endpoint_of(node, keys, kind)
 
 
-def desk_of(node: NodeTable, keys: NodeKeys, kind: type[DeskT]) -> DeskT:
-    """A node's desk, its keys opened already. Raises as ``open_desk``, but for what is about keys."""
+def endpoint_of(node: NodeTable, keys: NodeKeys, kind: type[EndpointT]) -> EndpointT:
+    """A node's endpoint, its keys opened already. Raises as ``open_endpoint``, but for what is about keys."""
     return kind.open(
         node.state,
         party=node.party,

@@ -1,4 +1,4 @@
-"""What the programs of both parties have in common: their desk, device, events and job."""
+"""What the programs of both parties have in common: their endpoint, device, events and job."""
 
 from collections.abc import Callable
 from typing import Generic
@@ -10,21 +10,21 @@ from protocol.errors import PolicyDeniedError
 from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.images import choose_device
 from protocol.node.configuration import NodeTable
-from protocol.node.endpoints import DeskT, desk_of
+from protocol.node.endpoints import EndpointT, endpoint_of
 from protocol.node.events import Events
 from protocol.node.server import Job
 from protocol.transport.frame import Frame
 from protocol.trust.trust_store import Role
 
 
-class PartyProgram(Generic[DeskT]):
+class PartyProgram(Generic[EndpointT]):
     """A :class:`protocol.node.server.Program` that answers ``status``; each party adds what it fulfils besides.
 
     Args:
         node: the table ``[node]`` of its configuration.
         confinement: what the operating system enforces.
         keys: the node's private keys, opened before it was confined.
-        desk: the party's own kind.
+        endpoint: the party's own kind.
 
     Raises:
         InputError: a device, key or trust store is missing or wrong.
@@ -32,31 +32,31 @@ class PartyProgram(Generic[DeskT]):
 
     role: Role
 
-    def __init__(self, node: NodeTable, confinement: Confinement, keys: NodeKeys, desk: type[DeskT]) -> None:
+    def __init__(self, node: NodeTable, confinement: Confinement, keys: NodeKeys, endpoint: type[EndpointT]) -> None:
         self.party = node.party
         self._node, self._confinement = node, confinement
         self._device = choose_device(node.device)
         if node.threads:
             torch.set_num_threads(node.threads)
-        self._desk: DeskT = desk_of(node, keys, desk)
+        self._endpoint: EndpointT = endpoint_of(node, keys, endpoint)
         self._events = Events(node.state / "events.jsonl")
         self._job = Job()
 
-    def handle(self, wish: Frame) -> Frame:
-        """Answer one wish of the relay; see :class:`protocol.node.server.Program`."""
-        if wish.word == "status":
+    def handle(self, command: Frame) -> Frame:
+        """Answer one command of the relay; see :class:`protocol.node.server.Program`."""
+        if command.word == "status":
             return self._job.answer(self.role, self.party)
-        answer = self._fulfil(wish)
+        answer = self._fulfil(command)
         if answer is None:
-            raise PolicyDeniedError(f"the {self.role} does not know the wish {wish.word!r}")
+            raise PolicyDeniedError(f"the {self.role} does not know the command {command.word!r}")
         return answer
 
     def let_out(self, answer: Frame) -> Frame:
         """The same answer, if the gate lets it leave; see :class:`protocol.exchange.egress.Gate`."""
-        return self._desk.gate.let_frame_out(answer, self.party)
+        return self._endpoint.gate.let_frame_out(answer, self.party)
 
-    def _fulfil(self, wish: Frame) -> Frame | None:
-        """The answer to a wish of the party's own; None where it knows no such wish."""
+    def _fulfil(self, command: Frame) -> Frame | None:
+        """The answer to a command of the party's own; None where it knows no such command."""
         raise NotImplementedError
 
     def _begin(self, name: str, work: Callable[[], None]) -> Frame:

@@ -1,4 +1,4 @@
-"""A node process at work: it serves the wishes of its courier, one at a time, until its lifeline closes."""
+"""A node process at work: it serves the commands of its courier, one at a time, until its lifeline closes."""
 
 import logging
 import os
@@ -32,8 +32,8 @@ class Program(Protocol):
     role: Role
     party: str
 
-    def handle(self, wish: Frame) -> Frame:
-        """Answer one wish, soon: long work goes into a :class:`Job`. The node's own policy decides, not the wish.
+    def handle(self, command: Frame) -> Frame:
+        """Answer one command, soon: long work goes into a :class:`Job`. The node's own policy decides, not the command.
 
         Raises:
             RefusedError: answered with its coarse code; the text stays in the local log.
@@ -94,35 +94,35 @@ class Job:
                 self._state = state
 
     def answer(self, role: Role, party: str) -> Frame:
-        """The answer to a ``status`` wish."""
+        """The answer to a ``status`` command."""
         with self._lock:
             return Frame("status", words={"role": role, "party": party, "state": self._state, "job": self._name})
 
 
 def refusal(code: str) -> Frame:
-    """The answer to a wish that is not fulfilled: a coarse code and nothing else."""
+    """The answer to a command that is not fulfilled: a coarse code and nothing else."""
     return Frame("refused", words={"code": code})
 
 
-def answer(program: Program, wish: Frame) -> Frame:
+def answer(program: Program, command: Frame) -> Frame:
     """The program's answer; every error becomes a coarse code, its detail goes to the local log only."""
     try:
-        return program.let_out(program.handle(wish))
+        return program.let_out(program.handle(command))
     except RefusedError as error:
-        logger.warning("refused %s (%s): %s", wish.word, error.code, error)
+        logger.warning("refused %s (%s): %s", command.word, error.code, error)
         return refusal(error.code)
     except LearngeneError as error:
-        logger.error("%s failed: %s", wish.word, error)
+        logger.error("%s failed: %s", command.word, error)
         return refusal("failed")
     except Exception:
-        logger.exception("%s failed", wish.word)
+        logger.exception("%s failed", command.word)
         return refusal("failed")
 
 
 def serve(
     listener: socket.socket, secret: bytes, program: Program, lifeline: int | None, *, warden: int | None = None
 ) -> None:
-    """Serve couriers, one connection with one wish at a time, until SIGTERM or Ctrl-C; then return.
+    """Serve couriers, one connection with one command at a time, until SIGTERM or Ctrl-C; then return.
 
     Args:
         listener: the bound socket.
@@ -153,16 +153,16 @@ def _serve_one(connection: socket.socket, secret: bytes, program: Program) -> No
     try:
         answer_handshake(connection, secret)
         try:
-            wish = receive_frame(connection)
+            command = receive_frame(connection)
         except RefusedError as error:
             logger.warning("refused a frame (%s): %s", error.code, error)
             send_frame(connection, refusal(error.code))
             return
-        reply = answer(program, wish)
+        reply = answer(program, command)
         try:
             send_frame(connection, reply)
         except MalformedError:
-            logger.exception("the answer to %s is outside the format", wish.word)
+            logger.exception("the answer to %s is outside the format", command.word)
             send_frame(connection, refusal("failed"))
     except (DisconnectedError, HandshakeError) as error:
         logger.warning("%s", error)

@@ -15,9 +15,9 @@ from protocol.transport.frame import Frame, decode_header, encode_header
 from protocol.transport.local_socket import DisconnectedError, HandshakeError, ask, load_couriers_secret
 from protocol.transport.simulation_paths import simulation_paths
 
-#: Message type of every wish.
+#: Message type of every command.
 MESSAGE_TYPE = "query.learngene"
-#: Code of an answer where the wish did not reach a node, or its answer did not come back.
+#: Code of an answer where the command did not reach a node, or its answer did not come back.
 UNREACHABLE = "unreachable"
 
 _BYTES = "bytes"
@@ -27,7 +27,7 @@ app = ClientApp()
 
 @app.query("learngene")
 def carry(message: Message, context: Context) -> Message:
-    """Bring one wish to the node of this SuperNode, and its answer back."""
+    """Bring one command to the node of this SuperNode, and its answer back."""
     try:
         answer = to_record(_ask_node(message.content, context))
     except (DisconnectedError, HandshakeError, InputError):

@@ -26,10 +26,10 @@ _INTEGER_LIMIT = 2**63
 
 @dataclass(frozen=True)
 class Frame:
-    """One wish to a node, or its answer.
+    """One command to a node, or its answer.
 
     Attributes:
-        word: what is wished or answered, such as ``status`` or ``refused``.
+        word: what is asked for or answered, such as ``status`` or ``refused``.
         numbers: named 64-bit integers.
         words: named short ASCII texts.
         parts: named bytes, at most ``MAX_PARTS_BYTES`` together.

@@ -96,17 +96,17 @@ def open_handshake(connection: socket.socket, secret: bytes, *, seconds: float =
         raise HandshakeError("the node does not know the courier's socket secret; give both the same secret file")
 
 
-def ask(path: Path, secret: bytes, wish: Frame, *, patience: float = 600.0) -> Frame:
-    """Connect to a node, bring one wish and return its answer, for which ``patience`` seconds are allowed."""
+def ask(path: Path, secret: bytes, command: Frame, *, patience: float = 600.0) -> Frame:
+    """Connect to a node, bring one command and return its answer, for which ``patience`` seconds are allowed."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(10.0)
         try:
             connection.connect(str(path))
         except OSError as error:
             raise DisconnectedError(f"no node process answers at {path}: {error.strerror or error}") from error
-        # Connections are served one at a time, so the greeting may wait for another courier's wish.
+        # Connections are served one at a time, so the greeting may wait for another courier's command.
         open_handshake(connection, secret, seconds=patience)
-        send_frame(connection, wish)
+        send_frame(connection, command)
         return receive_frame(connection, wait=patience)
 
 

@@ -23,7 +23,7 @@ Exchange = Callable[[int, Frame], Frame]
 DEFAULT_FORMS = "condensed,paper"
 #: Seconds between two looks at long work.
 POLL_SECONDS = 2.0
-#: A wish that did not reach its node, or whose answer got lost, is repeated; every wish may be repeated.
+#: A command that did not reach its node, or whose answer got lost, is repeated; every command may be repeated.
 _ATTEMPTS = 5
 _LONGEST_REASON = 400
 
@@ -52,10 +52,10 @@ def run_round(
 ) -> None:
     """Order one round: the collective evolves; every individual inherits each form; all individuals adapt.
 
-    Every wish may be repeated without harm, so a round that broke off is simply run again.
+    Every command may be repeated without harm, so a round that broke off is simply run again.
 
     Args:
-        exchange: brings a wish to a node and returns the answer.
+        exchange: brings a command to a node and returns the answer.
         nodes: Flower's numbers of the nodes; one of them must say that it is the collective.
         forms: the forms of learngene to publish.
         on_event: told of each step in a line of plain words.
@@ -105,7 +105,7 @@ def run_round(
 
 
 class PartyFailedError(RunFailedError):
-    """Parties refused a wish, or their work failed; ``parties`` are their own names for themselves."""
+    """Parties refused a command, or their work failed; ``parties`` are their own names for themselves."""
 
     def __init__(self, text: str, *parties: str) -> None:
         super().__init__(text)
@@ -123,7 +123,7 @@ class _Party:
     def order(
         self, word: str, *, words: Mapping[str, str] | None = None, parts: Mapping[str, bytes] | None = None
     ) -> Frame:
-        """The answer to a wish."""
+        """The answer to a command."""
         answer = self._exchange(self._node, Frame(word, words=words or {}, parts=parts or {}))
         if answer.word == "refused":
             code = _word(answer, "code", "no code")
@@ -186,27 +186,27 @@ def _word(answer: Frame, name: str, otherwise: str) -> str:
 
 
 def _patient(exchange: Exchange, sleep: Callable[[float], None], check_alive: Callable[[], None]) -> Exchange:
-    def repeat(node: int, wish: Frame) -> Frame:
-        answer = exchange(node, wish)
+    def repeat(node: int, command: Frame) -> Frame:
+        answer = exchange(node, command)
         for _ in range(_ATTEMPTS - 1):
             if answer.word != "refused" or answer.words.get("code") != UNREACHABLE:
                 return answer
             check_alive()
             sleep(POLL_SECONDS)
-            answer = exchange(node, wish)
+            answer = exchange(node, command)
         return answer
 
     return repeat
 
 
 def exchange_over(grid: Grid, check_alive: Callable[[], None], *, timeout: float = 900.0) -> Exchange:
-    """Wishes and answers as Flower messages, each answered within ``timeout`` seconds or counted as unreachable.
+    """Commands and answers as Flower messages, each answered within ``timeout`` seconds or counted as unreachable.
 
     ``check_alive`` is called while an answer is waited for; it raises where waiting makes no sense any more.
     """
 
-    def exchange(node: int, wish: Frame) -> Frame:
-        message = Message(to_record(wish), dst_node_id=node, message_type=MESSAGE_TYPE)
+    def exchange(node: int, command: Frame) -> Frame:
+        message = Message(to_record(command), dst_node_id=node, message_type=MESSAGE_TYPE)
         # Not send_and_receive: it would wait for the whole time whatever happens.
         sent = list(grid.push_messages([message]))
         deadline, pause = time.monotonic() + timeout, 0.05

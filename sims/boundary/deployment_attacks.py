@@ -29,12 +29,12 @@ from protocol.transport.frame import Frame
 from sims.boundary import hostile_app, hostile_relay
 from sims.boundary.acts.expectation import Expected, Holds, Open, files, protocol, scopes
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, Refusal
+from sims.boundary.command_attacks import paired_sites
 from sims.boundary.flower_deployment import Deployment
+from sims.boundary.node_commands.target import Forger
 from sims.boundary.sites import Sites, started
 from sims.boundary.unprotected import UnprotectedNode, serving
 from sims.boundary.user_attacks import PYTHON, STRANGER, lacks_another_user
-from sims.boundary.wish_attacks import paired_sites
-from sims.boundary.wishes.target import Forger
 from sims.run import same_user
 
 _MARK = "LEARNGENE_BOUNDARY_MEMORY"

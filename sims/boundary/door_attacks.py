@@ -28,7 +28,7 @@ from sims.boundary.unprotected import UnprotectedNode, serving
 _LOGGED = {"HandshakeError": "the courier does not know this node's socket secret"}
 # Deadline of a reader that is tried by itself, in place of the node's own (s).
 _DEADLINE = 0.3
-_WISH = Frame("inherit", parts={"blob": b"a learngene"})
+_COMMAND = Frame("inherit", parts={"blob": b"a learngene"})
 
 
 def door_attacks(site: Site, folder: Path) -> list[Attack]:
@@ -74,7 +74,7 @@ def _overheard(path: Path, secret: bytes) -> bytes:
 
 
 def _handshake_attacks(site: Site, folder: Path) -> list[Attack]:
-    """Wishes from who does not know the socket's secret; the controls are a door without a handshake, and one whose
+    """Commands from who does not know the socket's secret; the controls are a door without a handshake, and one whose
     greeting is always the same."""
     path, secret = site.node.socket, load_secret(site.node.secret)
 
@@ -86,7 +86,7 @@ def _handshake_attacks(site: Site, folder: Path) -> list[Attack]:
         overheard, log = proof(), site.node.state / "node.log"
         before = log.stat().st_size
         if _spoken(path, overheard):
-            return Escaped("the node answered the wish")
+            return Escaped("the node answered the command")
         # Connections are served one after the other: an answer here means that the log of the one before is written.
         site.ask(Frame("status"))
         with log.open("rb") as file:
@@ -100,7 +100,7 @@ def _handshake_attacks(site: Site, folder: Path) -> list[Attack]:
         Attack(
             "no handshake",
             "messages",
-            "a wish without the proof that its sender knows the socket's secret",
+            "a command without the proof that its sender knows the socket's secret",
             expected,
             lambda: unprotected(handshake=False),
             lambda: confined(lambda: None),
@@ -198,10 +198,10 @@ def _false_node_attack(folder: Path) -> Attack:
 
     def believing(path: Path) -> None:
         with connected(path) as connection:
-            send_frame(connection, _WISH)
+            send_frame(connection, _COMMAND)
 
     def confined() -> Found:
-        received, error = _overhears(folder, lambda path: ask(path, b"s" * 32, _WISH, patience=5.0))
+        received, error = _overhears(folder, lambda path: ask(path, b"s" * 32, _COMMAND, patience=5.0))
         return Escaped() if received else Refusal("ask", error) if error else Failed("the courier said nothing")
 
     return Attack(
@@ -215,7 +215,7 @@ def _false_node_attack(folder: Path) -> Attack:
 
 
 def _overhears(folder: Path, bring: Callable[[Path], object]) -> tuple[bool, str]:
-    """Whether a false node was brought the wish; and the class of the error that came to who brings it."""
+    """Whether a false node was brought the command; and the class of the error that came to who brings it."""
     path = folder / "false.sock"
     path.unlink(missing_ok=True)
     received, error = bytearray(), ""
@@ -229,7 +229,7 @@ def _overhears(folder: Path, bring: Callable[[Path], object]) -> tuple[bool, str
                 connection, _ = listener.accept()
                 with connection:
                     connection.settimeout(SOON)
-                    # Who brings a wish at once may be gone already.
+                    # Who brings a command at once may be gone already.
                     with contextlib.suppress(OSError):
                         connection.sendall(b"learngene socket 1\n" + bytes(32))
                         received.extend(connection.recv(64))

@@ -113,7 +113,7 @@ def _held(reader: Reader, data: bytes) -> Refusal | Escaped:
             return Escaped("the node waits for all that was announced, or broke down")
 
 
-@_frame("a part named like a path", "a wish whose part is called ../escaped", "malformed")
+@_frame("a part named like a path", "a command whose part is called ../escaped", "malformed")
 def named_like_a_path(reader: Reader) -> Refusal | Escaped:
     escaped = reader.beside.parent / "escaped"
     with reader.connect() as connection:
@@ -162,7 +162,7 @@ def deep_header(reader: Reader) -> Refusal | Escaped:
     return _held(reader, _framed(b"[" * 30_000))
 
 
-@_frame("a header that says two things", "the wish stands twice in a header", "malformed")
+@_frame("a header that says two things", "the command stands twice in a header", "malformed")
 def said_twice(reader: Reader) -> Refusal | Escaped:
     path = str(reader.site.private).encode()
     with reader.connect() as connection:
@@ -174,7 +174,7 @@ def said_twice(reader: Reader) -> Refusal | Escaped:
     return Escaped() if reached else _refusal(answer)
 
 
-@_frame("two wishes at once", "a second wish behind the first, past what was counted", "closed")
+@_frame("two commands at once", "a second command behind the first, past what was counted", "closed")
 def two_at_once(reader: Reader) -> Refusal | Escaped:
     with reader.connect() as connection:
         connection.sendall(2 * _framed(encode_header(Frame("status"))))
@@ -187,11 +187,11 @@ def two_at_once(reader: Reader) -> Refusal | Escaped:
 
 
 @_frame(
-    "megabytes with a wish that takes nothing",
+    "megabytes with a command that takes nothing",
     "a status is asked for, with a part of 64 MiB behind it",
     Open(
-        "whatever its wish, a frame may hold 512 MiB, which are read before the wish is looked at; a node reads one "
-        "frame at a time, so that this is the most, and its service can be given a limit (MemoryMax)"
+        "whatever its command, a frame may hold 512 MiB, which are read before the command is looked at; a node reads "
+        "one frame at a time, so that this is the most, and its service can be given a limit (MemoryMax)"
     ),
 )
 def large_part(reader: Reader) -> Refusal | Escaped:

@@ -15,12 +15,12 @@ from protocol.trust.trust_store import Role
 from sims.boundary.acts.act import Outcome
 from sims.boundary.acts.every import perform
 
-#: The wish that names an act and its aims.
+#: The command that names an act and its aims.
 ATTACK = "attack"
 
 
 class HostileProgram:
-    """Answers ``status`` as a node does, and makes the act of ``sims.boundary.acts`` that a wish names."""
+    """Answers ``status`` as a node does, and makes the act of ``sims.boundary.acts`` that a command names."""
 
     role: Role = "collective"
 
@@ -28,12 +28,12 @@ class HostileProgram:
         self.party = party
         self._confinement = confinement
 
-    def handle(self, wish: Frame) -> Frame:
+    def handle(self, command: Frame) -> Frame:
         """The outcome of an act."""
-        if wish.word != ATTACK:
+        if command.word != ATTACK:
             return Frame("status", words={"confinement": self._confinement.line})
-        aims = {name: text for name, text in wish.words.items() if name != "act"}
-        found = perform(wish.words["act"], aims)
+        aims = {name: text for name, text in command.words.items() if name != "act"}
+        found = perform(command.words["act"], aims)
         words = {"call": found.call, "error": found.error}
         return Frame(found.word, words=words, parts={"evidence": found.evidence})
 

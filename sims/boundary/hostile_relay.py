@@ -21,7 +21,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Bring every node the wishes of ``first``, and when those are answered all of ``then``."""
+    """Bring every node the commands of ``first``, and when those are answered all of ``then``."""
     wanted, deadline = int(str(context.run_config["nodes"])), time.monotonic() + _PATIENCE
     nodes: list[int] = []
     while len(nodes) < wanted and time.monotonic() < deadline:
@@ -33,9 +33,9 @@ def main(grid: Grid, context: Context) -> None:
         brought = {}
         for name, encoded in overheard[batch].items():
             parts = {part: base64.b64decode(text) for part, text in encoded.items()}
-            wish = to_record(Frame("inherit", parts=parts))
+            command = to_record(Frame("inherit", parts=parts))
             for node in nodes:
-                (identity,) = grid.push_messages([Message(wish, dst_node_id=node, message_type=MESSAGE_TYPE)])
+                (identity,) = grid.push_messages([Message(command, dst_node_id=node, message_type=MESSAGE_TYPE)])
                 brought[identity] = name, node
         while brought and time.monotonic() < deadline + _PATIENCE:
             for reply in grid.pull_messages(list(brought)):

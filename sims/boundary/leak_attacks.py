@@ -9,11 +9,11 @@ from protocol.exchange.audit import ALLOWED, read_crossings
 from protocol.transport.frame import Frame
 from sims.boundary.acts.expectation import Open
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, Refusal
+from sims.boundary.command_attacks import paired_sites
 from sims.boundary.leaking_program import DELAY, DELAY_SECONDS, PAST_THE_GATE, WITHOUT_GATE
 from sims.boundary.leaks.every import LEAKS
 from sims.boundary.leaks.leak import DATA_BYTES, LET_FRAME_OUT, LET_OUT, Leak
 from sims.boundary.sites import Site, started
-from sims.boundary.wish_attacks import paired_sites
 
 _LEAKING = "sims.boundary.leaking_program"
 
@@ -97,7 +97,7 @@ def _times_of_answers(site: Site) -> Attack:
         "data as the time of an answer",
         "messages",
         "a program that was taken over answers sooner or later, as a bit of its data says",
-        Open("when a node answers is not held to anything: a bit a wish here, more where clocks are better"),
+        Open("when a node answers is not held to anything: a bit a command here, more where clocks are better"),
         lambda: leaks(gate=WITHOUT_GATE),
         lambda: Escaped() if leaks() else Failed("the times say nothing"),
     )

@@ -27,19 +27,20 @@ from protocol.trust.trust_store import Role
 from sims.boundary.leaks.every import LEAKS
 from sims.boundary.leaks.leak import DATA_BYTES, PARTNER, honest_messages
 
-#: What the wish says where the gate is to be left out: that is the control.
+#: What the command says where the gate is to be left out: that is the control.
 WITHOUT_GATE = "without-gate"
-#: The wish on which the program writes to its courier itself.
+#: The command on which the program writes to its courier itself.
 PAST_THE_GATE = "past-the-gate"
-#: The wish that is answered late where the bit of the data that its word ``bit`` names is set, and by how many seconds.
+#: The command that is answered late where the bit of the data that its word ``bit`` names is set, and by how many
+#: seconds.
 DELAY, DELAY_SECONDS = "delay", 0.15
 
 
 class LeakingProgram:
-    """Answers the wish ``leak`` in the way that its word ``name`` says, with the first bytes of ``private.bin``.
+    """Answers the command ``leak`` in the way that its word ``name`` says, with the first bytes of ``private.bin``.
 
     The gate is the real one, asked as a party's own program asks it: for the messages first, then for the answer. A
-    wish with the word ``gate`` = ``WITHOUT_GATE`` is answered without it.
+    command with the word ``gate`` = ``WITHOUT_GATE`` is answered without it.
     """
 
     role: Role
@@ -59,18 +60,18 @@ class LeakingProgram:
         )
         self._guarded = True
 
-    def handle(self, wish: Frame) -> Frame:
-        """The leak that is wished for."""
-        self._guarded = wish.words.get("gate") != WITHOUT_GATE
-        if wish.word == DELAY:
-            place = int(wish.words["bit"])
+    def handle(self, command: Frame) -> Frame:
+        """The leak that is asked for."""
+        self._guarded = command.words.get("gate") != WITHOUT_GATE
+        if command.word == DELAY:
+            place = int(command.words["bit"])
             time.sleep(DELAY_SECONDS * (self._data[place // 8] >> (7 - place % 8) & 1))
-        if wish.word in ("status", DELAY):
+        if command.word in ("status", DELAY):
             return Frame("status", words={"role": self.role, "party": self.party, "state": "idle", "job": ""})
-        if wish.word == PAST_THE_GATE:
+        if command.word == PAST_THE_GATE:
             _write_past(Frame("metrics", parts={"metrics": self._data[:DATA_BYTES]}))
             return Frame("accepted")
-        leak = next(leak for leak in LEAKS if (leak.role, leak.name) == (self.role, wish.words["name"]))
+        leak = next(leak for leak in LEAKS if (leak.role, leak.name) == (self.role, command.words["name"]))
         answer = leak.hide(self._honest, self._data[:DATA_BYTES])
         if self._guarded:
             self._clear(answer)

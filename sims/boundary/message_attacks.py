@@ -1,12 +1,12 @@
-"""Attacks on what crosses: through the gate from inside, on the node's wishes from outside, on frames, and by sizes."""
+"""Attacks on what crosses: through the gate from inside, by commands from outside, by frames, and by sizes."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from sims.boundary.attempt import Attack
+from sims.boundary.command_attacks import command_attacks
 from sims.boundary.leak_attacks import leak_attacks
-from sims.boundary.wish_attacks import wish_attacks
 
 
 @contextlib.contextmanager
@@ -20,6 +20,6 @@ def message_attacks(folder: Path, *, unconfined: bool = False) -> Iterator[list[
     """
     with (
         leak_attacks(folder / "leaks", unconfined=unconfined) as leaks,
-        wish_attacks(folder / "wishes", unconfined=unconfined) as wishes,
+        command_attacks(folder / "commands", unconfined=unconfined) as commands,
     ):
-        yield [*leaks, *wishes]
+        yield [*leaks, *commands]

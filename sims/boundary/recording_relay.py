@@ -34,10 +34,10 @@ def main() -> None:
             print(node, direction, frame, file=log, flush=True)
             return frame
 
-        def exchange(node: int, wish: Frame) -> Frame:
+        def exchange(node: int, command: Frame) -> Frame:
             path, _, secret = doors[node]
-            keep(node, "to", wish)
-            return keep(node, "from", ask(Path(path), load_secret(Path(secret)), wish))
+            keep(node, "to", command)
+            return keep(node, "from", ask(Path(path), load_secret(Path(secret)), command))
 
         run_round(
             exchange,

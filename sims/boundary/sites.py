@@ -61,14 +61,14 @@ class Site:
         """The file in the data folder that holds the marker."""
         return self.data / "private.bin"
 
-    def ask(self, wish: Frame, *, patience: float = 60.0) -> Frame:
-        """Bring a wish to the node process of this site as its courier does.
+    def ask(self, command: Frame, *, patience: float = 60.0) -> Frame:
+        """Bring a command to the node process of this site as its courier does.
 
         Raises:
             DisconnectedError: none answers within ``patience`` (s).
         """
         node = self.node
-        return ask(node.socket, load_secret(node.secret), wish, patience=patience)
+        return ask(node.socket, load_secret(node.secret), command, patience=patience)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ def size_attacks(sites: Sites) -> list[Attack]:
     there, now = sites.collective.keys.signing.keyid, unix_seconds()
 
     def requests() -> list[bytes]:
-        wishes = [Frame("request", words={"form": form}) for form in get_args(Form)]
-        return [sites.individual.ask(wish).part("request") for wish in wishes]
+        commands = [Frame("request", words={"form": form}) for form in get_args(Form)]
+        return [sites.individual.ask(command).part("request") for command in commands]
 
     def aborts() -> list[bytes]:
         codes, subjects = get_args(AbortCode), (None, "0" * 64)

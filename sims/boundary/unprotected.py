@@ -1,4 +1,4 @@
-"""A node as it would be without this project's protections: it does what it is wished, believes what comes, and says
+"""A node as it would be without this project's protections: it does what it is told, believes what comes, and says
 what went wrong. The controls of attacks on the real one are made on it.
 """
 
@@ -27,12 +27,12 @@ _PATIENCE = 30.0
 
 
 class UnprotectedNode:
-    """Answers every wish, whatever its role.
+    """Answers every command, whatever its role.
 
     Attributes:
         inherited: learngenes that it has taken.
         receipts: receipts that it has counted.
-        deliveries: wishes that came.
+        deliveries: commands that came.
     """
 
     def __init__(self, role: Role, node: NodeTable, keys: NodeKeys) -> None:
@@ -40,16 +40,16 @@ class UnprotectedNode:
         self._model = b""
         self.inherited = self.receipts = self.deliveries = 0
 
-    def handle(self, wish: Frame) -> Frame:
-        """What is wished for, or the text of what went wrong."""
+    def handle(self, command: Frame) -> Frame:
+        """What is asked for, or the text of what went wrong."""
         self.deliveries += 1
         try:
-            return self._fulfil(wish)
+            return self._fulfil(command)
         except (LearngeneError, OSError, LookupError) as error:
             return Frame("refused", words={"code": str(error)[:1000]})
 
-    def _fulfil(self, wish: Frame) -> Frame:
-        match wish.word:
+    def _fulfil(self, command: Frame) -> Frame:
+        match command.word:
             case "request":
                 trust = read_trust(self._node.trust, root=self._node.root)
                 assert self._keys.encryption is not None
@@ -78,7 +78,7 @@ class UnprotectedNode:
             case "adapt":
                 raise LookupError(f"no learngene for the images {self._private().hex()}")
             case "read":
-                return Frame("content", parts={"content": Path(wish.words["path"]).read_bytes()})
+                return Frame("content", parts={"content": Path(command.words["path"]).read_bytes()})
         return Frame("status", words={"role": self._role, "party": self._node.party, "state": "idle", "job": ""})
 
     def _private(self) -> bytes:

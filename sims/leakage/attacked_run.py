@@ -14,7 +14,7 @@ from collective_node.task_sequence import sequence
 from protocol.errors import InputError
 from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.learngene.learngene import Learngene
-from protocol.node.endpoints import node_of, open_desk
+from protocol.node.endpoints import node_of, open_endpoint
 from protocol.pictures.arrays import read_array
 from sims.data.worlds import World, load_world
 from sims.leakage.probe import LabelledImages
@@ -54,7 +54,7 @@ def released(folder: Path) -> Learngene:
     config = folder / "nodes" / "individual-1" / "config.toml"
     if not config.is_file():
         raise InputError(f"{folder} holds no nodes: it was never started; run it first")
-    verified = open_desk(node_of(config, "individual"), IndividualEndpoint).learngene("condensed")
+    verified = open_endpoint(node_of(config, "individual"), IndividualEndpoint).learngene("condensed")
     if verified is None:
         raise InputError(
             "the individual of this run holds no learngene of the form condensed, the one that is attacked"

@@ -35,13 +35,13 @@ def collective(folders: Folders) -> Run:
 
 def requested(folders: Folders, file: Path, *, at: int | None = None) -> Path:
     when = int(time.time()) if at is None else at
-    file.write_bytes(folders.individual_desk().request("condensed", when, os.urandom(16), fresh=True))
+    file.write_bytes(folders.individual_endpoint().request("condensed", when, os.urandom(16), fresh=True))
     return file
 
 
 def test_releases_lists_the_chain(folders: Folders, collective: Run, tmp_path: Path) -> None:
     refused(collective("releases"), "no ledger")
-    folders.collective_desk()
+    folders.collective_endpoint()
     assert "nothing is published" in succeeded(collective("releases"))
     first = folders.publish()
     second = folders.publish(learngene(form="paper"))
@@ -89,7 +89,7 @@ def test_withdrawing_what_is_not_the_newest_tells_whoever_requests_next(
     folders: Folders, collective: Run, tmp_path: Path
 ) -> None:
     first = folders.publish()
-    individual = folders.individual_desk()
+    individual = folders.individual_endpoint()
     individual.inherit(*bundle_file.read(folders.exchange(tmp_path / "one.learngene")), int(time.time()))
     folders.publish(learngene(seed=1))
     folders.publish(learngene(form="paper"))
@@ -97,7 +97,7 @@ def test_withdrawing_what_is_not_the_newest_tells_whoever_requests_next(
     assert "granted to 1 individual." in printed
     assert "released   condensed once more, as release" in printed
     assert "released   paper once more, as release" in printed
-    chain = folders.collective_desk().releases()
+    chain = folders.collective_endpoint().releases()
     assert [release.payload.withdraws for release in chain] == [(), (), (), (first.digest,), (first.digest,)]
     assert not individual.withdrawn(first.digest)
     request = tmp_path / "request.json"
@@ -107,7 +107,7 @@ def test_withdrawing_what_is_not_the_newest_tells_whoever_requests_next(
     assert individual.withdrawn(first.digest)
     # Everything is said; the same again makes nothing.
     assert "released" not in succeeded(collective("withdraw", 1))
-    assert len(folders.collective_desk().releases()) == 5
+    assert len(folders.collective_endpoint().releases()) == 5
 
 
 def test_a_withdrawal_holds_without_the_key_and_what_is_left_to_do_is_said(folders: Folders, collective: Run) -> None:
@@ -122,19 +122,19 @@ def test_a_withdrawal_holds_without_the_key_and_what_is_left_to_do_is_said(folde
     assert "is told" not in done.out
     key.write_bytes(data)
     key.chmod(0o600)
-    chain = folders.collective_desk().releases()
+    chain = folders.collective_endpoint().releases()
     assert [release.withdrawn for release in chain] == [True, False]
     printed = succeeded(collective("withdraw", 1))
     assert "before" in printed
     assert "once more, as release 3" in printed
-    assert folders.collective_desk().releases()[-1].payload.withdraws == (first.digest,)
+    assert folders.collective_endpoint().releases()[-1].payload.withdraws == (first.digest,)
 
 
 def test_a_node_that_is_running_hears_of_a_withdrawal_at_once(
     folders: Folders, collective: Run, tmp_path: Path
 ) -> None:
     folders.publish()
-    running = folders.collective_desk()
+    running = folders.collective_endpoint()
     request = requested(folders, tmp_path / "request.json").read_bytes()
     assert not isinstance(running.answer_request(request, int(time.time())), Withdrawal)
     succeeded(collective("withdraw", 1))
@@ -145,13 +145,13 @@ def test_commands_and_a_running_node_share_the_ledger(folders: Folders, tmp_path
     """A node publishes without a pause while commands in other processes answer, list and withdraw."""
     folders.publish()
     request = requested(folders, tmp_path / "request.json")
-    desk, stop, failed = folders.collective_desk(), threading.Event(), []
+    endpoint, stop, failed = folders.collective_endpoint(), threading.Event(), []
 
     def publish() -> None:
         seed = 1
         while not stop.is_set():
             try:
-                desk.publish(learngene(seed=seed), int(time.time()), os.urandom(32))
+                endpoint.publish(learngene(seed=seed), int(time.time()), os.urandom(32))
             except Exception as error:
                 failed.append(error)
             seed += 1
@@ -175,7 +175,7 @@ def test_commands_and_a_running_node_share_the_ledger(folders: Folders, tmp_path
         node.join()
     assert [(done.returncode, done.stderr) for done in ended] == [(0, "")] * len(commands)
     assert failed == []
-    chain = desk.releases()
+    chain = endpoint.releases()
     assert len(chain) > 2
     assert [release.seq for release in chain] == list(range(1, len(chain) + 1))
     assert [release.payload.prev for release in chain[1:]] == [release.digest for release in chain[:-1]]
@@ -195,7 +195,7 @@ def test_requests_that_must_not_be_answered_are_refused(folders: Folders, collec
         return done
 
     refused(grant(request), "no ledger")
-    folders.collective_desk()
+    folders.collective_endpoint()
     refused(grant(request), "(policy_denied)", "publish first", code=1)
     folders.publish()
     data = request.read_bytes()
@@ -223,10 +223,10 @@ def test_requests_that_must_not_be_answered_are_refused(folders: Folders, collec
 def test_receipts_that_must_not_be_believed_are_refused(folders: Folders, collective: Run, tmp_path: Path) -> None:
     folders.publish()
     folders.exchange(tmp_path / "one.learngene")
-    desk = folders.individual_desk()
-    receipt = desk.inherit(*bundle_file.read(tmp_path / "one.learngene"), int(time.time())).receipt
+    endpoint = folders.individual_endpoint()
+    receipt = endpoint.inherit(*bundle_file.read(tmp_path / "one.learngene"), int(time.time())).receipt
     file = tmp_path / "receipt.json"
-    file.write_bytes(resigned(receipt, desk._key, release="a" * 64))
+    file.write_bytes(resigned(receipt, endpoint._key, release="a" * 64))
     refused(collective("receipt", file), "(wrong_audience)", "never granted", code=1)
     refused(collective("receipt", requested(folders, tmp_path / "request.json")), "(malformed)", code=1)
     file.write_bytes(receipt)
@@ -246,7 +246,7 @@ def test_wrong_input_is_one_line(folders: Folders, collective: Run, tmp_path: Pa
     refused(run(app, "releases", "--config", folders.individual), "collective")
     for text in ("2", "0", "one", first.digest[:7], "0" * 64, "99999999"):
         refused(collective("withdraw", text), repr(text), "releases")
-    assert [release.withdrawn for release in folders.collective_desk().releases()] == [False]
+    assert [release.withdrawn for release in folders.collective_endpoint().releases()] == [False]
     succeeded(collective("withdraw", first.digest[:8].upper()))
 
 

@@ -69,7 +69,7 @@ def test_the_whole_exchange_by_files(folders: Folders, individual: Run, collecti
     for file in (request, answer, receipt):
         assert file.stat().st_mode & 0o777 == 0o600
 
-    inherited = folders.individual_desk().learngene("condensed")
+    inherited = folders.individual_endpoint().learngene("condensed")
     assert inherited is not None
     for name, array in learngene().tensors.items():
         assert inherited.learngene.tensors[name].tobytes() == array.tobytes()
@@ -143,13 +143,13 @@ def test_withdrawn_without_replacement_is_answered_with_a_notice(
     succeeded(individual("request", "--out", stick / "second.json"))
     assert "notice" in succeeded(collective("grant", "--request", stick / "second.json", "--out", notice))
     assert notice.stat().st_mode & 0o777 == 0o600
-    desk = folders.individual_desk()
-    kept = desk.learngene("condensed")
+    endpoint = folders.individual_endpoint()
+    kept = endpoint.learngene("condensed")
     assert kept is not None
-    assert not desk.withdrawn(kept.release_digest)
+    assert not endpoint.withdrawn(kept.release_digest)
     for _ in range(2):
         assert "withdrawn" in succeeded(individual("inherit", notice, "--receipt", receipt))
-        assert desk.withdrawn(kept.release_digest)
+        assert endpoint.withdrawn(kept.release_digest)
     assert not receipt.exists()
 
 
@@ -164,8 +164,8 @@ def test_withdrawn_then_replaced_the_next_release_says_so(
     withdrawn = digest_of(bundle_file.read(first).release)
     assert f"release 2 of run {replacement.payload.run_id}, {replacement.digest}" in printed
     assert f"withdrawn  release {withdrawn}" in printed
-    assert folders.individual_desk().withdrawn(withdrawn)
-    assert not folders.individual_desk().withdrawn(replacement.digest)
+    assert folders.individual_endpoint().withdrawn(withdrawn)
+    assert not folders.individual_endpoint().withdrawn(replacement.digest)
 
 
 def test_what_was_withdrawn_before_it_came_is_not_inherited(
@@ -176,7 +176,7 @@ def test_what_was_withdrawn_before_it_came_is_not_inherited(
     notice = asked(individual, collective, stick, 2)
     succeeded(individual("inherit", notice))
     refused(individual("inherit", late), "(expired)", "withdrawn", code=1)
-    assert folders.individual_desk().learngene("condensed") is None
+    assert folders.individual_endpoint().learngene("condensed") is None
     # The same request is answered once there is something to answer it with.
     folders.publish(learngene(seed=1))
     assert "release 2" in succeeded(individual("inherit", asked(individual, collective, stick, 3)))
@@ -250,7 +250,7 @@ def test_wrong_input_is_one_line(folders: Folders, individual: Run, collective: 
     refused(individual("inherit", answer, "--receipt", stick / "request-1.json"), "not overwritten")
     refused(individual("inherit", answer, "--receipt", stick / "nowhere" / "r"), "no folder")
     refused(individual("inherit", stick / "gone.learngene"), "cannot read")
-    assert folders.individual_desk().learngene("condensed") is None
+    assert folders.individual_endpoint().learngene("condensed") is None
     folders.trust.unlink()
     refused(individual("inherit", answer), "trust store")
 

@@ -49,9 +49,9 @@ def test_the_adapt_job_says_what_should_not_be_used_any_more(
         return figures["doubts"], [record.getMessage() for record in caplog.records]
 
     assert doubts() == ({}, [])
-    paper = folders.individual_desk().learngene("paper")
+    paper = folders.individual_endpoint().learngene("paper")
     assert paper is not None
-    folders.individual_desk()._ledger.withdraw(configuration.node.run_id, paper.release_digest)
+    folders.individual_endpoint()._ledger.withdraw(configuration.node.run_id, paper.release_digest)
     said, log = doubts()
     assert said == {"paper": "withdrawn"}
     assert len(log) == 1

@@ -415,14 +415,14 @@ def test_every_use_of_what_was_withdrawn_says_so(pictures: Path, tmp_path: Path,
     succeeded(run("predict", by_node, picture))
 
     release = adapted.load(by_node).description.learngene.release
-    folders.collective_desk().withdraw(release)
-    notice = folders.collective_desk().answer_request(
-        folders.individual_desk().request("condensed", int(time.time()), os.urandom(16)), int(time.time())
+    folders.collective_endpoint().withdraw(release)
+    notice = folders.collective_endpoint().answer_request(
+        folders.individual_endpoint().request("condensed", int(time.time()), os.urandom(16)), int(time.time())
     )
     assert isinstance(notice, Withdrawal)
     # Nobody has told the individual yet.
     succeeded(run("predict", by_node, picture))
-    folders.individual_desk().accept_abort(notice.abort, int(time.time()))
+    folders.individual_endpoint().accept_abort(notice.abort, int(time.time()))
 
     words = ("withdrawn by the collective", release[:16])
     assert "blue" in warned(run("predict", by_node, picture), *words)

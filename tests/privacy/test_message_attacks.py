@@ -30,7 +30,7 @@ UNSTOPPABLE = {
     "data as NaN in the sealed blob",
     "written to the courier past the gate",
     "data as the time of an answer",
-    "megabytes with a wish that takes nothing",
+    "megabytes with a command that takes nothing",
 }
 HONEST = honest_messages(
     "individual", SigningKey.from_seed(b"i" * 32), EncryptionKey.from_raw("x25519", b"e" * 32), run_id="0" * 32, now=1
@@ -81,7 +81,7 @@ def test_what_cannot_be_stopped_is_said_to_be_so_with_its_reason(attempts: dict[
 def test_the_error_whose_text_did_not_leave_held_a_path(attempts: dict[str, Attempt], folder: Path) -> None:
     """Else it would not be worth anything that no path left."""
     assert attempts["the text of an error"].holds
-    site = folder / "wishes" / "individual-1"
+    site = folder / "commands" / "individual-1"
     assert f"request failed: there is no trust store {site / 'trust.json'}" in (site / "state" / "node.log").read_text()
 
 

@@ -1,4 +1,4 @@
-"""A small Program for tests of the door, the courier and the relay: it answers every wish without any model."""
+"""A small Program for tests of the door, the courier and the relay: it answers every command without any model."""
 
 import logging
 import threading
@@ -23,15 +23,15 @@ class FakeProgram:
         self.party = party
         self.job = Job()
         self.release_work = threading.Event()
-        self.wishes: list[str] = []
+        self.commands: list[str] = []
 
-    def handle(self, wish: Frame) -> Frame:
-        self.wishes.append(wish.word)
-        match wish.word:
+    def handle(self, command: Frame) -> Frame:
+        self.commands.append(command.word)
+        match command.word:
             case "status":
                 return self.job.answer(self.role, self.party)
             case "evolve" | "adapt":
-                self.job.start(wish.word, lambda: None)
+                self.job.start(command.word, lambda: None)
                 return Frame("accepted")
             case "work":
                 started = self.job.start("work", lambda: bool(self.release_work.wait(10)))
@@ -40,15 +40,17 @@ class FakeProgram:
                 self.job.start("fail", self._fail)
                 return Frame("accepted")
             case "request":
-                return Frame("requested", parts={"request": f"{self.party} {wish.words['form']}".encode()})
+                return Frame("requested", parts={"request": f"{self.party} {command.words['form']}".encode()})
             case "publish":
-                return Frame("published", parts={"release": b"r", "grant": wish.parts["request"], "blob": bytes(1000)})
+                return Frame(
+                    "published", parts={"release": b"r", "grant": command.parts["request"], "blob": bytes(1000)}
+                )
             case "inherit":
-                return Frame("inherited", parts={"receipt": b"receipt of " + wish.parts["grant"]})
+                return Frame("inherited", parts={"receipt": b"receipt of " + command.parts["grant"]})
             case "receipt":
                 return Frame("accepted")
             case "echo":
-                return Frame("echo", wish.numbers, wish.words, wish.parts)
+                return Frame("echo", command.numbers, command.words, command.parts)
             case "expired":
                 raise ExpiredError(SECRET_TEXT)
             case "input":
@@ -58,10 +60,10 @@ class FakeProgram:
             case "nonsense":
                 return Frame("NOT A WORD")
             case "sleep":
-                time.sleep(wish.numbers["seconds"])
+                time.sleep(command.numbers["seconds"])
                 return Frame("slept")
             case _:
-                raise ValueError(wish.word)
+                raise ValueError(command.word)
 
     def let_out(self, answer: Frame) -> Frame:
         """This program has no gate."""

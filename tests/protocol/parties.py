@@ -103,7 +103,7 @@ def signed_raw(payload_type: str, body: bytes, key: SigningKey, keyid: str | Non
     return envelope.encode(envelope.Envelope(payload_type, body, keyid or key.keyid, signature))
 
 
-#: A trust store, or what a desk asks for the one that holds now.
+#: A trust store, or what an endpoint asks for the one that holds now.
 Trust = TrustStore | Callable[[], TrustStore]
 
 

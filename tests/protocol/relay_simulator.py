@@ -1,5 +1,5 @@
-"""A repository simulator, after python-tuf's: honest parties with real desks, an oracle that knows what they did and
-foresees every answer, and a relay that holds all bytes ever sent and delivers them as maliciously as a seed says.
+"""A repository simulator, after python-tuf's: honest parties with real endpoints, an oracle that knows what they did
+and foresees every answer, and a relay that holds all bytes ever sent and delivers them as maliciously as a seed says.
 
 The oracle reads no signature and opens no seal. It knows the honest messages by their exact bytes: whatever else comes
 must be refused, and whatever is honest, asked for and in time must be accepted.
@@ -125,8 +125,8 @@ class NoCrossings(Crossings):
 
 
 class Watch:
-    """Stands between a desk and its ledger: the power fails once at ``cut``, and an individual's exchange may only move
-    as its states allow."""
+    """Stands between an endpoint and its ledger: the power fails once at ``cut``, and an individual's exchange may only
+    move as its states allow."""
 
     def __init__(self, ledger: CollectiveLedger | IndividualLedger) -> None:
         self.cut: Cut | None = None
@@ -200,13 +200,13 @@ class _Party:
 
 @dataclass
 class Individual(_Party):
-    """One individual, its ledger as it should be, and its desks (one for each run)."""
+    """One individual, its ledger as it should be, and its endpoints (one for each run)."""
 
     key: SigningKey = INDIVIDUAL
     encryption: EncryptionKey = ENCRYPTION
     model: PlainIndividual = field(default_factory=PlainIndividual)
     ledger: IndividualLedger = field(init=False)
-    desks: dict[str, IndividualEndpoint] = field(default_factory=dict)
+    endpoints: dict[str, IndividualEndpoint] = field(default_factory=dict)
     #: The folder's inode of every committed learngene.
     applied: dict[str, int | None] = field(default_factory=dict)
 
@@ -223,7 +223,7 @@ class Individual(_Party):
         self.watch = Watch(self.ledger)
         crossings = NoCrossings(self.folder / "crossings.jsonl", "individual", lambda: NOW)
         for run in RUNS:
-            self.desks[run] = IndividualEndpoint(
+            self.endpoints[run] = IndividualEndpoint(
                 keys=NodeKeys(self.key, self.encryption),
                 trust=lambda: self.trust,
                 ledger=self.ledger,
@@ -235,12 +235,12 @@ class Individual(_Party):
 
 @dataclass
 class Collective(_Party):
-    """The collective, its ledger as it should be, and its desks (one for each run)."""
+    """The collective, its ledger as it should be, and its endpoints (one for each run)."""
 
     key: SigningKey = COLLECTIVE
     model: PlainCollective = field(default_factory=PlainCollective)
     ledger: CollectiveLedger = field(init=False)
-    desks: dict[str, CollectiveEndpoint] = field(default_factory=dict)
+    endpoints: dict[str, CollectiveEndpoint] = field(default_factory=dict)
 
     _folder_of_files = "releases"
 
@@ -252,7 +252,7 @@ class Collective(_Party):
         self.watch = Watch(self.ledger)
         crossings = NoCrossings(self.folder / "crossings.jsonl", "collective", lambda: NOW)
         for run in RUNS:
-            self.desks[run] = CollectiveEndpoint(
+            self.endpoints[run] = CollectiveEndpoint(
                 keys=NodeKeys(self.key, encryption=None),
                 trust=lambda: self.trust,
                 ledger=self.ledger,
@@ -298,7 +298,7 @@ def _published_before(folder: Path, variant: int) -> tuple[Path, tuple[tuple[str
     collective = Collective(folder / f"published-{variant}", TRUSTS[0])
     collective.start()
     for number, (run, form, seed) in enumerate(published):
-        collective.desks[run].publish(content(seed, form), NOW, bytes([variant, number]) * 16)
+        collective.endpoints[run].publish(content(seed, form), NOW, bytes([variant, number]) * 16)
     collective.ledger.close()
     return collective.folder, published
 
@@ -367,7 +367,7 @@ class World:
         )
         with self._cut(self.collective, cut) as fate:
             try:
-                self.collective.desks[run].publish(learngene, clock, self.rng.randbytes(32))
+                self.collective.endpoints[run].publish(learngene, clock, self.rng.randbytes(32))
                 self.expect(not withdrawn, "a withdrawn learngene was published again")
             except RefusedError as error:
                 self.expect(withdrawn, f"an honest learngene was not published: {error}")
@@ -379,7 +379,7 @@ class World:
 
     def withdraw(self, run: str, digest: str) -> None:
         """The collective withdraws a release."""
-        self.collective.desks[run].withdraw(digest)
+        self.collective.endpoints[run].withdraw(digest)
         self.collective.model.withdraw(run, digest)
         self._check(self.collective)
 
@@ -415,7 +415,7 @@ class World:
             and read(exchange.request)["audience"] == individual.collective
         )
         with self._cut(individual, cut) as fate:
-            data = individual.desks[run].request(form, clock, self.rng.randbytes(16), fresh=fresh)
+            data = individual.endpoints[run].request(form, clock, self.rng.randbytes(16), fresh=fresh)
         if fate.cut is not None:
             stored = individual.ledger.open_request(run, form)
             if not fate.stored or stored is None:
@@ -469,9 +469,9 @@ class World:
         with self._cut(collective, cut) as fate:
             try:
                 if parcel.channel == "request":
-                    answer = collective.desks[run].answer_request(data, clock)
+                    answer = collective.endpoints[run].answer_request(data, clock)
                 else:
-                    collective.desks[run].accept_receipt(data, clock)
+                    collective.endpoints[run].accept_receipt(data, clock)
                 self.expect(plan.outcome != "refused", f"a {parcel.channel} was accepted that must be refused")
             except RefusedError as error:
                 self.expect(plan.outcome == "refused", f"an honest {parcel.channel} was refused: {error!r}")
@@ -533,7 +533,7 @@ class World:
 
     def _deliver_to_individual(self, parcel: Parcel, cut: Cut | None) -> Outcome:
         who, run = self.individuals[parcel.who], parcel.run
-        (clock, _), desk, arrived = self._decides(who), who.desks[run], None
+        (clock, _), endpoint, arrived = self._decides(who), who.endpoints[run], None
         foresee = {"bundle": self._foresee_bundle, "file": self._foresee_file, "abort": self._foresee_abort}
         plan = foresee[parcel.channel](who, run, parcel.parts)
         outcome: Outcome = plan.outcome
@@ -542,11 +542,11 @@ class World:
             try:
                 if parcel.channel == "bundle":
                     release, grant, blob = parcel.parts
-                    arrived = desk.inherit(release, grant, blob, clock)
+                    arrived = endpoint.inherit(release, grant, blob, clock)
                 elif parcel.channel == "file":
-                    self._compare(desk.verify_file(BundleFile(*parcel.parts), clock))
+                    self._compare(endpoint.verify_file(BundleFile(*parcel.parts), clock))
                 else:
-                    desk.accept_abort(parcel.parts[0], clock)
+                    endpoint.accept_abort(parcel.parts[0], clock)
                 self.expect(plan.outcome != "refused", f"a {parcel.channel} was accepted that must be refused")
             except RefusedError as error:
                 self.expect(plan.outcome == "refused", f"an honest {parcel.channel} was refused: {error!r}")
@@ -575,7 +575,7 @@ class World:
             return _Plan("refused")
         known = who.model.inherited.get((run, name_of(release)))
         steps: list[tuple[str, Callable[[], object]]] = []
-        # The receipt's bytes are learned from the desk, so that this step is made by whoever applies the plan.
+        # The receipt's bytes are learned from the endpoint, so that this step is made by whoever applies the plan.
         end: list[tuple[str, Callable[[], object]]] = [("acknowledged", lambda: None)]
         if known is not None and known.grant == name_of(grant):
             return _Plan("known", end)

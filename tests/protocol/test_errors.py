@@ -1,5 +1,5 @@
-"""One attack for every class of refusal, through the desks: nothing changes, the honest bundle still gets through, and
-the text tells its reader what to do next."""
+"""One attack for every class of refusal, through the endpoints: nothing changes, the honest bundle still gets through,
+and the text tells its reader what to do next."""
 
 import ast
 import dataclasses
@@ -150,7 +150,7 @@ def refused(
 
 
 def then_the_honest_bundle_is_accepted(scene: Scene) -> None:
-    """The positive control of every attack: the desk was able and willing all the time."""
+    """The positive control of every attack: the endpoint was able and willing all the time."""
     receipt, inherited = scene.individual.inherit(*scene.exchange.answer, NOW)
     assert inherited.release_digest == digest_of(scene.exchange.answer.release)
     for name, array in learngene(1).tensors.items():

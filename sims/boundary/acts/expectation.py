@@ -19,7 +19,7 @@ class Expected:
     """The refusal that an attack expects.
 
     Attributes:
-        call: what is refused: a system call, a wish, a step of the protocol.
+        call: what is refused: a system call, a command, a step of the protocol.
         errors: as what: names of errors (``EACCES``), coarse codes (``expired``), classes of errors, ``NO_EFFECT``.
         guard: what refuses it.
     """

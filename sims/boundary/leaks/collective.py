@@ -161,6 +161,6 @@ COLLECTIVE: tuple[Leak, ...] = (
         "weights that are NaN with data in them",
         _payloads_of_nan,
         _read_payloads_of_nan,
-        Open("the gate sees the sealed blob; an honest desk and the receiver refuse what is in it"),
+        Open("the gate sees the sealed blob; an honest endpoint and the receiver refuse what is in it"),
     ),
 )

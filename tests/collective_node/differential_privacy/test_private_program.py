@@ -41,7 +41,7 @@ def test_the_node_publishes_a_private_learngene_once(tmp_path: Path, monkeypatch
     configuration = load(folders.collective, CollectiveConfiguration, "collective")
     program = CollectiveProgram(configuration, Confinement(0, False, ()), load_keys(configuration.node))
     program._evolve()
-    (release,) = folders.collective_desk().releases()
+    (release,) = folders.collective_endpoint().releases()
     assert release.payload.dp is not None
     assert release.payload.dp.epsilon_micro == 2_500_000
     metrics = json.loads((configuration.node.state / "metrics.json").read_text())
@@ -50,6 +50,6 @@ def test_the_node_publishes_a_private_learngene_once(tmp_path: Path, monkeypatch
     # A crash after the release and before the figures: asked again, it publishes what it has, no second learngene.
     (configuration.node.state / "metrics.json").unlink()
     program._evolve()
-    assert [one.digest for one in folders.collective_desk().releases()] == [release.digest]
+    assert [one.digest for one in folders.collective_endpoint().releases()] == [release.digest]
     assert json.loads((configuration.node.state / "metrics.json").read_text())["privacy"] == metrics["privacy"]
     folders.exchange(tmp_path / "private.learngene", at=int(time.time()))

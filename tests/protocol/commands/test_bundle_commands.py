@@ -77,8 +77,8 @@ def test_inspect_shows_what_a_bundle_says_and_that_nothing_is_proven(
     words = " ".join(printed.split())
     for expected in (
         digest_of(parts.release),
-        fingerprint(folders.collective_desk()._key._public),
-        fingerprint(folders.individual_desk()._key._public),
+        fingerprint(folders.collective_endpoint()._key._public),
+        fingerprint(folders.individual_endpoint()._key._public),
         release.signer,
         folders.node(folders.collective).run_id,
         "form condensed",
@@ -154,15 +154,15 @@ def test_inspect_says_how_the_content_key_is_sealed(tmp_path: Path, command: Lea
     file = folders.exchange(tmp_path / "one.learngene")
     assert re.search(rf"content key +sealed, \d+ bytes, {kem} ", succeeded(command("inspect", file)))
     request = tmp_path / "request.json"
-    request.write_bytes(folders.individual_desk().request("condensed", int(time.time()), os.urandom(16)))
+    request.write_bytes(folders.individual_endpoint().request("condensed", int(time.time()), os.urandom(16)))
     assert re.search(rf"encryption key +{kem}, ", succeeded(command("inspect", request)))
 
 
 def test_inspect_reads_every_kind_of_message(folders: Folders, tmp_path: Path, command: Learngene) -> None:
     now = int(time.time())
-    request = folders.individual_desk().request("paper", now, os.urandom(16), fresh=True)
+    request = folders.individual_endpoint().request("paper", now, os.urandom(16), fresh=True)
     parts = bundle_file.read(folders.folder / "condensed.learngene")
-    receipt = folders.individual_desk().inherit(*parts, now).receipt
+    receipt = folders.individual_endpoint().inherit(*parts, now).receipt
     kinds = {"request": request, "release": parts.release, "grant": parts.grant, "receipt": receipt}
     file = tmp_path / "message"
     for kind, data in kinds.items():
@@ -282,8 +282,8 @@ def test_verify_shows_the_trust_store_that_it_verified_under(
     store = read_trust(folders.trust, root=folders.root)
     verify = IndividualEndpoint.verify_file
 
-    def then_replaced(desk: IndividualEndpoint, parts: BundleFile, now: int) -> VerifiedLearngene:
-        verified = verify(desk, parts, now)
+    def then_replaced(endpoint: IndividualEndpoint, parts: BundleFile, now: int) -> VerifiedLearngene:
+        verified = verify(endpoint, parts, now)
         later = store.with_rotated_key("collective", "collective", STRANGER.public_hex)
         write_trust(folders.trust, later, ROOT)
         return verified
@@ -300,7 +300,7 @@ def test_verify_without_a_key_proves_all_but_the_content(folders: Folders, bundl
     printed = succeeded(command("verify", bundle, "--trust", folders.trust, "--root", folders.root))
     assert "not its content" in printed.splitlines()[0]
     assert results(printed) == {"trust store": "verified", **ALWAYS, **WITHOUT_LEDGER, "content": "NOT VERIFIED"}
-    assert fingerprint(folders.individual_desk()._key._public) in printed
+    assert fingerprint(folders.individual_endpoint()._key._public) in printed
 
 
 def test_verify_without_a_root_says_which_one_it_believed(folders: Folders, bundle: Path, command: Learngene) -> None:
@@ -327,7 +327,7 @@ def test_verify_says_that_a_bundle_was_withdrawn(tmp_path: Path, command: Learng
     folders = make_folders(tmp_path / "nodes")
     first = folders.publish()
     bundle = folders.exchange(tmp_path / "one.learngene")
-    folders.collective_desk().withdraw(first.digest)
+    folders.collective_endpoint().withdraw(first.digest)
     folders.publish(learngene(seed=1))
     later = folders.exchange(tmp_path / "two.learngene")
     printed = warned(command("verify", bundle, "--config", folders.individual), "withdrawn", first.digest[:16])

@@ -24,8 +24,8 @@ YEAR = 365 * 86400
 def folders(tmp_path: Path) -> Folders:
     """Two nodes whose clock was a year ahead once."""
     folders = make_folders(tmp_path / "nodes")
-    folders.collective_desk().time(int(time.time()) + YEAR)
-    folders.individual_desk().time(int(time.time()) + YEAR)
+    folders.collective_endpoint().time(int(time.time()) + YEAR)
+    folders.individual_endpoint().time(int(time.time()) + YEAR)
     return folders
 
 

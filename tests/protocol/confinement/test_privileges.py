@@ -228,7 +228,7 @@ def two_users(folder: Path) -> tuple[Path, Path]:
 
 
 def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
-    """The word of the node's answer to another user's wish, or the error's name."""
+    """The word of the node's answer to another user's command, or the error's name."""
     code = f"""
         import os
         from pathlib import Path

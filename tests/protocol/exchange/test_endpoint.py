@@ -1,4 +1,4 @@
-"""The desks: an exchange from end to end, again after a crash at every point, and against a relay that cheats."""
+"""The endpoints: an exchange from end to end, again after a crash at every point, and against a relay that cheats."""
 
 import dataclasses
 import json
@@ -124,7 +124,7 @@ def test_two_forms_are_two_releases_of_one_chain(here: Site, there: Site) -> Non
         assert kept.learngene.architecture.form == form
 
 
-# Resuming: a new desk on the same folder is a restarted node.
+# Resuming: a new endpoint on the same folder is a restarted node.
 
 
 def test_publishing_the_same_content_after_a_restart_is_the_stored_release(here: Site) -> None:
@@ -768,7 +768,7 @@ def test_nothing_leaves_that_cannot_be_recorded(here: Site, there: Site) -> None
         individual.request("condensed", NOW, NONCE)
 
 
-def test_a_desk_needs_the_policy_and_the_pinned_key_of_its_role(here: Site, there: Site) -> None:
+def test_a_endpoint_needs_the_policy_and_the_pinned_key_of_its_role(here: Site, there: Site) -> None:
     with pytest.raises(InputError, match="policy"):
         here.collective(policy=Policy.for_role("individual"))
     with pytest.raises(InputError, match="policy"):
@@ -930,9 +930,9 @@ def test_a_withdrawn_learngene_is_never_published_again(here: Site) -> None:
         collective.publish(learngene(), NOW, content_key(1))
     collective.publish(learngene(seed=1), NOW, content_key(2))
     new_key = here.collective(NEW_COLLECTIVE, trust=ROTATED_TRUST)
-    for desk, again in ((collective, learngene()), (collective, learngene(samples=2048)), (new_key, learngene())):
+    for endpoint, again in ((collective, learngene()), (collective, learngene(samples=2048)), (new_key, learngene())):
         with pytest.raises(PolicyDeniedError, match="withdrawn as release 1"):
-            desk.publish(again, NOW, content_key(3))
+            endpoint.publish(again, NOW, content_key(3))
     assert [release.seq for release in collective.releases()] == [1, 2]
 
 
@@ -1026,12 +1026,12 @@ def test_only_what_would_be_granted_is_released_again(here: Site) -> None:
     paper = collective.publish(learngene(form="paper"), NOW, content_key(1))
     collective.withdraw(first.digest)
     only_condensed = Policy(role="collective", kinds_out=("abort", "grant", "release"), forms=("condensed",))
-    for desk, now in (
+    for endpoint, now in (
         (here.collective(policy=only_condensed), NOW),
         (here.collective(NEW_COLLECTIVE, trust=ROTATED_TRUST), NOW),
         (collective, paper.payload.expires_at),
     ):
-        assert desk.release_again(now, lambda: content_key(2)) == []
+        assert endpoint.release_again(now, lambda: content_key(2)) == []
     here.set_clock(NOW)
     (made,) = collective.release_again(NOW, lambda: content_key(2))
     assert (made.payload.form, made.payload.withdraws) == ("paper", (first.digest,))
@@ -1141,7 +1141,7 @@ def test_a_bundle_out_of_a_file_tells_what_it_withdraws(here: Site, there: Site)
     assert individual.withdrawn(first.digest)
 
 
-# Trust that changes while a desk is open.
+# Trust that changes while an endpoint is open.
 
 
 class Changing:
@@ -1154,7 +1154,7 @@ class Changing:
         return self.store
 
 
-def test_a_running_desk_sees_a_revocation(here: Site, there: Site) -> None:
+def test_a_running_endpoint_sees_a_revocation(here: Site, there: Site) -> None:
     trust = Changing(TRUST)
     collective, individual = here.collective(trust=trust), there.individual(trust=trust)
     collective.publish(learngene(), NOW, content_key(0))
@@ -1347,9 +1347,9 @@ def test_attack_by_rollback_across_keys(here: Site, there: Site, tmp_path: Path)
     old.publish(learngene(), NOW, content_key(0))
     inherits(old, individual, NONCE)
     backup = Site(tmp_path / "backup").collective()
-    for desk in (old, backup):
+    for endpoint in (old, backup):
         for seed in range(3):
-            desk.publish(learngene(seed), NOW, content_key(seed))
+            endpoint.publish(learngene(seed), NOW, content_key(seed))
     trust.store = ROTATED_TRUST
     new = here.collective(NEW_COLLECTIVE, trust=trust)
     newest = new.publish(learngene(seed=3), NOW, content_key(3))
@@ -1368,13 +1368,13 @@ def test_an_open_request_is_made_anew_when_a_key_of_either_side_has_changed(ther
     assert there.individual().request("condensed", NOW, OTHER_NONCE) == request
     new_individual = SigningKey.from_seed(b"I" * 32)
     rotated = TRUST.with_rotated_key("individual-1", "individual", new_individual.public_hex)
-    for desk, expected in (
+    for endpoint, expected in (
         (there.individual(encryption=OTHER_ENCRYPTION), {"hpke_public": OTHER_ENCRYPTION.public.hex()}),
         (there.individual(trust=ROTATED_TRUST), {"audience": NEW_COLLECTIVE.keyid}),
         (there.individual(new_individual, trust=rotated), {"signer": new_individual.keyid}),
     ):
         there.individual().request("condensed", NOW, NONCE, fresh=True)
-        made = opened(payloads.Request, desk.request("condensed", NOW, OTHER_NONCE))
+        made = opened(payloads.Request, endpoint.request("condensed", NOW, OTHER_NONCE))
         assert made.nonce == OTHER_NONCE.hex()
         assert {name: getattr(made, name) for name in expected} == expected
 
@@ -1415,8 +1415,8 @@ def test_what_has_expired_once_is_not_answered_again_by_a_clock_that_is_set_back
     there.individual().verify_file(BundleFile(*second), NOW - SKEW)
     assert not caplog.records
     late = NOW + LIFE + SKEW + 1
-    for desk in (here.collective(), there.individual()):
-        assert desk.time(late) == late
+    for endpoint in (here.collective(), there.individual()):
+        assert endpoint.time(late) == late
     for attempt in (
         lambda: here.collective().answer_request(request, NOW),
         lambda: here.collective().accept_receipt(receipt, NOW),

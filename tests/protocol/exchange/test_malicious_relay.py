@@ -1,4 +1,4 @@
-"""A malicious relay over 2,000 schedules of real desks: never a wrong state, never a bundle applied twice.
+"""A malicious relay over 2,000 schedules of real endpoints: never a wrong state, never a bundle applied twice.
 
 A schedule that fails names its seed; ``run_schedule(folder, seed)`` plays it again, but for the randomness in HPKE.
 """

@@ -282,7 +282,7 @@ def test_a_signature_of_another_collective_is_refused(exchange: Exchange) -> Non
         verified(BundleFile(*exchange.answer)._replace(release=envelope.encode(forged)))
 
 
-def test_the_individual_s_desk_packs_what_it_committed_and_verifies_it_later(here: Site, there: Site) -> None:
+def test_the_individual_s_endpoint_packs_what_it_committed_and_verifies_it_later(here: Site, there: Site) -> None:
     collective, individual = here.collective(), there.individual()
     assert individual.bundle("condensed") is None
     collective.publish(learngene(), NOW, CONTENT_KEY)

@@ -225,7 +225,7 @@ def test_attack_by_granting_one_audience_another_content(exchange: Exchange) -> 
         exchange.with_answer(blob=sealing.encrypt(CONTENT_KEY, other)).verify()
 
 
-# Desks.
+# Endpoints.
 
 
 def granted(collective: CollectiveEndpoint, request: bytes) -> Answer:

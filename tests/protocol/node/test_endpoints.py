@@ -52,7 +52,7 @@ def test_attack_rollback_of_the_trust_store_beside_the_node(folders: Folders, tm
     store = store.without_key(store.only("collective").keyid, "compromised")
     write_trust(folders.trust, store.with_key(NEW_COLLECTIVE.public_hex, "collective", "collective"), ROOT)
     if heard_by == "the node":
-        folders.individual_desk().request("condensed", int(time.time()), b"n" * 16)
+        folders.individual_endpoint().request("condensed", int(time.time()), b"n" * 16)
     assert doubt(folders) == "compromised"
     assert remembered(folders) == store.version + 1
     shutil.copy(earlier, folders.trust)

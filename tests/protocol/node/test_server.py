@@ -60,8 +60,8 @@ def door(tmp_path: Path, program: FakeProgram) -> Iterator[tuple[Path, bytes]]:
 
 
 def test_numbers_words_and_parts_go_both_ways(door: tuple[Path, bytes]) -> None:
-    wish = Frame("echo", {"n": -5}, {"w": "text"}, {"blob": os.urandom(3_000_000), "empty": b""})
-    assert ask(*door, wish) == wish
+    command = Frame("echo", {"n": -5}, {"w": "text"}, {"blob": os.urandom(3_000_000), "empty": b""})
+    assert ask(*door, command) == command
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_noise_in_place_of_the_handshake_does_not_end_the_node(door: tuple[Path,
         connection.sendall(os.urandom(64))
         connection.recv(1000)
     assert ask(*door, Frame("echo")) == Frame("echo")
-    assert program.wishes == ["echo"]
+    assert program.commands == ["echo"]
 
 
-def test_without_the_secret_no_wish_reaches_the_program(door: tuple[Path, bytes], program: FakeProgram) -> None:
+def test_without_the_secret_no_command_reaches_the_program(door: tuple[Path, bytes], program: FakeProgram) -> None:
     with pytest.raises(DisconnectedError):
         ask(door[0], b"x" * 32, Frame("echo"))
-    assert program.wishes == []
+    assert program.commands == []
 
 
 def test_long_work_answers_at_once_and_is_polled(door: tuple[Path, bytes], program: FakeProgram) -> None:
@@ -175,8 +175,8 @@ class Started:
             )
         os.close(self.reader)
 
-    def ask(self, wish: Frame) -> Frame:
-        return ask(self.folder / "node.sock", load_secret(self.folder / "socket.secret"), wish)
+    def ask(self, command: Frame) -> Frame:
+        return ask(self.folder / "node.sock", load_secret(self.folder / "socket.secret"), command)
 
     def wait_until_listening(self) -> None:
         # Its file is there a moment before it listens.

@@ -69,9 +69,9 @@ def test_a_frame_survives_flower_s_record(frame: Frame) -> None:
     assert from_record(to_record(frame)) == frame
 
 
-def test_a_wish_reaches_the_node_and_its_answer_comes_back(site: Context) -> None:
-    wish = Frame("echo", {"n": 7}, {"w": "x"}, {"blob": os.urandom(1_000_000)})
-    assert carry(to_record(wish), site) == wish
+def test_a_command_reaches_the_node_and_its_answer_comes_back(site: Context) -> None:
+    command = Frame("echo", {"n": 7}, {"w": "x"}, {"blob": os.urandom(1_000_000)})
+    assert carry(to_record(command), site) == command
 
 
 @pytest.mark.parametrize("word", ["crash", "input", "expired"])

@@ -29,14 +29,14 @@ class Nodes:
         self.slept: list[float] = []
         self.events: list[str] = []
 
-    def exchange(self, node: int, wish: Frame) -> Frame:
+    def exchange(self, node: int, command: Frame) -> Frame:
         party = self.parties[node]
-        if wish.word != "status":
-            self.log.append((party, wish.word))
-        self.carried[party, wish.word] = wish
-        if override := self.overrides.get((party, wish.word)):
-            return override(wish)
-        match wish.word:
+        if command.word != "status":
+            self.log.append((party, command.word))
+        self.carried[party, command.word] = command
+        if override := self.overrides.get((party, command.word)):
+            return override(command)
+        match command.word:
             case "status":
                 job, left = self.work.get(node, ("", 0))
                 self.work[node] = (job, left - 1)
@@ -44,13 +44,13 @@ class Nodes:
                 state = "idle" if not job else "working" if left > 0 else "done"
                 return Frame("status", words={"role": role, "party": party, "state": state, "job": job})
             case "evolve" | "adapt":
-                self.work[node] = (wish.word, self.looks)
+                self.work[node] = (command.word, self.looks)
                 return Frame("accepted")
             case "request":
-                return Frame("requested", parts={"request": f"{party} wants {wish.words['form']}".encode()})
+                return Frame("requested", parts={"request": f"{party} wants {command.words['form']}".encode()})
             case "publish":
                 return Frame(
-                    "published", parts={"release": b"r", "grant": wish.parts["request"], "blob": b"b", "more": b"x"}
+                    "published", parts={"release": b"r", "grant": command.parts["request"], "blob": b"b", "more": b"x"}
                 )
             case "inherit":
                 return Frame("inherited", parts={"receipt": b"receipt"})
@@ -62,7 +62,7 @@ class Nodes:
 
 
 def refuse(code: str) -> Answer:
-    return lambda wish: Frame("refused", words={"code": code})
+    return lambda command: Frame("refused", words={"code": code})
 
 
 def test_the_order_of_a_round() -> None:
@@ -90,9 +90,9 @@ def test_nothing_is_asked_of_individuals_before_the_collective_is_done() -> None
     steps: list[tuple[int, str]] = []
     original = nodes.exchange
 
-    def exchange(node: int, wish: Frame) -> Frame:
-        steps.append((node, wish.word))
-        return original(node, wish)
+    def exchange(node: int, command: Frame) -> Frame:
+        steps.append((node, command.word))
+        return original(node, command)
 
     run_round(exchange, [3, 7], ["condensed"], nodes.events.append, nodes.slept.append, lambda: None)
     evolve, request = steps.index((7, "evolve")), steps.index((3, "request"))
@@ -134,9 +134,9 @@ def test_failed_and_forgotten_work_fails_the_round(party: str, job: str, state: 
     nodes = Nodes()
     normal = nodes.exchange
 
-    def exchange(node: int, wish: Frame) -> Frame:
-        answer = normal(node, wish)
-        if wish.word == "status" and answer.words["party"] == party and answer.words["job"] == job:
+    def exchange(node: int, command: Frame) -> Frame:
+        answer = normal(node, command)
+        if command.word == "status" and answer.words["party"] == party and answer.words["job"] == job:
             return Frame("status", words={**answer.words, "state": state})
         return answer
 
@@ -146,7 +146,7 @@ def test_failed_and_forgotten_work_fails_the_round(party: str, job: str, state: 
 
 def test_a_node_started_anew_in_the_middle_is_not_waited_for_for_ever() -> None:
     nodes = Nodes(looks=10**9)
-    nodes.overrides["collective", "evolve"] = lambda wish: Frame("accepted")
+    nodes.overrides["collective", "evolve"] = lambda command: Frame("accepted")
     with pytest.raises(RunFailedError, match="'evolve' failed at collective"):
         nodes.run()
 
@@ -167,8 +167,8 @@ def test_a_lost_message_is_sent_again() -> None:
     lost = [refuse("unreachable"), refuse("unreachable")]
     normal = nodes.exchange
 
-    def exchange(node: int, wish: Frame) -> Frame:
-        return lost.pop()(wish) if wish.word == "publish" and lost else normal(node, wish)
+    def exchange(node: int, command: Frame) -> Frame:
+        return lost.pop()(command) if command.word == "publish" and lost else normal(node, command)
 
     run_round(exchange, [3, 7], ["condensed"], nodes.events.append, nodes.slept.append, lambda: None)
     assert not lost
@@ -209,7 +209,7 @@ def test_a_round_needs_one_collective_and_individuals_of_different_names(parties
 )
 def test_an_answer_without_its_part_fails_the_round(party: str, word: str, missing: str) -> None:
     nodes = Nodes()
-    nodes.overrides[party, word] = lambda wish: Frame("accepted")
+    nodes.overrides[party, word] = lambda command: Frame("accepted")
     with pytest.raises(RunFailedError, match=f"{party} gave an answer without its {missing}"):
         nodes.run()
 

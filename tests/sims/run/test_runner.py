@@ -617,7 +617,7 @@ def test_the_environment_names_the_data_and_help_says_so(
     monkeypatch.setenv("LEARNGENE_DATA", str(tmp_path))
     assert command("run", "cifar100", "--dry-run") == 0
     assert str(tmp_path) in capsys.readouterr().out
-    # An explicit wish for the stand-in outranks it, however it is spelt there.
+    # An explicit request for the stand-in outranks it, however it is spelt there.
     monkeypatch.setenv("LEARNGENE_DATA", f"{tmp_path}/")
     assert command("run", "cifar100", "--dry-run", "--stand-in") == 0
     assert str(tmp_path) not in capsys.readouterr().out

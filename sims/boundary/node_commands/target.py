@@ -1,4 +1,4 @@
-"""The node that is attacked by wishes, who attacks it, and how an attack is registered."""
+"""The node that is attacked by commands, who attacks it, and how an attack is registered."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from sims.boundary.sites import Sites
 
 @dataclass(frozen=True)
 class Target:
-    """A node that is attacked by wishes.
+    """A node that is attacked by commands.
 
     Attributes:
-        ask: brings it a wish.
+        ask: brings it a command.
         inherited: what it has taken; another answer than before: it took something.
         receipts: receipts that it has counted.
         private: what stands in its data and must not come out.
@@ -117,43 +117,43 @@ class Scene:
     other: SigningKey
 
 
-#: An attack by wishes: what came of it.
-ByWishes = Callable[[Target, Scene], Refusal | Escaped]
+#: An attack by commands: what came of it.
+ByCommands = Callable[[Target, Scene], Refusal | Escaped]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """An attack by wishes on a node of this role; the fields are those of an attack."""
+class Command:
+    """An attack by commands on a node of this role; the fields are those of an attack."""
 
     role: Role
     name: str
     tries: str
     expected: Expected
-    by: ByWishes
+    by: ByCommands
 
 
-WISHES: list[Wish] = []
+COMMANDS: list[Command] = []
 
 
-def against(role: Role, name: str, tries: str, wish: str, code: str) -> Callable[[ByWishes], ByWishes]:
-    """Register an attack. ``wish`` is what is refused, and ``code`` what is answered."""
+def against(role: Role, name: str, tries: str, command: str, code: str) -> Callable[[ByCommands], ByCommands]:
+    """Register an attack. ``command`` is what is refused, and ``code`` what is answered."""
 
-    def register(by: ByWishes) -> ByWishes:
-        WISHES.append(Wish(role, name, tries, protocol(wish, code), by))
+    def register(by: ByCommands) -> ByCommands:
+        COMMANDS.append(Command(role, name, tries, protocol(command, code), by))
         return by
 
     return register
 
 
-def outcome(wish: str, answer: Frame, *, reached: bool) -> Refusal | Escaped:
-    """What the answer to a wish says; without a code, its own word."""
-    return Escaped() if reached else Refusal(wish, answer.words.get("code", answer.word))
+def outcome(command: str, answer: Frame, *, reached: bool) -> Refusal | Escaped:
+    """What the answer to a command says; without a code, its own word."""
+    return Escaped() if reached else Refusal(command, answer.words.get("code", answer.word))
 
 
-def shown_by(target: Target, *wishes: Frame) -> Refusal | Escaped:
-    """Reached where the answers to wishes hold something private."""
-    answers = [target.ask(wish) for wish in wishes]
-    return outcome(wishes[-1].word, answers[-1], reached=any(map(target.shows, answers)))
+def shown_by(target: Target, *commands: Frame) -> Refusal | Escaped:
+    """Reached where the answers to commands hold something private."""
+    answers = [target.ask(command) for command in commands]
+    return outcome(commands[-1].word, answers[-1], reached=any(map(target.shows, answers)))
 
 
 def inheriting(target: Target, parts: Mapping[str, bytes]) -> Refusal | Escaped:

@@ -1,4 +1,4 @@
-"""Attacks by wishes on an individual: bundles that it must not take, and what it must not show."""
+"""Attacks by commands on an individual: bundles that it must not take, and what it must not show."""
 
 import secrets
 import struct
@@ -16,7 +16,7 @@ from protocol.node.endpoints import unix_seconds
 from protocol.transport.frame import Frame
 from sims.boundary.attempt import Escaped, Refusal
 from sims.boundary.leaks.leak import Honest, opened_blob, released, tensors_of, with_tensor
-from sims.boundary.wishes.target import Scene, Target, against, inheriting, outcome, shown_by
+from sims.boundary.node_commands.target import Scene, Target, against, inheriting, outcome, shown_by
 
 _MONTH = 30 * 24 * 3600
 _OTHER_RUN = "f" * 32
@@ -42,8 +42,8 @@ def evolve(target: Target, scene: Scene) -> Refusal | Escaped:
 
 @against(
     "individual",
-    "a wish to read a file",
-    "a wish that no party knows, with the path of an image",
+    "a command to read a file",
+    "a command that no party knows, with the path of an image",
     "read",
     "policy_denied",
 )
@@ -69,7 +69,7 @@ def adapting_first(target: Target, scene: Scene) -> Refusal | Escaped:
 @against(
     "individual",
     "the text of an error",
-    "a wish fails, and the error's text names the party's own folder",
+    "a command fails, and the error's text names the party's own folder",
     "request",
     "failed",
 )

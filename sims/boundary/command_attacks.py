@@ -1,4 +1,4 @@
-"""From outside: wishes and messages of a hostile relay, or of a hostile collective, brought to real nodes."""
+"""From outside: commands and messages of a hostile relay, or of a hostile collective, brought to real nodes."""
 
 import contextlib
 import secrets
@@ -12,20 +12,20 @@ from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Form
 from protocol.messages import sealing
-from protocol.node.endpoints import open_desk, unix_seconds
+from protocol.node.endpoints import open_endpoint, unix_seconds
 from protocol.trust.trust_file import write_trust
 from protocol.trust.trust_store import Role, TrustStore
 from sims.boundary.attempt import Attack, Escaped
 from sims.boundary.door_attacks import door_attacks
 from sims.boundary.frame_attacks import frame_attacks
 from sims.boundary.leaks.leak import small_learngene
+
+# Each registers its own when it is imported.
+from sims.boundary.node_commands import at_collective, at_individual  # noqa: F401
+from sims.boundary.node_commands.target import COMMANDS, Command, Forger, Scene, Target
 from sims.boundary.sites import Site, Sites, make_sites, started
 from sims.boundary.size_attacks import size_attacks
 from sims.boundary.unprotected import UnprotectedNode
-
-# Each registers its own when it is imported.
-from sims.boundary.wishes import at_collective, at_individual  # noqa: F401
-from sims.boundary.wishes.target import WISHES, Forger, Scene, Target, Wish
 
 _TRUST_SECONDS = 7 * 24 * 3600
 
@@ -45,14 +45,14 @@ def paired_sites(folder: Path, *others: tuple[str, SigningKey]) -> Sites:
 
 
 @contextlib.contextmanager
-def wish_attacks(folder: Path, *, unconfined: bool = False) -> Iterator[list[Attack]]:
-    """Wishes, messages and frames brought to the real node processes of both parties; the control is a node that does
-    what it is wished and believes what comes."""
+def command_attacks(folder: Path, *, unconfined: bool = False) -> Iterator[list[Attack]]:
+    """Commands, messages and frames brought to the real node processes of both parties; the control is a node that does
+    what it is told and believes what comes."""
     other = SigningKey.generate()
     sites = paired_sites(folder, ("individual-2", other))
     collective, individual = sites.collective, sites.individual
-    desk = open_desk(collective.node, CollectiveEndpoint, new=True)
-    desk.publish(small_learngene(1), unix_seconds(), secrets.token_bytes(sealing.CONTENT_KEY_BYTES))
+    endpoint = open_endpoint(collective.node, CollectiveEndpoint, new=True)
+    endpoint.publish(small_learngene(1), unix_seconds(), secrets.token_bytes(sealing.CONTENT_KEY_BYTES))
     forger, stranger = (Forger(key, sites.run_id) for key in (collective.keys.signing, SigningKey.generate()))
     scene = Scene(sites, forger, stranger, other)
     with contextlib.ExitStack() as stack:
@@ -61,21 +61,21 @@ def wish_attacks(folder: Path, *, unconfined: bool = False) -> Iterator[list[Att
         real: dict[Role, Target] = {"collective": _real_collective(sites), "individual": _real_individual(sites)}
         naive = {site.role: _unprotected(site) for site in (collective, individual)}
         yield [
-            *(_attack(wish, scene, real[wish.role], naive[wish.role]) for wish in WISHES),
+            *(_attack(command, scene, real[command.role], naive[command.role]) for command in COMMANDS),
             *frame_attacks(individual, folder / "frames"),
             *door_attacks(individual, folder / "door"),
             *size_attacks(sites),
         ]
 
 
-def _attack(wish: Wish, scene: Scene, real: Target, naive: Target) -> Attack:
+def _attack(command: Command, scene: Scene, real: Target, naive: Target) -> Attack:
     return Attack(
-        wish.name,
+        command.name,
         "messages",
-        wish.tries,
-        wish.expected,
-        lambda: isinstance(wish.by(naive, scene), Escaped),
-        lambda: wish.by(real, scene),
+        command.tries,
+        command.expected,
+        lambda: isinstance(command.by(naive, scene), Escaped),
+        lambda: command.by(real, scene),
     )
 
 

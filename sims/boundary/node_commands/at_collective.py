@@ -1,4 +1,4 @@
-"""Attacks by wishes on a collective: requests that it must not answer, receipts that it must not count."""
+"""Attacks by commands on a collective: requests that it must not answer, receipts that it must not count."""
 
 import secrets
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from protocol.messages.payloads import Request
 from protocol.node.endpoints import unix_seconds
 from protocol.transport.frame import Frame
 from sims.boundary.attempt import Escaped, Refusal
-from sims.boundary.wishes.target import Scene, Target, against, outcome, shown_by
+from sims.boundary.node_commands.target import Scene, Target, against, outcome, shown_by
 
 _MONTH = 30 * 24 * 3600
 
@@ -49,12 +49,12 @@ def _answered(target: Target, request: bytes) -> Refusal | Escaped:
     return outcome("publish", answer, reached="blob" in answer.parts)
 
 
-def _counted(target: Target, wishes: Sequence[Frame]) -> Refusal | Escaped:
-    """Reached where the last wish adds a receipt."""
-    for wish in wishes[:-1]:
-        target.ask(wish)
+def _counted(target: Target, commands: Sequence[Frame]) -> Refusal | Escaped:
+    """Reached where the last command adds a receipt."""
+    for command in commands[:-1]:
+        target.ask(command)
     before = target.receipts()
-    answer = target.ask(wishes[-1])
+    answer = target.ask(commands[-1])
     return outcome("receipt", answer, reached=target.receipts() != before)
 
 
@@ -67,8 +67,8 @@ def _granted(target: Target, scene: Scene) -> str:
 # It is accepted, and counted once.
 @against("collective", "a receipt again", "the relay brings the same receipt twice", "receipt", "accepted")
 def receipt_again(target: Target, scene: Scene) -> Refusal | Escaped:
-    wish = _receipt(scene, _granted(target, scene))
-    return _counted(target, [wish, wish])
+    command = _receipt(scene, _granted(target, scene))
+    return _counted(target, [command, command])
 
 
 @against(
@@ -178,8 +178,8 @@ def inherit(target: Target, scene: Scene) -> Refusal | Escaped:
 
 @against(
     "collective",
-    "a wish to read the collective's file",
-    "a wish that no party knows, with the path of an image",
+    "a command to read the collective's file",
+    "a command that no party knows, with the path of an image",
     "read",
     "policy_denied",
 )
