@@ -43,12 +43,12 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         self._settings = configuration.collective
 
     def _fulfil(self, command: Frame) -> Frame | None:
-        if command.word == "evolve":
+        if command.name == "evolve":
             return self._begin("evolve", self._evolve)
-        if command.word == "publish":
+        if command.name == "publish":
             answer = self._endpoint.answer_request(command.part("request"), unix_seconds())
             return Frame("abort" if isinstance(answer, Withdrawal) else "bundle", parts=answer._asdict())
-        if command.word == "receipt":
+        if command.name == "receipt":
             self._endpoint.accept_receipt(command.part("receipt"), unix_seconds())
             return Frame("accepted")
         return None

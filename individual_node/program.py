@@ -36,16 +36,16 @@ class IndividualProgram(PartyProgram[IndividualEndpoint]):
         self._settings = configuration.individual
 
     def _fulfil(self, command: Frame) -> Frame | None:
-        if command.word == "request":
-            form, now = _form(command.words.get("form", "")), unix_seconds()
+        if command.name == "request":
+            form, now = _form(command.fields.get("form", "")), unix_seconds()
             return Frame("request", parts={"request": self._endpoint.request(form, now, secrets.token_bytes(16))})
-        if command.word == "inherit":
+        if command.name == "inherit":
             bundle = (command.part("release"), command.part("grant"), command.part("blob"))
             return Frame("receipt", parts={"receipt": self._endpoint.inherit(*bundle, unix_seconds()).receipt})
-        if command.word == "abort":
+        if command.name == "abort":
             self._endpoint.accept_abort(command.part("abort"), unix_seconds())
             return Frame("accepted")
-        if command.word == "adapt":
+        if command.name == "adapt":
             return self._begin("adapt", self._adapt)
         return None
 

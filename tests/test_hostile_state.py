@@ -357,16 +357,16 @@ def test_a_node_goes_on_where_only_a_log_was_planted_and_its_job_says_why(sites:
     for name in ("events.jsonl", "metrics.json", "crossings.jsonl", "checkpoint"):
         plant("a link", state / name, victim)
     with start_node(site, unconfined=not confine.offered()):
-        assert site.ask(Frame("status")).words["state"] == "idle"
+        assert site.ask(Frame("status")).fields["state"] == "idle"
         site.ask(Frame("evolve"))
         deadline = time.monotonic() + 60
-        while (answer := site.ask(Frame("status"))).words["state"] == "working":
+        while (answer := site.ask(Frame("status"))).fields["state"] == "working":
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        assert answer.words["state"] == "failed"
+        assert answer.fields["state"] == "failed"
         # A message is refused, since it cannot be recorded; the node lives on.
-        assert site.ask(Frame("receipt", parts={"receipt": b"{}"})).word == "refused"
-        assert site.ask(Frame("status")).word == "status"
+        assert site.ask(Frame("receipt", parts={"receipt": b"{}"})).name == "refused"
+        assert site.ask(Frame("status")).name == "status"
     log = (state / "node.log").read_text(errors="replace")
     assert "Traceback" not in log
     assert "evolve" in log

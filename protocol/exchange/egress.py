@@ -125,13 +125,13 @@ class Gate:
         Raises:
             PolicyDeniedError: it holds something else.
         """
-        role, word = self._policy.role, frame.word
+        role, word = self._policy.role, frame.name
         parts = _PARTS[role].get(word, ())
         names = {"status": ("role", "party", "state", "job"), "refused": ("code",)}.get(word, ())
         allowed = {"role": (role,), "party": (party,), "state": get_args(JobState), "job": _JOBS, "code": _CODES}
         if word not in (*_PARTS[role], "status", "refused", "accepted") or frame.numbers:
             raise PolicyDeniedError(f"the {role}'s node gives no answer {word!r} with {len(frame.numbers)} numbers")
-        if set(frame.words) != set(names) or any(value not in allowed[name] for name, value in frame.words.items()):
+        if set(frame.fields) != set(names) or any(value not in allowed[name] for name, value in frame.fields.items()):
             raise PolicyDeniedError(f"the answer {word!r} holds words that are on no list")
         if tuple(sorted(frame.parts)) != parts:
             raise PolicyDeniedError(f"the answer {word!r} may hold the parts {parts}, not {sorted(frame.parts)}")

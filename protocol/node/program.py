@@ -44,11 +44,11 @@ class PartyProgram(Generic[EndpointT]):
 
     def handle(self, command: Frame) -> Frame:
         """Answer one command of the relay; see :class:`protocol.node.server.Program`."""
-        if command.word == "status":
+        if command.name == "status":
             return self._job.answer(self.role, self.party)
         answer = self._fulfil(command)
         if answer is None:
-            raise PolicyDeniedError(f"the {self.role} does not know the command {command.word!r}")
+            raise PolicyDeniedError(f"the {self.role} does not know the command {command.name!r}")
         return answer
 
     def let_out(self, answer: Frame) -> Frame:

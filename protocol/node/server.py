@@ -96,12 +96,12 @@ class Job:
     def answer(self, role: Role, party: str) -> Frame:
         """The answer to a ``status`` command."""
         with self._lock:
-            return Frame("status", words={"role": role, "party": party, "state": self._state, "job": self._name})
+            return Frame("status", fields={"role": role, "party": party, "state": self._state, "job": self._name})
 
 
 def refusal(code: str) -> Frame:
     """The answer to a command that is not fulfilled: a coarse code and nothing else."""
-    return Frame("refused", words={"code": code})
+    return Frame("refused", fields={"code": code})
 
 
 def answer(program: Program, command: Frame) -> Frame:
@@ -109,13 +109,13 @@ def answer(program: Program, command: Frame) -> Frame:
     try:
         return program.let_out(program.handle(command))
     except RefusedError as error:
-        logger.warning("refused %s (%s): %s", command.word, error.code, error)
+        logger.warning("refused %s (%s): %s", command.name, error.code, error)
         return refusal(error.code)
     except LearngeneError as error:
-        logger.error("%s failed: %s", command.word, error)
+        logger.error("%s failed: %s", command.name, error)
         return refusal("failed")
     except Exception:
-        logger.exception("%s failed", command.word)
+        logger.exception("%s failed", command.name)
         return refusal("failed")
 
 
@@ -162,7 +162,7 @@ def _serve_one(connection: socket.socket, secret: bytes, program: Program) -> No
         try:
             send_frame(connection, reply)
         except MalformedError:
-            logger.exception("the answer to %s is outside the format", command.word)
+            logger.exception("the answer to %s is outside the format", command.name)
             send_frame(connection, refusal("failed"))
     except (DisconnectedError, HandshakeError) as error:
         logger.warning("%s", error)

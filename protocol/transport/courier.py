@@ -65,7 +65,7 @@ def from_record(record: RecordDict) -> Frame:
     frame, sizes = decode_header(header)
     if {name: len(data) for name, data in parts.items()} != sizes:
         raise MalformedError("the parts of a Flower message do not fit its header")
-    return Frame(frame.word, frame.numbers, frame.words, parts)
+    return Frame(frame.name, frame.numbers, frame.fields, parts)
 
 
 def door(context: Context) -> tuple[Path, Path]:
@@ -89,4 +89,4 @@ def _ask_node(record: RecordDict, context: Context) -> Frame:
 
 
 def _refusal(code: str) -> Frame:
-    return Frame("refused", words={"code": code})
+    return Frame("refused", fields={"code": code})

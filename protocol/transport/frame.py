@@ -29,15 +29,15 @@ class Frame:
     """One command to a node, or its answer.
 
     Attributes:
-        word: what is asked for or answered, such as ``status`` or ``refused``.
+        name: what is asked for or answered, such as ``status`` or ``refused``.
         numbers: named 64-bit integers.
-        words: named short ASCII texts.
+        fields: named short ASCII texts.
         parts: named bytes, at most ``MAX_PARTS_BYTES`` together.
     """
 
-    word: str
+    name: str
     numbers: Mapping[str, int] = field(default_factory=dict)
-    words: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, bytes] = field(default_factory=dict)
 
     def part(self, name: str) -> bytes:
@@ -47,7 +47,7 @@ class Frame:
             MalformedError: there is none.
         """
         if name not in self.parts:
-            raise MalformedError(f"the frame {self.word!r} comes without its part {name!r}")
+            raise MalformedError(f"the frame {self.name!r} comes without its part {name!r}")
         return self.parts[name]
 
 
@@ -59,7 +59,7 @@ def encode_header(frame: Frame) -> bytes:
         TooLargeError: the header or the parts are over their limits.
     """
     sizes = {name: len(frame.parts[name]) for name in sorted(frame.parts)}
-    content = {"numbers": dict(frame.numbers), "parts": sizes, "word": frame.word, "words": dict(frame.words)}
+    content = {"numbers": dict(frame.numbers), "parts": sizes, "word": frame.name, "words": dict(frame.fields)}
     _check(content)
     header = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
     if len(header) > MAX_HEADER_BYTES:

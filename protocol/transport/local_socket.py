@@ -64,7 +64,7 @@ def receive_frame(connection: socket.socket, *, seconds: float = 60.0, wait: flo
         raise TooLargeError(f"a frame announces a header of {size} bytes, the limit is {MAX_HEADER_BYTES}")
     frame, sizes = decode_header(_receive(connection, size, deadline))
     parts = {name: _receive(connection, length, deadline) for name, length in sizes.items()}
-    return Frame(frame.word, frame.numbers, frame.words, parts)
+    return Frame(frame.name, frame.numbers, frame.fields, parts)
 
 
 def answer_handshake(connection: socket.socket, secret: bytes, *, seconds: float = 10.0) -> None:

@@ -124,8 +124,8 @@ class _Party:
         self, word: str, *, words: Mapping[str, str] | None = None, parts: Mapping[str, bytes] | None = None
     ) -> Frame:
         """The answer to a command."""
-        answer = self._exchange(self._node, Frame(word, words=words or {}, parts=parts or {}))
-        if answer.word == "refused":
+        answer = self._exchange(self._node, Frame(word, fields=words or {}, parts=parts or {}))
+        if answer.name == "refused":
             code = _word(answer, "code", "no code")
             raise PartyFailedError(f"{self.party} refused {word!r} ({code}); its own log says why", self.party)
         return answer
@@ -139,7 +139,7 @@ class _Party:
 
     def works(self, job: str) -> bool:
         """Whether the work still goes on; raises where it failed, or where a node started anew knows nothing of it."""
-        words = self.order("status").words
+        words = self.order("status").fields
         state = words.get("state") if words.get("job") == job else "lost"
         if state not in ("working", "done"):
             raise PartyFailedError(f"{job!r} failed at {self.party}; its own log says why", self.party)
@@ -150,7 +150,7 @@ def _inherit(collective: _Party, individual: _Party, form: str, on_event: Callab
     """One form of learngene to one individual: request, publication, inheritance, receipt."""
     request = individual.parts(individual.order("request", words={"form": form}), "request")
     answer = collective.order("publish", parts=request)
-    if answer.word == "abort":
+    if answer.name == "abort":
         individual.order("abort", parts=collective.parts(answer, "abort"))
         raise PartyFailedError(
             f"{collective.party} gives {individual.party} nothing: it withdrew {form!r}", collective.party
@@ -166,11 +166,11 @@ def _roles(ask: Exchange, nodes: Sequence[int]) -> tuple[_Party, list[_Party]]:
     individuals: list[_Party] = []
     for node in nodes:
         answer = ask(node, Frame("status"))
-        if answer.word == "refused":
+        if answer.name == "refused":
             code = _word(answer, "code", "no code")
             raise RunFailedError(f"a node does not say what it is ({code}); is its node process running?")
         party = _Party(ask, node, _word(answer, "party", str(node)))
-        (collectives if answer.words.get("role") == "collective" else individuals).append(party)
+        (collectives if answer.fields.get("role") == "collective" else individuals).append(party)
     if len(collectives) != 1 or not individuals:
         counts = f"{len(collectives)} and {len(individuals)}"
         raise RunFailedError(f"a round needs one collective and at least one individual; here are {counts}")
@@ -182,14 +182,14 @@ def _roles(ask: Exchange, nodes: Sequence[int]) -> tuple[_Party, list[_Party]]:
 
 def _word(answer: Frame, name: str, otherwise: str) -> str:
     """What a node says for people; it can be anything."""
-    return visible_name(answer.words.get(name, otherwise), length=64)
+    return visible_name(answer.fields.get(name, otherwise), length=64)
 
 
 def _patient(exchange: Exchange, sleep: Callable[[float], None], check_alive: Callable[[], None]) -> Exchange:
     def repeat(node: int, command: Frame) -> Frame:
         answer = exchange(node, command)
         for _ in range(_ATTEMPTS - 1):
-            if answer.word != "refused" or answer.words.get("code") != UNREACHABLE:
+            if answer.name != "refused" or answer.fields.get("code") != UNREACHABLE:
                 return answer
             check_alive()
             sleep(POLL_SECONDS)
@@ -243,7 +243,7 @@ def _answer(reply: Message) -> Frame:
 
 
 def _unreachable() -> Frame:
-    return Frame("refused", words={"code": UNREACHABLE})
+    return Frame("refused", fields={"code": UNREACHABLE})
 
 
 def _wait_for_nodes(grid: Grid, count: int, patience: float) -> Sequence[int]:

@@ -327,7 +327,7 @@ def _bytes(found: Mapping[str, str]) -> bytes:
 
 def _overheard(sites: Sites, other: SigningKey) -> Mapping[str, Mapping[str, Mapping[str, bytes]]]:
     """Bundles by batch and name: what a relay may have carried before, made by the real collective's key."""
-    request = sites.individual.ask(Frame("request", words={"form": "condensed"})).part("request")
+    request = sites.individual.ask(Frame("request", fields={"form": "condensed"})).part("request")
     forger = Forger(sites.collective.keys.signing, sites.run_id)
     honest = forger.bundle(request)
     of_another = make_request(

@@ -81,7 +81,7 @@ def _attack(found: _Registered, site: Site, folder: Path) -> Attack:
     def confined() -> Found:
         came = found.by(Reader(real, site.node.state, PATIENCE, site))
         # Whatever came, the node serves on.
-        return came if site.ask(Frame("status")).word == "status" else Escaped("the node is gone")
+        return came if site.ask(Frame("status")).name == "status" else Escaped("the node is gone")
 
     return Attack(found.name, "messages", found.tries, found.holds, control, confined)
 
@@ -96,7 +96,7 @@ def connected(path: Path) -> Iterator[socket.socket]:
 
 
 def _refusal(answer: Frame) -> Refusal:
-    return Refusal("frame", answer.words.get("code", answer.word))
+    return Refusal("frame", answer.fields.get("code", answer.name))
 
 
 def _framed(header: bytes) -> bytes:
@@ -200,4 +200,4 @@ def large_part(reader: Reader) -> Refusal | Escaped:
         connection.sendall(_framed(b'{"numbers":{},"parts":{"blob":%d},"word":"status","words":{}}' % size))
         connection.sendall(bytes(size))
         answer = receive_frame(connection, seconds=PATIENCE)
-    return Escaped("it was read") if answer.word == "status" else _refusal(answer)
+    return Escaped("it was read") if answer.name == "status" else _refusal(answer)

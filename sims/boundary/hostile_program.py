@@ -30,12 +30,12 @@ class HostileProgram:
 
     def handle(self, command: Frame) -> Frame:
         """The outcome of an act."""
-        if command.word != ATTACK:
-            return Frame("status", words={"confinement": self._confinement.line})
-        aims = {name: text for name, text in command.words.items() if name != "act"}
-        found = perform(command.words["act"], aims)
+        if command.name != ATTACK:
+            return Frame("status", fields={"confinement": self._confinement.line})
+        aims = {name: text for name, text in command.fields.items() if name != "act"}
+        found = perform(command.fields["act"], aims)
         words = {"call": found.call, "error": found.error}
-        return Frame(found.word, words=words, parts={"evidence": found.evidence})
+        return Frame(found.word, fields=words, parts={"evidence": found.evidence})
 
     def let_out(self, answer: Frame) -> Frame:
         """An attacker has no gate."""
@@ -44,8 +44,8 @@ class HostileProgram:
 
 def outcome_of(answer: Frame) -> Outcome:
     """The outcome of an act, out of the answer that brought it."""
-    words = answer.words
-    return Outcome(answer.word, answer.parts.get("evidence", b""), words.get("call", ""), words.get("error", ""))
+    words = answer.fields
+    return Outcome(answer.name, answer.parts.get("evidence", b""), words.get("call", ""), words.get("error", ""))
 
 
 def make(configuration: NodeConfiguration, confinement: Confinement, keys: NodeKeys) -> HostileProgram:

@@ -42,6 +42,6 @@ def main(grid: Grid, context: Context) -> None:
                 name, node = brought.pop(reply.metadata.reply_to_message_id)
                 said = Frame("error") if reply.has_error() else from_record(reply.content)
                 texts = {part: data.hex() for part, data in said.parts.items()}
-                answers.setdefault(str(node), {})[name] = {"word": said.word, **said.words, **texts}
+                answers.setdefault(str(node), {})[name] = {"word": said.name, **said.fields, **texts}
             time.sleep(0.2)
     Path(str(context.run_config["out"])).write_text(json.dumps(list(answers.values())))

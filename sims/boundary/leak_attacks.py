@@ -34,7 +34,7 @@ def _leak_attack(leak: Leak, site: Site) -> Attack:
     data = site.private.read_bytes().ljust(DATA_BYTES, b"\0")
 
     def answer(**words: str) -> Frame:
-        return site.ask(Frame("leak", words={"name": leak.name, **words}))
+        return site.ask(Frame("leak", fields={"name": leak.name, **words}))
 
     def confined() -> Found:
         before = len(read_crossings(site.node.state / "crossings.jsonl"))
@@ -55,20 +55,20 @@ def _leak_attack(leak: Leak, site: Site) -> Attack:
 
 def _refusal(answer: Frame, site: Site, before: int) -> Found:
     """Where the gate stopped it: the first message that it refused, as its log says; else the answer itself."""
-    if answer.word != "refused":
-        return Failed(f"it was answered {answer.word!r}, without the data")
+    if answer.name != "refused":
+        return Failed(f"it was answered {answer.name!r}, without the data")
     crossings = read_crossings(site.node.state / "crossings.jsonl")[before:]
     refused = [found for found in crossings if found.decision != ALLOWED]
     if refused:
         return Refusal(LET_OUT, refused[0].decision, f"the {refused[0].kind}")
-    return Refusal(LET_FRAME_OUT, answer.words["code"])
+    return Refusal(LET_FRAME_OUT, answer.fields["code"])
 
 
 def _past_the_gate(site: Site) -> Attack:
     data = site.private.read_bytes().ljust(DATA_BYTES, b"\0")
 
     def leaks(**words: str) -> bool:
-        return data in site.ask(Frame(PAST_THE_GATE, words=words)).parts.get("metrics", b"")
+        return data in site.ask(Frame(PAST_THE_GATE, fields=words)).parts.get("metrics", b"")
 
     return Attack(
         "written to the courier past the gate",
@@ -86,7 +86,7 @@ def _times_of_answers(site: Site) -> Attack:
     def leaks(**words: str) -> bool:
         def seconds(number: int) -> float:
             before = time.monotonic()
-            site.ask(Frame(DELAY, words={"bit": str(number), **words}))
+            site.ask(Frame(DELAY, fields={"bit": str(number), **words}))
             return time.monotonic() - before
 
         # The shortest of three: a busy machine makes an answer later, never sooner.

@@ -62,16 +62,16 @@ class LeakingProgram:
 
     def handle(self, command: Frame) -> Frame:
         """The leak that is asked for."""
-        self._guarded = command.words.get("gate") != WITHOUT_GATE
-        if command.word == DELAY:
-            place = int(command.words["bit"])
+        self._guarded = command.fields.get("gate") != WITHOUT_GATE
+        if command.name == DELAY:
+            place = int(command.fields["bit"])
             time.sleep(DELAY_SECONDS * (self._data[place // 8] >> (7 - place % 8) & 1))
-        if command.word in ("status", DELAY):
-            return Frame("status", words={"role": self.role, "party": self.party, "state": "idle", "job": ""})
-        if command.word == PAST_THE_GATE:
+        if command.name in ("status", DELAY):
+            return Frame("status", fields={"role": self.role, "party": self.party, "state": "idle", "job": ""})
+        if command.name == PAST_THE_GATE:
             _write_past(Frame("metrics", parts={"metrics": self._data[:DATA_BYTES]}))
             return Frame("accepted")
-        leak = next(leak for leak in LEAKS if (leak.role, leak.name) == (self.role, command.words["name"]))
+        leak = next(leak for leak in LEAKS if (leak.role, leak.name) == (self.role, command.fields["name"]))
         answer = leak.hide(self._honest, self._data[:DATA_BYTES])
         if self._guarded:
             self._clear(answer)

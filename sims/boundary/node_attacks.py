@@ -54,9 +54,9 @@ def hostile_node(stage: Stage, site: Site, *, unconfined: bool) -> Iterator[Atta
         given = {"inherited": str(left_open), "terminal": str(terminal)}
 
         def make(act: str, aims: Mapping[str, str]) -> Outcome:
-            answer = site.ask(Frame(ATTACK, words={**aims, **given, "act": act}))
-            if answer.word == "refused":
-                raise RunFailedError(f"the hostile node does not attack ({answer.words.get('code', '')})")
+            answer = site.ask(Frame(ATTACK, fields={**aims, **given, "act": act}))
+            if answer.name == "refused":
+                raise RunFailedError(f"the hostile node does not attack ({answer.fields.get('code', '')})")
             return outcome_of(answer)
 
         yield Attacker(make, site, site.node.state / "work", lambda: process.process.poll() is None)

@@ -148,14 +148,14 @@ def start_on(site: Site, planted: Planted, outside: Path, *, unconfined: bool) -
 def _started_on(site: Site, planted: Planted, outside: Path, path: Path, unconfined: bool) -> Found:
     try:
         with started(site, unconfined=unconfined):
-            answer = site.ask(Frame("request", words={"form": "condensed"}), patience=_WHOLE)
+            answer = site.ask(Frame("request", fields={"form": "condensed"}), patience=_WHOLE)
     except (InputError, RunFailedError, DisconnectedError) as error:
         # The file is named; refused for another reason, it shows nothing.
         named = planted.name in str(error)
         end: Found = Refusal("start", REFUSED, str(error)) if named else Failed(f"the start failed: {error}")
     else:
         if path.is_symlink() or path.is_fifo():
-            end = Refusal("start", LEFT, f"a request is answered {answer.word!r}")
+            end = Refusal("start", LEFT, f"a request is answered {answer.name!r}")
         else:
             end = Refusal("start", REPLACED)
     if planted.followed(outside):

@@ -24,7 +24,7 @@ def size_attacks(sites: Sites) -> list[Attack]:
     there, now = sites.collective.keys.signing.keyid, unix_seconds()
 
     def requests() -> list[bytes]:
-        commands = [Frame("request", words={"form": form}) for form in get_args(Form)]
+        commands = [Frame("request", fields={"form": form}) for form in get_args(Form)]
         return [sites.individual.ask(command).part("request") for command in commands]
 
     def aborts() -> list[bytes]:

@@ -118,7 +118,7 @@ def _plant_and_start(site: Site, where: Mapping[str, Path]) -> str:
 
 
 def _ask(site: Site, act: str, aims: Mapping[str, str]) -> Outcome:
-    return outcome_of(site.ask(Frame(ATTACK, words={**aims, "act": act})))
+    return outcome_of(site.ask(Frame(ATTACK, fields={**aims, "act": act})))
 
 
 # --- Links and pipes in the state -----------------------------------------------------------------------------------

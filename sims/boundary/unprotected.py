@@ -46,10 +46,10 @@ class UnprotectedNode:
         try:
             return self._fulfil(command)
         except (LearngeneError, OSError, LookupError) as error:
-            return Frame("refused", words={"code": str(error)[:1000]})
+            return Frame("refused", fields={"code": str(error)[:1000]})
 
     def _fulfil(self, command: Frame) -> Frame:
-        match command.word:
+        match command.name:
             case "request":
                 trust = read_trust(self._node.trust, root=self._node.root)
                 assert self._keys.encryption is not None
@@ -78,8 +78,8 @@ class UnprotectedNode:
             case "adapt":
                 raise LookupError(f"no learngene for the images {self._private().hex()}")
             case "read":
-                return Frame("content", parts={"content": Path(command.words["path"]).read_bytes()})
-        return Frame("status", words={"role": self._role, "party": self._node.party, "state": "idle", "job": ""})
+                return Frame("content", parts={"content": Path(command.fields["path"]).read_bytes()})
+        return Frame("status", fields={"role": self._role, "party": self._node.party, "state": "idle", "job": ""})
 
     def _private(self) -> bytes:
         return (self._node.data / "private.bin").read_bytes()

@@ -81,8 +81,8 @@ def seeds() -> dict[str, list[bytes]]:
     ]
     frames = [
         Frame("status"),
-        Frame("refused", words={"code": "malformed"}),
-        Frame("status", numbers={"done": 3, "left": -1}, words={"party": "individual-1", "state": "working"}),
+        Frame("refused", fields={"code": "malformed"}),
+        Frame("status", numbers={"done": 3, "left": -1}, fields={"party": "individual-1", "state": "working"}),
         Frame("inherit", parts=dict(zip(("release", "grant", "blob"), (b"r" * 90, b"g" * 5, b""), strict=True))),
     ]
     return {
@@ -124,8 +124,8 @@ def large_seeds() -> dict[str, list[bytes]]:
     return {
         "envelope": [release],
         "header": [blob.encode(tensors), blob.encode(many)],
-        "frame": [_sent(Frame("status", words=words)), _sent(announcing)],
-        "frame-header": [encode_header(Frame("status", words=words)), encode_header(announcing)],
+        "frame": [_sent(Frame("status", fields=words)), _sent(announcing)],
+        "frame-header": [encode_header(Frame("status", fields=words)), encode_header(announcing)],
         "bundle-file": [bundle_file.encode(BundleFile(release, b"g" * envelope.MAX_BYTES, ciphertext))],
         "trust": [sign_trust(store, ROOT)],
     }

@@ -26,12 +26,12 @@ class FakeProgram:
         self.commands: list[str] = []
 
     def handle(self, command: Frame) -> Frame:
-        self.commands.append(command.word)
-        match command.word:
+        self.commands.append(command.name)
+        match command.name:
             case "status":
                 return self.job.answer(self.role, self.party)
             case "evolve" | "adapt":
-                self.job.start(command.word, lambda: None)
+                self.job.start(command.name, lambda: None)
                 return Frame("accepted")
             case "work":
                 started = self.job.start("work", lambda: bool(self.release_work.wait(10)))
@@ -40,7 +40,7 @@ class FakeProgram:
                 self.job.start("fail", self._fail)
                 return Frame("accepted")
             case "request":
-                return Frame("requested", parts={"request": f"{self.party} {command.words['form']}".encode()})
+                return Frame("requested", parts={"request": f"{self.party} {command.fields['form']}".encode()})
             case "publish":
                 return Frame(
                     "published", parts={"release": b"r", "grant": command.parts["request"], "blob": bytes(1000)}
@@ -50,7 +50,7 @@ class FakeProgram:
             case "receipt":
                 return Frame("accepted")
             case "echo":
-                return Frame("echo", command.numbers, command.words, command.parts)
+                return Frame("echo", command.numbers, command.fields, command.parts)
             case "expired":
                 raise ExpiredError(SECRET_TEXT)
             case "input":
@@ -63,7 +63,7 @@ class FakeProgram:
                 time.sleep(command.numbers["seconds"])
                 return Frame("slept")
             case _:
-                raise ValueError(command.word)
+                raise ValueError(command.name)
 
     def let_out(self, answer: Frame) -> Frame:
         """This program has no gate."""

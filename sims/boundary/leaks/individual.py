@@ -86,7 +86,7 @@ def _own_release(honest: Honest, data: bytes) -> Frame:
     other = honest_messages(
         "collective", honest.key, EncryptionKey.from_raw("x25519", bytes(32)), run_id="0" * 32, now=0
     )
-    return replace(released(other, data), words={})
+    return replace(released(other, data), fields={})
 
 
 def _numbers(data: bytes) -> dict[str, int]:
@@ -132,7 +132,7 @@ INDIVIDUAL: tuple[Leak, ...] = (
         "a metric as a word",
         "individual",
         "a receipt comes with a word besides: accuracy",
-        lambda honest, data: Frame("receipt", words={"accuracy": data.hex()}, parts=with_receipt(honest)),
+        lambda honest, data: Frame("receipt", fields={"accuracy": data.hex()}, parts=with_receipt(honest)),
         word_of("accuracy"),
         ANSWER_REFUSED,
     ),
@@ -205,7 +205,7 @@ INDIVIDUAL: tuple[Leak, ...] = (
         "data as the code of a refusal",
         "individual",
         "a refusal whose code is on no list",
-        lambda honest, data: Frame("refused", words={"code": data.hex()}),
+        lambda honest, data: Frame("refused", fields={"code": data.hex()}),
         word_of("code"),
         ANSWER_REFUSED,
     ),

@@ -209,7 +209,7 @@ def part_of(kind: str) -> Callable[[Frame], bytes]:
 
 def word_of(name: str) -> Callable[[Frame], bytes]:
     """Reads data in hexadecimal out of a word."""
-    return lambda answer: bytes.fromhex(answer.words[name].lstrip("x-"))
+    return lambda answer: bytes.fromhex(answer.fields[name].lstrip("x-"))
 
 
 def alone(kind: str, make: Callable[[Honest, bytes], bytes]) -> Callable[[Honest, bytes], Frame]:
@@ -239,4 +239,4 @@ def with_bundle(honest: Honest, **other: bytes) -> Frame:
 
 def with_status(honest: Honest, role: Role, **other: str) -> Frame:
     """An honest status, with other words."""
-    return Frame("status", words={"role": role, "party": "taken-over", "state": "idle", "job": "", **other})
+    return Frame("status", fields={"role": role, "party": "taken-over", "state": "idle", "job": "", **other})

@@ -173,7 +173,7 @@ def receipt_for_request(target: Target, scene: Scene) -> Refusal | Escaped:
 )
 def inherit(target: Target, scene: Scene) -> Refusal | Escaped:
     answer = target.ask(Frame("inherit", parts={"blob": b"x"}))
-    return outcome("inherit", answer, reached=answer.word == "receipt")
+    return outcome("inherit", answer, reached=answer.name == "receipt")
 
 
 @against(
@@ -184,4 +184,4 @@ def inherit(target: Target, scene: Scene) -> Refusal | Escaped:
     "policy_denied",
 )
 def read(target: Target, scene: Scene) -> Refusal | Escaped:
-    return shown_by(target, Frame("read", words={"path": target.image}))
+    return shown_by(target, Frame("read", fields={"path": target.image}))

@@ -48,7 +48,7 @@ def evolve(target: Target, scene: Scene) -> Refusal | Escaped:
     "policy_denied",
 )
 def read(target: Target, scene: Scene) -> Refusal | Escaped:
-    return shown_by(target, Frame("read", words={"path": target.image}))
+    return shown_by(target, Frame("read", fields={"path": target.image}))
 
 
 @against(
@@ -60,10 +60,10 @@ def read(target: Target, scene: Scene) -> Refusal | Escaped:
 )
 def adapting_first(target: Target, scene: Scene) -> Refusal | Escaped:
     answer = target.ask(Frame("adapt"))
-    while answer.words.get("state") == "working":
+    while answer.fields.get("state") == "working":
         time.sleep(0.05)
         answer = target.ask(Frame("status"))
-    return Escaped() if target.shows(answer) else Refusal("adapt", answer.words["state"])
+    return Escaped() if target.shows(answer) else Refusal("adapt", answer.fields["state"])
 
 
 @against(
@@ -77,7 +77,7 @@ def told_by_failing(target: Target, scene: Scene) -> Refusal | Escaped:
     trust, away = target.folder / "trust.json", target.folder / "away.json"
     trust.rename(away)
     try:
-        answer = target.ask(Frame("request", words={"form": "condensed"}))
+        answer = target.ask(Frame("request", fields={"form": "condensed"}))
     finally:
         away.rename(trust)
     return outcome("request", answer, reached=target.shows(answer, str(target.folder).encode()))

@@ -42,7 +42,7 @@ class Target:
 
     def shows(self, answer: Frame, *secret: bytes) -> bool:
         """Whether an answer holds what is private, or another secret, as it is or in hexadecimal."""
-        texts = [word.encode() for word in answer.words.values()]
+        texts = [word.encode() for word in answer.fields.values()]
         return any(
             form in text
             for hidden in (self.private, *secret)
@@ -52,7 +52,7 @@ class Target:
 
     def request(self) -> bytes:
         """A request of an individual's, fresh."""
-        return self.ask(Frame("request", words={"form": "condensed"})).part("request")
+        return self.ask(Frame("request", fields={"form": "condensed"})).part("request")
 
 
 class Forger:
@@ -147,13 +147,13 @@ def against(role: Role, name: str, tries: str, command: str, code: str) -> Calla
 
 def outcome(command: str, answer: Frame, *, reached: bool) -> Refusal | Escaped:
     """What the answer to a command says; without a code, its own word."""
-    return Escaped() if reached else Refusal(command, answer.words.get("code", answer.word))
+    return Escaped() if reached else Refusal(command, answer.fields.get("code", answer.name))
 
 
 def shown_by(target: Target, *commands: Frame) -> Refusal | Escaped:
     """Reached where the answers to commands hold something private."""
     answers = [target.ask(command) for command in commands]
-    return outcome(commands[-1].word, answers[-1], reached=any(map(target.shows, answers)))
+    return outcome(commands[-1].name, answers[-1], reached=any(map(target.shows, answers)))
 
 
 def inheriting(target: Target, parts: Mapping[str, bytes]) -> Refusal | Escaped:

@@ -241,7 +241,7 @@ def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
         privileges.become(privileges.User("x", {user}, {user}, {groups!r}))
         try:
             secret = load_couriers_secret(door / "socket.secret", door / "node.sock")
-            print(ask(door / "node.sock", secret, Frame("echo")).word)
+            print(ask(door / "node.sock", secret, Frame("echo")).name)
         except LearngeneError as error:
             print(type(error.__cause__).__name__)
     """

@@ -156,10 +156,10 @@ def test_what_is_no_message_does_not_leave(tmp_path: Path, data: bytes) -> None:
 
 def honest(answer: Answer) -> dict[str, Frame]:
     return {
-        "status": Frame("status", words={"role": "collective", "party": "collective", "state": "idle", "job": ""}),
+        "status": Frame("status", fields={"role": "collective", "party": "collective", "state": "idle", "job": ""}),
         "bundle": Frame("bundle", parts=answer._asdict()),
         "accepted": Frame("accepted"),
-        "refused": Frame("refused", words={"code": "expired"}),
+        "refused": Frame("refused", fields={"code": "expired"}),
     }
 
 
@@ -171,13 +171,13 @@ def test_every_honest_answer_passes_and_every_addition_is_refused(tmp_path: Path
         hostile = {
             "another part": dataclasses.replace(frame, parts={**frame.parts, "metric": b"0.93"}),
             "a number": dataclasses.replace(frame, numbers={"accuracy": 93}),
-            "another word": dataclasses.replace(frame, words={**frame.words, "note": "hello"}),
+            "another word": dataclasses.replace(frame, fields={**frame.fields, "note": "hello"}),
             "another name": dataclasses.replace(frame, word="metrics"),
         }
-        for name in frame.words:
-            hostile[f"another {name}"] = dataclasses.replace(frame, words={**frame.words, name: "picture-of-anna"})
+        for name in frame.fields:
+            hostile[f"another {name}"] = dataclasses.replace(frame, fields={**frame.fields, name: "picture-of-anna"})
             hostile[f"no {name}"] = dataclasses.replace(
-                frame, words={n: v for n, v in frame.words.items() if n != name}
+                frame, fields={n: v for n, v in frame.fields.items() if n != name}
             )
         for name in frame.parts:
             hostile[f"another {name}"] = dataclasses.replace(frame, parts={**frame.parts, name: b"raw picture"})
@@ -189,7 +189,7 @@ def test_every_honest_answer_passes_and_every_addition_is_refused(tmp_path: Path
                 here.let_frame_out(bad, "collective")
             except RefusedError:
                 continue
-            pytest.fail(f"{frame.word} with {name} passed")
+            pytest.fail(f"{frame.name} with {name} passed")
 
 
 def test_parts_do_not_change_places(tmp_path: Path, exchange: Exchange) -> None:

@@ -72,7 +72,7 @@ def test_an_error_leaves_a_coarse_code_and_its_text_stays_here(
 ) -> None:
     with caplog.at_level(logging.INFO):
         reply = ask(*door, Frame(word))
-    assert reply == Frame("refused", words={"code": code})
+    assert reply == Frame("refused", fields={"code": code})
     if word != "nonsense":
         assert SECRET_TEXT in caplog.text
     assert ask(*door, Frame("echo")) == Frame("echo")
@@ -108,18 +108,18 @@ def test_without_the_secret_no_command_reaches_the_program(door: tuple[Path, byt
 
 
 def test_long_work_answers_at_once_and_is_polled(door: tuple[Path, bytes], program: FakeProgram) -> None:
-    assert ask(*door, Frame("status")).words["state"] == "idle"
+    assert ask(*door, Frame("status")).fields["state"] == "idle"
     assert ask(*door, Frame("work")).numbers == {"started": 1}
     assert ask(*door, Frame("work")).numbers == {"started": 0}
     expected = {"role": "individual", "party": "individual-1", "state": "working", "job": "work"}
-    assert ask(*door, Frame("status")).words == expected
+    assert ask(*door, Frame("status")).fields == expected
     program.release_work.set()
-    assert _until(lambda: ask(*door, Frame("status")).words["state"], "done")
+    assert _until(lambda: ask(*door, Frame("status")).fields["state"], "done")
 
 
 def test_failed_work_says_so_and_nothing_more(door: tuple[Path, bytes]) -> None:
     ask(*door, Frame("fail"))
-    assert _until(lambda: ask(*door, Frame("status")).words["state"], "failed")
+    assert _until(lambda: ask(*door, Frame("status")).fields["state"], "failed")
     assert SECRET_TEXT not in str(ask(*door, Frame("status")))
 
 
@@ -201,7 +201,7 @@ def site(tmp_path: Path) -> Path:
 def test_a_node_ends_when_its_lifeline_closes_even_at_work(site: Path) -> None:
     node = Started(site)
     node.wait_until_listening()
-    assert node.ask(Frame("status")).words["party"] == "individual-1"
+    assert node.ask(Frame("status")).fields["party"] == "individual-1"
     node.ask(Frame("work"))
     assert node.end() == (0, "")
 

@@ -32,7 +32,7 @@ def _as_in_a_running_app(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
-UNREACHABLE = Frame("refused", words={"code": "unreachable"})
+UNREACHABLE = Frame("refused", fields={"code": "unreachable"})
 
 
 def context(config: dict[str, str | int | float | bool], run: int = 1) -> Context:
@@ -80,7 +80,7 @@ def test_no_text_of_an_error_leaves_the_site(site: Context, word: str) -> None:
     reply = courier.app(message, site)
     assert not reply.has_error()
     assert SECRET_TEXT not in repr(reply.content)
-    assert from_record(reply.content).word == "refused"
+    assert from_record(reply.content).name == "refused"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ HEADER = encode_header(Frame("echo", parts={"p": b"1234"}))
 def test_a_message_without_a_proper_frame_is_refused_and_reaches_nobody(site: Context, record: RecordDict) -> None:
     with pytest.raises(RefusedError):
         from_record(record)
-    assert carry(record, site) == Frame("refused", words={"code": "malformed"})
+    assert carry(record, site) == Frame("refused", fields={"code": "malformed"})
 
 
 def test_in_a_simulation_both_sides_compute_the_same_door(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ def test_a_header_over_the_limit_is_refused_before_it_is_read(pair: tuple[socket
 def test_what_cannot_be_received_cannot_be_sent() -> None:
     for frame in (
         Frame("Upper"),
-        Frame("a", words={"w": "é"}),
-        Frame("a", words={"w": "x" * (MAX_WORD_CHARACTERS + 1)}),
+        Frame("a", fields={"w": "é"}),
+        Frame("a", fields={"w": "x" * (MAX_WORD_CHARACTERS + 1)}),
         Frame("a", numbers={"n": 2**63}),
-        Frame("a", words={f"w{n}": "" for n in range(MAX_ENTRIES + 1)}),
+        Frame("a", fields={f"w{n}": "" for n in range(MAX_ENTRIES + 1)}),
     ):
         with pytest.raises(MalformedError):
             encode_header(frame)

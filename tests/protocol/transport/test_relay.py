@@ -31,23 +31,23 @@ class Nodes:
 
     def exchange(self, node: int, command: Frame) -> Frame:
         party = self.parties[node]
-        if command.word != "status":
-            self.log.append((party, command.word))
-        self.carried[party, command.word] = command
-        if override := self.overrides.get((party, command.word)):
+        if command.name != "status":
+            self.log.append((party, command.name))
+        self.carried[party, command.name] = command
+        if override := self.overrides.get((party, command.name)):
             return override(command)
-        match command.word:
+        match command.name:
             case "status":
                 job, left = self.work.get(node, ("", 0))
                 self.work[node] = (job, left - 1)
                 role = "collective" if party == "collective" else "individual"
                 state = "idle" if not job else "working" if left > 0 else "done"
-                return Frame("status", words={"role": role, "party": party, "state": state, "job": job})
+                return Frame("status", fields={"role": role, "party": party, "state": state, "job": job})
             case "evolve" | "adapt":
-                self.work[node] = (command.word, self.looks)
+                self.work[node] = (command.name, self.looks)
                 return Frame("accepted")
             case "request":
-                return Frame("requested", parts={"request": f"{party} wants {command.words['form']}".encode()})
+                return Frame("requested", parts={"request": f"{party} wants {command.fields['form']}".encode()})
             case "publish":
                 return Frame(
                     "published", parts={"release": b"r", "grant": command.parts["request"], "blob": b"b", "more": b"x"}
@@ -62,7 +62,7 @@ class Nodes:
 
 
 def refuse(code: str) -> Answer:
-    return lambda command: Frame("refused", words={"code": code})
+    return lambda command: Frame("refused", fields={"code": code})
 
 
 def test_the_order_of_a_round() -> None:
@@ -91,7 +91,7 @@ def test_nothing_is_asked_of_individuals_before_the_collective_is_done() -> None
     original = nodes.exchange
 
     def exchange(node: int, command: Frame) -> Frame:
-        steps.append((node, command.word))
+        steps.append((node, command.name))
         return original(node, command)
 
     run_round(exchange, [3, 7], ["condensed"], nodes.events.append, nodes.slept.append, lambda: None)
@@ -136,8 +136,8 @@ def test_failed_and_forgotten_work_fails_the_round(party: str, job: str, state: 
 
     def exchange(node: int, command: Frame) -> Frame:
         answer = normal(node, command)
-        if command.word == "status" and answer.words["party"] == party and answer.words["job"] == job:
-            return Frame("status", words={**answer.words, "state": state})
+        if command.name == "status" and answer.fields["party"] == party and answer.fields["job"] == job:
+            return Frame("status", fields={**answer.fields, "state": state})
         return answer
 
     with pytest.raises(RunFailedError, match=f"'{job}' failed at {party}"):
@@ -168,7 +168,7 @@ def test_a_lost_message_is_sent_again() -> None:
     normal = nodes.exchange
 
     def exchange(node: int, command: Frame) -> Frame:
-        return lost.pop()(command) if command.word == "publish" and lost else normal(node, command)
+        return lost.pop()(command) if command.name == "publish" and lost else normal(node, command)
 
     run_round(exchange, [3, 7], ["condensed"], nodes.events.append, nodes.slept.append, lambda: None)
     assert not lost
