@@ -3,9 +3,10 @@
 Nothing here reads a file, a clock or the network. What this module has not verified has no type that the rest of the
 software accepts: the ``Verified...`` classes cannot be made anywhere else.
 
-The order: size, strict JSON, pinned key, signature, type, schema, agreement, time, ledger, policy, ciphertext,
-unsealing, plaintext digest, blob header, allow-list of tensors, values. Each step is one function, and each stage has
-its own type: ``VerifiedEnvelopes``, ``SealedLearngene`` (the ciphertext is the signed one), ``VerifiedLearngene``.
+The order: the trust store's own time, size, strict JSON, pinned key, signature, type, schema, agreement, time, ledger,
+policy, ciphertext, unsealing, plaintext digest, blob header, allow-list of tensors, values. Each step is one function,
+and each stage has its own type: ``VerifiedEnvelopes``, ``SealedLearngene`` (the ciphertext is the signed one),
+``VerifiedLearngene``.
 """
 
 from collections.abc import Callable, Mapping
