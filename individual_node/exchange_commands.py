@@ -102,7 +102,7 @@ def _say_notice(notice: "Abort") -> None:
 
 def _say_inherited(inheritance: "Inheritance", arrived: str, endpoint: "IndividualEndpoint") -> None:
     """``arrived``: digest of the release in the file, which may be older than the newest one here."""
-    from protocol.commands.revocation_warning import warn_doubt
+    from protocol.commands.revocation_warning import warn_revoked
 
     learngene = inheritance.learngene
     release, digest = learngene.release, learngene.release_digest
@@ -111,6 +111,6 @@ def _say_inherited(inheritance: "Inheritance", arrived: str, endpoint: "Individu
     say(f"inherited  {release.form}, release {release.seq} of run {release.run_id}, {digest}")
     for withdrawn in release.withdraws:
         say(f"withdrawn  release {withdrawn}")
-    doubt = endpoint.doubt(digest, release.signer)
-    if doubt is not None:
-        warn_doubt(doubt, "this learngene", form=release.form, release=digest)
+    status = endpoint.revocation_status(digest, release.signer)
+    if status is not None:
+        warn_revoked(status, "this learngene", form=release.form, release=digest)

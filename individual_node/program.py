@@ -54,13 +54,14 @@ class IndividualProgram(PartyProgram[IndividualEndpoint]):
         verified = {form: self._endpoint.learngene(form) for form in get_args(Form)}
         inherited = {form: found for form, found in verified.items() if found is not None}
         learngenes = {form: found.learngene for form, found in inherited.items()}
-        doubts = {
-            form: self._endpoint.doubt(found.release_digest, found.release.signer) for form, found in inherited.items()
+        statuses = {
+            form: self._endpoint.revocation_status(found.release_digest, found.release.signer)
+            for form, found in inherited.items()
         }
-        for form, doubt in doubts.items():
-            if doubt is not None:
+        for form, status in statuses.items():
+            if status is not None:
                 logger.warning(
-                    "the learngene in the form %s is %s, adapted all the same; request a new one", form, doubt
+                    "the learngene in the form %s is %s, adapted all the same; request a new one", form, status
                 )
         forms = {METHODS[name].form: name for name in self._settings.methods}
         for form, name in forms.items():
@@ -76,7 +77,7 @@ class IndividualProgram(PartyProgram[IndividualEndpoint]):
             {
                 **_figures(outcomes),
                 "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
-                "doubts": {form: doubt for form, doubt in doubts.items() if doubt is not None},
+                "revocation_status": {form: status for form, status in statuses.items() if status is not None},
                 **self._circumstances(),
                 "seconds": seconds,
             },

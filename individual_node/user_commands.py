@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from protocol.commands.progress_bar import progress_bar
-from protocol.commands.revocation_warning import warn_doubt
+from protocol.commands.revocation_warning import warn_revoked
 from protocol.digest import digest_of
 from protocol.errors import InputError, RefusedError, fault_line
 from protocol.output import add_row, print_table, say, say_json, table, warn
@@ -66,9 +66,9 @@ def bundle(
     say(f"{out}  {len(bundle_file.encode(packed))} bytes")
     release = digest_of(packed.release)
     signer = payloads.decode(payloads.Release, envelope.parse(packed.release).payload).signer
-    doubt = endpoint.doubt(release, signer)
-    if doubt is not None:
-        warn_doubt(doubt, "this learngene", form=form, release=release)
+    status = endpoint.revocation_status(release, signer)
+    if status is not None:
+        warn_revoked(status, "this learngene", form=form, release=release)
 
 
 def adapt(
@@ -161,7 +161,7 @@ def adapt(
     _show_model(model.description, pictures)
     say(f"model  {out}")
     if reading.withdrawn:
-        warn_doubt("withdrawn", "this learngene", form=architecture.form, release=verified.release_digest)
+        warn_revoked("withdrawn", "this learngene", form=architecture.form, release=verified.release_digest)
 
 
 def predict(
@@ -196,11 +196,11 @@ def predict(
             found.append(loaded.classifier.probabilities(picture[None])[0])
             observe(len(found), len(files), "naming pictures")
     _say_unconfined(reader)
-    doubt = _say_doubt(loaded.description)
+    status = _say_status(loaded.description)
     best = [np.argsort(-row, kind="stable")[:top] for row in found]
     named = [[(classes[i], float(row[i])) for i in order] for row, order in zip(found, best, strict=True)]
     if json_file is not None:
-        _write_json(json_file, loaded.description, files, named, doubt)
+        _write_json(json_file, loaded.description, files, named, status)
     if json_file != Path("-"):
         _show_predictions(files, named)
 
@@ -237,7 +237,7 @@ def export(
     else:
         pixels = onnx_export.random_pictures(loaded)
     difference = onnx_export.export(loaded, onnx, pixels)
-    _say_doubt(loaded.description)
+    _say_status(loaded.description)
     if difference is None:
         said = "not compared with the model: onnxruntime is not installed (pip install 'learngene[onnx]')"
     else:
@@ -300,23 +300,23 @@ def _say_unconfined(reader: "PictureReader") -> None:
         )
 
 
-def _say_doubt(description: "Description") -> "RevocationStatus | None":
+def _say_status(description: "Description") -> "RevocationStatus | None":
     """Say why the learngene that a model grew from should not be used any more, by the node that verified it."""
-    from protocol.node.endpoints import known_doubt
+    from protocol.node.endpoints import known_status
 
     if description.node is None:
         return None
     origin = description.learngene
     try:
-        doubt = known_doubt(
+        status = known_status(
             Path(description.node), run_id=origin.run_id, release=origin.release, signer=origin.collective
         )
     except (InputError, RefusedError) as error:
         warn(f"the node cannot say whether the learngene may still be used: {error}")
         return None
-    if doubt is not None:
-        warn_doubt(doubt, "the learngene that this model grew from", form=origin.form, release=origin.release)
-    return doubt
+    if status is not None:
+        warn_revoked(status, "the learngene that this model grew from", form=origin.form, release=origin.release)
+    return status
 
 
 def _settings(node: "IndividualConfiguration | None", method: str, changes: Sequence[str]) -> "IndividualSettings":
@@ -394,7 +394,7 @@ def _write_json(
     description: "Description",
     files: Sequence[Path],
     named: Sequence[Sequence[tuple[str, float]]],
-    doubt: "RevocationStatus | None",
+    status: "RevocationStatus | None",
 ) -> None:
     from protocol.files.atomic import write_atomically
 
@@ -402,8 +402,8 @@ def _write_json(
         "format": 1,
         "model": description.weights,
         "learngene": description.learngene.model_dump(mode="json"),
-        "withdrawn": doubt == "withdrawn",
-        "compromised": doubt == "compromised",
+        "withdrawn": status == "withdrawn",
+        "compromised": status == "compromised",
         "classes": description.classes,
         "pictures": [
             {"file": str(file), "top": [{"class": name, "probability": value} for name, value in best]}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protocol.commands import trust_commands
-from protocol.commands.revocation_warning import warn_doubt
+from protocol.commands.revocation_warning import warn_revoked
 from protocol.output import add_row, lines, print_table, say, say_json, table
 from protocol.visible_text import visible_name
 
@@ -136,7 +136,7 @@ def _report(path: Path, reading: "Reading") -> None:
     print_table(steps)
     if reading.withdrawn:
         sealed = reading.sealed
-        warn_doubt("withdrawn", "this learngene", form=sealed.release.form, release=sealed.release_digest)
+        warn_revoked("withdrawn", "this learngene", form=sealed.release.form, release=sealed.release_digest)
 
 
 def _steps(reading: "Reading") -> list[_Step]:

@@ -4,16 +4,16 @@ from protocol.output import warn
 from protocol.trust.trust_store import RevocationStatus
 
 
-def warn_doubt(doubt: RevocationStatus, what: str, *, form: str, release: str) -> None:
+def warn_revoked(status: RevocationStatus, what: str, *, form: str, release: str) -> None:
     """One line on standard error wherever somebody uses what should not be used any more.
 
     Args:
-        doubt: why not.
+        status: why not.
         what: should not be used: ``this learngene``.
         form, release: of its release: form and digest.
     """
     why = {
         "withdrawn": "was withdrawn by the collective",
         "compromised": "was signed with a key that is revoked as compromised, so that a thief may have made it",
-    }[doubt]
+    }[status]
     warn(f"{what} {why} ({form}, release {release[:16]}); request a new one")

@@ -206,7 +206,7 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
         """Whether the collective has withdrawn the release with this digest, as far as this individual has learned."""
         return release in self._ledger.withdrawn(self._run_id)
 
-    def doubt(self, release: str, signer: str) -> RevocationStatus | None:
+    def revocation_status(self, release: str, signer: str) -> RevocationStatus | None:
         """Why the release with this digest, signed with the key of this id, should not be used any more; None: nothing
         is known against it. To be asked at every use, since it may have been good when it was inherited."""
         if self.withdrawn(release):

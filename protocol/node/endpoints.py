@@ -88,7 +88,7 @@ def check_ledger(node: NodeTable) -> None:
         raise InputError(f"{node.state} holds no ledger: this node has never run")
 
 
-def known_doubt(config: Path, *, run_id: str, release: str, signer: str) -> RevocationStatus | None:
+def known_status(config: Path, *, run_id: str, release: str, signer: str) -> RevocationStatus | None:
     """Why a learngene should not be used any more, as far as the individual's node with this configuration knows: by
     its ledger and its trust store. Where the node is gone, or is somebody else's, nothing is known.
 

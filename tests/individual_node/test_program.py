@@ -41,18 +41,18 @@ def test_the_adapt_job_says_what_should_not_be_used_any_more(
     monkeypatch.setattr(program, "Evaluation", NothingToRun)
     monkeypatch.setattr(program.target_tasks, "read", lambda _: None)
 
-    def doubts() -> tuple[object, list[str]]:
+    def statuses() -> tuple[object, list[str]]:
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             node._adapt()
         figures = json.loads((configuration.node.state / METRICS_FILE).read_text())
-        return figures["doubts"], [record.getMessage() for record in caplog.records]
+        return figures["revocation_status"], [record.getMessage() for record in caplog.records]
 
-    assert doubts() == ({}, [])
+    assert statuses() == ({}, [])
     paper = folders.individual_endpoint().learngene("paper")
     assert paper is not None
     folders.individual_endpoint()._ledger.withdraw(configuration.node.run_id, paper.release_digest)
-    said, log = doubts()
+    said, log = statuses()
     assert said == {"paper": "withdrawn"}
     assert len(log) == 1
     assert "form paper is withdrawn" in log[0]
@@ -60,6 +60,6 @@ def test_the_adapt_job_says_what_should_not_be_used_any_more(
     store = read_trust(folders.trust, root=folders.root)
     store = store.without_key(paper.release.signer, "compromised")
     write_trust(folders.trust, store.with_key(NEW_COLLECTIVE.public_hex, "collective", "collective"), ROOT)
-    said, log = doubts()
+    said, log = statuses()
     assert said == {"condensed": "compromised", "paper": "withdrawn"}
     assert len(log) == 2

@@ -843,7 +843,7 @@ def test_a_withdrawn_release_is_granted_no_more_and_whoever_asks_learns_it(here:
     # It is still there, to be looked at; that it was withdrawn is said at every use.
     kept = individual.learngene("condensed")
     assert kept is not None
-    assert individual.doubt(kept.release_digest, kept.release.signer) == "withdrawn"
+    assert individual.revocation_status(kept.release_digest, kept.release.signer) == "withdrawn"
     assert kept.release_digest == first.digest
     assert kinds(here)[-1] == kinds(there)[-1] == ("collective", "individual-1", "abort")
 
@@ -1104,7 +1104,7 @@ def test_a_wrong_blob_does_not_hide_what_an_authentic_release_withdraws(here: Si
     assert individual.inherit(*answer, NOW).learngene.release_digest == second.digest
 
 
-def test_what_a_compromised_key_signed_is_doubted_at_every_use(here: Site, there: Site) -> None:
+def test_what_a_compromised_key_signed_is_compromised_at_every_use(here: Site, there: Site) -> None:
     """It was inherited before anybody knew of the theft. A key that was only replaced or has retired signed in good
     faith."""
     trust = Changing(TRUST)
@@ -1112,19 +1112,19 @@ def test_what_a_compromised_key_signed_is_doubted_at_every_use(here: Site, there
     here.collective().publish(learngene(), NOW, content_key(0))
     inherited = inherits(here.collective(), individual, NONCE)
     name = (inherited.release_digest, inherited.release.signer)
-    assert individual.doubt(*name) is None
-    for reason, doubt in (("retired", None), ("superseded", None), ("compromised", "compromised")):
+    assert individual.revocation_status(*name) is None
+    for reason, status in (("retired", None), ("superseded", None), ("compromised", "compromised")):
         trust.store = TRUST.without_key(COLLECTIVE.keyid, reason).with_key(  # type: ignore[arg-type]
             NEW_COLLECTIVE.public_hex, "collective", "collective"
         )
-        assert individual.doubt(*name) == doubt
-    assert individual.doubt(inherited.release_digest, NEW_COLLECTIVE.keyid) is None
-    # It is there to be looked at, and what the new key signs is not doubted.
+        assert individual.revocation_status(*name) == status
+    assert individual.revocation_status(inherited.release_digest, NEW_COLLECTIVE.keyid) is None
+    # It is there to be looked at, and what the new key signs is not compromised.
     assert individual.learngene("condensed") is not None
     new = here.collective(NEW_COLLECTIVE, trust=trust)
     new.publish(learngene(), NOW, content_key(1))
     replaced = inherits(new, individual, OTHER_NONCE)
-    assert individual.doubt(replaced.release_digest, replaced.release.signer) is None
+    assert individual.revocation_status(replaced.release_digest, replaced.release.signer) is None
 
 
 def test_a_bundle_out_of_a_file_tells_what_it_withdraws(here: Site, there: Site) -> None:

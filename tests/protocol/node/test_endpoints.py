@@ -11,7 +11,7 @@ from protocol.errors import EquivocationError, RollbackError
 from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.messages import bundle_file
 from protocol.messages.payloads import Release
-from protocol.node.endpoints import known_doubt
+from protocol.node.endpoints import known_status
 from protocol.trust.trust_file import read_trust, write_trust
 from tests.protocol.parties import NEW_COLLECTIVE, ROOT, opened
 from tests.two_folders import Folders, make_folders
@@ -26,10 +26,10 @@ def folders(tmp_path: Path) -> Folders:
     return folders
 
 
-def doubt(folders: Folders) -> str | None:
+def status(folders: Folders) -> str | None:
     data = bundle_file.read(folders.folder / "one.learngene").release
     release = opened(Release, data)
-    return known_doubt(folders.individual, run_id=release.run_id, release=digest_of(data), signer=release.signer)
+    return known_status(folders.individual, run_id=release.run_id, release=digest_of(data), signer=release.signer)
 
 
 def remembered(folders: Folders) -> int:
@@ -47,18 +47,18 @@ def test_attack_rollback_of_the_trust_store_beside_the_node(folders: Folders, tm
     """The version before the revocation is put back, so that what a thief signed looks good again."""
     earlier = tmp_path / "earlier.json"
     shutil.copy(folders.trust, earlier)
-    assert doubt(folders) is None
+    assert status(folders) is None
     store = read_trust(folders.trust, root=ROOT.public_hex)
     store = store.without_key(store.only("collective").keyid, "compromised")
     write_trust(folders.trust, store.with_key(NEW_COLLECTIVE.public_hex, "collective", "collective"), ROOT)
     if heard_by == "the node":
         folders.individual_endpoint().request("condensed", int(time.time()), b"n" * 16)
-    assert doubt(folders) == "compromised"
+    assert status(folders) == "compromised"
     assert remembered(folders) == store.version + 1
     shutil.copy(earlier, folders.trust)
     with pytest.raises(RollbackError, match="older than version"):
-        doubt(folders)
+        status(folders)
     write_trust(folders.trust, store.with_expiry(2**40), ROOT)
     with pytest.raises(EquivocationError):
-        doubt(folders)
+        status(folders)
     assert remembered(folders) == store.version + 1
