@@ -22,6 +22,7 @@ _BOUNDING_READ, _BOUNDING_DROP, _AMBIENT, _AMBIENT_CLEAR = 23, 24, 47, 4
 _VERSION_3 = 0x20080522
 _SETPCAP = 8
 _SET_PARENT_DEATH_SIGNAL = 1
+_SET_DUMPABLE = 4
 _MOST_CAPABILITIES = 64
 # Loaded here: between fork and exec nothing may be loaded, only called.
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -189,6 +190,12 @@ def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
         raise RunFailedError(f"the kernel does not end this process with its parent: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:
         raise RunFailedError("whoever started this process has ended")
+
+
+def let_others_look(allowed: bool) -> None:
+    """Whether other processes of this user may read this one's memory and open what it has open, by ``/proc``, and
+    whether a core file may be made of it (PR_SET_DUMPABLE, prctl(2))."""
+    _LIBC.prctl(_SET_DUMPABLE, int(allowed), 0, 0, 0)
 
 
 def has_capabilities() -> bool:

@@ -118,6 +118,8 @@ def _guard(
     given = (printed, terminal, keeps)
     keep = {channel.fileno(), log, node, *(number for number in given if number is not None)}
     _close_all_but(keep)
+    # Nothing is open here any more that others of its user must not see, and its own ``/proc`` is to be its own.
+    privileges.let_others_look(True)
     time.tzset()
     os.chdir("/")
     privileges.give_up(user, capabilities=True)

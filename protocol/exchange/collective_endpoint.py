@@ -10,12 +10,9 @@ from protocol.errors import (
     DigestMismatchError,
     EquivocationError,
     ExpiredError,
-    InputError,
     PolicyDeniedError,
     RefusedError,
-    RevokedKeyError,
     StorageFailedError,
-    UnknownKeyError,
 )
 from protocol.exchange import content_keys
 from protocol.exchange.collective_ledger import CollectiveLedger, StoredRelease
@@ -28,7 +25,6 @@ from protocol.exchange.verification import (
     verify_receipt,
     verify_request,
 )
-from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Learngene
 from protocol.messages import envelope, payloads, sealing
@@ -39,7 +35,7 @@ from protocol.messages.payloads import (
     Content,
     Grant,
 )
-from protocol.trust.trust_store import Role, TrustedKey, TrustStore
+from protocol.trust.trust_store import Role
 
 
 class Answer(NamedTuple):
@@ -69,14 +65,6 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
     @staticmethod
     def _open_ledger(state: Path) -> CollectiveLedger:
         return CollectiveLedger(state)
-
-    @staticmethod
-    def _believed(trust: TrustStore, own: SigningKey) -> TrustedKey:
-        # A key that nobody pinned would sign releases that everybody refuses.
-        try:
-            return trust.key_for(own.keyid, "collective")
-        except (UnknownKeyError, RevokedKeyError) as error:
-            raise InputError(f"the collective's own key is not in its trust store: {error}") from None
 
     def publish(self, learngene: Learngene, now: int, content_key: bytes) -> StoredRelease:
         """Sign, seal and store a learngene as the next release of the run. Nothing is sent yet.

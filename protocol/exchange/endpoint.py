@@ -20,13 +20,12 @@ from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.egress import Gate
 from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.keys.party_keys import NodeKeys
-from protocol.keys.signing_key import SigningKey
 from protocol.messages.payloads import (
     SKEW,
     Payload,
 )
 from protocol.trust.policy import Policy
-from protocol.trust.trust_file import TrustFile, read_trust
+from protocol.trust.trust_file import TrustFile
 from protocol.trust.trust_store import Role, TrustedKey, TrustStore
 
 logger = logging.getLogger(__name__)
@@ -109,29 +108,9 @@ class Endpoint(Generic[LedgerT]):
         """The role's ledger in a party's folder."""
         raise NotImplementedError
 
-    @classmethod
-    def check_trust(cls, trust: Path, root: str, keys: NodeKeys) -> None:
-        """Whether an endpoint opens under a trust store, to be asked before anything is made for it. What the ledger
-        remembers is left aside.
-
-        Args:
-            trust: the trust store's file.
-            root: the public key, in hexadecimal, of the root that must have signed it.
-
-        Raises:
-            InputError: it cannot be read, or lacks the collective's own key.
-            RefusedError: it is refused, or names no collective, or several.
-        """
-        cls._believed(read_trust(trust, root=root), keys.signing)
-
     def _collective(self, trust: TrustStore) -> TrustedKey:
         """The collective's pinned key."""
-        return self._believed(trust, self._key)
-
-    @staticmethod
-    def _believed(trust: TrustStore, own: SigningKey) -> TrustedKey:
-        """The collective's pinned key; ``own``: the party's."""
-        raise NotImplementedError
+        return trust.collective_of(self.role, self._key.keyid)
 
     def time(self, now: int) -> int:
         """The time to decide by, which never goes back; ``now``: what the clock says. A clock that stands further

@@ -30,7 +30,6 @@ from protocol.exchange.verification import (
     verify_file,
 )
 from protocol.keys.party_keys import NodeKeys
-from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Form
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_receipt, make_request
@@ -83,10 +82,6 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
     @staticmethod
     def _open_ledger(state: Path) -> IndividualLedger:
         return IndividualLedger(state)
-
-    @staticmethod
-    def _believed(trust: TrustStore, own: SigningKey) -> TrustedKey:
-        return trust.only("collective")
 
     def request(self, form: Form, now: int, nonce: bytes, *, fresh: bool = False) -> bytes:
         """The request for a form, to be sent.

@@ -16,7 +16,7 @@ from protocol.keys.party_keys import NodeKeys
 from protocol.node.configuration import NodeTable, node_table, read
 from protocol.node.load_keys import load_keys
 from protocol.trust.policy_file import load_policy
-from protocol.trust.trust_file import TrustFile
+from protocol.trust.trust_file import TrustFile, read_trust
 from protocol.trust.trust_store import RevocationStatus, Role
 
 _LEDGER = "ledger.db"
@@ -49,7 +49,7 @@ def open_endpoint(node: NodeTable, kind: type[EndpointT], *, new: bool = False) 
     keys = load_keys(node)
     if new:
         load_policy(node.policy, kind.role)
-        kind.check_trust(node.trust, node.root, keys)
+        read_trust(node.trust, root=node.root).collective_of(kind.role, keys.signing.keyid)
         private_folder(node.state)
     return endpoint_of(node, keys, kind)
 

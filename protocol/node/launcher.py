@@ -35,6 +35,7 @@ from protocol.node.rehearsal import rehearse, taken
 from protocol.node.server import Program, serve
 from protocol.output import say
 from protocol.transport.local_socket import check_place, listen, load_secret
+from protocol.trust.trust_file import read_trust
 from protocol.trust.trust_store import Role
 from protocol.visible_text import visible_line
 
@@ -77,9 +78,18 @@ def launch(
     start = _Start(path, content, node, model, ("protocol", own), user, group, unconfined or node.unconfined, lifeline)
     if not start.unconfined:
         confine.check_offered()
+    # Before anything is forked or imported: what lies in the state must not run.
+    access_rules.check_apart(node, path)
     os.umask(0o077)
     os.chdir(WORKING_FOLDER)
-    unlock = rehearse(lambda: _checked(start))
+    # Nor a core file with keys in it, nor a look into this process or its pipes by others of the same user.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    privileges.let_others_look(False)
+    try:
+        unlock = rehearse(lambda: _checked(start))
+    except BaseException:
+        privileges.let_others_look(True)
+        raise
     lock, log = _open_state(start)
     shown = _log_to(log)
     warden = None
@@ -93,6 +103,7 @@ def launch(
             warden.bound()
         # Before the process is confined: a confined one need not be able to read a key file.
         secret, keys = _load_secret(start), open_keys(node, user, _unlock(node, taken(unlock)))
+        privileges.let_others_look(True)
         confined = _confine(start, warden)
         logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
         if node.threads:
@@ -130,35 +141,43 @@ class _Start:
 
 
 def _checked(start: _Start) -> bytes:
-    """What opens the node's keys, once all that it is started with was read as the node will read it; called in a
-    child, as it imports what starts threads, and opens keys before there is a warden.
+    """What opens the node's keys, once they, its folders and its trust store were read as the node will read them;
+    called in a child, so that there are no keys in memory before there is a warden.
+
+    Nothing more is imported for it: a process that is not confined yet, and then holds keys, is no place for code of
+    others. So the party's own settings, and what a policy says, are read by the confined node alone.
 
     Raises:
-        InputError, RefusedError: something is wrong with its configuration, its folders, a key or the trust store.
+        InputError, RefusedError: something is wrong with a folder, a key or the trust store.
     """
-    from protocol.exchange.collective_endpoint import CollectiveEndpoint
-    from protocol.exchange.individual_endpoint import IndividualEndpoint
-    from protocol.trust.policy_file import load_policy
-
     path, node, user = start.path, start.node, start.user
-    check(path, start.content, imported(start.model))
+    privileges.end_with_parent()
     if not node.data.is_dir():
         raise InputError(f"{path}: node.data: there is no folder {node.data}")
-    access_rules.check_apart(node, path)
     _load_secret(start)
     with privileges.acting_as(user):
         check_place(node.socket)
-        load_policy(node.policy, node.role)
+        _check_policy_is_there(node)
     with privileges.acting_as(_owner_of_keys(node, user)):
         unlock = opener(node)
         keys = load_keys(node, unlock)
     with privileges.acting_as(user):
-        (CollectiveEndpoint if node.role == "collective" else IndividualEndpoint).check_trust(
-            node.trust, node.root, keys
-        )
+        read_trust(node.trust, root=node.root).collective_of(node.role, keys.signing.keyid)
     privileges.give_up(user, capabilities=not start.unconfined)
+    # A change of user takes it back.
+    privileges.end_with_parent()
     check_readable(node, start.packages)
     return unlock.secret
+
+
+def _check_policy_is_there(node: NodeTable) -> None:
+    if node.policy is None:
+        return
+    try:
+        with open(node.policy, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot read the policy {node.policy}: {error.strerror}") from None
 
 
 def _open_state(start: _Start) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -38,6 +39,8 @@ def rehearse(work: Callable[[], bytes]) -> int:
             word = told.read()
     except BaseException:
         os.close(held)
+        # It may wait for a passphrase.
+        os.kill(child, signal.SIGKILL)
         raise
     finally:
         os.waitpid(child, 0)

@@ -315,6 +315,20 @@ class TrustStore(_Roots):
             raise InputError(f"the trust store must hold exactly one key of a {role}, it holds {len(found)}: trust add")
         return found[0]
 
+    def collective_of(self, role: Role, own: str) -> TrustedKey:
+        """The collective's pinned key, as a party of this ``role`` whose key has the id ``own`` needs it.
+
+        Raises:
+            InputError: a collective's own key is not in the store; an individual finds no collective there, or several.
+        """
+        if role == "individual":
+            return self.only("collective")
+        # A key that nobody pinned would sign releases that everybody refuses.
+        try:
+            return self.key_for(own, "collective")
+        except (UnknownKeyError, RevokedKeyError) as error:
+            raise InputError(f"the collective's own key is not in its trust store: {error}") from None
+
     def check_current(self, now: int) -> None:
         """Refuse a store past its time.
 

@@ -93,7 +93,6 @@ FAULTS: dict[str, tuple[Callable[[Path, Role], object], int]] = {
     "no policy": (changed('policy = "none"', 'policy = "policy.toml"'), 2),
     "something else in the socket's place": (lambda home, _: (home / "node.sock").write_text("mine"), 2),
     "the state within the images": (changed('state = "state"', 'state = "../data/state"'), 2),
-    "a table of no party": (changed("[node]", "[nobody]\nnumber = 1\n[node]"), 2),
 }
 
 
