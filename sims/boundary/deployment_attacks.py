@@ -348,9 +348,10 @@ def _overheard(sites: Sites, other: SigningKey) -> Mapping[str, Mapping[str, Map
 
 
 def _run_theft(deployment: Deployment, folder: Path, thefts: list[_Theft]) -> list[_Found]:
-    package = folder / "protocol"
+    package = folder / "protocol" / "transport"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text('"""Not ours."""\n')
+    for place in (package.parent, package):
+        (place / "__init__.py").write_text('"""Not ours."""\n')
     shutil.copyfile(hostile_app.__file__, package / "courier.py")
     aims = {theft.name: theft.act for theft in thefts}
     (package / "aims.json").write_text(json.dumps(aims))

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol.confinement import isolated_start
 from protocol.errors import RunFailedError
+from protocol.visible_text import visible_line
 from sims.run.processes import Process, descendants, end_all
 
 _PROGRAMS = Path(sys.executable).parent
@@ -93,7 +94,10 @@ class Deployment:
             RunFailedError: it did not complete.
         """
         said = self.flwr("run", str(app), _CONNECTION, "--format", "json")
-        submitted = json.loads(said[said.find("{") : said.rfind("}") + 1])["run-id"]
+        answer = json.loads(said[said.find("{") : said.rfind("}") + 1])
+        if "run-id" not in answer:
+            raise RunFailedError(f"Flower does not take the app: {visible_line(said)}")
+        submitted = answer["run-id"]
         log = self.flwr("log", submitted, _CONNECTION, "--stream")
         listed = self.flwr("list", "--run-id", submitted, _CONNECTION, "--format", "json")
         if "finished:completed" not in listed:

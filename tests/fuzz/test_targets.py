@@ -9,7 +9,7 @@ import pytest
 
 from protocol.encoding import blob, canonical_json
 from protocol.messages import bundle_file, envelope, payloads
-from protocol.transport import local_socket as door
+from protocol.transport import frame as door
 from tests.fuzz import seeds
 from tests.fuzz.mutations import mutate
 from tests.fuzz.targets import TARGETS, DefectError

@@ -668,7 +668,7 @@ def test_verified_objects_are_made_by_verification_only(exchange: Exchange) -> N
     verified = exchange.verify()
     fields = {field.name: getattr(verified, field.name) for field in dataclasses.fields(verified)}
     for proof in (None, object(), verified):
-        with pytest.raises(TypeError, match=r"only protocol\.verification"):
+        with pytest.raises(TypeError, match=r"^only "):
             VerifiedLearngene(**fields, proof=proof)
     with pytest.raises(TypeError):
         VerifiedLearngene(**fields)
@@ -679,10 +679,10 @@ def test_verified_objects_are_made_by_verification_only(exchange: Exchange) -> N
     with pytest.raises(dataclasses.FrozenInstanceError):
         verified.sealed = verified.sealed  # type: ignore[misc]
     sealed = {field.name: getattr(verified.sealed, field.name) for field in dataclasses.fields(verified.sealed)}
-    with pytest.raises(TypeError, match=r"only protocol\.verification"):
+    with pytest.raises(TypeError, match=r"^only "):
         SealedLearngene(**sealed, proof=None)
     request = verify_a_request(exchange.request)
-    with pytest.raises(TypeError, match=r"only protocol\.verification"):
+    with pytest.raises(TypeError, match=r"^only "):
         VerifiedRequest(payload=request.payload, digest=request.digest, key=request.key, proof=None)
     with pytest.raises(TypeError):
         VerifiedEnvelopes(release=verified.release)  # type: ignore[call-arg]

@@ -311,6 +311,28 @@ def test_one_thread_and_no_torch_until_the_process_is_confined(site: Path) -> No
     node.end()
 
 
+def test_what_is_read_before_a_start_loads_neither_torch_nor_numpy(site: Path) -> None:
+    """It holds keys, and nothing confines it."""
+    node = Started(
+        site,
+        prelude="""
+            import sys
+            from protocol.node import launcher
+            rehearse = launcher.rehearse
+            def look(work):
+                def watched():
+                    found = work()
+                    print(sorted({"torch", "numpy"} & set(sys.modules)), flush=True)
+                    return found
+                return rehearse(watched)
+            launcher.rehearse = look
+        """,
+    )
+    assert node.process.stdout is not None
+    assert node.process.stdout.readline().strip() == "[]"
+    node.end()
+
+
 @pytest.mark.parametrize("where", ["pipe", "file", "the log"])
 def test_a_node_without_a_terminal_says_once_that_it_is_ready_and_where_its_log_is(site: Path, where: str) -> None:
     log, output = site / "state" / "node.log", site.parent / "output"
