@@ -164,11 +164,18 @@ def main() -> None:
     if keeper == 0:
         _keep(guard, lifeline, ready, lambda how: _finish(lifeline, ended, record, how), command, environment)
     os.close(ready)
-    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(keeper, signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda number, frame: _pass_on(keeper))
     code = _wait_for(keeper)
+    # It is gone, and its number may be another's by now.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if code != 0:
         # It did not do its work to the end. Whatever was below it is now below this process.
         _finish(lifeline, ended, record, f"lost the process that kept it: it {_how(code)}")
+
+
+def _pass_on(keeper: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(keeper, signal.SIGTERM)
 
 
 def _keep(
