@@ -4,6 +4,7 @@ A child (``protocol.pictures.decoder``) gets a file's bytes and answers with pix
 with a code from a list. One that ends, hangs or answers anything else is replaced.
 """
 
+import contextlib
 import math
 import os
 import select
@@ -179,10 +180,10 @@ class PictureReader:
         ready = {descriptor for descriptor, _ in poll.poll(max(0, soonest) * 1000 + 1)}
         for decoder in busy:
             try:
-                if decoder.requests in ready:
-                    decoder.send_on()
                 if decoder.answers in ready:
                     self._take(decoder, work)
+                if decoder.requests in ready:
+                    decoder.send_on()
             except LostError:
                 self._give_up(decoder, work)
             else:
@@ -210,6 +211,10 @@ class PictureReader:
         Raises:
             RunFailedError: it had not even started.
         """
+        if decoder.confined is None:
+            # It may have started, and died before anybody looked.
+            with contextlib.suppress(LostError):
+                self._take(decoder, work)
         started = decoder.confined is not None
         said = self._end(decoder)
         if not started:
