@@ -85,11 +85,15 @@ class LazyCommand(click.Command):
 
 
 def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:
-    """The class of a group that holds these commands, in their order, before those that are added to it otherwise."""
+    """The class of a group that holds these commands, in their order, before those that are added to it otherwise. Of
+    two with one name the first counts."""
 
     class Group(typer.core.TyperGroup):
         def __init__(self, **attributes: Any) -> None:  # noqa: ANN401
             super().__init__(**attributes)
-            self.commands = {entry.name: LazyCommand(entry) for entry in entries} | dict(self.commands)
+            lazy: dict[str, click.Command] = {}
+            for entry in entries:
+                lazy.setdefault(entry.name, LazyCommand(entry))
+            self.commands = lazy | dict(self.commands)
 
     return Group

@@ -50,7 +50,7 @@ def _installed() -> Sequence[CommandEntry]:
     for point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda point: point.name):
         try:
             entries += point.load()
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             # A node's installation without the package at all: whoever calls them is told what to install.
             needs = ((error.name or point.module).partition(".")[0],)
             entries += [CommandEntry(name, point.value, "", needs=needs, extra="sim") for name in _SIMULATIONS]

@@ -52,3 +52,13 @@ def test_a_command_whose_extra_is_missing_says_what_to_install(capsys: pytest.Ca
     assert "learngene[wings]" in said
     assert run(entry, "--help") == 0
     assert "Fly." not in capsys.readouterr().out
+
+
+def test_of_two_commands_with_one_name_the_first_counts() -> None:
+    """As where an installed package names one as ours is named."""
+    first = CommandEntry("keygen", "protocol.commands.key_commands:register", "Ours.")
+    second = CommandEntry("keygen", "no_such_module:register", "Another's.")
+    app = make_app("A program.", commands=(first, second))
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group)
+    assert [command.get_short_help_str() for command in group.commands.values()] == ["Ours."]
