@@ -6,7 +6,8 @@ closes, which it does however the run's own command ends, or when the command ha
 it, also one that left its parents and its session. A run survives that at any moment.
 
 It is two processes, a guard and its child the keeper, which does the work. Where the keeper is killed, all that was
-below it becomes the guard's, and the guard ends it; where the guard is killed, the keeper is told by the kernel.
+below it becomes the guard's, and the guard ends it; where the guard is killed, the keeper is told by the kernel. It is
+made against accidents: a program of the same user that stops one of the two and kills the other leaves processes.
 """
 
 import contextlib
