@@ -172,7 +172,7 @@ def test_every_honest_answer_passes_and_every_addition_is_refused(tmp_path: Path
             "another part": dataclasses.replace(frame, parts={**frame.parts, "metric": b"0.93"}),
             "a number": dataclasses.replace(frame, numbers={"accuracy": 93}),
             "another word": dataclasses.replace(frame, fields={**frame.fields, "note": "hello"}),
-            "another name": dataclasses.replace(frame, word="metrics"),
+            "another name": dataclasses.replace(frame, name="metrics"),
         }
         for name in frame.fields:
             hostile[f"another {name}"] = dataclasses.replace(frame, fields={**frame.fields, name: "picture-of-anna"})

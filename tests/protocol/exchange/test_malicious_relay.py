@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import RevokedKeyError
-from protocol.exchange import endpoint, verification
+from protocol.exchange import collective_endpoint, verification
 from protocol.exchange.collective_endpoint import CollectiveEndpoint
 from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.individual_endpoint import IndividualEndpoint
@@ -157,7 +157,7 @@ WEAKENED: dict[str, tuple[object, str, Callable[..., object]]] = {
     "the individual forgets what is withdrawn": (IndividualLedger, "_withdraw", staticmethod(nothing)),
     "the collective does not write down its grants": (CollectiveLedger, "add_grant", nothing),
     "the collective forgets what it withdrew": (CollectiveLedger, "withdraw", nothing),
-    "what does not hold any more is sent again": (endpoint, "_holds", lambda *_: True),
+    "what does not hold any more is sent again": (collective_endpoint, "holds", lambda *_: True),
     "stale answers are repeated": (CollectiveEndpoint, "_still_answers", lambda *_: True),
     "a former key of the collective is written to": (IndividualEndpoint, "_is_between", lambda *_: True),
 }
