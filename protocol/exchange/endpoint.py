@@ -26,14 +26,12 @@ from protocol.messages.payloads import (
 )
 from protocol.trust.policy import Policy
 from protocol.trust.trust_file import TrustFile
-from protocol.trust.trust_store import Role, TrustedKey, TrustStore
+from protocol.trust.trust_store import A_PARTY, PARTNER, Role, TrustedKey, TrustStore
 
 logger = logging.getLogger(__name__)
 
 LedgerT = TypeVar("LedgerT", CollectiveLedger, IndividualLedger)
 
-_PARTNER: dict[Role, Role] = {"collective": "individual", "individual": "collective"}
-_A_PARTY: dict[Role, str] = {"collective": "a collective", "individual": "an individual"}
 
 #: Who is named in the log for what could not be verified.
 UNVERIFIED = "unverified"
@@ -60,7 +58,7 @@ class Endpoint(Generic[LedgerT]):
         crossings: Crossings,
     ) -> None:
         if policy.role != self.role:
-            raise InputError(f"the {self.role} needs the policy of {_A_PARTY[self.role]}")
+            raise InputError(f"the {self.role} needs the policy of {A_PARTY[self.role]}")
         self._key = keys.signing
         self._trust = trust
         self._ledger: LedgerT = ledger
@@ -128,7 +126,7 @@ class Endpoint(Generic[LedgerT]):
 
     def _is_partner(self, keyid: str) -> bool:
         try:
-            self._trust().key_for(keyid, _PARTNER[self.role])
+            self._trust().key_for(keyid, PARTNER[self.role])
         except (UnknownKeyError, RevokedKeyError):
             return False
         return True

@@ -22,7 +22,7 @@ from protocol.errors import InputError, StorageFailedError
 from protocol.files import state_files
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.messages import envelope
-from protocol.trust.trust_store import TrustSeen
+from protocol.trust.trust_store import A_PARTY, PARTNER, Role, TrustSeen
 
 LEDGER = "ledger.db"
 _FORMAT = 5
@@ -63,17 +63,15 @@ class Kind:
     """Which party's ledger it is.
 
     Attributes:
-        owner: the party, with its article.
+        role: the party's.
         tables: SQL that makes its tables.
         files: the folder of its files, beside the database.
-        other: the other party, with its article.
-        others_tables: SQL that makes that one's tables, so that its ledger is told from a broken one.
+        others_tables: SQL that makes the other party's tables, so that its ledger is told from a broken one.
     """
 
-    owner: str
+    role: Role
     tables: str
     files: str
-    other: str
     others_tables: str
 
 
@@ -129,9 +127,10 @@ class LedgerDatabase:
         mode = database.execute("PRAGMA journal_mode").fetchone()[0]
         schema, ours = sorted(found, key=repr), application == _APPLICATION and mode == "wal"
         if ours and schema == _schema(kind.others_tables):
+            other = A_PARTY[PARTNER[kind.role]]
             raise StorageFailedError(
-                f"{path} is the ledger of {kind.other}, and this node needs that of {kind.owner}: keep it, it holds "
-                f"what {kind.other} promised or inherited; give this node its own state folder (node.state)"
+                f"{path} is the ledger of {other}, and this node needs that of {A_PARTY[kind.role]}: keep it, it holds "
+                f"what {other} promised or inherited; give this node its own state folder (node.state)"
             )
         if not ours or schema != _schema(kind.tables):
             raise StorageFailedError(f"{path} was changed: it holds what this program does not make; {ADVICE}")

@@ -35,5 +35,5 @@ CREATE TABLE inherited (
 CREATE TABLE withdrawn (run_id TEXT NOT NULL, release TEXT NOT NULL, PRIMARY KEY (run_id, release)) STRICT;
 """
 
-COLLECTIVE = Kind("a collective", _COLLECTIVE_TABLES, "releases", "an individual", _INDIVIDUAL_TABLES)
-INDIVIDUAL = Kind("an individual", _INDIVIDUAL_TABLES, "learngenes", "a collective", _COLLECTIVE_TABLES)
+COLLECTIVE = Kind("collective", _COLLECTIVE_TABLES, "releases", _INDIVIDUAL_TABLES)
+INDIVIDUAL = Kind("individual", _INDIVIDUAL_TABLES, "learngenes", _COLLECTIVE_TABLES)

@@ -26,13 +26,7 @@ def private_folder(folder: Path) -> Path:
     Raises:
         InputError: it is a link, somebody else's, or open to others.
     """
-    try:
-        make_folder(folder)
-        status = folder.lstat()
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    _check_own(folder, status)
-    if status.st_mode & 0o077:
+    if _own_folder(folder).st_mode & 0o077:
         raise InputError(f"{folder} is open to other users; close it with: chmod 700 {folder}")
     return folder
 
@@ -59,15 +53,17 @@ def _group_folder(folder: Path, group: int) -> None:
     Raises:
         InputError: it is a link or somebody else's, or this user is not in that group.
     """
+    _own_folder(folder)
+    open_to_group(folder, group, 0o750)
+
+
+def _own_folder(folder: Path) -> os.stat_result:
+    """Make a folder where there is none, and make sure that it is this user's."""
     try:
         make_folder(folder)
         status = folder.lstat()
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    _check_own(folder, status)
-    open_to_group(folder, group, 0o750)
-
-
-def _check_own(folder: Path, status: os.stat_result) -> None:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise InputError(f"{folder} must be a folder of your own, not a link or somebody else's")
+    return status

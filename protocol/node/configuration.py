@@ -2,7 +2,6 @@
 
 import os
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, TypeVar, get_args
@@ -11,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from protocol.errors import InputError, fault_line
 from protocol.keys.signing_key import PublicKey
-from protocol.trust.trust_store import Role
+from protocol.trust.trust_store import A_PARTY, Role
 
 
 def _local_path(value: object, info: ValidationInfo) -> object:
@@ -30,8 +29,6 @@ DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
 #: Name or number of a user or a group.
 _ACCOUNT = r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$"
 
-#: Either role with its article, for messages.
-A_PARTY: Mapping[Role, str] = {"collective": "a collective", "individual": "an individual"}
 
 #: For every table of a configuration file.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
