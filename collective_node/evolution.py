@@ -364,14 +364,14 @@ class Evolution:
         old_before = self._open_accuracy(collective, earlier)
         new = collective.add_named(named, self.stream.images[named.rows])
         open_before = self._open_accuracy(collective, self._named(collective))
-        steps, retain = 0, None
+        steps, retain_weight = 0, None
         if new:  # a person may find nothing of interest
             if strategy == "ewc" and collective.consolidation is None:
                 self._consolidate(collective, collective.known)
             collective.learn_classes(new)
             rehearsed = list(collective.known) if strategy == "replay" else new
             progress = _Steps(self.events, "cycle", f"{where}, {len(collective.known)} classes known")
-            steps, _, retain = self._train(collective, rehearsed, self.settings.open_epochs, strategy, progress)
+            steps, _, retain_weight = self._train(collective, rehearsed, self.settings.open_epochs, strategy, progress)
             if strategy == "ewc":
                 self._consolidate(collective, rehearsed)
         flagged = int(recognition.flagged.sum())
@@ -400,7 +400,7 @@ class Evolution:
             old_open_accuracy_after=self._open_accuracy(collective, earlier),
             base_accuracy_before=base_before,
             base_accuracy_after=self._accuracy(collective.network, collective, self.base_of(collective)),
-            retain=retain,
+            retain_weight=retain_weight,
             steps=steps,
             seconds=time.perf_counter() - started,
         )
@@ -432,10 +432,10 @@ class Evolution:
                     raise RunFailedError(f"{progress.text}: {error}; lower the collective's learning rate") from error
             progress.say(step + 1, steps)
 
-        retain, regularise = None, None
+        retain_weight, regularise = None, None
         if strategy == "ewc" and collective.consolidation is not None:
-            retain = choose_weight(collective.consolidation, settings)
-            regularise = partial(collective.consolidation.of(network).add_gradient, retain)
+            retain_weight = choose_weight(collective.consolidation, settings)
+            regularise = partial(collective.consolidation.of(network).add_gradient, retain_weight)
         network.train()
         steps, loss = fit(
             network,
@@ -451,7 +451,7 @@ class Evolution:
             regularise=regularise,
             observe=observe,
         )
-        return steps, loss, retain
+        return steps, loss, retain_weight
 
     def _consolidate(self, collective: Collective, classes: Sequence[int]) -> None:
         """Add what matters to ``classes`` to what holds the weights, and anchor them where they are."""

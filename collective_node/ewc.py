@@ -12,7 +12,7 @@ from collective_node.network.growth import Growth
 from collective_node.settings import CollectiveSettings
 from protocol.learngene.fisher import Batches, fisher_of_network
 from protocol.learngene.learngene import Estimator
-from protocol.learngene.retain_loss import RetainLoss, largest_stable_retain
+from protocol.learngene.retain_loss import RetainLoss, largest_stable_weight
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Consolidation:
 def choose_weight(consolidation: Consolidation, settings: CollectiveSettings) -> float:
     """The weight of the penalty in the next task: the setting, or half of what is stable at the peak of the learning
     rate where that is less (the diagonal of many tasks only ever grows)."""
-    limit = largest_stable_retain(
+    limit = largest_stable_weight(
         settings.learning_rate, consolidation.largest, settings.momentum, nesterov=settings.momentum > 0
     )
     return min(settings.ewc, limit / 2)

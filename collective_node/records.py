@@ -75,7 +75,7 @@ class CycleFigures(BaseModel):
         old_open_accuracy_before, old_open_accuracy_after: of those named in earlier cycles alone; None in the first.
         base_accuracy_before, base_accuracy_after: on held-out images of the classes of the tasks. What these and the
             earlier named ones lose in between is forgotten.
-        retain: weight of the consolidation loss, with the strategy ``ewc``.
+        retain_weight: weight of the consolidation loss, with the strategy ``ewc``.
     """
 
     model_config = _FROZEN
@@ -99,7 +99,7 @@ class CycleFigures(BaseModel):
     old_open_accuracy_after: Percent | None
     base_accuracy_before: Percent
     base_accuracy_after: Percent
-    retain: float | None
+    retain_weight: float | None
     steps: int
 
 

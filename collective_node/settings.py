@@ -12,7 +12,7 @@ from protocol.learngene.learngene import Estimator, PrivacyScope
 #: paper's).
 Strategy = Literal["replay", "ewc", "none"]
 #: How unknown an image looks; ``paper`` is Eq. 2.
-Score = Literal["paper", "max-logit", "energy", "relative-mahalanobis", "nearest-neighbour"]
+Score = Literal["msp", "max-logit", "energy", "relative-mahalanobis", "nearest-neighbour"]
 SCORES: tuple[Score, ...] = get_args(Score)
 #: Which layers the form ``paper`` takes: by the trend of gradients (Eq. 4, 5), or by their likeness to those of a
 #: pseudo-descendant (arXiv 2305.02279).

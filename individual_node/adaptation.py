@@ -19,7 +19,7 @@ from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.images import CropAndFlip, DeviceImages, autocast
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import block_tensors
-from protocol.learngene.retain_loss import RetainLoss, largest_stable_retain
+from protocol.learngene.retain_loss import RetainLoss, largest_stable_weight
 
 #: lambda of Table 3.
 PAPER_RETAIN = 1000.0
@@ -29,26 +29,26 @@ AT_ONCE = 50
 EpochObserver = Callable[[int, IndividualNetworks], None]
 
 
-def stable_retain(largest: float, settings: IndividualSettings) -> float:
+def stable_retain_weight(largest: float, settings: IndividualSettings) -> float:
     """The lambda of Eq. 9 for a largest Fisher entry: the setting, or the paper's 1000 kept at half of what is stable.
 
     Raises:
         InputError: the setting's lambda would diverge (says what would not).
     """
-    limit = largest_stable_retain(settings.learning_rate, largest, settings.momentum)
-    if settings.retain is None:
+    limit = largest_stable_weight(settings.learning_rate, largest, settings.momentum)
+    if settings.retain_weight is None:
         return min(PAPER_RETAIN, limit / 2)
-    if settings.retain > limit:
+    if settings.retain_weight > limit:
         raise InputError(
-            f"learning rate {settings.learning_rate:g} x lambda {settings.retain:g} x largest Fisher entry "
+            f"learning rate {settings.learning_rate:g} x lambda {settings.retain_weight:g} x largest Fisher entry "
             f"{largest:.3g} is above {2 * (1 + settings.momentum):g}, so adaptation would diverge; "
             f"choose lambda at most {limit:.3g}"
         )
-    return settings.retain
+    return settings.retain_weight
 
 
-def choose_retain(learngene: Learngene, settings: IndividualSettings) -> float:
-    """:func:`stable_retain` for the Fisher diagonal that a learngene carries.
+def choose_retain_weight(learngene: Learngene, settings: IndividualSettings) -> float:
+    """:func:`stable_retain_weight` for the Fisher diagonal that a learngene carries.
 
     Raises:
         InputError: as there, or there is no Fisher diagonal.
@@ -56,7 +56,7 @@ def choose_retain(learngene: Learngene, settings: IndividualSettings) -> float:
     if learngene.fisher is None:
         raise InputError("Eq. 9 needs a learngene with a Fisher diagonal, and this one carries none")
     largest = max(float(tensor.max()) for name, tensor in learngene.tensors.items() if name.startswith("fisher."))
-    return stable_retain(largest, settings)
+    return stable_retain_weight(largest, settings)
 
 
 def task_generator(seed: int, purpose: str, shots: int, task: int) -> torch.Generator:
@@ -79,11 +79,11 @@ class Adapted:
 
     Attributes:
         networks: one per target task, in evaluation mode.
-        retain: every lambda of Eq. 9 that was used; empty where nothing was retained.
+        retain_weights: every lambda of Eq. 9 that was used; empty where nothing was retained.
     """
 
     networks: IndividualNetworks
-    retain: list[float]
+    retain_weights: list[float]
 
 
 def own_fisher(
@@ -108,17 +108,17 @@ def own_fisher(
         InputError: the setting's lambda would diverge.
     """
     weighted: list[dict[str, Tensor]] = []
-    retains = []
+    retain_weights = []
     for index, (task, generator) in enumerate(zip(tasks, generators, strict=True)):
         front, inherited, head = model.network(index).parts()
         labels = torch.from_numpy(task.support_labels).to(images.pixels.device)
         rows = torch.from_numpy(task.support)
         batches = [(images.batch(rows[chosen])[0], labels[chosen]) for chosen in torch.arange(len(rows)).split(AT_ONCE)]
         diagonal, _ = fisher_diagonal(inherited, head, batches, settings.fisher_estimator, generator, front=front)
-        retain = stable_retain(max(float(entries.max()) for entries in diagonal.values()), settings)
-        weighted.append({name: retain * entries for name, entries in diagonal.items()})
-        retains.append(retain)
-    return {name: torch.cat([one[name] for one in weighted]) for name in weighted[0]}, retains
+        retain_weight = stable_retain_weight(max(float(entries.max()) for entries in diagonal.values()), settings)
+        weighted.append({name: retain_weight * entries for name, entries in diagonal.items()})
+        retain_weights.append(retain_weight)
+    return {name: torch.cat([one[name] for one in weighted]) for name in weighted[0]}, retain_weights
 
 
 class BestWeights:
@@ -193,11 +193,11 @@ def adapt(
     inherited = {name: t for name, t in block_tensors(model.inherited).items() if t.requires_grad}
     values = {name: tensor.detach().clone() for name, tensor in inherited.items()}
     retain_loss: RetainLoss | None = None
-    retain, retains = 1.0, list[float]()
+    retain_weight, retain_weights = 1.0, list[float]()
     if learngene is not None and method.fisher == "collective":
-        retain = choose_retain(learngene, settings)
-        retain_loss = RetainLoss.of(model.inherited, learngene) if retain > 0 else None
-        retains = [retain]
+        retain_weight = choose_retain_weight(learngene, settings)
+        retain_loss = RetainLoss.of(model.inherited, learngene) if retain_weight > 0 else None
+        retain_weights = [retain_weight]
     optimiser = torch.optim.SGD(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         settings.scratch_learning_rate if learngene is None else settings.learning_rate,
@@ -210,7 +210,7 @@ def adapt(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if retain_loss is not None:
-            retain_loss.add_gradient(retain)
+            retain_loss.add_gradient(retain_weight)
         optimiser.step()
 
     for epoch in range(1, settings.epochs + 1):
@@ -218,7 +218,7 @@ def adapt(
             if learngene is not None and method.fisher == "individual" and (epoch - 1) % settings.fisher_every == 0:
                 fisher, found = own_fisher(model, tasks, images, settings, generators)
                 retain_loss = RetainLoss(inherited, values, fisher)  # lambda is in it: each network has its own
-                retains.extend(found)
+                retain_weights.extend(found)
             last = _epoch(model, tasks, images, settings.batch_size, generators, learn)
             if not math.isfinite(last):
                 raise RunFailedError(f"{method.name}: the loss is not a number any more; lower the learning rate")
@@ -226,7 +226,7 @@ def adapt(
                 best.look(model, validation_losses(model, held, images))
         if observe is not None:
             observe(epoch, model if best is None else best.networks)
-    return Adapted((model if best is None else best.networks).eval(), retains)
+    return Adapted((model if best is None else best.networks).eval(), retain_weights)
 
 
 def _epoch(

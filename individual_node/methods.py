@@ -34,7 +34,7 @@ class Outcome:
 
     accuracy: dict[int, float] = field(default_factory=dict)
     curve: dict[int, list[float]] = field(default_factory=dict)
-    retain: list[float] = field(default_factory=list)
+    retain_weights: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Evaluation:
             )
             found = test_accuracy(adapted.networks, group, test)
             outcome.accuracy.update({task.number: value for task, value in zip(group, found, strict=True)})
-            outcome.retain.extend(adapted.retain)
+            outcome.retain_weights.extend(adapted.retain_weights)
             done += len(group)
         return outcome
 

@@ -99,14 +99,16 @@ def _figures(outcomes: Mapping[str, Mapping[int, Outcome]]) -> dict[str, object]
         }
         for method, by_shots in outcomes.items()
     }
-    retains = {method: [r for o in by_shots.values() for r in o.retain] for method, by_shots in outcomes.items()}
+    lambdas = {
+        method: [r for o in by_shots.values() for r in o.retain_weights] for method, by_shots in outcomes.items()
+    }
     return {
         "methods": {
             method: {str(shots): {str(task): a for task, a in o.accuracy.items()} for shots, o in by_shots.items()}
             for method, by_shots in outcomes.items()
         },
         "curves": {method: by_shots for method, by_shots in curves.items() if by_shots},
-        "retain": {method: median(values) for method, values in retains.items() if values},
+        "retain_weight": {method: median(values) for method, values in lambdas.items() if values},
     }
 
 

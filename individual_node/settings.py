@@ -47,7 +47,7 @@ class IndividualSettings(BaseModel):
     scratch_learning_rate: float = Field(0.02, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
-    retain: float | None = Field(
+    retain_weight: float | None = Field(
         None, ge=0, description="lambda of Eq. 9; none: the paper's 1000, or half of what is stable where that is less"
     )
     fisher_estimator: Estimator = Field("sampled", description="of an individual's own Fisher diagonal (Algorithm 1)")

@@ -629,14 +629,14 @@ def test_flowers_own_command_gives_the_same_results(whole: Ended, place: Place) 
 
 @pytest.mark.slow
 def test_a_node_s_own_reason_reaches_the_user(place: Place) -> None:
-    ended = place.learngene(place.root / "diverging", "--set", "individual.retain=1e9")
+    ended = place.learngene(place.root / "diverging", "--set", "individual.retain_weight=1e9")
     assert ended.code == 2
     [line] = ended.err.strip().splitlines()
     assert "'adapt' failed at individual-1" in line
     assert "choose lambda at most" in line
     # It would fail again.
     assert "--resume" not in line
-    assert read_settings(ended.run).settings.individual.retain == 1e9
+    assert read_settings(ended.run).settings.individual.retain_weight == 1e9
     assert ended.look.remaining() == []
 
 

@@ -68,7 +68,7 @@ def fit_score(score: Score, known: Responses, labels: Tensor, *, neighbours: int
         ValueError: no known image where the score needs some, or not one label per image.
     """
     match score:
-        case "paper":
+        case "msp":
             return lambda responses: one_minus_largest_softmax(responses.logits)
         case "max-logit":
             return lambda responses: negated_largest_logit(responses.logits)

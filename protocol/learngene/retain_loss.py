@@ -78,7 +78,7 @@ def _repeated(values: NDArray[np.float32], networks: int, like: Tensor) -> Tenso
     return value.repeat(networks, *([1] * (value.ndim - 1)))
 
 
-def largest_stable_retain(learning_rate: float, largest: float, momentum: float, *, nesterov: bool = False) -> float:
+def largest_stable_weight(learning_rate: float, largest: float, momentum: float, *, nesterov: bool = False) -> float:
     """The weight (lambda of Eq. 9) above which a step must diverge, for a largest Fisher entry ``largest``.
 
     Along one parameter the retain loss is a parabola of curvature ``lambda F``. With momentum ``m`` an error is

@@ -28,6 +28,7 @@ from protocol.node.metrics import METRICS_FILE, read_metrics
 from sims.data import images
 from sims.results import result_bounds
 from sims.results.statistics import mean_interval, paired_difference
+from sims.run.earlier_words import in_format_2
 from sims.run.run_folder import individuals_of, read_record, read_settings, state_folder
 from sims.run.settings import RunSettings
 
@@ -175,15 +176,15 @@ class NodeCurve(BaseModel):
 
 
 class NodeFacts(BaseModel):
-    """How one node ran: ``confinement`` is its own line about what the operating system enforced, ``retain`` the
-    lambda of Eq. 9 that it used, by method."""
+    """How one node ran: ``confinement`` is its own line about what the operating system enforced, ``retain_weight``
+    the lambda of Eq. 9 that it used, by method."""
 
     model_config = _PART
 
     device: str = "unknown"
     threads: int | None = None
     confinement: str = "unconfined"
-    retain: dict[str, float] = {}
+    retain_weight: dict[str, float] = {}
 
 
 class GradientTrend(BaseModel):
@@ -354,13 +355,15 @@ class Crossing(BaseModel):
 
 
 class Results(BaseModel):
-    """``results.json``. Accuracies in per cent, differences in points. All times stand in ``seconds``; apart from
+    """``results.json``, written in format 2 and read in formats 1 and 2.
+
+    Accuracies in per cent, differences in points. All times stand in ``seconds``; apart from
     them and the digests of ``crossings``, two runs of the same settings on one machine are equal, if these ask for no
     privacy: what hides images can never be repeated."""
 
     model_config = _FROZEN
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     dataset: Dataset
     profile: Word
     seed: int
@@ -376,6 +379,8 @@ class Results(BaseModel):
     machine: dict[str, str | int]
     versions: dict[str, str]
     seconds: dict[str, dict[str, float]]
+
+    _earlier = model_validator(mode="before")(in_format_2)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Results":

@@ -13,11 +13,12 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from protocol.errors import InputError, StorageFailedError, fault_line
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.files.user_files import read_given
+from sims.run.earlier_words import in_format_2
 from sims.run.reach import Reach
 from sims.run.settings import RunSettings
 
@@ -52,9 +53,11 @@ class SettingsFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     settings: RunSettings
     dataset: dict[str, str] = {}
+
+    _earlier = model_validator(mode="before")(in_format_2)
 
 
 @dataclass

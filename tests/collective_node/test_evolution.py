@@ -453,10 +453,10 @@ def test_the_threshold_is_calibrated_on_held_out_known_images(tmp_path: Path) ->
 
 def test_a_comparison_changes_nothing_of_the_run_itself(tmp_path: Path) -> None:
     plain, _ = evolution(tmp_path / "plain", CYCLES).run()
-    compare = {"compare_scores": ("paper", "max-logit"), "compare_strategies": ("ewc",), "keep_known": 0.1}
+    compare = {"compare_scores": ("msp", "max-logit"), "compare_strategies": ("ewc",), "keep_known": 0.1}
     settings = CYCLES.model_copy(update=compare)
     compared, comparisons = evolution(tmp_path / "compared", settings).run()
-    assert [(one.score, one.strategy) for one in comparisons] == [("paper", "replay"), ("max-logit", "ewc")]
+    assert [(one.score, one.strategy) for one in comparisons] == [("msp", "replay"), ("max-logit", "ewc")]
     assert all(len(one.cycles) == 2 for one in comparisons)
     expected = state(plain)
     assert all(torch.equal(value, expected[name]) for name, value in state(compared).items())

@@ -15,10 +15,10 @@ from individual_node.adaptation import (
     Adapted,
     BestWeights,
     adapt,
-    choose_retain,
+    choose_retain_weight,
     own_fisher,
     side_by_side,
-    stable_retain,
+    stable_retain_weight,
     validation_losses,
 )
 from individual_node.adaptation import test_accuracy as accuracy_on_test_images
@@ -98,8 +98,8 @@ def test_the_retain_loss_acts_on_the_inherited_layers_only_and_is_above_zero_aft
 def test_a_larger_lambda_keeps_the_inherited_layers_closer() -> None:
     gene = learngene()
     distance = []
-    for retain in (0.0, 200.0):
-        model = adapted("condensed-eq9", 0, retain=retain, epochs=5).networks
+    for retain_weight in (0.0, 200.0):
+        model = adapted("condensed-eq9", 0, retain_weight=retain_weight, epochs=5).networks
         change = {
             name: tensor.detach() - torch.from_numpy(gene.tensors[name])
             for name, tensor in block_tensors(model.inherited).items()
@@ -112,24 +112,24 @@ def test_a_larger_lambda_keeps_the_inherited_layers_closer() -> None:
 
 
 def test_a_lambda_that_must_diverge_is_refused_and_the_stable_one_is_named() -> None:
-    settings = IndividualSettings(learning_rate=0.005, retain=1000)
-    assert choose_retain(learngene(fisher=0.75), settings) == 1000
+    settings = IndividualSettings(learning_rate=0.005, retain_weight=1000)
+    assert choose_retain_weight(learngene(fisher=0.75), settings) == 1000
     gene = learngene(fisher=2.0)
     largest = max(float(t.max()) for n, t in gene.tensors.items() if n.startswith("fisher"))
     with pytest.raises(InputError, match=f"at most {3.8 / 0.005 / largest:.3g}"):
-        choose_retain(gene, settings)
+        choose_retain_weight(gene, settings)
 
 
 def test_without_a_lambda_it_is_the_papers_or_half_of_what_is_stable() -> None:
     settings = IndividualSettings(learning_rate=0.005)
-    assert choose_retain(learngene(fisher=0.1), settings) == 1000
+    assert choose_retain_weight(learngene(fisher=0.1), settings) == 1000
     gene = learngene(fisher=8.0)
     largest = max(float(t.max()) for n, t in gene.tensors.items() if n.startswith("fisher"))
-    assert choose_retain(gene, settings) == pytest.approx(1.9 / 0.005 / largest)
+    assert choose_retain_weight(gene, settings) == pytest.approx(1.9 / 0.005 / largest)
 
 
 def test_accuracy_is_counted_per_task() -> None:
-    model = adapted("condensed-eq9", 0, 1, retain=0.0).networks
+    model = adapted("condensed-eq9", 0, 1, retain_weight=0.0).networks
     found = accuracy_on_test_images(model, [task(0), task(1)], images())
     data = images()
     for index, number in enumerate((0, 1)):
@@ -234,9 +234,9 @@ def test_frozen_blocks_stay_as_they_were_inherited_and_the_rest_learns(name: str
 def test_without_a_fisher_diagonal_it_is_equation_6_alone(form: Form) -> None:
     """To the last bit what Eq. 9 is with a lambda of 0, with a learngene that carries a diagonal or none."""
     base = "condensed-eq9" if form == "condensed" else form
-    none, zero = adapted(f"{base}-none", 0, 1), adapted(base, 0, 1, retain=0)
+    none, zero = adapted(f"{base}-none", 0, 1), adapted(base, 0, 1, retain_weight=0)
     assert same(none.networks.state_dict(), zero.networks.state_dict())
-    assert (none.retain, zero.retain) == ([], [0.0])
+    assert (none.retain_weights, zero.retain_weights) == ([], [0.0])
     gene = learngene(form)
     bare = Learngene(gene.architecture, {n: t for n, t in gene.tensors.items() if not n.startswith("fisher")}, None)
     settings = IndividualSettings(epochs=2, batch_size=8, learning_rate=0.01)
@@ -269,7 +269,7 @@ def test_an_individuals_own_fisher_diagonal_is_the_mean_of_squared_gradients_of_
     """Equation 7 with the data's labels, against one backward pass an image."""
     gene, target, data = learngene("paper-middle"), task(0), images()
     model = reconstruct(gene.architecture, gene, ways=WAYS, generators=generators(0))
-    settings = IndividualSettings(fisher_estimator="empirical", retain=2.0, learning_rate=1e-6)
+    settings = IndividualSettings(fisher_estimator="empirical", retain_weight=2.0, learning_rate=1e-6)
     found, retains = own_fisher(model, [target], data, settings, generators(0))
     assert retains == [2.0]
     model.eval()
@@ -298,7 +298,7 @@ def test_the_own_diagonal_is_taken_before_an_epoch_and_always_holds_at_what_was_
     monkeypatch.setattr(adaptation, "RetainLoss", recorded)
     done = adapted(name, 0, 1, epochs=5, fisher_every=every)
     assert len(losses) == times
-    assert len(done.retain) == 2 * times
+    assert len(done.retain_weights) == 2 * times
     form = METHODS[name].form
     assert form is not None
     gene = learngene(form)
@@ -323,11 +323,11 @@ def test_the_own_lambda_is_kept_at_half_of_what_is_stable_for_the_present_larges
     torch.testing.assert_close(largest, torch.full((2,), 1.9 / 100))  # lambda F
     limit = 2 * max(retains)
     with pytest.raises(InputError, match="choose lambda at most"):
-        own_fisher(model, tasks, images(), settings.model_copy(update={"retain": limit}), generators(0, 1))
+        own_fisher(model, tasks, images(), settings.model_copy(update={"retain_weight": limit}), generators(0, 1))
 
 
 def test_an_own_diagonal_of_zeros_leaves_the_papers_lambda() -> None:
-    assert stable_retain(0.0, IndividualSettings()) == 1000
+    assert stable_retain_weight(0.0, IndividualSettings()) == 1000
 
 
 def test_variants_of_a_method_begin_with_the_same_weights() -> None:

@@ -169,7 +169,7 @@ def cycles(score: str, strategy: str, shift: float = 0.0) -> list[dict[str, obje
     lost = {"replay": 1.5, "ewc": 9.0, "none": 22.0}[strategy]
 
     def stream(after: bool, number: int) -> dict[str, object]:
-        base = {"paper": 70.5, "max-logit": 72.0, "energy": 71.8, "relative-mahalanobis": 64.0, "nearest-neighbour": 61}
+        base = {"msp": 70.5, "max-logit": 72.0, "energy": 71.8, "relative-mahalanobis": 64.0, "nearest-neighbour": 61}
         return {
             name: {
                 "known": 1600,
@@ -204,7 +204,7 @@ def cycles(score: str, strategy: str, shift: float = 0.0) -> list[dict[str, obje
             "old_open_accuracy_after": None if number == 0 else learned - lost,
             "base_accuracy_before": 60.0 - lost * number + shift,
             "base_accuracy_after": 60.0 - lost * (number + 1) + shift,
-            "retain": 100.0 if strategy == "ewc" else None,
+            "retain_weight": 100.0 if strategy == "ewc" else None,
             "steps": 1200,
             "seconds": 30.0,
         }

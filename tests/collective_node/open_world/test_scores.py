@@ -28,7 +28,7 @@ from protocol.errors import InputError, RunFailedError
 
 LABELS = torch.arange(120) % 4 * 10 + 3  # any numbering of the classes will do
 #: How much a score changes for each 1 that is added to all logits.
-ON_LOGITS: dict[Score, float] = {"paper": 0.0, "max-logit": -1.0, "energy": -1.0}
+ON_LOGITS: dict[Score, float] = {"msp": 0.0, "max-logit": -1.0, "energy": -1.0}
 
 
 def responses(count: int, seed: int, *, spread: float = 1.0) -> Responses:
@@ -62,12 +62,12 @@ def gaussians(ridge_share: float) -> tuple[list[np.ndarray], np.ndarray, np.ndar
 
 def test_paper_is_one_minus_the_largest_softmax() -> None:
     expected = 1 - softmax(OTHERS.logits.double().numpy(), axis=1).max(1)
-    np.testing.assert_allclose(fitted("paper")(OTHERS), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(fitted("msp")(OTHERS), expected, rtol=0, atol=1e-12)
 
 
 def test_paper_still_ranks_images_that_the_network_is_very_sure_of() -> None:
     sure = Responses(torch.tensor([[60.0, 0.0, 0.0], [70.0, 0.0, 0.0], [70.0, 1.0, 0.0]]), torch.zeros(3, 1))
-    surest, less, least = (float(fitted("paper")(sure)[image]) for image in (1, 2, 0))
+    surest, less, least = (float(fitted("msp")(sure)[image]) for image in (1, 2, 0))
     assert surest < less < least
     assert least == pytest.approx(2 * math.exp(-60), rel=1e-12)
 
@@ -83,7 +83,7 @@ def test_energy_is_the_free_energy() -> None:
 
 
 @pytest.mark.parametrize("shift", [-300.0, 7.0, 5000.0])
-def test_a_shift_of_all_logits_lowers_max_logit_and_energy_by_it_and_leaves_the_paper_s_score(shift: float) -> None:
+def test_a_shift_of_all_logits_lowers_max_logit_and_energy_by_it_and_leaves_the_softmax_score(shift: float) -> None:
     logits = OTHERS.logits.double()
     before, after = Responses(logits, OTHERS.features), Responses(logits + shift, OTHERS.features)
     for score, change in ON_LOGITS.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 from protocol.learngene.architecture import Architecture, Block, InputContract
 from protocol.learngene.learngene import FisherDescription, Learngene
 from protocol.learngene.network import block_tensors, build_blocks, layers_of, load_blocks
-from protocol.learngene.retain_loss import RetainLoss, largest_stable_retain
+from protocol.learngene.retain_loss import RetainLoss, largest_stable_weight
 
 
 def parameters(seed: int = 0) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def test_the_limit_is_where_torchs_gradient_descent_diverges(
     share: float, converges: bool, momentum: float, nesterov: bool
 ) -> None:
     rate, fisher = 0.005, 3.0
-    weight = share * largest_stable_retain(rate, fisher, momentum, nesterov=nesterov)
+    weight = share * largest_stable_weight(rate, fisher, momentum, nesterov=nesterov)
     theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
     loss = RetainLoss(
         {"theta": theta}, {"theta": torch.zeros(1).double()}, {"theta": torch.full((1,), fisher).double()}
@@ -118,4 +118,4 @@ def test_the_limit_is_where_torchs_gradient_descent_diverges(
 
 
 def test_without_curvature_every_weight_is_stable() -> None:
-    assert largest_stable_retain(0.1, 0.0, 0.9) == float("inf")
+    assert largest_stable_weight(0.1, 0.0, 0.9) == float("inf")

@@ -60,7 +60,7 @@ def test_the_schema_refuses_what_it_should(made: tuple[Path, Results]) -> None:
         lambda d: d["collective"]["open_world"]["cycles"][0].update(seconds=1.0),
         lambda d: d["collective"]["open_world"]["cycles"][0].update(strategy="hope"),
         lambda d: d["collective"]["open_world"]["cycles"][0]["before"].update(guess=None),
-        lambda d: d["collective"]["open_world"]["cycles"][0]["after"]["paper"].update(auroc=101),
+        lambda d: d["collective"]["open_world"]["cycles"][0]["after"]["msp"].update(auroc=101),
         lambda d: d["collective"]["open_world"]["comparisons"][0].pop("score"),
     ]
     for change in changes:
@@ -289,7 +289,7 @@ def test_the_criterion_must_speak_of_every_layer(tmp_path: Path) -> None:
         lambda d: d.update(images=["pixels"]),
         lambda d: d["tasks"][0].update(accuracy=101.0),
         lambda d: d["open_world"]["cycles"][0].update(base_accuracy_after=float("nan")),
-        lambda d: d["open_world"]["cycles"][0]["before"]["paper"].update(auroc=-1.0),
+        lambda d: d["open_world"]["cycles"][0]["before"]["msp"].update(auroc=-1.0),
         lambda d: d["open_world"]["comparisons"][0].update(strategy="hope"),
         lambda d: d["learngenes"]["condensed"].pop("fisher"),
     ],

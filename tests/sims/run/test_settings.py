@@ -50,7 +50,7 @@ def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
         "width": 0.125,
         "threads": 2,
         "individual-device": "cpu",
-        "set": "collective.classes_per_task=4 collective.forms=paper,condensed individual.retain=10 "
+        "set": "collective.classes_per_task=4 collective.forms=paper,condensed individual.retain_weight=10 "
         "collective.sigma=1e-4",
     }
     settings = from_run_config(config)
@@ -58,11 +58,13 @@ def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
     assert settings.shots == (5, 10)
     assert (settings.collective.tasks, settings.collective.width) == (6, 0.125)
     assert (settings.collective.classes_per_task, settings.collective.forms) == (4, ("paper", "condensed"))
-    assert (settings.collective.sigma, settings.individual.retain) == (1e-4, 10.0)
+    assert (settings.collective.sigma, settings.individual.retain_weight) == (1e-4, 10.0)
     changed = {"tasks", "width", "classes_per_task", "forms", "sigma"}
     small = PROFILES["cifar100"]["small"]
     assert settings.collective.model_dump(exclude=changed) == small.collective.model_dump(exclude=changed)
-    assert settings.individual.model_dump(exclude={"retain"}) == small.individual.model_dump(exclude={"retain"})
+    assert settings.individual.model_dump(exclude={"retain_weight"}) == small.individual.model_dump(
+        exclude={"retain_weight"}
+    )
     assert from_run_config(settings.to_run_config()) == settings
 
 
@@ -161,16 +163,16 @@ def test_a_number_may_stand_for_text_as_flower_parses_it() -> None:
         ({"width": 99.0}, "width"),
         ({"threads": -1}, "threads"),
         ({"collective-device": "gpu"}, "gpu"),
-        ({"set": "retain"}, "individual.NAME=VALUE"),
-        ({"set": "retain=1"}, "individual.retain?"),
-        ({"set": "human.retain=1"}, "human.retain"),
-        ({"set": "individual.retian=1"}, "individual.retain?"),
+        ({"set": "retain_weight"}, "individual.NAME=VALUE"),
+        ({"set": "retain_weight=1"}, "individual.retain_weight?"),
+        ({"set": "human.retain_weight=1"}, "human.retain_weight"),
+        ({"set": "individual.retian_weight=1"}, "individual.retain_weight?"),
         ({"set": "colective.epochs=1"}, "collective.epochs?"),
         ({"set": "collective.momentun=1"}, "collective.momentum?"),
         ({"set": "individual.nothing_like_it=1"}, "floor_penalty"),  # the valid ones
-        ({"set": "individual.retain=much"}, "individual.retain"),
-        ({"set": "individual.retain=-1"}, "individual.retain"),
-        ({"set": "individual.retain=inf"}, "individual.retain"),
+        ({"set": "individual.retain_weight=much"}, "individual.retain_weight"),
+        ({"set": "individual.retain_weight=-1"}, "individual.retain_weight"),
+        ({"set": "individual.retain_weight=inf"}, "individual.retain_weight"),
         ({"set": "individual.epochs=1.5"}, "individual.epochs"),
         ({"set": "individual.epochs=none"}, "individual.epochs"),
         ({"set": "individual.methods=scratch,magic"}, "individual.methods"),
@@ -260,7 +262,7 @@ def test_the_experiment_does_not_depend_on_where_it_is_written(tmp_path: Path) -
     there = from_run_config({"out": str(tmp_path / "b"), "resume": True})
     assert here.experiment() == there.experiment()
     assert here.experiment() != from_run_config({"seed": 1}).experiment()
-    assert here.experiment() != from_run_config({"set": "individual.retain=7"}).experiment()
+    assert here.experiment() != from_run_config({"set": "individual.retain_weight=7"}).experiment()
 
 
 def test_a_method_without_its_form_of_learngene_is_refused_before_anything_starts() -> None:

@@ -1,0 +1,73 @@
+"""Files of format 1: ``results.json`` as an earlier version wrote it, and ``settings.json``, are read as format 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import InputError
+from sims.results.results import load
+from sims.run.earlier_words import in_format_2
+from sims.run.run_folder import SettingsFile
+from sims.run.settings import from_run_config
+
+#: Written by the version before format 2, from made numbers.
+EARLIER = Path(__file__).parent.parent / "results" / "results-format-1.json"
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def stored(folder: Path, text: str) -> Path:
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_results_of_format_1_hold_the_same_figures_and_are_written_in_format_2(tmp_path: Path) -> None:
+    earlier = json.loads(EARLIER.read_text(encoding="utf-8"))
+    found = load(stored(tmp_path, EARLIER.read_text(encoding="utf-8")))
+    assert found.format == 2
+    assert load(stored(tmp_path, found.to_json().decode())) == found
+    cycle, now = earlier["collective"]["open_world"]["cycles"][0], found.collective.open_world.cycles[0]
+    assert now.before is not None
+    assert now.before["msp"] is not None
+    assert now.before["msp"].auroc == cycle["before"]["paper"]["auroc"]
+    for one, other in zip(
+        earlier["collective"]["open_world"]["comparisons"], found.collective.open_world.comparisons, strict=True
+    ):
+        assert [c.retain_weight for c in other.cycles] == [c["retain"] for c in one["cycles"]]
+    assert found.methods["condensed"][10].per_task == tuple(earlier["methods"]["condensed"]["10"]["per_task"])
+
+
+@pytest.mark.parametrize("form", [2, 3, "1"])
+def test_the_words_of_format_1_are_refused_in_any_other(tmp_path: Path, form: object) -> None:
+    earlier = json.loads(EARLIER.read_text(encoding="utf-8"))
+    with pytest.raises(InputError, match=r"results\.json"):
+        load(stored(tmp_path, json.dumps({**earlier, "format": form})))
+
+
+def test_a_method_or_form_called_paper_keeps_its_name(tmp_path: Path) -> None:
+    document = {"format": 1, "methods": {"paper": {"10": {}}}, "settings": {"collective": {"forms": ["paper"]}}}
+    assert in_format_2(document) == {**document, "format": 2}
+
+
+def test_settings_of_format_1_are_the_same_settings() -> None:
+    changes = "individual.retain_weight=7 collective.score=msp collective.compare_scores=msp,energy"
+    settings = SettingsFile(settings=from_run_config({"set": changes}))
+    document = settings.model_dump(mode="json")
+    collective, individual = document["settings"]["collective"], document["settings"]["individual"]
+    individual["retain"] = individual.pop("retain_weight")
+    collective |= {"score": "paper", "compare_scores": ["paper", "energy"]}
+    assert SettingsFile.model_validate_json(json.dumps({**document, "format": 1})) == settings
+
+
+@given(ANY_JSON)
+def test_a_document_of_any_shape_is_left_for_the_model_to_judge(document: object) -> None:
+    found = in_format_2(document)
+    if not isinstance(document, dict) or document.get("format", 1) != 1:
+        assert found is document
