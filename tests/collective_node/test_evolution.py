@@ -422,7 +422,7 @@ def test_what_a_cycle_measures(tmp_path: Path) -> None:
     first, last = collective.cycles
     assert first.open_accuracy_before == 0.0  # there was no output for them
     assert first.before is not None
-    assert set(first.before) == {"paper", "max-logit", "energy", "relative-mahalanobis", "nearest-neighbour"}
+    assert set(first.before) == {"msp", "max-logit", "energy", "relative-mahalanobis", "nearest-neighbour"}
     part = np.array_split(np.arange(len(truth().stream_names)), 3)[0]
     unknown = sum(truth().stream_names[row] in names(UNKNOWN) for row in part)
     for metrics in first.before.values():
@@ -555,7 +555,7 @@ def test_a_given_threshold_is_for_the_score_of_the_settings_alone(tmp_path: Path
         made._learn(collective, number)
     assert made.stream is not None
     assert made.stream.recognise(collective, 0, "max-logit").threshold == -12.5
-    assert 0 <= made.stream.recognise(collective, 0, "paper").threshold <= 1
+    assert 0 <= made.stream.recognise(collective, 0, "msp").threshold <= 1
 
 
 def test_a_score_that_is_only_measured_ends_no_run(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_part_of_the_stream_without_unknown_images_shows_a_dash(tmp_path: Path
     assert before is not None
     page = page_of(folder, results)
     for text in (page.text, shown(results)):
-        assert f"{number_text(metric_of(before['paper'], 'auroc'))} → –" in text
+        assert f"{number_text(metric_of(before['msp'], 'auroc'))} → –" in text
 
 
 def test_every_method_fits_into_report_and_figures(tmp_path: Path) -> None:
