@@ -209,9 +209,9 @@ def hold(state: Path, *, seconds: float = 0.0) -> int:
 
 
 @contextlib.contextmanager
-def held(state: Path) -> Iterator[None]:
+def held(state: Path, *, seconds: float = 0.0) -> Iterator[None]:
     """Hold a state folder while something is done in it; arguments and errors as :func:`hold`."""
-    descriptor = hold(state)
+    descriptor = hold(state, seconds=seconds)
     try:
         yield
     finally:

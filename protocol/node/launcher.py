@@ -86,6 +86,7 @@ def launch(
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     privileges.let_others_look(False)
     try:
+        _check_none_runs(start)
         unlock = rehearse(lambda: _checked(start))
     except BaseException:
         privileges.let_others_look(True)
@@ -138,6 +139,13 @@ class _Start:
     group: int | None
     unconfined: bool
     lifeline: int | None
+
+
+def _check_none_runs(start: _Start) -> None:
+    """Say that another node works in this state folder before a passphrase is asked for."""
+    if os.path.lexists(start.node.state / state_files.LOCK):
+        with privileges.acting_as(start.user), state_files.held(start.node.state, seconds=_LOCK_SECONDS):
+            pass
 
 
 def _checked(start: _Start) -> bytes:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_ledger import IndividualLedger
+from protocol.files import state_files
 from protocol.keys.key_file import Unlock, make_key_file
 from protocol.keys.signing_key import SigningKey
 from protocol.node import confine
@@ -124,13 +127,29 @@ def test_a_refused_start_leaves_everything_as_it_was(tmp_path: Path, role: Role,
 
 
 @pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+def test_that_another_node_runs_is_said_before_a_passphrase_is_asked_for(tmp_path: Path) -> None:
+    """Its keys need a passphrase that nobody gives here: without the other node, that is what is said."""
+    home, data = tmp_path / "node", tmp_path / "data"
+    data.mkdir()
+    make_node(home, "individual", data)
+    changed('key_file = "key.secret"', 'key_file = "none"')(home, "individual")
+    (home / "state").mkdir(mode=0o700)
+    command = [sys.executable, "-c", textwrap.dedent(STARTS), str(home / "config.toml")]
+
+    def start() -> list[object]:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True, check=True)
+        (said,) = json.loads(done.stdout)
+        return [said[0], "another node" in said[1]]
+
+    with state_files.held(home / "state"):
+        assert start() == [1, True]
+    assert start() == [2, False]
+
+
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
 @pytest.mark.parametrize("role", ["collective", "individual"])
 def test_a_state_with_the_other_roles_ledger_is_named_and_kept(tmp_path: Path, role: Role) -> None:
     """It is opened by a confined node only, whose socket is there by then: that goes, the ledger stays."""
-    from protocol.exchange.collective_ledger import CollectiveLedger
-    from protocol.exchange.individual_ledger import IndividualLedger
-    from protocol.files import state_files
-
     home, data = tmp_path / "node", tmp_path / "data"
     data.mkdir()
     make_node(home, role, data)
