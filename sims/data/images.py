@@ -2,7 +2,7 @@
 
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -20,13 +20,17 @@ from sims.data import cifar100_archive, glyphs
 from sims.data.datasets import DATASETS, DatasetName, check_data_named
 from sims.data.division import SPLIT_FILE, Division, read_split
 from sims.data.folder_tree import FolderTree, Part, is_tree, list_tree, read_images
+from sims.data.picture_cache import keep, kept, listing_digest
 
 Kind = Literal["folder", "download", "stand-in"]
 
-#: Where a downloaded dataset is kept.
+#: Where a downloaded dataset, and what was decoded of a folder, is kept.
 CACHE = Path("~/.learngene/data")
 #: Seconds without an answer after which the network counts as absent.
 NETWORK_TIMEOUT = 8.0
+
+#: In the cache: images that were decoded before, and how many make a tree worth keeping.
+_DECODED, _WORTH_KEEPING = "decoded", 2000
 
 _URL, _ARCHIVE_FOLDER, _ARCHIVE = cifar100_archive.URL, cifar100_archive.FOLDER, cifar100_archive.ARCHIVE
 #: Images a class of the published set.
@@ -101,7 +105,7 @@ def load_source(
         data: what the user gave; never replaced by the stand-in.
         dataset: decides on classes and size; every image is brought to it.
         stand_in: draw the stand-in without looking further.
-        cache: folder of downloads.
+        cache: folder of downloads, and of the images that were decoded from large trees.
         say: gets one line before something slow.
 
     Raises:
@@ -112,7 +116,7 @@ def load_source(
         return draw_stand_in("asked for", size=DATASETS[dataset].size)
     if data is not None:
         found = _find(data.expanduser(), dataset)
-        return _load_published_in(data.expanduser(), say) if found is None else _read_found(found, say)
+        return _load_published_in(data.expanduser(), say) if found is None else _read_found(found, cache, say)
     problem = fetch_published(cache, say=say)
     if problem is not None:
         return draw_stand_in(f"no data folder was given and CIFAR-100 could not be downloaded: {problem}")
@@ -230,23 +234,41 @@ def _find(data: Path, dataset: DatasetName) -> _Found | None:
     )
 
 
-def _read_found(found: _Found, say: Callable[[str], None]) -> ImageSource:
-    tree = found.tree
-    total = sum(sum(by_class.values()) for by_class in tree.counts.values())
-    say(f"Reading {total:,} images from {tree.root} at {found.size}x{found.size} ({tree.layout}) ...")
-    with PictureReader() as reader:
-        sets = {
-            part: ImageSet(
-                read_images([file for files in by_class.values() for file in files], found.size, reader),
-                np.arange(len(by_class), dtype=np.int64).repeat([len(files) for files in by_class.values()]),
-            )
-            for part, by_class in tree.files.items()
-        }
-    if not reader.confined:
-        say("This kernel does not confine the program that decoded them: use images whose origin you trust.")
-    classes = found.division.classes
+def _read_found(found: _Found, cache: Path, say: Callable[[str], None]) -> ImageSource:
+    tree, classes = found.tree, found.division.classes
+    files = {part: [file for of_class in by.values() for file in of_class] for part, by in tree.files.items()}
+    images = dict(zip(files, _pixels([*files.values()], found, cache, say), strict=True))
+    labels = {
+        part: np.arange(len(by), dtype=np.int64).repeat([len(of_class) for of_class in by.values()])
+        for part, by in tree.files.items()
+    }
+    sets = {part: ImageSet(images[part], labels[part]) for part in files}
     reason = f"from {tree.root}, {tree.layout}"
     return ImageSource(found.name, "folder", classes, found.division, sets["train"], sets["test"], reason)
+
+
+def _pixels(
+    parts: Sequence[Sequence[str]], found: _Found, cache: Path, say: Callable[[str], None]
+) -> list[NDArray[np.uint8]]:
+    """The images of each part, decoded, or as they were kept when they were decoded last."""
+    root, layout, size = found.tree.root, found.tree.layout, found.size
+    files, folder = [file for part in parts for file in part], cache.expanduser() / _DECODED
+    ends = np.cumsum([len(part) for part in parts])[:-1].tolist()
+    worth_keeping = len(files) >= _WORTH_KEEPING
+    digest = listing_digest(root, files, size) if worth_keeping else ""
+    pixels = kept(folder, digest, len(files), size) if worth_keeping else None
+    if pixels is not None:
+        say(f"{len(files):,} images of {root} at {size}x{size}, as decoded before (kept in {folder})")
+        return np.split(pixels, ends)
+    say(f"Reading {len(files):,} images from {root} at {size}x{size} ({layout}) ...")
+    with PictureReader() as reader:
+        pixels = read_images(files, size, reader)
+    if not reader.confined:
+        say("This kernel does not confine the program that decoded them: use images whose origin you trust.")
+    # Nothing is kept of files that changed meanwhile.
+    if worth_keeping and listing_digest(root, files, size) == digest:
+        keep(folder, digest, pixels)
+    return np.split(pixels, ends)
 
 
 def _load_published_in(data: Path, say: Callable[[str], None]) -> ImageSource:

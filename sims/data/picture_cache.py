@@ -1,0 +1,76 @@
+"""Decoded images of a folder tree, kept so that a tree is decoded once and not in every run."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+from protocol.errors import InputError
+from protocol.files.atomic import synchronise_folder
+from protocol.files.private_folders import private_folder
+from protocol.pictures.arrays import read_array
+
+#: Trees that are kept; the one that was not used for longest makes room.
+MOST = 4
+_SUFFIX = ".npy"
+#: Changes where a decoder's answer does.
+_VERSION = 1
+
+
+def listing_digest(root: Path, files: Sequence[str], size: int) -> str:
+    """SHA-256 of what the names, sizes and times of the files say, of ``size``, and of the version of the decoder.
+
+    A file whose content changed while its size and its time stayed the same is not noticed.
+
+    Raises:
+        OSError: a file cannot be looked at.
+    """
+    seen = hashlib.sha256(repr((_VERSION, PIL.__version__, size)).encode())
+    for file in files:
+        status = os.stat(file)
+        line = f"{os.path.relpath(file, root)!r} {status.st_size} {status.st_mtime_ns}\n"
+        seen.update(line.encode("utf-8", errors="surrogateescape"))
+    return seen.hexdigest()
+
+
+def kept(folder: Path, digest: str, count: int, size: int) -> NDArray[np.uint8] | None:
+    """The images ``[count, size, size, 3]`` that were kept under a digest; None where there are none that fit."""
+    path = folder / f"{digest}{_SUFFIX}"
+    try:
+        private_folder(folder)
+        found = read_array(path)
+        os.utime(path)
+    except (InputError, OSError):
+        return None
+    return found if found.dtype == np.uint8 and found.shape == (count, size, size, 3) else None
+
+
+def keep(folder: Path, digest: str, images: NDArray[np.uint8]) -> None:
+    """Keep images under a digest. Nothing is said where they cannot be kept: the next run decodes them again."""
+    with contextlib.suppress(InputError, OSError):
+        private_folder(folder)
+        descriptor, name = tempfile.mkstemp(suffix=".part", dir=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.save(file, images)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, folder / f"{digest}{_SUFFIX}")
+        except BaseException:
+            os.unlink(name)
+            raise
+        synchronise_folder(folder)
+        _forget_oldest(folder)
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Leave the trees that were used last."""
+    by_use = sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in by_use[MOST:]:
+        path.unlink(missing_ok=True)
