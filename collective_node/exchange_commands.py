@@ -41,11 +41,12 @@ def grant(
 
     `individual-node inherit` takes both. The same request has the same answer.
     """
+    from protocol.encoding.calendar import unix_seconds
     from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal
     from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
     from protocol.messages import bundle_file, envelope
     from protocol.messages.bundle_file import BundleFile
-    from protocol.node.endpoints import node_of, open_endpoint, unix_seconds
+    from protocol.node.endpoints import node_of, open_endpoint
 
     check_free(out)
     endpoint = open_endpoint(node_of(config, "collective"), CollectiveEndpoint)
@@ -71,10 +72,11 @@ def receipt(
     Example:
       collective-node receipt --config ~/collective/config.toml receipt.json
     """
+    from protocol.encoding.calendar import unix_seconds
     from protocol.exchange.collective_endpoint import CollectiveEndpoint
     from protocol.files.user_files import named_refusals, read_limited
     from protocol.messages import envelope
-    from protocol.node.endpoints import node_of, open_endpoint, unix_seconds
+    from protocol.node.endpoints import node_of, open_endpoint
 
     endpoint = open_endpoint(node_of(config, "collective"), CollectiveEndpoint)
     with named_refusals(file):
@@ -144,10 +146,11 @@ def withdraw(
     """
     import secrets
 
+    from protocol.encoding.calendar import unix_seconds
     from protocol.exchange.collective_endpoint import CollectiveEndpoint
     from protocol.messages.payloads import MOST_WITHDRAWN
     from protocol.messages.sealing import CONTENT_KEY_BYTES
-    from protocol.node.endpoints import collective_ledger, node_of, open_endpoint, unix_seconds
+    from protocol.node.endpoints import collective_ledger, node_of, open_endpoint
 
     node = node_of(config, "collective")
     ledger = collective_ledger(node)

@@ -14,18 +14,18 @@ from collective_node.configuration import CollectiveConfiguration
 from collective_node.extraction.pipeline import Chosen, Evolved, check_privacy, evolve
 from collective_node.open_world.annotators import Annotator, Oracle, Person
 from protocol.confinement.guards import Confinement
+from protocol.encoding.calendar import unix_seconds
 from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal
 from protocol.exchange.collective_ledger import StoredRelease
 from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import describe
 from protocol.messages.sealing import CONTENT_KEY_BYTES
-from protocol.node.endpoints import unix_seconds
 from protocol.node.metrics import METRICS_FILE, write_metrics
 from protocol.node.program import PartyProgram
 from protocol.node.server import Program
 from protocol.transport.frame import Frame
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
 if TYPE_CHECKING:
     from collective_node.differential_privacy.evolution import PrivatelyEvolved

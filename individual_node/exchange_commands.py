@@ -41,9 +41,10 @@ def request(
     The collective answers it within 7 days: `collective-node grant`. The same request, while it waits for its answer,
     is written again as it is.
     """
+    from protocol.encoding.calendar import unix_seconds
     from protocol.exchange.individual_endpoint import IndividualEndpoint
     from protocol.files.user_files import check_free, write_new
-    from protocol.node.endpoints import node_of, open_endpoint, unix_seconds
+    from protocol.node.endpoints import node_of, open_endpoint
 
     wanted = form_of(form)
     check_free(out)
@@ -66,10 +67,11 @@ def inherit(
     Example:
       individual-node inherit --config ~/individual/config.toml condensed.learngene --receipt receipt.json
     """
+    from protocol.encoding.calendar import unix_seconds
     from protocol.exchange.individual_endpoint import IndividualEndpoint
     from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
     from protocol.messages import bundle_file, envelope
-    from protocol.node.endpoints import node_of, open_endpoint, unix_seconds
+    from protocol.node.endpoints import node_of, open_endpoint
     from protocol.trust.policy_file import load_policy
 
     if receipt is not None:

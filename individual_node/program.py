@@ -11,17 +11,17 @@ from individual_node.configuration import IndividualConfiguration
 from individual_node.method_table import METHODS
 from individual_node.methods import Evaluation, Outcome
 from protocol.confinement.guards import Confinement
+from protocol.encoding.calendar import unix_seconds
 from protocol.errors import MalformedError, PolicyDeniedError
 from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.architecture import Form, form_named
 from protocol.learngene.network import describe
-from protocol.node.endpoints import unix_seconds
 from protocol.node.metrics import write_metrics
 from protocol.node.program import PartyProgram
 from protocol.node.server import Program
 from protocol.transport.frame import Frame
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from protocol.commands.node_commands import initialise
+from protocol.commands.init_command import initialise
 from protocol.digest import digest_of
 from protocol.exchange import content_keys, verification
 from protocol.exchange.collective_ledger import CollectiveLedger

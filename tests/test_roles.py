@@ -14,7 +14,7 @@ import collective_node.cli
 import individual_node.cli
 import protocol.commands.learngene
 from protocol.commands.lazy_group import LazyCommand
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 from tests.protocol.made_node import make_node, other_role, tree
 from tests.two_folders import Done, run
 

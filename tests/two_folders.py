@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from protocol.commands.node_commands import initialise
+from protocol.commands.init_command import initialise
 from protocol.commands.terminal import run_app
 from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint
 from protocol.exchange.collective_ledger import StoredRelease

@@ -1,12 +1,18 @@
 """The command ``clock`` of both kinds of node: the latest time that a node has decided by, and how it forgets it."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from protocol.trust.trust_store import Role
+from protocol.encoding.calendar import moment, unix_seconds
+from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.individual_ledger import IndividualLedger
+from protocol.files import state_files
+from protocol.messages.payloads import SKEW
+from protocol.node.endpoints import check_ledger, node_of
+from protocol.output import say
+from protocol.trust.role import Role
 
 _Config = Annotated[Path, typer.Option(help="Configuration file of the node.")]
 _Forget = Annotated[
@@ -19,7 +25,7 @@ def register(app: typer.Typer, role: Role) -> None:
 
     @app.command(help=_HELP.format(node=f"{role}-node", role=role))
     def clock(config: _Config, forget: _Forget = False) -> None:
-        show(config, role, now=int(time.time()), forget=forget)
+        show(config, role, now=unix_seconds(), forget=forget)
 
 
 _HELP = """Show this machine's clock and the latest time that the node has decided by; --forget: forget the latter.
@@ -41,14 +47,6 @@ def show(config: Path, role: Role, *, now: int, forget: bool) -> None:
         InputError: the configuration is wrong, or the node has never run.
         RunFailedError: it is to forget, and runs. StorageFailedError: its ledger cannot be opened or written.
     """
-    from protocol.encoding.calendar import moment
-    from protocol.exchange.collective_ledger import CollectiveLedger
-    from protocol.exchange.individual_ledger import IndividualLedger
-    from protocol.files import state_files
-    from protocol.messages.payloads import SKEW
-    from protocol.node.endpoints import check_ledger, node_of
-    from protocol.output import say
-
     node = node_of(config, role)
     check_ledger(node)
     kind = CollectiveLedger if role == "collective" else IndividualLedger

@@ -22,6 +22,7 @@ class CommandEntry:
         name: as a user types it.
         source: ``module:function`` that adds it, and perhaps others, to an application.
         summary: its line in the list of commands; the command's own help says more.
+        arguments: what the function is given besides the application.
         needs: modules of an extra that it cannot do without.
         extra: the extra's name.
     """
@@ -29,6 +30,7 @@ class CommandEntry:
     name: str
     source: str
     summary: str
+    arguments: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     extra: str = ""
 
@@ -49,8 +51,8 @@ class LazyCommand(click.Command):
     """Stands in a group for a command that is loaded when it is called, or asked for its own help."""
 
     def __init__(self, entry: CommandEntry) -> None:
-        super().__init__(entry.name, short_help=entry.summary, hidden=entry.missing is not None)
-        self._entry = entry
+        super().__init__(entry.name, short_help=entry.summary)
+        self.entry = entry
 
     @cached_property
     def loaded(self) -> click.Command:
@@ -59,7 +61,7 @@ class LazyCommand(click.Command):
         Raises:
             InputError: this installation lacks an extra that it needs.
         """
-        entry = self._entry
+        entry = self.entry
         if (module := entry.missing) is not None:
             raise InputError(
                 f"{entry.name} needs the module {module}; install it with: pip install 'learngene[{entry.extra}]'"
@@ -68,7 +70,7 @@ class LazyCommand(click.Command):
         app = typer.Typer(rich_markup_mode=None)
         # With a callback, an application of one command is a group too.
         app.callback()(lambda: None)
-        getattr(import_module(module), function)(app)
+        getattr(import_module(module), function)(app, *entry.arguments)
         group = typer.main.get_command(app)
         assert isinstance(group, click.Group)
         return group.commands[entry.name]
@@ -86,7 +88,8 @@ class LazyCommand(click.Command):
 
 def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:
     """The class of a group that holds these commands, in their order, before those that are added to it otherwise. Of
-    two with one name the first counts."""
+    two with one name the first counts. A command that lacks an extra is not listed; who calls it is told what to
+    install."""
 
     class Group(typer.core.TyperGroup):
         def __init__(self, **attributes: Any) -> None:  # noqa: ANN401
@@ -96,4 +99,12 @@ def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:
                 lazy.setdefault(entry.name, LazyCommand(entry))
             self.commands = lazy | dict(self.commands)
 
+        def list_commands(self, ctx: click.Context) -> list[str]:
+            """The names that the help shows: only then are the extras looked for."""
+            return [name for name in super().list_commands(ctx) if not _lacks_an_extra(self.commands[name])]
+
     return Group
+
+
+def _lacks_an_extra(command: click.Command) -> bool:
+    return isinstance(command, LazyCommand) and command.entry.missing is not None

@@ -1,247 +1,47 @@
-"""The commands that both kinds of node have: ``start``, ``doctor`` and ``init``."""
+"""The command line of both kinds of node: ``start``, ``doctor``, ``clock``, ``init``, and what the party adds.
 
-import os
-import secrets
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
+No command is loaded before it is called: ``start`` confines its process before numpy or torch is there.
+"""
 
-import tomli_w
+from collections.abc import Sequence
+
 import typer
-from pydantic import ValidationError
 
-from protocol.commands import clock_commands
-from protocol.commands.doctor_commands import GpuOption, JsonOption, show
-from protocol.commands.key_commands import kem_named
+from protocol.commands.lazy_group import CommandEntry
 from protocol.commands.terminal import make_app
-from protocol.confinement.isolated_start import become_isolated
-from protocol.errors import InputError, fault_line, first_fault
-from protocol.files.atomic import write_atomically
-from protocol.files.private_folders import private_folder
-from protocol.keys.encryption_key import EncryptionKey
-from protocol.keys.kem import Kem
-from protocol.keys.key_file import Unlock, make_key_file
-from protocol.keys.party_keys import NodeKeys
-from protocol.keys.passphrase import ask_new
-from protocol.keys.signing_key import SigningKey, read_public
-from protocol.node.configuration import NodeConfiguration
-from protocol.node.launcher import launch
-from protocol.output import say
-from protocol.transport.local_socket import MAX_PATH_BYTES, make_secret
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
-_Out = Annotated[Path, typer.Option(help="Folder to make, for this node alone.")]
-_Data = Annotated[Path, typer.Option(help="Folder with the party's images.")]
-_Root = Annotated[
-    str, typer.Option(help="Public root key of the trust store: `learngene keygen` printed it to its keeper.")
-]
-_Party = Annotated[str, typer.Option(help="The node's own name.")]
-_Run = Annotated[str, typer.Option(help="The run's 32 hexadecimal digits; a new one by default.")]
-_Passphrase = Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase instead of writing a key file.")]
-_KemOption = Annotated[str, typer.Option(help="Kind of the encryption key: x25519 or mlkem768-x25519.")]
-
-#: What is wrong where a setting of a new node is, by the option that it came from.
-_WRONG = {
-    "node.party": "--party must be letters a-z, digits and hyphens, a letter first, at most 63, such as individual-1",
-    "node.run_id": "--run-id has 32 hexadecimal digits (0-9, a-f); every party of a run has the same",
-}
-
-_COMMENTS = {
-    "role": "Whose node this is: collective or individual.",
-    "party": "This node's own name, as its partners' trust stores know it.",
-    "data": "The party's images. The node only reads them, and no other process of the project does.",
-    "state": "Ledger, log, checkpoints and metrics of this node.",
-    "socket": f"Where the node listens for its courier; at most {MAX_PATH_BYTES} bytes as an absolute path.",
-    "socket_group": "Group of a courier that is another user; socket and secret then need a folder of their own.",
-    "secret": "What a courier must know to be listened to.",
-    "key": "The signing key, encrypted. It never leaves this machine.",
-    "encryption_key": "The key that opens what is sealed to this node, encrypted; none: nothing is.",
-    "key_file": "What opens the keys; it may lie on another device. none: a passphrase is asked for.",
-    "trust": "The public keys that this node believes: a file from whoever keeps the root key.",
-    "root": "The public root key, with which that file must be signed.",
-    "policy": "The site's own rules of what may leave, a file policy.toml; none: the default ones.",
-    "run_id": "The run that this node takes part in; all its parties have the same.",
-    "device": "auto, cpu, cuda or cuda:N.",
-    "threads": "Processor threads; 0: as many as there are.",
-    "seed": "Of everything random in the training.",
-    "user": "Whom the node becomes where root starts it; none: it stays who started it.",
-    "unconfined": "True: the operating system does not confine this node to its own folders.",
-}
+#: A node's own name where its operator gives none.
+_EXAMPLE_PARTY: dict[Role, str] = {"collective": "collective", "individual": "individual-1"}
 
 
-#: What opens the keys of a new node, beside them until its operator moves it.
-_KEY_FILE = "key.secret"
-
-
-def node_app(role: Role, model: str, program: str) -> typer.Typer:
-    """The command line of one kind of node; ``model`` and ``program`` as in :func:`protocol.node.launcher.launch`."""
-    name, own_name = f"{role}-node", _example(role)
-    app = make_app(
-        f"The {role}'s node process: it holds the data, the model and the keys, and its one door is a socket.\n\n"
-        "\b\nExamples:\n"
-        f"  {name} init --out ~/{role} --data ~/images --party {own_name} --root HEX\n"
-        f"  {name} doctor --config ~/{role}/config.toml\n"
-        f"  {name} start --config ~/{role}/config.toml"
-    )
-
-    @app.command()
-    def start(
-        config: Annotated[Path, typer.Option(help="Configuration file; `init` writes one.")],
-        unconfined: Annotated[
-            bool,
-            typer.Option(
-                "--unconfined", help="Run without confinement, where the kernel has none; every report says so."
-            ),
-        ] = False,
-        lifeline: Annotated[
-            int | None, typer.Option(help="Inherited file descriptor; the node ends when its other end closes.", min=0)
-        ] = None,
-    ) -> None:
-        """Run the node until it is told to end (Ctrl-C, SIGTERM)."""
-        config = Path(os.path.abspath(config))
-        options = ["--unconfined"] * unconfined + ([] if lifeline is None else ["--lifeline", str(lifeline)])
-        become_isolated(f"{role}_node", ["start", "--config", str(config), *options])
-        launch(config, role, model, program, lifeline=lifeline, unconfined=unconfined)
-
-    @app.command()
-    def doctor(
-        config: Annotated[Path, typer.Option(help="Configuration file of the node.")],
-        gpu: GpuOption = False,
-        as_json: JsonOption = False,
-    ) -> None:
-        """Say what holds for this node on this kernel, and what is wrong with its files; 0: it would start."""
-        from protocol.commands.doctor import examine_node
-
-        show(examine_node(config, role, model, gpu=gpu, now=int(time.time())), as_json=as_json)
-
-    def init_collective(
-        out: _Out,
-        data: _Data,
-        root: _Root,
-        party: _Party = own_name,
-        run_id: _Run = "",
-        passphrase: _Passphrase = False,
-    ) -> None:
-        """Write a commented configuration, a fresh key with what opens it, and a socket secret."""
-        _init(out, role, data, party, root, run_id, passphrase=passphrase)
-
-    def init_individual(
-        out: _Out,
-        data: _Data,
-        root: _Root,
-        party: _Party = own_name,
-        run_id: _Run = "",
-        passphrase: _Passphrase = False,
-        kem: _KemOption = "x25519",
-    ) -> None:
-        """Write a commented configuration, fresh keys with what opens them, and a socket secret."""
-        _init(out, role, data, party, root, run_id, passphrase=passphrase, kem=kem_named(kem))
-
-    clock_commands.register(app, role)
-    # A collective has no encryption key to choose.
-    app.command("init")(init_collective if role == "collective" else init_individual)
-    return app
-
-
-def _init(
-    out: Path, role: Role, data: Path, party: str, root: str, run_id: str, *, passphrase: bool, kem: Kem = "x25519"
-) -> None:
-    """The command ``init``: make the node's folder, and say what its operator and the keeper of the root do next."""
-    # The passphrase comes last, when nothing else can be wrong any more.
-    ask = (lambda: ask_new(party)) if passphrase else None
-    made = initialise(out, role=role, data=data, party=party, root=root, run_id=run_id, kem=kem, passphrase=ask)
-    key = made.signing
-    say(f"configuration  {out / 'config.toml'}")
-    say(f"public key     {key.public_hex}")
-    say(f"fingerprint    {key.fingerprint}")
-    if not passphrase:
-        say(
-            f"key file       {out / _KEY_FILE}: it opens this node's keys; move it to another device and set "
-            "node.key_file, or begin with --passphrase instead"
-        )
-    # Without the fingerprint: one that came with the key would prove nothing.
-    say("Whoever keeps the root key types this, and compares the fingerprint with you over another channel:")
-    say(
-        f"learngene trust add --root-key root.key --trust trust.json --role {role} --party {party} "
-        f"--public {key.public_hex}"
-    )
-    say(f"The trust.json that comes of it belongs at {out / 'trust.json'}")
-
-
-def initialise(
-    out: Path,
-    *,
-    role: Role,
-    data: Path,
-    party: str,
-    root: str,
-    run_id: str = "",
-    kem: Kem = "x25519",
-    passphrase: Callable[[], Unlock] | None = None,
-) -> NodeKeys:
-    """Make a node's folder (0700): ``config.toml``, ``signing.key``, an individual's ``encryption.key``,
-    ``socket.secret`` and, where no passphrase is given, ``key.secret``, which opens the keys.
+def node_app(role: Role, model: str, program: str, commands: Sequence[CommandEntry] = ()) -> typer.Typer:
+    """The command line of one kind of node.
 
     Args:
-        root: the public root key that the node pins, 64 hexadecimal digits.
-        run_id: the run's 32 hexadecimal digits; a new one where it is empty.
-        kem: of the individual's encryption key.
-        passphrase: asks for the passphrase that opens the keys, in place of a key file.
-
-    Raises:
-        InputError: a value is wrong, the folder holds a configuration already, or its path is too long for a socket.
+        model, program: as in :func:`protocol.node.launcher.launch`.
+        commands: the party's own, listed after those of every node.
     """
-    table: dict[str, str | int | bool] = {
-        "role": role,
-        "party": party,
-        "data": os.path.abspath(data.expanduser()),
-        "state": "state",
-        "socket": "node.sock",
-        "socket_group": "none",
-        "secret": "socket.secret",
-        "key": "signing.key",
-        "encryption_key": "encryption.key" if role == "individual" else "none",
-        "key_file": "none" if passphrase else _KEY_FILE,
-        "trust": "trust.json",
-        "root": read_public(root, "--root"),
-        "policy": "none",
-        "run_id": run_id or secrets.token_hex(16),
-        "device": "auto",
-        "threads": 0,
-        "seed": 0,
-        "user": "none",
-        "unconfined": False,
-    }
-    out = Path(os.path.abspath(out.expanduser()))
-    configuration = out / "config.toml"
-    try:
-        node = NodeConfiguration.model_validate({"node": table}, context={"folder": out}).node
-    except ValidationError as error:
-        raise InputError(_WRONG.get(first_fault(error)[0], fault_line(error))) from None
-    if not node.data.is_dir():
-        raise InputError(f"there is no folder {node.data}")
-    if len(os.fsencode(node.socket)) > MAX_PATH_BYTES:
-        raise InputError(f"the path {out} is too long for a socket in it; choose a shorter one")
-    if configuration.exists():
-        raise InputError(f"{configuration} exists already and is not overwritten; choose another folder")
-    private_folder(out)
-    if node.key_file is not None:
-        make_key_file(node.key_file)
-        unlock = Unlock.key_file(node.key_file)
-    else:
-        assert passphrase is not None
-        unlock = passphrase()
-    keys = NodeKeys(SigningKey.generate(), None if node.encryption_key is None else EncryptionKey.generate(kem))
-    keys.signing.save(node.key, unlock)
-    if keys.encryption is not None and node.encryption_key is not None:
-        keys.encryption.save(node.encryption_key, unlock)
-    make_secret(node.secret)
-    lines = [f"# {_COMMENTS[name]}\n{tomli_w.dumps({name: value})}" for name, value in table.items()]
-    text = "# A node of the project learngene. Relative paths count from this file.\n\n[node]\n" + "\n".join(lines)
-    write_atomically(configuration, text.encode(), mode=0o600)
-    return keys
+    name, party = f"{role}-node", _EXAMPLE_PARTY[role]
+    return make_app(
+        f"The {role}'s node process: it holds the data, the model and the keys, and its one door is a socket.\n\n"
+        "\b\nExamples:\n"
+        f"  {name} init --out ~/{role} --data ~/images --party {party} --root HEX\n"
+        f"  {name} doctor --config ~/{role}/config.toml\n"
+        f"  {name} start --config ~/{role}/config.toml",
+        commands=(*_common(role, model, program, party), *commands),
+    )
 
 
-def _example(role: Role) -> str:
-    return "collective" if role == "collective" else "individual-1"
+def _common(role: Role, model: str, program: str, party: str) -> Sequence[CommandEntry]:
+    def entry(name: str, source: str, summary: str, *arguments: str) -> CommandEntry:
+        return CommandEntry(name, f"protocol.commands.{source}", summary, arguments)
+
+    return (
+        entry("start", "start_command:register", "Run the node until it is told to end.", role, model, program),
+        entry(
+            "doctor", "doctor_commands:register_node", "Say what holds for this node, and what is wrong.", role, model
+        ),
+        entry("clock", "clock_commands:register", "Show the clock and the time that the node has decided by.", role),
+        entry("init", "init_command:register", "Write a commented configuration and fresh keys.", role, party),
+    )

@@ -2,21 +2,21 @@
 
 import contextlib
 import re
-import time
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
 
-from protocol.encoding.calendar import day
+from protocol.encoding.calendar import day, unix_seconds
 from protocol.errors import InputError
 from protocol.files.user_files import check_free
 from protocol.keys import signing_key
 from protocol.keys.passphrase import unlock_with
 from protocol.keys.signing_key import SigningKey, read_fingerprint, read_public
 from protocol.output import PlainTable, add_row, print_table, say, say_json, table, warn
+from protocol.trust.role import Role
 from protocol.trust.trust_file import read_trust, write_trust
-from protocol.trust.trust_store import PARTY_PATTERN, Handover, RevokedKey, Role, TrustedKey, TrustStore
+from protocol.trust.trust_store import PARTY_PATTERN, Handover, RevokedKey, TrustedKey, TrustStore
 from protocol.visible_text import visible_name
 
 #: Why an operator revokes a key; `superseded` is what `rotate` says.
@@ -106,7 +106,7 @@ def init(
             "--from goes with --root: the root that the old trust store has, as a node's config.toml says it"
         )
     before = None if old is None else read_trust(old, root=read_public(root, "--root"))
-    key, expires_at = _root_key(root_key, key_file), _now() + days * _DAY
+    key, expires_at = _root_key(root_key, key_file), unix_seconds() + days * _DAY
     if before is None:
         store = TrustStore(root=key.public_hex, expires_at=expires_at)
     else:
@@ -230,7 +230,7 @@ def renew(root_key: _RootKey, trust: _Trust, days: _Days = 365, key_file: _KeyFi
       learngene trust renew --root-key root.key --trust trust.json --days 365
     """
     key, store = _open(root_key, key_file, trust)
-    store = store.with_expiry(_now() + days * _DAY)
+    store = store.with_expiry(unix_seconds() + days * _DAY)
     write_trust(trust, store, key)
     _say_version(trust, store)
 
@@ -354,7 +354,7 @@ def _say_version(path: Path, store: TrustStore) -> None:
 
 
 def _warn(store: TrustStore) -> None:
-    left = store.expires_at - _now()
+    left = store.expires_at - unix_seconds()
     if left < 0:
         warn("the trust store is past its time and no node believes it: trust renew")
     elif left < _SOON * _DAY:
@@ -370,7 +370,7 @@ def _description(store: TrustStore, *, pinned: bool) -> dict[str, object]:
     return {
         "version": store.version,
         "expires_at": store.expires_at,
-        "expired": store.expires_at < _now(),
+        "expired": store.expires_at < unix_seconds(),
         "root": {"public": store.root, "fingerprint": _fingerprint(store.root), "pinned": pinned},
         "earlier_roots": [
             {"public": public, "fingerprint": _fingerprint(public)} for public in store.roots if public != store.root
@@ -410,7 +410,3 @@ def _key_table(title: str, *more: str) -> PlainTable:
 
 def _key_cells(key: TrustedKey) -> tuple[str, ...]:
     return key.role, key.party, str(key.epoch), _fingerprint(key.public), key.keyid[:16]
-
-
-def _now() -> int:
-    return int(time.time())

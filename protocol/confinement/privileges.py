@@ -8,6 +8,7 @@ import ctypes
 import grp
 import os
 import pwd
+import resource
 import signal
 import struct
 from collections.abc import Iterator
@@ -190,6 +191,19 @@ def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
         raise RunFailedError(f"the kernel does not end this process with its parent: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:
         raise RunFailedError("whoever started this process has ended")
+
+
+def forbid_core_files() -> None:
+    """From now on, no core file is made of this process or of its children, which would hold what is in their memory.
+
+    A limit of 0 forbids the file only; with 1, less than any core file has, the kernel gives none to a program that
+    ``core_pattern`` names either (core(5), and ``fs/coredump.c`` of Linux). It cannot be raised again.
+    """
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    except ValueError:
+        # The hard limit is 0 already, and only root raises it.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def let_others_look(allowed: bool) -> None:

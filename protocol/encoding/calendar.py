@@ -1,6 +1,12 @@
-"""Unix seconds as people read them."""
+"""Unix seconds: what the clock says now, and how people read them."""
 
+import time
 from datetime import UTC, datetime
+
+
+def unix_seconds() -> int:
+    """What this machine's clock says now."""
+    return int(time.time())
 
 
 def moment(seconds: int) -> str:

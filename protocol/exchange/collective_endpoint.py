@@ -35,7 +35,7 @@ from protocol.messages.payloads import (
     Content,
     Grant,
 )
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
 
 class Answer(NamedTuple):

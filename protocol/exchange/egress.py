@@ -13,7 +13,7 @@ from protocol.messages.envelope import Envelope
 from protocol.messages.payloads import AbortCode, Grant, PaddedPayload, Payload, Release
 from protocol.transport.frame import Frame, JobState
 from protocol.trust.policy import Policy, check_release
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
 #: Parts of the answers with which a role's node lets bytes out. All other answers have none.
 _PARTS: dict[Role, dict[str, tuple[str, ...]]] = {

@@ -25,8 +25,9 @@ from protocol.messages.payloads import (
     Payload,
 )
 from protocol.trust.policy import Policy
+from protocol.trust.role import A_PARTY, PARTNER, Role
 from protocol.trust.trust_file import TrustFile
-from protocol.trust.trust_store import A_PARTY, PARTNER, Role, TrustedKey, TrustStore
+from protocol.trust.trust_store import TrustedKey, TrustStore
 
 logger = logging.getLogger(__name__)
 

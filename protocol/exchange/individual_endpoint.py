@@ -40,7 +40,8 @@ from protocol.messages.payloads import (
     Request,
 )
 from protocol.trust.policy import Policy
-from protocol.trust.trust_store import RevocationStatus, Role, TrustedKey, TrustStore
+from protocol.trust.role import Role
+from protocol.trust.trust_store import RevocationStatus, TrustedKey, TrustStore
 
 
 class Inheritance(NamedTuple):

@@ -22,7 +22,8 @@ from protocol.errors import InputError, StorageFailedError
 from protocol.files import state_files
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.messages import envelope
-from protocol.trust.trust_store import A_PARTY, PARTNER, Role, TrustSeen
+from protocol.trust.role import A_PARTY, PARTNER, Role
+from protocol.trust.trust_store import TrustSeen
 
 LEDGER = "ledger.db"
 _FORMAT = 5

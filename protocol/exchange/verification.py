@@ -49,7 +49,8 @@ from protocol.messages.payloads import (
 )
 from protocol.trust import policy as policies
 from protocol.trust.policy import Policy
-from protocol.trust.trust_store import Role, TrustedKey, TrustStore
+from protocol.trust.role import Role
+from protocol.trust.trust_store import TrustedKey, TrustStore
 
 # Known to this module only: who does not hold it cannot construct a verified object.
 _PROOF = object()

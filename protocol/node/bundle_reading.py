@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol.encoding.calendar import unix_seconds
 from protocol.errors import InputError
 from protocol.exchange.audit import Crossings
 from protocol.exchange.individual_endpoint import IndividualEndpoint
@@ -14,7 +15,7 @@ from protocol.keys.passphrase import unlock_with
 from protocol.keys.signing_key import read_public
 from protocol.messages import bundle_file
 from protocol.messages.payloads import SKEW
-from protocol.node.endpoints import check_ledger, node_of, unix_seconds
+from protocol.node.endpoints import check_ledger, node_of
 from protocol.node.load_keys import load_keys
 from protocol.trust.policy import Policy
 from protocol.trust.policy_file import load_policy

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from protocol.errors import InputError, fault_line
 from protocol.keys.signing_key import PublicKey
-from protocol.trust.trust_store import A_PARTY, Role
+from protocol.trust.role import A_PARTY, Role
 
 
 def _local_path(value: object, info: ValidationInfo) -> object:

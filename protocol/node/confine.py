@@ -52,6 +52,7 @@ def apply(
         InputError: its folders lie inside each other.
         RunFailedError: this kernel cannot confine it and the operator did not accept that.
     """
+    # Once more: since the start looked, it may have waited for a passphrase, and links may lead elsewhere by now.
     check_apart(node, configuration)
     if unconfined:
         return not_confined()

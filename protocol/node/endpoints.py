@@ -2,10 +2,10 @@
 
 import os
 import stat
-import time
 from pathlib import Path
 from typing import TypeVar
 
+from protocol.encoding.calendar import unix_seconds
 from protocol.errors import InputError
 from protocol.exchange.collective_endpoint import CollectiveEndpoint
 from protocol.exchange.collective_ledger import CollectiveLedger
@@ -16,8 +16,9 @@ from protocol.keys.party_keys import NodeKeys
 from protocol.node.configuration import NodeTable, node_table, read
 from protocol.node.load_keys import load_keys
 from protocol.trust.policy_file import load_policy
+from protocol.trust.role import Role
 from protocol.trust.trust_file import TrustFile, read_trust
-from protocol.trust.trust_store import RevocationStatus, Role
+from protocol.trust.trust_store import RevocationStatus
 
 _LEDGER = "ledger.db"
 
@@ -126,8 +127,3 @@ def _is_ours(folder: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-
-
-def unix_seconds() -> int:
-    """Now."""
-    return int(time.time())

@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import logging
 import os
-import resource
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -35,8 +34,8 @@ from protocol.node.rehearsal import rehearse, taken
 from protocol.node.server import Program, serve
 from protocol.output import say
 from protocol.transport.local_socket import check_place, listen, load_secret
+from protocol.trust.role import Role
 from protocol.trust.trust_file import read_trust
-from protocol.trust.trust_store import Role
 from protocol.visible_text import visible_line
 
 #: A node's own log in its state folder.
@@ -83,7 +82,7 @@ def launch(
     os.umask(0o077)
     os.chdir(WORKING_FOLDER)
     # Nor a core file with keys in it, nor a look into this process or its pipes by others of the same user.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    privileges.forbid_core_files()
     privileges.let_others_look(False)
     try:
         _check_none_runs(start)
@@ -224,8 +223,6 @@ def _confine(start: _Start, warden: Warden | None) -> Confinement:
         return confine.apply(start.node, start.packages, unconfined=True, configuration=start.path)
     notes = _leave_the_network()
     privileges.give_up(start.user, capabilities=True)
-    # Neither its memory in a file that another program makes of it, nor a life of its own.
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     if start.lifeline is not None:
         privileges.end_with_parent()
     check_readable(start.node, start.packages)

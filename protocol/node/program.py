@@ -14,7 +14,7 @@ from protocol.node.endpoints import EndpointT, endpoint_of
 from protocol.node.events import Events
 from protocol.node.server import Job
 from protocol.transport.frame import Frame
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
 
 class PartyProgram(Generic[EndpointT]):

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import select
 import signal
+import time
 from collections.abc import Callable
+from io import FileIO
 from typing import NoReturn
 
 from protocol.encoding.log_format import traceback_lines
@@ -15,18 +18,20 @@ _WELL, _WRONG, _FAILED, _INTERRUPTED = b"w", b"i", b"f", b"c"
 _MOST_BYTES = 64 * 1024
 
 
-def rehearse(work: Callable[[], bytes]) -> int:
+def rehearse(work: Callable[[], bytes], *, seconds: float | None = None) -> int:
     """Do ``work`` in a child of this process, which forks it: no module that it imports and no byte that it reads is in
     this process afterwards.
 
     Args:
         work: gives bytes, at most 64 KiB, that its caller is to have later.
+        seconds: for which the child may work before it is killed; None: as long as it likes.
 
     Returns:
         The reading end of a pipe that holds these bytes.
 
     Raises:
-        InputError, RunFailedError: what ``work`` raised, in one line. KeyboardInterrupt: it was broken off.
+        InputError, RunFailedError: what ``work`` raised, in one line; that the child was killed. KeyboardInterrupt: it
+            was interrupted.
     """
     (said, says), (held, holds) = os.pipe(), os.pipe()
     child = os.fork()
@@ -35,8 +40,8 @@ def rehearse(work: Callable[[], bytes]) -> int:
     os.close(says)
     os.close(holds)
     try:
-        with open(said, "rb") as told:
-            word = told.read()
+        with open(said, "rb", buffering=0) as told:
+            word = _read_all(told, seconds)
     except BaseException:
         os.close(held)
         # It may wait for a passphrase.
@@ -52,13 +57,24 @@ def rehearse(work: Callable[[], bytes]) -> int:
         raise KeyboardInterrupt
     if word[:1] == _WRONG:
         raise InputError(line)
-    raise RunFailedError(line or "the process that checks what a node is started with ended without a word")
+    raise RunFailedError(line or "the process that was to try it ended and said nothing")
 
 
 def taken(pipe: int) -> bytes:
     """The bytes that :func:`rehearse` left in its pipe, which is closed."""
     with open(pipe, "rb") as held:
         return held.read()
+
+
+def _read_all(told: FileIO, seconds: float | None) -> bytes:
+    deadline = None if seconds is None else time.monotonic() + seconds
+    data = b""
+    while select.select([told], [], [], None if deadline is None else max(0.0, deadline - time.monotonic()))[0]:
+        piece = told.read(_MOST_BYTES)
+        if not piece:
+            return data
+        data += piece
+    raise RunFailedError(f"the process that was to try it has not ended after {seconds:.0f} s")
 
 
 def _work(work: Callable[[], bytes], says: int, holds: int) -> NoReturn:

@@ -18,7 +18,7 @@ from protocol.transport.local_socket import (
     receive_frame,
     send_frame,
 )
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
 logger = logging.getLogger(__name__)
 

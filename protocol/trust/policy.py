@@ -12,7 +12,7 @@ from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import DifferentialPrivacy
 from protocol.messages import sealing
 from protocol.messages.payloads import Kind, Release
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
 #: What a role can ever send. A policy may only narrow it.
 KINDS_OUT: dict[Role, tuple[Kind, ...]] = {

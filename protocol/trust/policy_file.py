@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import open_binary
 from protocol.trust.policy import Policy
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
 _MAX_BYTES = 64 * 1024
 

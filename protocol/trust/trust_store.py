@@ -29,11 +29,8 @@ from protocol.keys import signing_key
 from protocol.keys.signing_key import PublicKey, SigningKey, key_identifier
 from protocol.messages import envelope
 from protocol.messages.envelope import Envelope, pre_authentication_encoding
+from protocol.trust.role import Role
 
-Role = Literal["collective", "individual"]
-#: The role at the other side of an exchange, and each role with its article, for messages.
-PARTNER: Mapping[Role, Role] = {"collective": "individual", "individual": "collective"}
-A_PARTY: Mapping[Role, str] = {"collective": "a collective", "individual": "an individual"}
 #: Why a learngene that was inherited should not be used any more: its collective has taken it back, or the key that
 #: signed it was revoked since because somebody else may have it.
 RevocationStatus = Literal["withdrawn", "compromised"]

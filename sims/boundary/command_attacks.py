@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+from protocol.encoding.calendar import unix_seconds
 from protocol.exchange.collective_endpoint import CollectiveEndpoint
 from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.keys.signing_key import SigningKey
 from protocol.learngene.architecture import Form
 from protocol.messages import sealing
-from protocol.node.endpoints import open_endpoint, unix_seconds
+from protocol.node.endpoints import open_endpoint
+from protocol.trust.role import Role
 from protocol.trust.trust_file import write_trust
-from protocol.trust.trust_store import Role, TrustStore
+from protocol.trust.trust_store import TrustStore
 from sims.boundary.attempt import Attack, Escaped
 from sims.boundary.door_attacks import door_attacks
 from sims.boundary.frame_attacks import frame_attacks

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import tomli_w
 
+from protocol.encoding.calendar import unix_seconds
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
 from protocol.messages.builders import make_request
 from protocol.node import confine
-from protocol.node.endpoints import unix_seconds
 from protocol.transport.frame import Frame
 from sims.boundary import hostile_app, hostile_relay
 from sims.boundary.acts.expectation import Expected, Holds, Open, files, protocol, scopes

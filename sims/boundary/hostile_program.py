@@ -11,7 +11,7 @@ from protocol.keys.party_keys import NodeKeys
 from protocol.node.configuration import NodeConfiguration
 from protocol.node.launcher import launch
 from protocol.transport.frame import Frame
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 from sims.boundary.acts.act import Outcome
 from sims.boundary.acts.every import perform
 

@@ -11,19 +11,19 @@ import time
 from pathlib import Path
 
 from protocol.confinement.guards import Confinement
+from protocol.encoding.calendar import unix_seconds
 from protocol.errors import RefusedError
 from protocol.exchange.audit import Crossings
 from protocol.exchange.egress import Gate
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.party_keys import NodeKeys
 from protocol.node.configuration import NodeConfiguration
-from protocol.node.endpoints import unix_seconds
 from protocol.node.launcher import launch
 from protocol.node.server import Program
 from protocol.transport.frame import Frame
 from protocol.transport.local_socket import send_frame
 from protocol.trust.policy_file import load_policy
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 from sims.boundary.leaks.every import LEAKS
 from sims.boundary.leaks.leak import DATA_BYTES, PARTNER, honest_messages
 

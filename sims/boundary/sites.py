@@ -11,15 +11,16 @@ from pathlib import Path
 
 import tomli_w
 
-from protocol.commands.node_commands import initialise
+from protocol.commands.init_command import initialise
 from protocol.errors import RunFailedError
 from protocol.keys.party_keys import NodeKeys
 from protocol.keys.signing_key import SigningKey
 from protocol.node.configuration import NodeTable, node_table, read
 from protocol.transport.frame import Frame
 from protocol.transport.local_socket import DisconnectedError, ask, load_secret
+from protocol.trust.role import Role
 from protocol.trust.trust_file import write_trust
-from protocol.trust.trust_store import Role, TrustStore
+from protocol.trust.trust_store import TrustStore
 from sims.run.processes import NodeProcess, NodeProcesses
 
 #: Program of a node process that does what its courier asks for, however hostile (``sims.boundary.hostile_program``).

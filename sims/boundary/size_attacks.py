@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import get_args
 
 from protocol.encoding import canonical_json
+from protocol.encoding.calendar import unix_seconds
 from protocol.learngene.architecture import Form
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_abort, make_receipt
 from protocol.messages.payloads import AbortCode, Payload
-from protocol.node.endpoints import unix_seconds
 from protocol.transport.frame import Frame
 from sims.boundary.acts.expectation import protocol
 from sims.boundary.attempt import Attack, Escaped, Found, Refusal

@@ -13,15 +13,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from protocol.encoding.calendar import unix_seconds
 from protocol.errors import LearngeneError
 from protocol.keys.party_keys import NodeKeys
 from protocol.messages.builders import make_request
 from protocol.node.configuration import NodeTable
-from protocol.node.endpoints import unix_seconds
 from protocol.transport.frame import Frame
 from protocol.transport.local_socket import listen, send_frame
+from protocol.trust.role import Role
 from protocol.trust.trust_file import read_trust
-from protocol.trust.trust_store import Role
 
 _PATIENCE = 30.0
 

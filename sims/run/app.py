@@ -28,8 +28,9 @@ from protocol.output import say as print_line
 from protocol.transport.local_socket import make_secret
 from protocol.transport.relay import PartyFailedError, check_flower, exchange_over, run_round
 from protocol.transport.simulation_paths import simulation_folder, simulation_paths
+from protocol.trust.role import Role
 from protocol.trust.trust_file import write_trust
-from protocol.trust.trust_store import Role, TrustStore
+from protocol.trust.trust_store import TrustStore
 from sims.data.images import load_source
 from sims.data.worlds import load_world, make_world
 from sims.results import report, results

@@ -16,7 +16,7 @@ from protocol.errors import InputError, RunFailedError
 from protocol.files import state_files
 from protocol.files.atomic import make_folder
 from protocol.node.launcher import LOG
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 from protocol.visible_text import visible_line
 
 _PROC = Path("/proc")

@@ -22,7 +22,7 @@ from individual_node.cli import app
 from individual_node.image_folder import OwnPictures
 from individual_node.settings import IndividualSettings
 from individual_node.user_commands import open_bundle
-from protocol.commands.node_commands import initialise
+from protocol.commands.init_command import initialise
 from protocol.errors import InputError, RunFailedError
 from protocol.exchange.collective_endpoint import Withdrawal
 from protocol.exchange.verification import VerifiedLearngene

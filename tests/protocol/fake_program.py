@@ -10,7 +10,7 @@ from protocol.keys.party_keys import NodeKeys
 from protocol.node.configuration import NodeConfiguration
 from protocol.node.server import Job
 from protocol.transport.frame import Frame
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 
 SECRET_TEXT = "the patient's name is Ada"
 

@@ -5,11 +5,12 @@ import stat
 import time
 from pathlib import Path
 
-from protocol.commands.node_commands import initialise
+from protocol.commands.init_command import initialise
 from protocol.keys.party_keys import NodeKeys
 from protocol.keys.signing_key import SigningKey
+from protocol.trust.role import Role
 from protocol.trust.trust_file import write_trust
-from protocol.trust.trust_store import Role, TrustStore
+from protocol.trust.trust_store import TrustStore
 
 ROOT = SigningKey.from_seed(b"r" * 32)
 PARTNER = SigningKey.from_seed(b"p" * 32)

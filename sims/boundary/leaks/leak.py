@@ -21,7 +21,7 @@ from protocol.messages.envelope import Envelope
 from protocol.messages.payloads import NO_RELEASE, Release, Request
 from protocol.transport.frame import Frame
 from protocol.trust.policy import Policy
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 from sims.boundary.acts.expectation import Expected, Holds, protocol
 
 #: Steps of the gate (``protocol.exchange.egress``) at which something is refused.

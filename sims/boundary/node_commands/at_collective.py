@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from protocol.digest import digest_of
+from protocol.encoding.calendar import unix_seconds
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_receipt, make_request
 from protocol.messages.payloads import Request
-from protocol.node.endpoints import unix_seconds
 from protocol.transport.frame import Frame
 from sims.boundary.attempt import Escaped, Refusal
 from sims.boundary.node_commands.target import Scene, Target, against, outcome, shown_by

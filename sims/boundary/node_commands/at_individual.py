@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from protocol.encoding import blob as blobs
+from protocol.encoding.calendar import unix_seconds
 from protocol.encoding.canonical_json import Value
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.messages import envelope
 from protocol.messages.builders import make_request
-from protocol.node.endpoints import unix_seconds
 from protocol.transport.frame import Frame
 from sims.boundary.attempt import Escaped, Refusal
 from sims.boundary.leaks.leak import Honest, opened_blob, released, tensors_of, with_tensor

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.digest import digest_of
+from protocol.encoding.calendar import unix_seconds
 from protocol.encoding.canonical_json import Value
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_grant
 from protocol.messages.payloads import Release, Request
-from protocol.node.endpoints import unix_seconds
 from protocol.transport.frame import Frame
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 from sims.boundary.acts.expectation import Expected, protocol
 from sims.boundary.attempt import Escaped, Refusal
 from sims.boundary.leaks.leak import KNOWN_KEY, Honest, altered, honest_messages

@@ -14,7 +14,7 @@ import pytest
 from collective_node.annotation.clusters import clusters
 from collective_node.annotation.labels import FEWEST_IMAGES, Labels, read
 from collective_node.annotation.unknown_set import cycle_folder, store
-from protocol.commands.node_commands import initialise
+from protocol.commands.init_command import initialise
 from protocol.keys.signing_key import SigningKey
 from tests.collective_node.made_unknown_set import unknown_set
 

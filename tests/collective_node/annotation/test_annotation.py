@@ -38,7 +38,7 @@ from collective_node.annotation.labels import (
 )
 from collective_node.annotation.server import MAX_BODY_BYTES, make_app
 from collective_node.annotation.unknown_set import UnknownSet, cycle_folder, store
-from protocol.commands.node_commands import initialise
+from protocol.commands.init_command import initialise
 from protocol.errors import InputError, RunFailedError, StorageFailedError
 from protocol.keys.signing_key import SigningKey
 from protocol.visible_text import is_plain

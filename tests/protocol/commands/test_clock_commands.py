@@ -9,7 +9,7 @@ import pytest
 
 from collective_node.cli import app as collective_app
 from individual_node.cli import app as individual_app
-from protocol.commands.doctor import examine_node
+from protocol.commands.doctor_node import examine_node
 from protocol.encoding.calendar import moment
 from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.individual_ledger import IndividualLedger

@@ -9,8 +9,8 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from protocol.commands.courier_commands import Door, environment, with_door
+from protocol.commands.init_command import initialise
 from protocol.commands.learngene import make
-from protocol.commands.node_commands import initialise
 from protocol.commands.terminal import run_app
 from protocol.errors import InputError
 from protocol.node import confine

@@ -12,16 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from protocol.commands.doctor import Finding, examine_machine, examine_node, starts
-from protocol.commands.node_commands import initialise
+from protocol.commands.doctor_findings import Finding, starts
+from protocol.commands.doctor_machine import examine_machine
+from protocol.commands.doctor_node import examine_node
+from protocol.commands.init_command import initialise
 from protocol.confinement import guards
 from protocol.files.private_folders import private_folder
 from protocol.keys.party_keys import NodeKeys
 from protocol.node import confine
 from protocol.transport.frame import Frame
 from protocol.transport.simulation_paths import is_simulated, simulation_paths
+from protocol.trust.role import Role
 from protocol.trust.trust_file import write_trust
-from protocol.trust.trust_store import Role, TrustStore
+from protocol.trust.trust_store import TrustStore
 from tests.protocol.made_node import PARTNER, other_role
 from tests.protocol.node.test_server import Started
 from tests.protocol.parties import NOW, ROOT, STRANGER

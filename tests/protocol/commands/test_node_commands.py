@@ -9,8 +9,9 @@ from typing import Literal
 
 import pytest
 
-from protocol.commands import node_commands
-from protocol.commands.node_commands import initialise, node_app
+from protocol.commands import init_command
+from protocol.commands.init_command import initialise
+from protocol.commands.node_commands import node_app
 from protocol.commands.terminal import run_app
 from protocol.errors import InputError
 from protocol.keys.key_file import Unlock
@@ -70,7 +71,7 @@ def test_init_makes_a_node_that_others_cannot_read(
 def test_init_asks_for_a_passphrase_instead_of_a_key_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(node_commands, "ask_new", lambda party: PASSPHRASE)
+    monkeypatch.setattr(init_command, "ask_new", lambda party: PASSPHRASE)
     out = tmp_path / "node"
     given = ["--out", str(out), "--data", str(tmp_path), "--root", ROOT, "--passphrase", "--kem", "mlkem768-x25519"]
     assert init("individual", *given) == 0
@@ -88,7 +89,7 @@ def test_init_asks_for_a_passphrase_instead_of_a_key_file(
 
 
 def test_a_passphrase_is_the_last_thing_that_init_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_commands, "ask_new", None)
+    monkeypatch.setattr(init_command, "ask_new", None)
     given = ["--out", str(tmp_path / "node"), "--passphrase"]
     assert init("individual", *given, "--data", str(tmp_path / "none"), "--root", ROOT) == 2
     assert init("individual", *given, "--data", str(tmp_path), "--root", "ab") == 2

@@ -14,7 +14,7 @@ from protocol.keys.signing_key import SigningKey, check_signature
 from protocol.messages import envelope
 from protocol.messages.builders import make_receipt, make_request
 from protocol.transport.frame import Frame
-from protocol.trust.trust_store import Role
+from protocol.trust.role import Role
 from tests.protocol.parties import (
     COLLECTIVE,
     COLLECTIVE_POLICY,

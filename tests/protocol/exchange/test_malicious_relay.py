@@ -19,7 +19,8 @@ from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.exchange.ledger_database import LedgerDatabase
 from protocol.messages import envelope, payloads
-from protocol.trust.trust_store import Role, TrustedKey, TrustStore
+from protocol.trust.role import Role
+from protocol.trust.trust_store import TrustedKey, TrustStore
 from tests.protocol.plain_ledger import memory_folder
 from tests.protocol.relay_simulator import ViolationError, run_schedule
 

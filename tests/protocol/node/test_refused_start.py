@@ -17,8 +17,9 @@ from protocol.files import state_files
 from protocol.keys.key_file import Unlock, make_key_file
 from protocol.keys.signing_key import SigningKey
 from protocol.node import confine
+from protocol.trust.role import Role
 from protocol.trust.trust_file import write_trust
-from protocol.trust.trust_store import Role, TrustStore
+from protocol.trust.trust_store import TrustStore
 from tests.protocol.made_node import PARTNER, ROOT, empty_store, make_node, other_role, tree
 
 ROOT_FOLDER = Path(__file__).parents[3]

@@ -12,8 +12,8 @@ from protocol.keys.key_file import Unlock
 from protocol.keys.signing_key import SigningKey
 from protocol.node.server import CANNOT
 from protocol.transport.relay import PartyFailedError
+from protocol.trust.role import Role
 from protocol.trust.trust_file import read_trust
-from protocol.trust.trust_store import Role
 from sims.run.app import _make_keys, _Site, _with_reasons
 from sims.run.processes import NodeProcess, NodeProcesses
 
