@@ -1,26 +1,31 @@
-"""The individual's half of an exchange by files: ``request`` and ``inherit``; mail or a memory stick carries them."""
+"""The individual's half of an exchange by files: ``request``, ``inherit`` and ``bundle``. Mail or a memory stick
+carries the files."""
 
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from individual_node.user_commands import form_of
+from protocol.commands.revocation_warning import warn_revoked
 from protocol.digest import digest_of
-from protocol.errors import RunFailedError
+from protocol.encoding.calendar import unix_seconds
+from protocol.errors import InputError, RunFailedError
+from protocol.exchange.individual_endpoint import IndividualEndpoint, Inheritance
+from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
+from protocol.learngene.architecture import Form, form_named
+from protocol.messages import bundle_file, envelope, payloads
+from protocol.messages.payloads import Abort
+from protocol.node.endpoints import node_of, open_endpoint
 from protocol.output import say
-
-if TYPE_CHECKING:
-    from protocol.exchange.individual_endpoint import IndividualEndpoint, Inheritance
-    from protocol.messages.payloads import Abort
+from protocol.trust.policy_file import load_policy
 
 _CONFIG_HELP = "Configuration file of this individual's node."
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
-    for command in (request, inherit):
+    for command in (request, inherit, bundle):
         app.command()(command)
 
 
@@ -41,12 +46,7 @@ def request(
     The collective answers it within 7 days: `collective-node grant`. The same request, while it waits for its answer,
     is written again as it is.
     """
-    from protocol.encoding.calendar import unix_seconds
-    from protocol.exchange.individual_endpoint import IndividualEndpoint
-    from protocol.files.user_files import check_free, write_new
-    from protocol.node.endpoints import node_of, open_endpoint
-
-    wanted = form_of(form)
+    wanted = _form_of(form)
     check_free(out)
     endpoint = open_endpoint(node_of(config, "individual"), IndividualEndpoint, new=True)
     data = endpoint.request(wanted, unix_seconds(), secrets.token_bytes(16), fresh=fresh)
@@ -67,13 +67,6 @@ def inherit(
     Example:
       individual-node inherit --config ~/individual/config.toml condensed.learngene --receipt receipt.json
     """
-    from protocol.encoding.calendar import unix_seconds
-    from protocol.exchange.individual_endpoint import IndividualEndpoint
-    from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
-    from protocol.messages import bundle_file, envelope
-    from protocol.node.endpoints import node_of, open_endpoint
-    from protocol.trust.policy_file import load_policy
-
     if receipt is not None:
         check_free(receipt)
     node = node_of(config, "individual")
@@ -94,7 +87,48 @@ def inherit(
         say(f"receipt    {receipt}: take it to the collective")
 
 
-def _say_notice(notice: "Abort") -> None:
+def bundle(
+    config: Annotated[Path, typer.Option(help="Configuration file of the node that inherited the learngene.")],
+    out: Annotated[Path, typer.Option(help="File to write, by custom NAME.learngene.")],
+    form: Annotated[str, typer.Option(help="Form of the learngene.")] = "condensed",
+) -> None:
+    """Pack the newest learngene that the node inherited into one file.
+
+    \b
+    Example:
+      individual-node bundle --config ~/individual/config.toml --out condensed.learngene
+
+    It was granted to this individual: its content opens with this node's encryption key only. For 7 days anybody who
+    pins the same keys can verify its signatures; longer only this node, which has it in its ledger.
+    """
+    wanted = _form_of(form)
+    check_free(out)
+    endpoint = open_endpoint(node_of(config, "individual"), IndividualEndpoint)
+    packed = endpoint.bundle(wanted)
+    if packed is None:
+        raise InputError(f"this node has inherited nothing of the form {form} in its run yet: request it first")
+    bundle_file.write(out, packed)
+    say(f"{out}  {len(bundle_file.encode(packed))} bytes")
+    release = digest_of(packed.release)
+    signer = payloads.decode(payloads.Release, envelope.parse(packed.release).payload).signer
+    status = endpoint.revocation_status(release, signer)
+    if status is not None:
+        warn_revoked(status, "this learngene", form=form, release=release)
+
+
+def _form_of(word: str) -> Form:
+    """The form of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    form = form_named(word)
+    if form is None:
+        raise InputError(f"{word!r} is no form of a learngene; there are: {', '.join(get_args(Form))}")
+    return form
+
+
+def _say_notice(notice: Abort) -> None:
     if notice.code != "withdrawn" or notice.subject is None:
         raise RunFailedError(f"the collective answered with an abort, code {notice.code}; ask it what to do")
     say(f"withdrawn  release {notice.subject}")
@@ -102,10 +136,8 @@ def _say_notice(notice: "Abort") -> None:
     say("adapted from it says so from now on. Request again later.")
 
 
-def _say_inherited(inheritance: "Inheritance", arrived: str, endpoint: "IndividualEndpoint") -> None:
+def _say_inherited(inheritance: Inheritance, arrived: str, endpoint: IndividualEndpoint) -> None:
     """``arrived``: digest of the release in the file, which may be older than the newest one here."""
-    from protocol.commands.revocation_warning import warn_revoked
-
     learngene = inheritance.learngene
     release, digest = learngene.release, learngene.release_digest
     if arrived != digest:

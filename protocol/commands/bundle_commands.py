@@ -1,18 +1,21 @@
 """The commands ``learngene inspect`` and ``learngene verify``: what is in a file, and what of it is proven."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from protocol.commands import trust_commands
+from protocol.commands import inspection, trust_commands
+from protocol.commands.bundle_options import EncryptionKeyOption, KeyFileOption, RootOption, TrustOption
+from protocol.commands.inspection import Bundle, Facts
 from protocol.commands.revocation_warning import warn_revoked
+from protocol.encoding.calendar import moment
+from protocol.files.user_files import named_refusals, read_start
+from protocol.keys.signing_key import fingerprint
+from protocol.messages import bundle_file
+from protocol.node.bundle_reading import Reading, read_bundle
 from protocol.output import add_row, lines, print_table, say, say_json, table
 from protocol.visible_text import visible_name
-
-if TYPE_CHECKING:
-    from protocol.commands.inspection import Bundle, Facts
-    from protocol.node.bundle_reading import Reading
 
 _NOT_VERIFIED = "NOT VERIFIED: anybody may have written this file; nothing that follows is proven (learngene verify)."
 
@@ -35,10 +38,6 @@ def inspect(
     Example:
       learngene inspect condensed.learngene
     """
-    from protocol.commands import inspection
-    from protocol.files.user_files import named_refusals, read_start
-    from protocol.messages import bundle_file
-
     found: inspection.Bundle | inspection.Message | inspection.TrustFile
     with named_refusals(file):
         if bundle_file.is_bundle(file):
@@ -61,24 +60,10 @@ def inspect(
 
 def verify(
     file: Annotated[Path, typer.Argument(help="A bundle file.")],
-    trust: Annotated[
-        Path | None, typer.Option(help="Trust store that pins the collective and the individual.", show_default=False)
-    ] = None,
-    root: Annotated[
-        str,
-        typer.Option(
-            help="The pinned root's public key, 64 hexadecimal digits; without it the trust store's own is believed.",
-            show_default=False,
-        ),
-    ] = "",
-    encryption_key: Annotated[
-        Path | None,
-        typer.Option(help="The individual's encryption key: the content is verified too.", show_default=False),
-    ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(help="File that opens that key; without it a passphrase is asked for.", show_default=False),
-    ] = None,
+    trust: TrustOption = None,
+    root: RootOption = "",
+    encryption_key: EncryptionKeyOption = None,
+    key_file: KeyFileOption = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -93,16 +78,14 @@ def verify(
     Examples:
       learngene verify condensed.learngene --trust trust.json --root HEX
       learngene verify condensed.learngene --config ~/individual/config.toml
-    """
-    from protocol.node.bundle_reading import read_bundle
 
+    Without --root, the root key that the trust store itself names is believed, and the result says so.
+    """
     reading = read_bundle(file, config=config, trust=trust, root=root, encryption_key=encryption_key, key_file=key_file)
     _report(file, reading)
 
 
-def _show_bundle(bundle: "Bundle") -> None:
-    from protocol.commands import inspection
-
+def _show_bundle(bundle: Bundle) -> None:
     _show_facts("release", bundle.release.facts)
     shown = table(
         "block", "from", "convolution", "pooled", "parameters", "Fisher entries",
@@ -117,14 +100,14 @@ def _show_bundle(bundle: "Bundle") -> None:
     _show_facts("blob", [("bytes", f"{len(bundle.blob):,}, {fits}"), ("content", "sealed; only its audience opens it")])
 
 
-def _show_facts(title: str, facts: "Facts") -> None:
+def _show_facts(title: str, facts: Facts) -> None:
     shown = table(title=title)
     for name, value in facts:
         add_row(shown, name, lines(value))
     print_table(shown)
 
 
-def _report(path: Path, reading: "Reading") -> None:
+def _report(path: Path, reading: Reading) -> None:
     """What was proven, step by step, and what was not."""
     content = "and its content" if reading.opened is not None else "but not its content"
     say(f"{visible_name(path)}: signatures and ciphertext are verified, {content}")
@@ -139,10 +122,7 @@ def _report(path: Path, reading: "Reading") -> None:
         warn_revoked("withdrawn", "this learngene", form=sealed.release.form, release=sealed.release_digest)
 
 
-def _steps(reading: "Reading") -> list[_Step]:
-    from protocol.encoding.calendar import moment
-    from protocol.keys.signing_key import fingerprint
-
+def _steps(reading: Reading) -> list[_Step]:
     sealed, trust = reading.sealed, reading.trust
     release, grant = sealed.release, sealed.grant
     collective, individual = trust.key_for(release.signer, "collective"), trust.key_for(grant.audience, "individual")

@@ -40,7 +40,7 @@ def _common(role: Role, model: str, program: str, party: str) -> Sequence[Comman
     return (
         entry("start", "start_command:register", "Run the node until it is told to end.", role, model, program),
         entry(
-            "doctor", "doctor_commands:register_node", "Say what holds for this node, and what is wrong.", role, model
+            "doctor", "doctor_commands:register_node", "Say what holds for this node and what is wrong.", role, model
         ),
         entry("clock", "clock_commands:register", "Show the clock and the time that the node has decided by.", role),
         entry("init", "init_command:register", "Write a commented configuration and fresh keys.", role, party),

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from individual_node import adapted, image_folder
+from individual_node.adapt_command import open_bundle
 from individual_node.adaptation import adapt, own_fisher
 from individual_node.cli import app
 from individual_node.method_table import METHODS
 from individual_node.reconstruction import reconstruct
 from individual_node.settings import IndividualSettings
-from individual_node.user_commands import open_bundle
 from protocol.learngene.architecture import Architecture, Block, Form, InputContract
 from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.learngene import DifferentialPrivacy, FisherDescription, Learngene

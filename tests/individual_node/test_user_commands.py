@@ -18,10 +18,10 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from individual_node import adapted, image_folder, onnx_export, personal_model
+from individual_node.adapt_command import open_bundle
 from individual_node.cli import app
 from individual_node.image_folder import OwnPictures
 from individual_node.settings import IndividualSettings
-from individual_node.user_commands import open_bundle
 from protocol.commands.init_command import initialise
 from protocol.errors import InputError, RunFailedError
 from protocol.exchange.collective_endpoint import Withdrawal
