@@ -45,7 +45,7 @@ from protocol.trust.trust_store import RevocationStatus, TrustedKey, TrustStore
 
 
 class Inheritance(NamedTuple):
-    """What came of a bundle: the receipt to be sent, and the learngene that is now the newest of its form here."""
+    """Result of inheriting a bundle: the receipt to send, and the newest learngene of its form."""
 
     receipt: bytes
     learngene: VerifiedLearngene
@@ -146,7 +146,7 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
             committed = self._ledger.inherited(self._run_id, digest_of(release))
             if committed is None or committed.grant != digest_of(grant):
                 with self._evidence_kept(release):
-                    self._verify_and_commit(release, grant, blob, trust, now)
+                    committed = self._verify_and_commit(release, grant, blob, committed, trust, now)
             else:
                 fault = _blob_fault(release, blob)
         except RefusedError as error:
@@ -159,8 +159,6 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
             for kind, data in arrived:
                 refused = fault if kind == "blob" else None
                 self.gate.let_in(collective.party if refused is None else UNVERIFIED, kind, data, refused)
-        committed = self._ledger.inherited(self._run_id, digest_of(release))
-        assert committed is not None
         newest = self._ledger.latest(self._run_id, committed.form)
         assert newest is not None
         # Read back before the receipt says that it is there.
@@ -263,7 +261,10 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
         """Whether a message of this individual is from the key that it has now to the one that the collective has."""
         return (payload.audience, payload.signer) == (collective.keyid, self._key.keyid)
 
-    def _verify_and_commit(self, release: bytes, grant: bytes, blob: bytes, trust: TrustStore, now: int) -> None:
+    def _verify_and_commit(
+        self, release: bytes, grant: bytes, blob: bytes, before: Inherited | None, trust: TrustStore, now: int
+    ) -> Inherited:
+        """Verify a bundle and commit it; ``before``: what was committed of this release already."""
         envelopes = verify_envelopes(
             release,
             grant,
@@ -285,8 +286,7 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
             self._ledger.refused(envelopes)
             raise
         self._ledger.verified(learngene)
-        stored = self._ledger.inherited(self._run_id, learngene.release_digest)
-        self._ledger.commit(learngene, again=stored is not None and not self._opens(stored))
+        return self._ledger.commit(learngene, again=before is not None and not self._opens(before))
 
     def _open(self, inherited: Inherited) -> VerifiedLearngene:
         try:

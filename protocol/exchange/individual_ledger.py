@@ -192,13 +192,16 @@ class IndividualLedger(LedgerDatabase):
         with self._transaction():
             self._advance(learngene.release, learngene.release_digest, State.VERIFIED)
 
-    def commit(self, learngene: VerifiedLearngene, *, again: bool = False) -> None:
+    def commit(self, learngene: VerifiedLearngene, *, again: bool = False) -> Inherited:
         """Store release, grant and blob together, all or nothing: VERIFIED -> COMMITTED.
 
         A release that is stored already stays as it is, unless its files were lost or changed.
 
         Args:
             again: store it under the new grant even so: the earlier one's encryption key is gone.
+
+        Returns:
+            What is committed now of this release.
 
         Raises:
             RollbackError: a later release of the form is committed already.
@@ -245,6 +248,8 @@ class IndividualLedger(LedgerDatabase):
                 digest,
                 grant_digest,
             )
+        receipt = None if stored is None else stored.receipt
+        return Inherited(release.key_epoch, release.seq, release.form, digest, grant_digest, receipt)
 
     def acknowledged(self, run_id: str, inherited: Inherited, receipt: bytes) -> None:
         """This receipt is about to be sent, and again whenever the release comes again: COMMITTED -> ACKED where the
