@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from collective_node.differential_privacy.mechanism import Mechanism
 from protocol.encoding import blob, strict_json
 from protocol.errors import InputError, RefusedError, fault_line
-from protocol.exchange.verification import check_values
+from protocol.exchange.blob_content import check_values
 from protocol.files import state_files
 from protocol.files.atomic import write_folder_atomically
 from protocol.learngene.architecture import BLOCK_PARAMETERS, Architecture, Form

@@ -19,7 +19,7 @@ from protocol.messages import envelope, payloads
 from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import Abort, Grant, Payload, Receipt, Release, Request
 from protocol.messages.sealing import CONTENT_KEY_BYTES
-from protocol.trust import trust_store
+from protocol.trust import signed_trust
 
 #: Names and values, in the order in which they are shown.
 Facts = list[tuple[str, str]]
@@ -100,7 +100,7 @@ class TrustFile:
 
 
 #: Bytes of the largest file that is no bundle.
-MAX_BYTES = trust_store.MAX_BYTES
+MAX_BYTES = signed_trust.MAX_BYTES
 _FOREIGN = "it is no file of this project: no bundle, no message of an exchange and no trust store; give another file"
 
 
@@ -114,7 +114,7 @@ def inspect(data: bytes) -> Message | TrustFile:
         opened = envelope.parse(data, max_bytes=MAX_BYTES)
     except (MalformedError, TooLargeError):
         raise MalformedError(_FOREIGN) from None
-    return TrustFile() if opened.payload_type == trust_store.PAYLOAD_TYPE else _message(data)
+    return TrustFile() if opened.payload_type == signed_trust.PAYLOAD_TYPE else _message(data)
 
 
 def layers(release: Release) -> list[tuple[str, ...]]:

@@ -15,8 +15,9 @@ from protocol.keys.passphrase import unlock_with
 from protocol.keys.signing_key import SigningKey, read_fingerprint, read_public
 from protocol.output import PlainTable, add_row, print_table, say, say_json, table, warn
 from protocol.trust.role import Role
+from protocol.trust.root_handover import Handover
 from protocol.trust.trust_file import read_trust, write_trust
-from protocol.trust.trust_store import PARTY_PATTERN, Handover, RevokedKey, TrustedKey, TrustStore
+from protocol.trust.trust_store import PARTY_PATTERN, RevokedKey, TrustedKey, TrustStore
 from protocol.visible_text import visible_name
 
 #: Why an operator revokes a key; `superseded` is what `rotate` says.

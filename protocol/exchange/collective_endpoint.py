@@ -15,16 +15,11 @@ from protocol.errors import (
     StorageFailedError,
 )
 from protocol.exchange import content_keys
+from protocol.exchange.blob_content import check_values
 from protocol.exchange.collective_ledger import CollectiveLedger, StoredRelease
 from protocol.exchange.egress import egress
 from protocol.exchange.endpoint import UNVERIFIED, Endpoint, holds
-from protocol.exchange.verification import (
-    VerifiedReceipt,
-    VerifiedRequest,
-    check_values,
-    verify_receipt,
-    verify_request,
-)
+from protocol.exchange.verification import VerifiedReceipt, VerifiedRequest, verify_receipt, verify_request
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Learngene
 from protocol.messages import envelope, payloads, sealing

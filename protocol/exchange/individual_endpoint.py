@@ -17,10 +17,9 @@ from protocol.errors import (
 from protocol.exchange.audit import Crossings
 from protocol.exchange.egress import egress
 from protocol.exchange.endpoint import UNVERIFIED, Endpoint, holds
+from protocol.exchange.expectation import Expectation, Holder
 from protocol.exchange.individual_ledger import IndividualLedger, Inherited, State
 from protocol.exchange.verification import (
-    Expectation,
-    Holder,
     VerifiedAbort,
     VerifiedLearngene,
     open_sealed,

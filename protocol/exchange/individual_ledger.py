@@ -29,14 +29,8 @@ from protocol.exchange.ledger_database import (
     refuse_row,
 )
 from protocol.exchange.ledger_tables import INDIVIDUAL
-from protocol.exchange.verification import (
-    SealedLearngene,
-    SeenRelease,
-    VerifiedEnvelopes,
-    VerifiedLearngene,
-    contradicts,
-    verify_committed,
-)
+from protocol.exchange.release_chain import SeenRelease, contradicts
+from protocol.exchange.verification import SealedLearngene, VerifiedEnvelopes, VerifiedLearngene, verify_committed
 from protocol.files import state_files
 from protocol.files.atomic import write_atomically, write_folder_atomically
 from protocol.learngene.architecture import Form, form_named

@@ -23,7 +23,7 @@ from protocol.files import state_files
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.messages import envelope
 from protocol.trust.role import A_PARTY, PARTNER, Role
-from protocol.trust.trust_store import TrustSeen
+from protocol.trust.signed_trust import TrustSeen
 
 LEDGER = "ledger.db"
 _FORMAT = 5

@@ -11,27 +11,23 @@ and each stage has its own type: ``VerifiedEnvelopes``, ``SealedLearngene`` (the
 
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass
-from types import MappingProxyType
 from typing import Generic
 
-import numpy as np
-from numpy.typing import NDArray
-
 from protocol.digest import digest_of
-from protocol.encoding import blob
 from protocol.errors import (
     DigestMismatchError,
     EquivocationError,
     ExpiredError,
     MalformedError,
-    NonFiniteError,
-    RollbackError,
     UnknownKeyError,
     WrongAudienceError,
     WrongRunError,
 )
+from protocol.exchange.blob_content import read_learngene
+from protocol.exchange.expectation import Expectation, Holder
+from protocol.exchange.release_chain import SeenRelease, check_chain
 from protocol.keys.encryption_key import EncryptionKey
-from protocol.learngene.architecture import Architecture, Form
+from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Learngene
 from protocol.messages import envelope, payloads, sealing
 from protocol.messages.payloads import (
@@ -54,9 +50,6 @@ from protocol.trust.trust_store import TrustedKey, TrustStore
 
 # Known to this module only: who does not hold it cannot construct a verified object.
 _PROOF = object()
-
-# IEEE 754: the bits of +infinity as a 32-bit unsigned integer.
-_INFINITY_BITS = 0x7F80_0000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,53 +133,6 @@ class VerifiedLearngene(_Verified):
         return self.sealed.release_digest
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """What an individual waits for.
-
-    Attributes:
-        run_id: the run it takes part in.
-        audience: its own key id.
-        requests: digests of its unanswered requests, and the form that each asked for.
-        withdrawn: digests of releases that the collective has withdrawn.
-    """
-
-    run_id: str
-    audience: str
-    requests: Mapping[str, Form]
-    withdrawn: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class SeenRelease:
-    """An authentic release that a ledger remembers."""
-
-    key_epoch: int
-    seq: int
-    form: Form
-    digest: str
-    prev: str
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who reads a bundle that came as a file and not as the answer to an open request.
-
-    Attributes:
-        run_id: the run that it must belong to; None: the one that the collective signed.
-        audience: the key id that it must be granted to; None: any key that the trust store pins as an individual's.
-        seen: the authentic releases of the run that the reader's ledger remembers.
-        committed: digests of the releases that the reader's ledger committed, so verified while they were valid.
-        withdrawn: digests of releases that the collective has withdrawn, as far as the reader's ledger knows.
-    """
-
-    run_id: str | None = None
-    audience: str | None = None
-    seen: tuple[SeenRelease, ...] = ()
-    committed: frozenset[str] = frozenset()
-    withdrawn: frozenset[str] = frozenset()
-
-
 # The ledger's view of requests: the digest of the request of this run with this (signer's key id, nonce), if any.
 RequestWithNonce = Callable[[str, str], str | None]
 
@@ -263,7 +209,7 @@ def verify_envelopes(
     _check_requested(envelopes, expectation.requests)
     _check_time(envelopes.release, now)
     _check_time(envelopes.grant, now)
-    _check_chain(envelopes.release, envelopes.release_digest, seen, expectation.withdrawn)
+    check_chain(envelopes.release, envelopes.release_digest, seen, expectation.withdrawn)
     policies.check_release(policy, envelopes.release)
     return VerifiedEnvelopes(**vars(envelopes), proof=_PROOF)
 
@@ -309,7 +255,7 @@ def verify_plaintext(sealed: SealedLearngene, plaintext: bytes) -> VerifiedLearn
         DigestMismatchError, MalformedError, TooLargeError, NonFiniteError: the first step that fails.
     """
     _check_content(plaintext, sealed.release.plaintext, "the opened blob")
-    return VerifiedLearngene(learngene=_read_learngene(sealed.release, plaintext), sealed=sealed, proof=_PROOF)
+    return VerifiedLearngene(learngene=read_learngene(sealed.release, plaintext), sealed=sealed, proof=_PROOF)
 
 
 def open_sealed(sealed: SealedLearngene, key: EncryptionKey) -> VerifiedLearngene:
@@ -362,7 +308,7 @@ def verify_file(
     if envelopes.release_digest not in holder.committed:
         _check_time(envelopes.release, now)
         _check_time(envelopes.grant, now)
-        _check_chain(envelopes.release, envelopes.release_digest, holder.seen, holder.withdrawn)
+        check_chain(envelopes.release, envelopes.release_digest, holder.seen, holder.withdrawn)
     policies.check_release(policy, envelopes.release)
     return verify_ciphertext(VerifiedEnvelopes(**vars(envelopes), proof=_PROOF), data)
 
@@ -482,83 +428,8 @@ def _check_time(payload: Payload, now: int) -> None:
         )
 
 
-def _check_chain(
-    release: Release, digest: str, seen: tuple[SeenRelease, ...], withdrawn: frozenset[str] = frozenset()
-) -> None:
-    """``seq`` and ``prev`` against what the ledger has seen of this run.
-
-    An individual sees the releases of the forms that it asked for, so the chain has gaps: neighbours are compared
-    wherever both are known, and a release may not be older than the last one of its own form.
-
-    Numbers count within one ``key_epoch``: whoever stole the key of an earlier one may have signed any number with it,
-    and must not stop the collective that went on with a new key (a fast-forward; the TUF specification, 5.3.11, answers
-    it in the same way).
-    """
-    for other in seen:
-        if contradicts(release, digest, other):
-            raise EquivocationError(
-                f"the collective signed two histories: release {release.seq} contradicts release {other.seq};"
-                " ask the collective"
-            )
-    epoch, newest = max(((other.key_epoch, other.seq) for other in seen if other.form == release.form), default=(0, 0))
-    if (release.key_epoch, release.seq) < (epoch, newest):
-        raise RollbackError(f"release {release.seq} is older than release {newest}, which was seen before")
-    if digest in withdrawn:
-        raise ExpiredError(f"release {release.seq} was withdrawn by the collective; send a new request")
-
-
-def contradicts(release: Release, digest: str, other: SeenRelease) -> bool:
-    """Whether an authentic release (``digest``: its name) and one of its run that was seen before cannot both stand in
-    one chain."""
-    return other.key_epoch == release.key_epoch and (
-        (other.seq == release.seq and other.digest != digest)
-        or (other.seq == release.seq - 1 and other.digest != release.prev)
-        or (other.seq == release.seq + 1 and other.prev != digest)
-    )
-
-
 def _check_content(data: bytes, content: Content, what: str) -> None:
     if len(data) != content.size:
         raise DigestMismatchError(f"{what} has {len(data)} bytes, the release says {content.size}; fetch it again")
     if digest_of(data) != content.sha256:
         raise DigestMismatchError(f"{what} is not the one that was signed; fetch it again")
-
-
-def _read_learngene(release: Release, plaintext: bytes) -> Learngene:
-    """Own parse of the header, the architecture's allow-list, the values."""
-    tensors = blob.decode(plaintext)
-    allowed = release.architecture.tensors(fisher=release.fisher is not None)
-    if {name: array.shape for name, array in tensors.items()} != {name: shape for name, (_, shape) in allowed.items()}:
-        raise MalformedError("the blob's tensors are not those that the architecture allows")
-    check_values(release.architecture, tensors)
-    return Learngene(release.architecture, MappingProxyType(tensors), release.fisher, release.dp)
-
-
-def check_values(architecture: Architecture, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Refuse values that no computation could have meant: a network that held them would answer NaN.
-
-    Raises:
-        NonFiniteError: NaN or infinity, a negative Fisher entry or variance, a standard deviation that is not positive.
-    """
-    for name, (role, _) in architecture.tensors(fisher=any(name.startswith("fisher.") for name in tensors)).items():
-        array = tensors[name]
-        if role == "fisher" or name.endswith(".running_var"):
-            # One pass: as an unsigned integer, a float that is finite and not negative lies below infinity.
-            if array.view(np.uint32).max() >= _INFINITY_BITS:
-                _check_finite(name, array)
-                if array.min() < 0:
-                    raise NonFiniteError(f"the tensor {name} holds a negative value")
-            continue
-        # One pass at the memory's own speed: a sum of squares is finite only if every value is. Only where it is not is
-        # each value looked at: large ones overflow in it too.
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.vdot(array, array)
-        if not np.isfinite(squares):
-            _check_finite(name, array)
-        if name == "input.std" and array.min() <= 0:
-            raise NonFiniteError("the tensor input.std holds a value that is not positive")
-
-
-def _check_finite(name: str, array: NDArray[np.float32]) -> None:
-    if not np.isfinite(array).all():
-        raise NonFiniteError(f"the tensor {name} holds NaN or infinity")

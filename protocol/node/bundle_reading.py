@@ -6,9 +6,10 @@ from pathlib import Path
 from protocol.encoding.calendar import unix_seconds
 from protocol.errors import InputError
 from protocol.exchange.audit import Crossings
+from protocol.exchange.expectation import Holder
 from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.exchange.individual_ledger import IndividualLedger
-from protocol.exchange.verification import Holder, SealedLearngene, VerifiedLearngene, open_sealed, verify_file
+from protocol.exchange.verification import SealedLearngene, VerifiedLearngene, open_sealed, verify_file
 from protocol.files.user_files import named_refusals
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.passphrase import unlock_with

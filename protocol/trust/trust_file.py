@@ -10,7 +10,8 @@ from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
 from protocol.files.user_files import named_refusals, open_binary, write_new
 from protocol.keys.signing_key import SigningKey
-from protocol.trust.trust_store import MAX_BYTES, TrustSeen, TrustStore, claimed_root, sign_trust, verify_trust
+from protocol.trust.signed_trust import MAX_BYTES, TrustSeen, claimed_root, sign_trust, verify_trust
+from protocol.trust.trust_store import TrustStore
 from protocol.visible_text import visible_name
 
 
@@ -43,7 +44,7 @@ class TrustFile:
 
         Raises:
             InputError: the file cannot be read.
-            RefusedError: it is refused; see :func:`protocol.trust.trust_store.verify_trust`.
+            RefusedError: it is refused; see :func:`protocol.trust.signed_trust.verify_trust`.
             StorageFailedError: what is to be remembered of it could not be stored, so it is not believed.
         """
         with self._lock:
@@ -68,7 +69,7 @@ def read_trust(path: Path, *, root: str | None) -> TrustStore:
 
     Raises:
         InputError: the file cannot be read.
-        RefusedError: it is refused; see :func:`protocol.trust.trust_store.verify_trust`.
+        RefusedError: it is refused; see :func:`protocol.trust.signed_trust.verify_trust`.
     """
     data = _read(path)[1]
     with named_refusals(_named(path)):

@@ -1,35 +1,26 @@
 """The trust store: the public keys that a party believes, signed by an offline root. Nothing else is believed.
 
-Every change is a new version that the root signs. Bytes go in, a verified store or a typed error comes out; files are
-``protocol.trust.trust_file``'s affair. After The Update Framework
+Every change is a new version that the root signs (``protocol.trust.signed_trust``). After The Update Framework
 (https://theupdateframework.github.io/specification/): one root instead of four roles, because a store that pins keys
 needs no delegations.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from protocol.digest import digest_of
-from protocol.encoding import canonical_json
 from protocol.errors import (
-    EquivocationError,
     ExpiredError,
     InputError,
-    MalformedError,
     RevokedKeyError,
-    RollbackError,
     UnknownKeyError,
     fault_line,
 )
-from protocol.keys import signing_key
-from protocol.keys.signing_key import PublicKey, SigningKey, key_identifier
-from protocol.messages import envelope
-from protocol.messages.envelope import Envelope, pre_authentication_encoding
+from protocol.keys.signing_key import PublicKey, key_identifier
 from protocol.trust.role import Role
+from protocol.trust.root_handover import Handover, Roots
 
 #: Why a learngene that was inherited should not be used any more: its collective has taken it back, or the key that
 #: signed it was revoked since because somebody else may have it.
@@ -37,19 +28,12 @@ RevocationStatus = Literal["withdrawn", "compromised"]
 #: Why a key is believed no more: somebody else may have it, its owner has left, or a newer key has its place.
 Reason = Literal["compromised", "retired", "superseded"]
 
-#: Bytes of the largest ``trust.json``; some five thousand keys.
-MAX_BYTES = 1 << 20
-PAYLOAD_TYPE = "application/vnd.learngene.trust.v1+json"
-#: Of the statement by which one root key hands over to the next; its own, so that no signature passes as the other.
-HANDOVER_TYPE = "application/vnd.learngene.root-handover.v1+json"
 _MOST_KEYS = 8192
-_MOST_HANDOVERS = 64
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 PARTY_PATTERN = r"^[a-z0-9][a-z0-9-]{0,63}$"
 PartyName = Annotated[str, StringConstraints(pattern=PARTY_PATTERN)]
-_Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
 _LAST_VERSION = 2**31
 _Version = Annotated[int, Field(ge=1, le=_LAST_VERSION)]
 
@@ -85,75 +69,7 @@ class RevokedKey(TrustedKey):
     version: _Version
 
 
-class Handover(BaseModel):
-    """One root key hands over to the next: both public keys, and a signature of each over the same statement."""
-
-    model_config = _CONFIG
-
-    old: PublicKey
-    new: PublicKey
-    signature_old: _Signature
-    signature_new: _Signature
-
-    @classmethod
-    def make(cls, old: SigningKey, new: SigningKey) -> "Handover":
-        """The handover that both keys sign.
-
-        Raises:
-            InputError: they are the same key.
-        """
-        if old.public_hex == new.public_hex:
-            raise InputError("the new root key is the old one; make another with: learngene keygen")
-        statement = _statement(old.public_hex, new.public_hex)
-        return cls(
-            old=old.public_hex,
-            new=new.public_hex,
-            signature_old=old.sign(statement).hex(),
-            signature_new=new.sign(statement).hex(),
-        )
-
-    def check(self) -> None:
-        """Check both signatures.
-
-        Raises:
-            BadSignatureError: one of them does not fit.
-        """
-        statement = _statement(self.old, self.new)
-        for public, signature in ((self.old, self.signature_old), (self.new, self.signature_new)):
-            signing_key.check_signature(bytes.fromhex(public), bytes.fromhex(signature), statement)
-
-
-def _statement(old: str, new: str) -> bytes:
-    return pre_authentication_encoding(HANDOVER_TYPE, canonical_json.encode({"format": 1, "new": new, "old": old}))
-
-
-class _Roots(BaseModel):
-    """The part of a trust store that says whose signature it needs: the only part that is read before that signature
-    is checked."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-    root: PublicKey
-    handovers: tuple[Handover, ...] = Field(default=(), max_length=_MOST_HANDOVERS)
-
-    @model_validator(mode="after")
-    def _one_chain(self) -> "_Roots":
-        for before, after in zip(self.handovers, self.handovers[1:], strict=False):
-            if before.new != after.old:
-                raise ValueError("the handovers from root to root are not one chain")
-        if self.handovers and self.handovers[-1].new != self.root:
-            raise ValueError("the last handover does not lead to the root")
-        if len(set(self.roots)) != len(self.roots):
-            raise ValueError("a root key comes back; every root is a new key")
-        return self
-
-    @property
-    def roots(self) -> tuple[str, ...]:
-        """Every root that this store's has come from, the first one first, and at last its own."""
-        return (*(handover.old for handover in self.handovers), self.root)
-
-
-class TrustStore(_Roots):
+class TrustStore(Roots):
     """Pinned keys, in one version. Changes make the next version; none of them changes this one.
 
     Attributes:
@@ -361,150 +277,6 @@ class TrustStore(_Roots):
         # Not model_copy: the whole store is validated again.
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return TrustStore.model_validate({**fields, "version": self.version + 1, **changes})
-
-
-@dataclass(frozen=True)
-class TrustSeen:
-    """What a party remembers of the last trust store that it accepted.
-
-    Attributes:
-        version: of the store.
-        digest: SHA-256 of its file's bytes, 64 hexadecimal digits.
-        root: the store's own root (public key, 64 hexadecimal digits).
-        pinned: the root that was pinned then.
-    """
-
-    version: int
-    digest: str
-    root: str
-    pinned: str
-
-    def check_after(self, before: "TrustSeen") -> None:
-        """Refuse the way back.
-
-        Raises:
-            RollbackError: ``before`` is a later version.
-            EquivocationError: ``before`` is another store with this version.
-        """
-        if self.version < before.version:
-            raise RollbackError(
-                f"version {self.version} of the trust store is older than version {before.version}, which was accepted"
-                " before; get the newest from whoever keeps the root key"
-            )
-        if self.version == before.version and self.digest != before.digest:
-            raise EquivocationError(
-                f"there are two trust stores of version {self.version}; keep both and ask whoever keeps the root key"
-            )
-
-
-def sign_trust(store: TrustStore, root: SigningKey) -> bytes:
-    """The bytes of ``trust.json``: a DSSE envelope, canonical.
-
-    Raises:
-        InputError: ``root`` is not the store's root key, or the store has grown beyond ``MAX_BYTES``.
-    """
-    if root.public_hex != store.root:
-        raise InputError(
-            "the key is not the trust store's root key"
-            + ("; the store has a newer root" if root.public_hex in store.roots else "")
-        )
-    payload = _encode(store)
-    signature = root.sign(pre_authentication_encoding(PAYLOAD_TYPE, payload))
-    data = envelope.encode(Envelope(PAYLOAD_TYPE, payload, root.keyid, signature))
-    if len(data) > MAX_BYTES:
-        raise InputError(f"the trust store would have {len(data)} bytes, at most {MAX_BYTES} are read; begin a new one")
-    return data
-
-
-def verify_trust(data: bytes, *, root: str, seen: TrustSeen | None) -> tuple[TrustStore, TrustSeen]:
-    """Read a trust store that the pinned root signed, or a root that it leads to.
-
-    Time is not looked at: whoever uses the store asks ``check_current`` with the time of what is verified under it.
-
-    Args:
-        data: what ``trust.json`` holds.
-        root: the pinned root's public key, 64 hexadecimal digits.
-        seen: what this party remembers of the last store that it accepted.
-
-    Returns:
-        The store, and what is to be remembered of it before it is used.
-
-    Raises:
-        TooLargeError: more than ``MAX_BYTES``.
-        MalformedError: not a canonical envelope with a trust store.
-        UnknownKeyError: the pinned root neither signed it nor leads to the root that did.
-        BadSignatureError: the signature, or one of a handover, does not fit.
-        RollbackError: an earlier version than one accepted before.
-        EquivocationError: the root signed two stores with one version, or an earlier root handed over to two.
-    """
-    opened = envelope.parse(data, max_bytes=MAX_BYTES)
-    if opened.payload_type != PAYLOAD_TYPE:
-        raise MalformedError("the file is signed, but it is no trust store; make one with: trust init")
-    _check_signature(opened, root)
-    store = _decode(opened.payload, TrustStore)
-    if _encode(store) != opened.payload:
-        raise MalformedError("the trust store leaves out what it must say; get one that `learngene trust` made")
-    now_seen = TrustSeen(store.version, digest_of(data), store.root, root)
-    if seen is not None:
-        _check_progress(store, now_seen, seen)
-    return store, now_seen
-
-
-def claimed_root(data: bytes) -> str:
-    """The root's public key as the file itself names it. Nothing is proven by that: only a root that was pinned
-    out of band tells a trust store from a forged one.
-
-    Raises:
-        TooLargeError: more than ``MAX_BYTES``.
-        MalformedError: not a canonical envelope with a trust store.
-    """
-    return _decode(envelope.parse(data, max_bytes=MAX_BYTES).payload, _Roots).root
-
-
-def _check_signature(opened: Envelope, pinned: str) -> None:
-    """From the pinned root along the handovers to the store's own root, and then that root's signature."""
-    roots = _decode(opened.payload, _Roots)
-    if pinned not in roots.roots:
-        raise UnknownKeyError(
-            f"the trust store's root is {key_identifier(bytes.fromhex(roots.root))[:16]}, and nothing leads to it from"
-            " the pinned root; compare the root's fingerprint with whoever keeps it, then pin that"
-        )
-    for handover in roots.handovers:
-        handover.check()
-    raw = bytes.fromhex(roots.root)
-    if opened.keyid != key_identifier(raw):
-        raise UnknownKeyError("the trust store is not signed by its root; get it again from whoever keeps the root key")
-    envelope.check_signature(opened, raw)
-
-
-def _check_progress(store: TrustStore, now_seen: TrustSeen, seen: TrustSeen) -> None:
-    """Against what was accepted before: no way back, and no second history."""
-    vouched = store.roots[store.roots.index(now_seen.pinned) :]
-    if seen.pinned != now_seen.pinned and seen.root not in vouched:
-        # The operator has pinned a root since that does not stand for what was accepted: the way out after a root key
-        # was stolen, and a store signed with it whose version nothing can surpass.
-        return
-    now_seen.check_after(seen)
-    if seen.root not in vouched:
-        raise EquivocationError(
-            "the trust store comes from another root than the one accepted before: an earlier root key signed two"
-            " successors; keep the file and ask whoever keeps the root key"
-        )
-
-
-_RootsT = TypeVar("_RootsT", bound=_Roots)
-
-
-def _encode(store: TrustStore) -> bytes:
-    return canonical_json.encode(store.model_dump(mode="json"))
-
-
-def _decode(payload: bytes, model: type[_RootsT]) -> _RootsT:
-    canonical_json.decode(payload, max_bytes=MAX_BYTES)
-    try:
-        return model.model_validate_json(payload)
-    except ValidationError as error:
-        raise MalformedError(f"the trust store is not valid: {fault_line(error)}") from None
 
 
 def _last_epochs(listed: tuple[TrustedKey, ...]) -> dict[tuple[Role, str], int]:

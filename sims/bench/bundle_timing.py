@@ -18,7 +18,8 @@ from protocol.digest import digest_of
 from protocol.encoding import blob
 from protocol.exchange import content_keys, verification
 from protocol.exchange.collective_ledger import CollectiveLedger
-from protocol.exchange.verification import Expectation, Holder, SealedLearngene, VerifiedEnvelopes, VerifiedLearngene
+from protocol.exchange.expectation import Expectation, Holder
+from protocol.exchange.verification import SealedLearngene, VerifiedEnvelopes, VerifiedLearngene
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.kem import Kem
 from protocol.keys.signing_key import SigningKey

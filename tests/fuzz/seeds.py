@@ -17,7 +17,9 @@ from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import MOST_WITHDRAWN, AbortCode
 from protocol.transport.frame import MAX_WORD_CHARACTERS, Frame, encode_header
 from protocol.transport.local_socket import send_frame
-from protocol.trust.trust_store import Handover, TrustStore, sign_trust
+from protocol.trust.root_handover import Handover
+from protocol.trust.signed_trust import sign_trust
+from protocol.trust.trust_store import TrustStore
 from tests.fuzz.targets import OLD_ROOT, ROOT, Line
 from tests.protocol.parties import (
     COLLECTIVE,

@@ -17,8 +17,7 @@ from protocol.messages import bundle_file, envelope, payloads
 from protocol.messages.payloads import MODELS
 from protocol.transport.frame import decode_header, encode_header
 from protocol.transport.local_socket import DisconnectedError, receive_frame, send_frame
-from protocol.trust import trust_store
-from protocol.trust.trust_store import claimed_root, sign_trust, verify_trust
+from protocol.trust.signed_trust import MAX_BYTES, PAYLOAD_TYPE, claimed_root, sign_trust, verify_trust
 
 #: Two roots, of which the first handed over to the second.
 OLD_ROOT, ROOT = SigningKey.from_seed(b"o" * 32), SigningKey.from_seed(b"r" * 32)
@@ -152,9 +151,9 @@ def _bundle_file(data: bytes) -> bytes:
 
 def _trust(data: bytes) -> bytes:
     claimed_root(data)
-    opened = envelope.parse(data, max_bytes=trust_store.MAX_BYTES)
+    opened = envelope.parse(data, max_bytes=MAX_BYTES)
     # The signature is made to fit, so that mutations reach what is read behind it: here the root itself is malicious.
-    signature = ROOT.sign(envelope.pre_authentication_encoding(trust_store.PAYLOAD_TYPE, opened.payload))
+    signature = ROOT.sign(envelope.pre_authentication_encoding(PAYLOAD_TYPE, opened.payload))
     signed = envelope.encode(replace(opened, keyid=ROOT.keyid, signature=signature))
     first = OLD_ROOT if OLD_ROOT.public_hex.encode("ascii") in opened.payload else ROOT
     store, _ = verify_trust(signed, root=first.public_hex, seen=None)
@@ -164,7 +163,7 @@ def _trust(data: bytes) -> bytes:
 
 def _inside_trust(data: bytes, change: Change) -> bytes:
     try:
-        opened = envelope.parse(data, max_bytes=trust_store.MAX_BYTES)
+        opened = envelope.parse(data, max_bytes=MAX_BYTES)
     except (MalformedError, TooLargeError):
         return change(data)
     return envelope.encode(replace(opened, payload=change(opened.payload)))

@@ -8,7 +8,7 @@ from hypothesis import settings
 
 from protocol.digest import digest_of
 from protocol.exchange.collective_endpoint import Answer
-from protocol.exchange.verification import Expectation
+from protocol.exchange.expectation import Expectation
 from tests.protocol.parties import CONTENT_KEY, INDIVIDUAL, NOW, RUN, Exchange, Site, learngene
 
 # The same examples every time, and no test that fails because the machine is busy.

@@ -10,9 +10,10 @@ from protocol.digest import digest_of
 from protocol.exchange.audit import Crossings
 from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint
 from protocol.exchange.collective_ledger import CollectiveLedger
+from protocol.exchange.expectation import Expectation
 from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.exchange.individual_ledger import IndividualLedger
-from protocol.exchange.verification import Expectation, VerifiedLearngene, verify_bundle
+from protocol.exchange.verification import VerifiedLearngene, verify_bundle
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.party_keys import NodeKeys
 from protocol.keys.signing_key import SigningKey

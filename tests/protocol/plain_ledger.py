@@ -10,7 +10,7 @@ from protocol.errors import EquivocationError, InputError, RollbackError, Storag
 from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.content_keys import ClosedKey
 from protocol.exchange.individual_ledger import IndividualLedger, Inherited, State
-from protocol.exchange.verification import SeenRelease
+from protocol.exchange.release_chain import SeenRelease
 from protocol.learngene.architecture import Form
 from protocol.messages.payloads import NO_RELEASE
 

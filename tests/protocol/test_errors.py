@@ -34,8 +34,8 @@ from protocol.errors import (
 )
 from protocol.exchange import ledger_database
 from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint
+from protocol.exchange.expectation import Expectation
 from protocol.exchange.individual_endpoint import IndividualEndpoint
-from protocol.exchange.verification import Expectation
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_receipt
 from protocol.messages.payloads import LIFE, SKEW

@@ -35,9 +35,10 @@ from protocol.errors import (
 from protocol.exchange import collective_endpoint, content_keys
 from protocol.exchange.audit import read_crossings
 from protocol.exchange.collective_endpoint import Answer, CollectiveEndpoint, Withdrawal
+from protocol.exchange.expectation import Expectation
 from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.exchange.individual_ledger import IndividualLedger, State
-from protocol.exchange.verification import Expectation, VerifiedLearngene
+from protocol.exchange.verification import VerifiedLearngene
 from protocol.keys.signing_key import SigningKey
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_abort, make_receipt, make_request

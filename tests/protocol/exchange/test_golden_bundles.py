@@ -8,9 +8,8 @@ import pytest
 
 from protocol.digest import digest_of
 from protocol.errors import ExpiredError, RefusedError, RevokedKeyError, UnknownKeyError, WrongAudienceError
+from protocol.exchange.expectation import Expectation, Holder
 from protocol.exchange.verification import (
-    Expectation,
-    Holder,
     VerifiedAbort,
     VerifiedLearngene,
     VerifiedReceipt,
@@ -29,7 +28,8 @@ from protocol.messages import bundle_file
 from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import LIFE, NO_RELEASE, SKEW
 from protocol.trust.policy import Policy
-from protocol.trust.trust_store import TrustStore, verify_trust
+from protocol.trust.signed_trust import verify_trust
+from protocol.trust.trust_store import TrustStore
 from tests.protocol.golden import make
 from tests.protocol.golden.make import BUNDLES, COLLECTIVE, FIRST_ROOT, FOLDER, FORMER_COLLECTIVE, NOW, ROOT, RUN
 from tests.protocol.parties import STRANGER

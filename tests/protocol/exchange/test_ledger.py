@@ -23,7 +23,7 @@ from protocol.exchange.verification import (
 )
 from protocol.messages.builders import make_release
 from protocol.messages.payloads import NO_RELEASE, Request
-from protocol.trust.trust_store import TrustSeen
+from protocol.trust.signed_trust import TrustSeen
 from tests.protocol.parties import (
     COLLECTIVE,
     COLLECTIVE_POLICY,

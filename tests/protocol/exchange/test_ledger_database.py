@@ -13,7 +13,7 @@ from protocol.errors import StorageFailedError
 from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.exchange.ledger_database import ADVICE, LAST_SECOND
-from protocol.trust.trust_store import TrustSeen
+from protocol.trust.signed_trust import TrustSeen
 from tests.protocol.hostile_files import ANY, NO_FILE, plant, within
 from tests.protocol.made_node import tree
 from tests.protocol.parties import NOW, RUN, Exchange, Site, content_key, learngene

@@ -18,9 +18,9 @@ from protocol.exchange import content_keys
 from protocol.exchange.collective_ledger import CollectiveLedger, StoredRelease
 from protocol.exchange.collective_ledger import stored_release as opened_release
 from protocol.exchange.content_keys import ClosedKey
+from protocol.exchange.expectation import Expectation
 from protocol.exchange.individual_ledger import IndividualLedger
 from protocol.exchange.verification import (
-    Expectation,
     VerifiedEnvelopes,
     VerifiedLearngene,
     VerifiedRequest,
@@ -33,7 +33,7 @@ from protocol.learngene.architecture import Form
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_grant, make_release, make_request
 from protocol.messages.payloads import NO_RELEASE, Request
-from protocol.trust.trust_store import TrustSeen
+from protocol.trust.signed_trust import TrustSeen
 from tests.protocol.parties import (
     COLLECTIVE,
     COLLECTIVE_POLICY,

@@ -29,10 +29,10 @@ from protocol.errors import (
 )
 from protocol.exchange import verification
 from protocol.exchange.collective_endpoint import Answer
+from protocol.exchange.expectation import Expectation
+from protocol.exchange.release_chain import SeenRelease
 from protocol.exchange.verification import (
-    Expectation,
     SealedLearngene,
-    SeenRelease,
     VerifiedEnvelopes,
     VerifiedLearngene,
     VerifiedRequest,

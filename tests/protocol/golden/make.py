@@ -23,7 +23,9 @@ from protocol.messages.builders import make_abort, make_grant, make_receipt, mak
 from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import NO_RELEASE, Release, Request, decode
 from protocol.trust.policy import Policy
-from protocol.trust.trust_store import Handover, TrustStore, sign_trust
+from protocol.trust.root_handover import Handover
+from protocol.trust.signed_trust import sign_trust
+from protocol.trust.trust_store import TrustStore
 
 FOLDER = Path(__file__).parent
 SUMS = FOLDER / "SHA256SUMS"

@@ -28,7 +28,8 @@ from protocol.errors import (
     WrongAudienceError,
     WrongRunError,
 )
-from protocol.exchange.verification import Holder, SealedLearngene, open_sealed, verify_file
+from protocol.exchange.expectation import Holder
+from protocol.exchange.verification import SealedLearngene, open_sealed, verify_file
 from protocol.messages import bundle_file, envelope
 from protocol.messages.bundle_file import MAGIC, BundleFile, decode, encode
 from protocol.messages.payloads import LIFE, SKEW

@@ -20,8 +20,10 @@ from protocol.errors import (
 )
 from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.keys.signing_key import SigningKey
+from protocol.trust.root_handover import Handover
+from protocol.trust.signed_trust import MAX_BYTES, TrustSeen, sign_trust
 from protocol.trust.trust_file import TrustFile, read_trust, write_trust
-from protocol.trust.trust_store import MAX_BYTES, Handover, TrustSeen, TrustStore, sign_trust
+from protocol.trust.trust_store import TrustStore
 from tests.protocol.parties import INDIVIDUAL, NO_TRUST, ROOT, TRUST
 
 FORGER = SigningKey.from_seed(b"!" * 32)

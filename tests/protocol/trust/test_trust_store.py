@@ -25,18 +25,9 @@ from protocol.errors import (
 from protocol.keys.signing_key import SigningKey, key_identifier
 from protocol.messages import envelope
 from protocol.messages.envelope import Envelope, pre_authentication_encoding
-from protocol.trust.trust_store import (
-    HANDOVER_TYPE,
-    MAX_BYTES,
-    PAYLOAD_TYPE,
-    Handover,
-    TrustedKey,
-    TrustSeen,
-    TrustStore,
-    claimed_root,
-    sign_trust,
-    verify_trust,
-)
+from protocol.trust.root_handover import HANDOVER_TYPE, Handover
+from protocol.trust.signed_trust import MAX_BYTES, PAYLOAD_TYPE, TrustSeen, claimed_root, sign_trust, verify_trust
+from protocol.trust.trust_store import TrustedKey, TrustStore
 from tests.protocol.parties import COLLECTIVE, INDIVIDUAL, NO_TRUST, NOW, OTHER_INDIVIDUAL, ROOT, STRANGER, TRUST
 
 SECOND_ROOT = SigningKey.from_seed(b"2" * 32)
@@ -497,7 +488,7 @@ def test_attack_oversize() -> None:
 
 
 def test_a_store_that_would_be_refused_for_its_size_is_not_signed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protocol.trust.trust_store.MAX_BYTES", len(GENUINE))
+    monkeypatch.setattr("protocol.trust.signed_trust.MAX_BYTES", len(GENUINE))
     assert sign_trust(TRUST, ROOT) == GENUINE
     with pytest.raises(InputError, match="at most"):
         sign_trust(TRUST.with_key(STRANGER.public_hex, "individual", "individual-3"), ROOT)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from protocol.errors import NonFiniteError
-from protocol.exchange.verification import check_values
+from protocol.exchange.blob_content import check_values
 from tests.protocol.parties import architecture, learngene
 
 ARCHITECTURE = architecture()

@@ -1,0 +1,56 @@
+"""The content of an opened blob: its tensors are those that the architecture allows, and their values can be used."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.encoding import blob
+from protocol.errors import MalformedError, NonFiniteError
+from protocol.learngene.architecture import Architecture
+from protocol.learngene.learngene import Learngene
+from protocol.messages.payloads import Release
+
+# IEEE 754: the bits of +infinity as a 32-bit unsigned integer.
+_INFINITY_BITS = 0x7F80_0000
+
+
+def read_learngene(release: Release, plaintext: bytes) -> Learngene:
+    """Own parse of the header, the architecture's allow-list, the values."""
+    tensors = blob.decode(plaintext)
+    allowed = release.architecture.tensors(fisher=release.fisher is not None)
+    if {name: array.shape for name, array in tensors.items()} != {name: shape for name, (_, shape) in allowed.items()}:
+        raise MalformedError("the blob's tensors are not those that the architecture allows")
+    check_values(release.architecture, tensors)
+    return Learngene(release.architecture, MappingProxyType(tensors), release.fisher, release.dp)
+
+
+def check_values(architecture: Architecture, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Refuse values that no computation could have meant: a network that held them would answer NaN.
+
+    Raises:
+        NonFiniteError: NaN or infinity, a negative Fisher entry or variance, a standard deviation that is not positive.
+    """
+    for name, (role, _) in architecture.tensors(fisher=any(name.startswith("fisher.") for name in tensors)).items():
+        array = tensors[name]
+        if role == "fisher" or name.endswith(".running_var"):
+            # One pass: as an unsigned integer, a float that is finite and not negative lies below infinity.
+            if array.view(np.uint32).max() >= _INFINITY_BITS:
+                _check_finite(name, array)
+                if array.min() < 0:
+                    raise NonFiniteError(f"the tensor {name} holds a negative value")
+            continue
+        # One pass at the memory's own speed: a sum of squares is finite only if every value is. Only where it is not is
+        # each value looked at: large ones overflow in it too.
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.vdot(array, array)
+        if not np.isfinite(squares):
+            _check_finite(name, array)
+        if name == "input.std" and array.min() <= 0:
+            raise NonFiniteError("the tensor input.std holds a value that is not positive")
+
+
+def _check_finite(name: str, array: NDArray[np.float32]) -> None:
+    if not np.isfinite(array).all():
+        raise NonFiniteError(f"the tensor {name} holds NaN or infinity")
