@@ -13,6 +13,7 @@ from protocol.keys.kem import Kem
 from sims.bench.bundle_timing import COPY, VERIFY_AND_PARSE, WHOLE, Bundle, Memory, Work
 
 _PARTS = ("request", "release", "grant", "ciphertext", "plaintext")
+# psutil has neither a process's peak nor the file that sets it back.
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 #: Written to ``clear_refs``, it sets the peak back to what is in use now (proc(5)).

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
+import psutil
 import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from protocol.confinement import isolated_start
 from protocol.errors import RunFailedError
 from protocol.visible_text import visible_line
-from sims.run.processes import Process, descendants, end_all
+from sims.run.processes import descendants, end_all
 
 _PROGRAMS = Path(sys.executable).parent
 _CONNECTION = "boundary"
@@ -48,7 +49,7 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
-        self._seen: set[Process] = set()
+        self._seen: set[psutil.Process] = set()
 
     def __enter__(self) -> "Deployment":
         for path in (self._folder, self._folder / "flwr", self._folder / "tmp"):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import tomli_w
 
 from protocol.confinement import isolated_start
@@ -25,7 +26,7 @@ from sims.boundary.flower_deployment import free_port
 from sims.boundary.user_attacks import PYTHON, STRANGER, lacks_another_user
 from sims.run import environment
 from sims.run.enclosure import Enclosure
-from sims.run.processes import Process, descendants, end_all
+from sims.run.processes import descendants, end_all
 from sims.run.ray_environment import keep_ray_to_itself
 
 # Seconds for a start; for a connection.
@@ -171,7 +172,7 @@ def _started(folder: Path, command: list[str], given: Mapping[str, str], *inheri
     try:
         yield
     finally:
-        below: set[Process] = set(descendants(process.pid))
+        below: set[psutil.Process] = set(descendants(process.pid))
         process.terminate()
         try:
             process.wait(5.0)

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 import protocol
 from protocol.node import confine
 from sims.boundary.acts.act import StoppedError, call, libc
@@ -180,7 +182,7 @@ class Stage:
 
     def stopped(self) -> bool:
         """Whether the other party's node stands still."""
-        return _fields(self.pid)[0] == "T"
+        return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
 
     def scratch(self) -> bytes:
         """What stands now in the other node's environment."""
@@ -192,10 +194,10 @@ class Stage:
 
     def sibling(self, token: str) -> bool:
         """Whether this process has a child of that name that it did not start; it is ended."""
-        for pid in _children():
-            if _name(pid) == token[:_NAME_BYTES]:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        for child in psutil.Process().children():
+            if _name(child) == token[:_NAME_BYTES]:
+                child.kill()
+                os.waitpid(child.pid, 0)
                 return True
         return False
 
@@ -209,7 +211,7 @@ class Stage:
 
     def named(self, token: str) -> bool:
         """Whether any process of this machine bears the token."""
-        return any(_name(int(path.name)) == token[:_NAME_BYTES] for path in Path("/proc").glob("[0-9]*"))
+        return any(_name(process) == token[:_NAME_BYTES] for process in psutil.process_iter())
 
     @property
     def owns_package(self) -> bool:
@@ -282,29 +284,16 @@ def _high(number: int) -> int:
     return fcntl.fcntl(number, fcntl.F_DUPFD, _LEFT_OPEN)
 
 
-def _fields(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _children() -> list[int]:
-    """Of this process."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if _fields(int(path.name))[1] == str(os.getpid()):
-                found.append(int(path.name))
-    return found
-
-
-def _name(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+def _name(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name()[:_NAME_BYTES]
     return ""
 
 
 def _environment(pid: int) -> tuple[int, int, int]:
     """Where a process keeps its environment: address, bytes; and the address of our scratch in it."""
-    fields = _fields(pid)
+    # psutil gives the environment, but not its address.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[47]), int(fields[48])
     content = Path(f"/proc/{pid}/environ").read_bytes()
     return start, end - start, start + content.index(f"{_SCRATCH}=".encode()) + len(_SCRATCH) + 1

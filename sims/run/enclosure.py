@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
+import psutil
+
 from protocol.confinement import isolated_start, namespaces, privileges
 from protocol.errors import LearngeneError, RunFailedError
 from sims.run.environment import REACH
@@ -259,16 +261,10 @@ def _children() -> Iterable[int]:
     """Children of this process, which has one thread; ended ones too."""
     own = os.getpid()
     try:
+        # Not psutil, which looks at every process of the machine: who forks quickly would get away.
         return [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text("ascii").split()]
     except OSError:  # a kernel without this file
-        return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == own]
-
-
-def _parent(process: Path) -> int:
-    with contextlib.suppress(OSError):
-        # The command's name, in brackets, may hold anything.
-        return int((process / "stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()[1])
-    return 0
+        return [child.pid for child in psutil.Process().children()]
 
 
 def _end_of(pid: int) -> int | None:

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 from protocol.confinement import isolated_start
 from protocol.errors import InputError, RunFailedError
@@ -19,26 +20,12 @@ from protocol.node.launcher import LOG
 from protocol.trust.role import Role
 from protocol.visible_text import visible_line
 
-_PROC = Path("/proc")
 #: Longest reason that is taken from a log, characters.
 _REASON_CHARACTERS = 400
 #: Of a log that is read, bytes.
 _LOG_BYTES = 256 * 1024
 #: An error or a refusal in a node's log, as ``protocol.node.launcher`` and ``protocol.node.server`` write it.
 _LOG_RECORD = re.compile(r"[-0-9]{10} [:0-9]{8},\d{3} (?:ERROR |WARNING (?=refused ))(.*)")
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process that cannot be confused with a later one of the same number.
-
-    Attributes:
-        pid: its number.
-        started: clock ticks from the machine's start to its own (``starttime`` of proc(5)).
-    """
-
-    pid: int
-    started: int
 
 
 @dataclass(frozen=True)
@@ -181,51 +168,38 @@ class NodeProcesses:
         self.end()
 
 
-def descendants(pid: int) -> list[Process]:
-    """Children, grandchildren and so on of a process, also those in other sessions; empty without a ``/proc``."""
-    children: dict[int, list[Process]] = {}
-    for folder in _PROC.glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = _fields(int(folder.name))
-            children.setdefault(int(fields[1]), []).append(Process(int(folder.name), int(fields[19])))
-    found: list[Process] = []
-    waiting = [pid]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found.extend(below)
-        waiting.extend(child.pid for child in below)
-    return found
-
-
-def alive(process: Process) -> bool:
-    """Whether exactly this process still runs (a zombie does not)."""
+def descendants(pid: int) -> list[psutil.Process]:
+    """Children, grandchildren and so on of a process, also those in other sessions; empty where it has ended."""
     try:
-        fields = _fields(process.pid)
-    except (OSError, ValueError, IndexError):
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether exactly this process still runs, and no later one of its number (a zombie does not)."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return int(fields[19]) == process.started and fields[0] != "Z"
 
 
-def end_all(processes: Iterable[Process], grace: float = 3.0) -> None:
+def end_all(processes: Iterable[psutil.Process], grace: float = 3.0) -> None:
     """Wait ``grace`` seconds for processes that are about to end, then kill those that remain and wait for that."""
     remaining = _wait_for(list(processes), grace)
     for process in remaining:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process.pid, signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            process.kill()
     _wait_for(remaining, 5.0)
 
 
-def _wait_for(processes: Sequence[Process], seconds: float) -> Sequence[Process]:
+def _wait_for(processes: Sequence[psutil.Process], seconds: float) -> Sequence[psutil.Process]:
     """Those that are still alive after so many seconds."""
+    # Not psutil.wait_procs, which takes the exit code of a child from whoever started it.
     deadline = time.monotonic() + seconds
     while (processes := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     return processes
-
-
-def _fields(pid: int) -> list[str]:
-    """Fields of ``/proc/PID/stat`` after the command's name, which may itself hold spaces and brackets."""
-    return (_PROC / str(pid) / "stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
 
 
 def _ending(code: int) -> str:

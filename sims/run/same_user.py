@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+# psutil lists connections without their users.
 _TABLE = Path("/proc/self/net/tcp")
 _ESTABLISHED = "01"
 

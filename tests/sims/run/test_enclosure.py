@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from protocol.confinement import namespaces
 from protocol.errors import RunFailedError
 from sims.run.enclosure import KILLED as KILLED_COMMAND
 from sims.run.enclosure import Enclosure
-from sims.run.processes import Process, alive, descendants
+from sims.run.processes import alive, descendants
 from sims.run.run_folder import open_run, read_record
 from sims.run.settings import from_run_config
 from tests.sims.run.listening import network_of
@@ -71,14 +72,13 @@ def enclosed(folder: Path, code: str) -> Iterator[tuple[Enclosure, Path]]:
         enclosure.close()
 
 
-def noted(note: Path) -> Process:
+def noted(note: Path) -> psutil.Process:
     """The process whose number the file holds."""
     deadline = time.monotonic() + 30
     while not (note.exists() and (text := note.read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    fields = Path(f"/proc/{text}/stat").read_text().rpartition(")")[2].split()
-    return Process(int(text), int(fields[19]))
+    return psutil.Process(int(text))
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -88,7 +88,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def gone(process: Process, seconds: float = 20.0) -> bool:
+def gone(process: psutil.Process, seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while alive(process) and time.monotonic() < deadline:
         time.sleep(0.02)
