@@ -121,17 +121,6 @@ def picture_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_picture(file: Path, contract: InputContract) -> NDArray[np.uint8]:
-    """One picture as uint8 ``[H, W, C]``, by a decoder of its own; see :class:`PictureReader`.
-
-    Raises:
-        InputError: it cannot be read as a picture, or the contract is not for pictures.
-        RunFailedError: the decoder does not start.
-    """
-    with PictureReader(1) as reader:
-        return reader.read(file, contract)
-
-
 def _entries(folder: Path) -> list[Path]:
     """What lies in a folder, sorted by name, without hidden files and clutter."""
     try:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-import click
 import numpy as np
 import pytest
 import typer
@@ -25,12 +24,12 @@ from PIL import Image
 from collective_node.annotation.unknown_set import cycle_folder
 from collective_node.cli import app as collective_app
 from individual_node.cli import app as individual_app
-from protocol.commands.lazy_group import LazyCommand
 from protocol.commands.learngene import make
 from protocol.commands.progress_bar import progress_bar
 from protocol.output import add_row, console, print_table, say, table
 from protocol.visible_text import visible_name
 from sims.results.results import collect
+from tests.all_commands import commands
 from tests.individual_node.test_user_commands import Node, inherited
 from tests.sims.made_run import make_run
 from tests.two_folders import Done, run
@@ -243,27 +242,19 @@ WALKS: dict[str, Walk | str] = {
 }
 
 
-def commands() -> Iterator[str]:
+def every_command() -> Iterator[str]:
     """Every command of every program, as it is typed."""
-
-    def below(command: click.Command, words: tuple[str, ...]) -> Iterator[str]:
-        if isinstance(command, click.Group):
-            for name, one in command.commands.items():
-                yield from below(one.loaded if isinstance(one, LazyCommand) else one, (*words, name))
-        else:
-            yield " ".join(words)
-
     programs: dict[str, typer.Typer] = {
         "learngene": make(),
         "collective-node": collective_app,
         "individual-node": individual_app,
     }
     for name, app in programs.items():
-        yield from below(typer.main.get_command(app), (name,))
+        yield from (" ".join(words) for words, _ in commands(typer.main.get_command(app), name))
 
 
 def test_every_command_is_listed() -> None:
-    assert set(commands()) == set(WALKS)
+    assert set(every_command()) == set(WALKS)
 
 
 @pytest.mark.parametrize("command", [name for name, walk in WALKS.items() if callable(walk)])

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -13,8 +12,8 @@ import typer
 import collective_node.cli
 import individual_node.cli
 import protocol.commands.learngene
-from protocol.commands.lazy_group import LazyCommand
 from protocol.trust.role import Role
+from tests.all_commands import commands
 from tests.protocol.made_node import make_node, other_role, tree
 from tests.two_folders import Done, run
 
@@ -25,17 +24,6 @@ APPS: dict[str, tuple[typer.Typer, Role]] = {
     "learngene": (protocol.commands.learngene.make(), "individual"),
 }
 OF_EITHER_ROLE = {("learngene", "courier")}
-
-
-def commands(command: click.Command, *words: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """All commands beneath one, by the words that call them."""
-    if isinstance(command, LazyCommand):
-        command = command.loaded
-    if not isinstance(command, click.Group):
-        yield words, command
-        return
-    for name, below in command.commands.items():
-        yield from commands(below, *words, name)
 
 
 def takes_configuration(command: click.Command) -> bool:

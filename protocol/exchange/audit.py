@@ -4,7 +4,6 @@ Each line is canonical JSON and names the SHA-256 of the line before it, so that
 in or moved shows. That lines are missing at the end shows only to whoever kept the last digest.
 """
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -131,14 +130,15 @@ class Summary(NamedTuple):
     holds: bool
 
 
-def verify_chain(data: bytes) -> Chain:
-    """Verify the bytes of a log: every line canonical, numbered on, and chained to the one before. Half a line at the
-    end, which a crash leaves, is not counted; more than one line's length without an end is no half line.
+def verify_chain(file: BinaryIO) -> Chain:
+    """Verify a log: every line canonical, numbered on, and chained to the one before. Half a line at the end, which a
+    crash leaves, is not counted; more than one line's length without an end is no half line.
 
     Raises:
-        MalformedError: it is broken; says at which line.
+        MalformedError: it is broken; says at which line. InputError: it cannot be read.
     """
-    return _chain(io.BytesIO(data))
+    lines = [*_walk(file)]
+    return Chain(tuple(crossing for crossing, _ in lines), lines[-1][1] if lines else NO_LINE)
 
 
 def read_chain(path: Path) -> Chain:
@@ -156,7 +156,7 @@ def read_chain(path: Path) -> Chain:
                 f"the log of crossings {path} has more than {_MOST_KEPT_BYTES} bytes, too many to show; note its head "
                 "(learngene audit verify), stop the node and move it away"
             )
-        return _chain(file)
+        return verify_chain(file)
 
 
 def summarise(path: Path, head: str = NO_LINE) -> Summary:
@@ -177,11 +177,6 @@ def summarise(path: Path, head: str = NO_LINE) -> Summary:
                 refused += crossing.decision != ALLOWED
                 holds = holds or last == head
     return Summary(lines, refused, last, holds)
-
-
-def _chain(file: BinaryIO) -> Chain:
-    lines = [*_walk(file)]
-    return Chain(tuple(crossing for crossing, _ in lines), lines[-1][1] if lines else NO_LINE)
 
 
 def _walk(file: BinaryIO) -> Iterator[tuple[Crossing, str]]:

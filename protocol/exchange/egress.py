@@ -152,18 +152,6 @@ def egress(policy: Policy, data: bytes, kind: str | None = None) -> bytes:
     return data
 
 
-def egress_blob(policy: Policy, release: bytes, data: bytes) -> bytes:
-    """The rule for blobs: the same bytes, if they are the content of a release that may leave.
-
-    Raises:
-        PolicyDeniedError: the release may not leave, or this policy lets none leave.
-        DigestMismatchError: the blob is not this release's.
-        TooLargeError, MalformedError: the release is not a message at all.
-    """
-    _check_blob(_message(policy, release, None)[1], len(data), digest_of(data))
-    return data
-
-
 def _message(policy: Policy, data: bytes, kind: str | None) -> tuple[Envelope, Payload]:
     """A message that may leave, and what it says."""
     opened = envelope.parse(data)

@@ -1,5 +1,7 @@
 """Making the five kinds of message: what the two parties say, signed."""
 
+from typing import TypedDict
+
 from protocol.digest import digest_of
 from protocol.encoding import blob as blobs
 from protocol.keys.encryption_key import EncryptionKey
@@ -39,10 +41,7 @@ def make_request(
     """A REQUEST of the individual ``key`` to the collective with key id ``audience``; ``nonce``: 16 random bytes.
     The content key is to be sealed to ``encryption``."""
     payload = Request(
-        run_id=run_id,
-        signer=key.keyid,
-        issued_at=now,
-        expires_at=now + LIFE,
+        **_head(run_id, key, now),
         audience=audience,
         form=form,
         nonce=nonce.hex(),
@@ -80,10 +79,7 @@ def make_release(
     ciphertext = sealing.encrypt(content_key, plaintext)
     allowed = learngene.architecture.tensors(fisher=learngene.fisher is not None)
     payload = Release(
-        run_id=run_id,
-        signer=key.keyid,
-        issued_at=now,
-        expires_at=now + LIFE,
+        **_head(run_id, key, now),
         seq=seq,
         prev=prev,
         key_epoch=key_epoch,
@@ -125,10 +121,7 @@ def make_grant(
         ciphertext=release.ciphertext.sha256,
     )
     payload = Grant(
-        run_id=release.run_id,
-        signer=key.keyid,
-        issued_at=now,
-        expires_at=min(now + LIFE, release.expires_at),
+        **_head(release.run_id, key, now, latest=release.expires_at),
         release=release_digest,
         request=request_digest,
         audience=request.signer,
@@ -140,10 +133,7 @@ def make_grant(
 def make_receipt(*, run_id: str, release: str, audience: str, key: SigningKey, now: int) -> bytes:
     """A RECEIPT of the individual ``key`` for the release (digest) to the collective with the key id ``audience``."""
     payload = Receipt(
-        run_id=run_id,
-        signer=key.keyid,
-        issued_at=now,
-        expires_at=now + LIFE,
+        **_head(run_id, key, now),
         audience=audience,
         release=release,
         status="committed",
@@ -154,12 +144,24 @@ def make_receipt(*, run_id: str, release: str, audience: str, key: SigningKey, n
 def make_abort(*, run_id: str, audience: str, code: AbortCode, subject: str | None, key: SigningKey, now: int) -> bytes:
     """An ABORT to the party with the key id ``audience``; ``subject``: the digest of the message at fault, if any."""
     payload = Abort(
-        run_id=run_id,
-        signer=key.keyid,
-        issued_at=now,
-        expires_at=now + LIFE,
+        **_head(run_id, key, now),
         audience=audience,
         code=code,
         subject=subject,
     )
     return sign(payload, key)
+
+
+class _Head(TypedDict):
+    """What every payload begins with."""
+
+    run_id: str
+    signer: str
+    issued_at: int
+    expires_at: int
+
+
+def _head(run_id: str, key: SigningKey, now: int, *, latest: int | None = None) -> _Head:
+    """The head of a payload that holds for ``LIFE``, but no longer than ``latest`` (unix seconds)."""
+    end = now + LIFE if latest is None else min(now + LIFE, latest)
+    return _Head(run_id=run_id, signer=key.keyid, issued_at=now, expires_at=end)

@@ -17,7 +17,6 @@ from protocol.errors import MalformedError, TooLargeError
 from protocol.files.user_files import opened, write_new
 from protocol.messages import envelope
 
-SUFFIX = ".learngene"
 #: No text file begins so, and a transfer that rewrites line ends destroys it (as PNG's signature, RFC 2083, 3.1).
 MAGIC = b"\x89LGB\r\n\x1a\n"
 VERSION = 1

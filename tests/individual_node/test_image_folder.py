@@ -7,9 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from individual_node.image_folder import class_folders, pictures_of, read_picture, read_tree
+from individual_node.image_folder import class_folders, pictures_of, read_tree
 from protocol.errors import InputError
 from protocol.learngene.architecture import InputContract
+from tests.individual_node.one_picture import read_picture
 
 COLOUR = InputContract(height=8, width=12, channels=3)
 GREY = InputContract(height=8, width=12, channels=1)

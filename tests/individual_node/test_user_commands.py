@@ -34,6 +34,7 @@ from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import LIFE, SKEW
 from protocol.trust.trust_file import read_trust, write_trust
 from protocol.trust.trust_store import TrustStore
+from tests.individual_node.one_picture import read_picture
 from tests.protocol.parties import NEW_COLLECTIVE, ROOT, STRANGER, learngene
 from tests.two_folders import Done, Folders, make_folders, refused, succeeded, warned
 from tests.two_folders import run as run_command
@@ -285,7 +286,7 @@ def test_predictions_for_people_and_for_programs_are_the_same(
         assert f"{best['probability']:.1%}" in row
         assert f"{second['class']} {second['probability']:.1%}" in row
     loaded = adapted.load(model)
-    (expected,) = loaded.classifier.probabilities(image_folder.read_picture(one, loaded.description.input)[None])
+    (expected,) = loaded.classifier.probabilities(read_picture(one, loaded.description.input)[None])
     assert named["pictures"][0]["top"][0]["probability"] == pytest.approx(expected.max(), abs=1e-6)
     assert (named["withdrawn"], named["compromised"]) == (False, False)
     printed = succeeded(run("predict", model, one, "--json", "-"))

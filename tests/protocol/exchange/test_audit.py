@@ -1,6 +1,7 @@
 """The log of crossings: a line on disk for everything that crosses, also after a crash."""
 
 import hashlib
+import io
 import json
 import os
 import stat
@@ -75,7 +76,7 @@ def written(folder: Path) -> list[bytes]:
 
 def broken(data: bytes) -> bool:
     try:
-        verify_chain(data)
+        verify_chain(io.BytesIO(data))
     except MalformedError as error:
         return "of the log of crossings" in str(error)
     return False
@@ -83,7 +84,7 @@ def broken(data: bytes) -> bool:
 
 def test_every_change_of_the_log_shows(tmp_path: Path) -> None:
     lines = written(tmp_path)
-    assert len(verify_chain(b"".join(lines)).crossings) == 5
+    assert len(verify_chain(io.BytesIO(b"".join(lines))).crossings) == 5
     changed = lines[2].replace(b'"bytes":1', b'"bytes":2')
     assert changed != lines[2]
     attacks = {
@@ -98,7 +99,7 @@ def test_every_change_of_the_log_shows(tmp_path: Path) -> None:
     for name, attacked in attacks.items():
         assert broken(b"".join(attacked)), name
     # What a chain cannot show: its end is missing. The head is then another one.
-    whole, cut = verify_chain(b"".join(lines)), verify_chain(b"".join(lines[:-1]))
+    whole, cut = verify_chain(io.BytesIO(b"".join(lines))), verify_chain(io.BytesIO(b"".join(lines[:-1])))
     assert cut.head != whole.head
     assert cut.head == whole.crossings[-1].previous
 
@@ -110,7 +111,7 @@ def test_every_bit_of_the_log_counts(tmp_path: Path) -> None:
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         with pytest.raises(MalformedError):
-            verify_chain(bytes(flipped))
+            verify_chain(io.BytesIO(bytes(flipped)))
 
 
 def test_processes_that_write_at_once_make_one_chain(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.encoding import blob
 from protocol.errors import DigestMismatchError, MalformedError, PolicyDeniedError, RefusedError
 from protocol.exchange.audit import Crossings, read_crossings
 from protocol.exchange.collective_endpoint import Answer
@@ -25,6 +26,8 @@ from tests.protocol.parties import (
     OTHER_INDIVIDUAL,
     RUN,
     Exchange,
+    flipped,
+    learngene,
     resigned,
 )
 
@@ -198,3 +201,14 @@ def test_parts_do_not_change_places(tmp_path: Path, exchange: Exchange) -> None:
     release, grant, blob = exchange.answer
     with pytest.raises(PolicyDeniedError):
         here.let_frame_out(Frame("bundle", parts={"release": grant, "grant": release, "blob": blob}), "collective")
+
+
+def test_a_blob_leaves_only_with_the_release_that_describes_it(tmp_path: Path, exchange: Exchange) -> None:
+    here, (release, grant, sealed) = gate(tmp_path, "collective"), exchange.answer
+    here.let_out("individual-1", {"release": release, "grant": grant, "blob": sealed})
+    # The learngene itself, unsealed, is the last thing that may leave in the blob's place.
+    for other in (sealed + b"\0", flipped(sealed, 7), b"", blob.encode(learngene().tensors)):
+        with pytest.raises(DigestMismatchError):
+            here.let_out("individual-1", {"release": release, "blob": other})
+    with pytest.raises(PolicyDeniedError):
+        here.let_out("individual-1", {"grant": grant, "blob": sealed})

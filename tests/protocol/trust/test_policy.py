@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from protocol.encoding import blob
-from protocol.errors import DigestMismatchError, LearngeneError, MalformedError, PolicyDeniedError, TooLargeError
-from protocol.exchange.egress import egress, egress_blob
+from protocol.errors import LearngeneError, MalformedError, PolicyDeniedError, TooLargeError
+from protocol.exchange.egress import egress
 from protocol.learngene.learngene import DifferentialPrivacy
 from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_abort, make_receipt, make_request
@@ -21,8 +20,6 @@ from tests.protocol.parties import (
     NOW,
     RUN,
     Exchange,
-    flipped,
-    learngene,
 )
 
 RECEIPT = make_receipt(run_id=RUN, release="0" * 64, audience=COLLECTIVE.keyid, key=INDIVIDUAL, now=NOW)
@@ -159,19 +156,6 @@ def test_a_blob_is_bounded_by_its_architecture_and_by_the_policy(exchange: Excha
     narrow = COLLECTIVE_POLICY.model_copy(update={"largest_blob": release.ciphertext.size - 1})
     with pytest.raises(TooLargeError):
         check_release(narrow, release)
-
-
-def test_a_blob_leaves_only_with_the_release_that_describes_it(exchange: Exchange) -> None:
-    answer = exchange.answer
-    assert egress_blob(COLLECTIVE_POLICY, answer.release, answer.blob) == answer.blob
-    # The learngene itself, unsealed, is the last thing that may leave in the blob's place.
-    for other in (answer.blob + b"\0", flipped(answer.blob, 7), b"", blob.encode(learngene().tensors)):
-        with pytest.raises(DigestMismatchError):
-            egress_blob(COLLECTIVE_POLICY, answer.release, other)
-    with pytest.raises(PolicyDeniedError):
-        egress_blob(COLLECTIVE_POLICY, answer.grant, answer.blob)
-    with pytest.raises(PolicyDeniedError):
-        egress_blob(INDIVIDUAL_POLICY, answer.release, answer.blob)
 
 
 def test_a_policy_names_at_least_one_kind_of_encryption_key() -> None:
