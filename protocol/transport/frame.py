@@ -61,7 +61,7 @@ def encode_header(frame: Frame) -> bytes:
     sizes = {name: len(frame.parts[name]) for name in sorted(frame.parts)}
     content = {"numbers": dict(frame.numbers), "parts": sizes, "word": frame.name, "words": dict(frame.fields)}
     _check(content)
-    header = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    header = _encode(content)
     if len(header) > MAX_HEADER_BYTES:
         raise TooLargeError(f"a frame's header of {len(header)} bytes is over the limit of {MAX_HEADER_BYTES}")
     return header
@@ -82,9 +82,14 @@ def decode_header(header: bytes) -> tuple[Frame, dict[str, int]]:
         raise MalformedError("a frame's header is not JSON in ASCII") from error
     _check(content)
     # One canonical form: no repeated key, no other order or spacing.
-    if json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii") != header:
+    if _encode(content) != header:
         raise MalformedError("a frame's header is not in its canonical form")
     return Frame(content["word"], content["numbers"], content["words"]), content["parts"]
+
+
+def _encode(content: object) -> bytes:
+    """The one form of a header. It takes more than ``canonical_json`` does: any ASCII text, and 64-bit integers."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
 def _check(content: object) -> None:
