@@ -1,5 +1,9 @@
 """What the tests of the ledgers share."""
 
+import contextlib
+import sqlite3
+from pathlib import Path
+
 from protocol.digest import digest_of
 from protocol.exchange import content_keys
 from protocol.exchange.content_keys import ClosedKey
@@ -29,3 +33,9 @@ def release(seq: int, prev: str, seed: int = 0) -> tuple[bytes, ClosedKey, bytes
         content_key=key,
     )
     return data, content_keys.close(COLLECTIVE, key, digest_of(data)), sealed
+
+
+def alter(folder: Path, statement: str, *values: object) -> None:
+    """Change the database of a ledger in a folder past the ledger, as whoever can write there might."""
+    with contextlib.closing(sqlite3.connect(folder / "ledger.db")) as database, database:
+        database.execute(statement, values)

@@ -17,7 +17,7 @@ from protocol.exchange.verification import (
 )
 from protocol.messages.payloads import NO_RELEASE
 from protocol.trust.signed_trust import TrustSeen
-from tests.protocol.exchange.ledgers import release
+from tests.protocol.exchange.ledgers import alter, release
 from tests.protocol.parties import (
     COLLECTIVE,
     INDIVIDUAL,
@@ -41,9 +41,11 @@ def verified_request(ledger: CollectiveLedger, request: bytes) -> VerifiedReques
     )
 
 
-def test_the_database_syncs_at_every_commit_and_is_private(tmp_path: Path) -> None:
+def test_the_database_syncs_at_every_commit_and_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, connect = [], sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **more: made.append(connect(*given, **more)) or made[-1])
     ledger = CollectiveLedger(tmp_path / "state")
-    connection = ledger._database
+    (connection,) = made
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     files = list((tmp_path / "state").glob("ledger.db*"))
@@ -100,7 +102,7 @@ def test_a_content_key_seals_one_release_only(tmp_path: Path) -> None:
     assert len(list((tmp_path / "releases").iterdir())) == 1
     ledger.add_release(data, key, sealed)
     with pytest.raises(sqlite3.IntegrityError, match="key_name"):
-        ledger._database.execute("UPDATE releases SET key_name = ?", (key.name,))
+        alter(tmp_path, "UPDATE releases SET key_name = ?", key.name)
 
 
 def test_the_content_key_is_not_in_what_is_printed(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_a_withdrawal_lasts(tmp_path: Path) -> None:
     assert [stored.withdrawn for stored in again.releases(RUN)] == [True, False]
     assert again.release(second.digest) == second
     # Only those are read, however long the chain is.
-    again._database.execute("UPDATE releases SET envelope = x'00' WHERE withdrawn = 0")
+    alter(tmp_path, "UPDATE releases SET envelope = x'00' WHERE withdrawn = 0")
     assert [stored.digest for stored in again.withdrawn(RUN)] == [first.digest]
 
 

@@ -15,6 +15,7 @@ from protocol.exchange.verification import (
     verify_envelopes,
 )
 from protocol.messages.payloads import Request
+from tests.protocol.exchange.ledgers import alter
 from tests.protocol.parties import (
     COLLECTIVE,
     ENCRYPTION,
@@ -176,13 +177,11 @@ def test_what_may_not_be_committed_touches_no_files(tmp_path: Path, exchange: Ex
     ledger.requested(RUN, "condensed", exchange.request)
     ledger.received(envelopes_of(exchange))
     ledger.verified(learngene)
-    ledger._database.execute(
-        "INSERT INTO inherited VALUES (?, 1, 9, 'condensed', ?, ?, NULL)", (RUN, "1" * 64, "2" * 64)
-    )
+    alter(tmp_path, "INSERT INTO inherited VALUES (?, 1, 9, 'condensed', ?, ?, NULL)", RUN, "1" * 64, "2" * 64)
     with pytest.raises(RollbackError):
         ledger.commit(learngene)
     assert list(files.iterdir()) == []
-    ledger._database.execute("DELETE FROM inherited")
+    alter(tmp_path, "DELETE FROM inherited")
     ledger.commit(learngene)
     assert [path.name for path in files.iterdir()] == [learngene.release_digest]
 
@@ -270,11 +269,11 @@ def test_the_newest_learngene_is_that_of_the_newest_key(tmp_path: Path, exchange
     """Whoever stole the key of the first epoch may have signed any number with it."""
     ledger, inherited = committed(tmp_path, exchange)
     insert = "INSERT INTO inherited VALUES (?, ?, ?, 'condensed', ?, ?, NULL)"
-    ledger._database.execute(insert, (RUN, 1, 2**31, "1" * 64, "2" * 64))
+    alter(tmp_path, insert, RUN, 1, 2**31, "1" * 64, "2" * 64)
     latest = ledger.latest(RUN, "condensed")
     assert latest is not None
     assert latest.seq == 2**31
-    ledger._database.execute(insert, (RUN, 2, 2, "3" * 64, "4" * 64))
+    alter(tmp_path, insert, RUN, 2, 2, "3" * 64, "4" * 64)
     latest = ledger.latest(RUN, "condensed")
     assert latest is not None
     assert (latest.key_epoch, latest.seq, latest.release) == (2, 2, "3" * 64)
@@ -301,11 +300,11 @@ def test_an_older_release_is_never_committed_over_a_newer_one(tmp_path: Path, ex
     ledger.verified(learngene)
     insert = "INSERT INTO inherited VALUES (?, ?, ?, 'condensed', ?, ?, NULL)"
     for epoch, seq in ((1, 9), (2, 1)):
-        ledger._database.execute(insert, (RUN, epoch, seq, "1" * 64, "2" * 64))
+        alter(tmp_path, insert, RUN, epoch, seq, "1" * 64, "2" * 64)
         with pytest.raises(RollbackError):
             ledger.commit(learngene)
         assert ledger.state(RUN, "condensed") is State.VERIFIED
-        ledger._database.execute("DELETE FROM inherited")
+        alter(tmp_path, "DELETE FROM inherited")
     # The number of another form says nothing about this one.
-    ledger._database.execute(insert.replace("condensed", "paper"), (RUN, 1, 9, "1" * 64, "2" * 64))
+    alter(tmp_path, insert.replace("condensed", "paper"), RUN, 1, 9, "1" * 64, "2" * 64)
     ledger.commit(learngene)
