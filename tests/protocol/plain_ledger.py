@@ -109,7 +109,7 @@ class PlainIndividual:
     def verified(self, release: PlainRelease) -> None:
         self._step("verified", release)
 
-    def commit(self, release: PlainRelease, parts: Parts, *, again: bool = False) -> None:
+    def commit(self, release: PlainRelease, parts: Parts, *, again: bool = False) -> Inherited:
         known = self.inherited.get((release.run_id, release.digest))
         grant = name_of(parts[1])
         exchange = self._exchange("commit", release)
@@ -128,11 +128,13 @@ class PlainIndividual:
         else:
             self.files[release.digest] = parts
         exchange.state = State.COMMITTED
-        self.inherited[release.run_id, release.digest] = (
+        committed = (
             Inherited(*number, release.form, release.digest, grant, None)
             if known is None
             else replace(known, grant=grant)
         )
+        self.inherited[release.run_id, release.digest] = committed
+        return committed
 
     def acknowledged(self, run_id: str, release: str, receipt: bytes) -> None:
         inherited = self.inherited.get((run_id, release))

@@ -151,7 +151,7 @@ WEAKENED: dict[str, tuple[object, str, Callable[..., object]]] = {
     "nothing need have been requested": (verification, "_check_requested", nothing),
     "nothing is ever past its time": (verification, "_check_time", nothing),
     "time goes back where the clock does": (LedgerDatabase, "time_after", what_the_clock_says),
-    "the chain is not looked at": (verification, "_check_chain", nothing),
+    "the chain is not looked at": (verification, "check_chain", nothing),
     "anybody's message to anybody": (verification, "_check_addressed", nothing),
     "the individual stores everything again": (IndividualLedger, "_is_whole", lambda *_: False),
     "the individual does not go back after a refusal": (IndividualLedger, "refused", nothing),
