@@ -75,7 +75,7 @@ def side_by_side(x: Tensor, networks: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What adaptation ends with.
+    """Result of adaptation.
 
     Attributes:
         networks: one per target task, in evaluation mode.

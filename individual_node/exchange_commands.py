@@ -34,7 +34,7 @@ def request(
     out: Annotated[Path, typer.Option(help="File to write, for the collective.")],
     form: Annotated[str, typer.Option(help="Form of the learngene.")] = "condensed",
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask anew, even though an earlier request waits for its answer.")
+        bool, typer.Option("--fresh", help="Make a new request, even though an earlier one waits for its answer.")
     ] = False,
 ) -> None:
     """Write a request for a learngene, to be taken to the collective.
@@ -98,7 +98,7 @@ def bundle(
     Example:
       individual-node bundle --config ~/individual/config.toml --out condensed.learngene
 
-    It was granted to this individual: its content opens with this node's encryption key only. For 7 days anybody who
+    It was granted to this individual: its content opens with this node's encryption key only. For 7 days everyone who
     pins the same keys can verify its signatures; longer only this node, which has it in its ledger.
     """
     wanted = _form_of(form)

@@ -10,7 +10,7 @@ from protocol.learngene.architecture import Form
 #: retained). ``scratch``: the same network, nothing inherited. ``floor``: no network at all.
 Adaptation = Literal["head", "eq9", "scratch", "floor"]
 #: Whose images the Fisher diagonal of Eq. 8 is from: the collective's, which sends it; the individual's own, through
-#: its own current head (Algorithm 1); nobody's, so nothing is retained.
+#: its own current head (Algorithm 1); none, so nothing is retained.
 FisherSource = Literal["collective", "individual", "none"]
 
 

@@ -29,8 +29,8 @@ CURVE_EPOCHS = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 70, 100)
 
 @dataclass
 class Outcome:
-    """Of one method at one shot count: accuracy in per cent by task number, the learning curve (by epoch), and every
-    lambda of Eq. 9 that was used."""
+    """Result of one method at one shot count: accuracy in per cent by task number, the learning curve (by epoch), and
+    every lambda of Eq. 9 that was used."""
 
     accuracy: dict[int, float] = field(default_factory=dict)
     curve: dict[int, list[float]] = field(default_factory=dict)

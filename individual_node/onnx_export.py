@@ -63,6 +63,7 @@ def onnx_bytes(model: AdaptedModel) -> bytes:
     for name in ("onnx", "onnxscript"):
         if not installed(name):
             raise InputError(f"the export needs the module {name}; install it with: pip install 'learngene[onnx]'")
+    # Here and below: an optional extra.
     import onnx
 
     proto = _exported(model)

@@ -20,7 +20,7 @@ SUGGESTED = OwnLayers()
 
 
 def own_widths(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Channels of the individual's own convolutions in front of and behind the inherited ones, where nobody chose.
+    """Channels of the individual's own convolutions in front of and behind the inherited ones, by default.
 
     Four in all, so that three inherited ones make the paper's seven (appendix figure 1):
 

@@ -167,7 +167,7 @@ def _base(before: str) -> str:
 
 
 def _selects(base: str, selector: str, behind: str) -> bool:
-    """Whether a variation selector stands behind what has variations; elsewhere it carries what nobody sees."""
+    """Whether a variation selector stands behind what has variations; elsewhere it carries what cannot be seen."""
     if base in tuple("0123456789#*"):
         return selector + behind == "\ufe0f\u20e3"
     if selector in "\ufe0e\ufe0f":

@@ -1,4 +1,4 @@
-"""What a file says of itself, for somebody who wants to see it. Nothing is verified here, and nothing may be believed.
+"""What a file says of itself, to be shown. Nothing is verified here, and nothing may be believed.
 
 Of what is read, only what has the protocol's own form gets out: words from fixed lists, integers, digests.
 """

@@ -1,11 +1,11 @@
-"""The warning wherever somebody uses what should not be used any more."""
+"""The warning about a learngene that should not be used any more."""
 
 from protocol.output import warn
 from protocol.trust.trust_store import RevocationStatus
 
 
 def warn_revoked(status: RevocationStatus, what: str, *, form: str, release: str) -> None:
-    """One line on standard error wherever somebody uses what should not be used any more.
+    """Warn on standard error, in one line, of what should not be used any more.
 
     Args:
         status: why not.

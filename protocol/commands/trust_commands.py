@@ -273,7 +273,7 @@ def _open(root_key: Path, key_file: Path | None, trust: Path) -> tuple[SigningKe
 
 def _root_key(path: Path, key_file: Path | None) -> SigningKey:
     if not path.exists():
-        # Before anybody is asked for a passphrase.
+        # Before a passphrase is asked for.
         raise InputError(f"there is no root key {path}; without it no trust store can be made or changed")
     return SigningKey.load(path, unlock_with(key_file, purpose=f"the root key {path}"))
 

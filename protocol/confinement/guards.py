@@ -105,14 +105,14 @@ def not_confined(profile: Profile = NODE) -> Confinement:
 
 def look(profile: Profile = NODE) -> Confinement:
     """What holds for this process as it is, tried out; changes nothing."""
-    with bystander() as somebody, connected_pair() as pair:
-        guards = try_guards(somebody, pair, profile, (), try_privileges())
+    with bystander() as other, connected_pair() as pair:
+        guards = try_guards(other, pair, profile, (), try_privileges())
         return Confinement(landlock.abi(), seccomp.offered(), guards)
 
 
 @contextmanager
 def bystander() -> Iterator[int]:
-    """Process id of a child that is not confined with this process and does nothing: somebody to try things on."""
+    """Process id of a child that is not confined with this process and does nothing: the guards are tried on it."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -159,7 +159,7 @@ def try_guards(
             lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close(),
             lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
             lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close(),
-            _connect_to_nobody,
+            _connect_to_a_closed_port,
             lambda: socket.send_fds(pair[0], [b"x"], [pair[0].fileno()]),
             lambda: _take_message(*pair),
             lambda: _system_call("io_uring_setup", 0, None),
@@ -198,7 +198,7 @@ def _refused(attempt: Callable[[], object]) -> bool:
     return False
 
 
-def _connect_to_nobody() -> None:
+def _connect_to_a_closed_port() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
         one.connect("/no-such-socket")
 

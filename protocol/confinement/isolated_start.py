@@ -1,4 +1,4 @@
-"""How a process of this project is started: an isolated interpreter, a written environment, a folder that nobody fills.
+"""How a process of this project is started: an isolated interpreter, a written environment, an empty folder.
 
 Python looks for modules in the working folder, in ``PYTHONPATH`` and in the user's own packages before it runs a line
 of ours. A node that was taken over can write where some of these lie; so ``-I`` leaves them all out.

@@ -143,7 +143,7 @@ def _add(ruleset: int, path: Path, access: Access) -> None:
         if access and _call(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", access, descriptor), 0) < 0:
             raise RunFailedError(f"Landlock took no rule for {path}: {_error()}")
     finally:
-        # The kernel makes a file of /proc anew each time that it has forgotten it, and the rule is for the old one;
+        # The kernel makes a file of /proc again whenever it has forgotten it, and the rule is for the old one;
         # what is open it does not forget. Such a descriptor reads nothing by itself.
         if not path.is_relative_to("/proc"):
             os.close(descriptor)

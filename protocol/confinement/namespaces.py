@@ -1,7 +1,7 @@
 """Namespaces: a process leaves the machine's network for one of its own, which is empty or has the loopback alone.
 
 Interface: unshare(2), setns(2), network_namespaces(7), user_namespaces(7), netdevice(7). As root it needs a network
-namespace only. Anybody else gets one through a user namespace, in which the user and the group stay what they are, so
+namespace only. Other users get one through a user namespace, in which the user and the group stay what they are, so
 that owners and modes of files mean the same inside. A process has every capability in its new user namespace: whoever
 calls gives them up (:func:`protocol.confinement.privileges.drop_capabilities`).
 """
@@ -78,7 +78,7 @@ def join(pid: int) -> None:
     between fork and exec.
 
     Raises:
-        OSError: there is no such process, or it belongs to somebody else.
+        OSError: there is no such process, or it belongs to another user.
     """
     own, theirs = _names(os.getpid()), _names(pid)
     for kind, flag in _KINDS.items():

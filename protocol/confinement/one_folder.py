@@ -1,4 +1,4 @@
-"""Work in a thread that reaches one folder only: for files which somebody else may exchange while they are opened.
+"""Work in a thread that reaches one folder only: for files that another process may exchange while they are opened.
 
 Landlock holds for the thread that asks for it, and for nothing else of the process.
 """

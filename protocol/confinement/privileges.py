@@ -40,7 +40,7 @@ class User:
 
 
 def find_user(name: str) -> User:
-    """The user of this name or number; a number that nobody has stands for itself, with the group of the same number.
+    """The user of this name or number; a number without a user stands for itself, with the group of the same number.
 
     Raises:
         InputError: there is no such user, or it is root.
@@ -70,7 +70,7 @@ def find_group(name: str) -> int:
 
 
 def chosen_user(name: str | None, *groups: int) -> User | None:
-    """Whom this process is to become: None where it stays what it is, because nobody is named or it is that user.
+    """Whom this process is to become: None where it stays what it is, because no user is named or it is that user.
     ``groups``: further ones, which only root can give.
 
     Raises:
@@ -141,7 +141,7 @@ def own_folder(folder: Path, user: User | None) -> Path:
     """A folder (0700) of that user's, or of this process's own; made where there is none.
 
     Raises:
-        InputError: it belongs to somebody else or is open to others, or cannot be made.
+        InputError: it belongs to another user or is open to others, or cannot be made.
     """
     with acting_as(user):
         try:

@@ -127,7 +127,7 @@ def _guard(
     seccomp.restrict(WARDEN)
     bound = _serve(node, channel, log, printed, terminal, clean)
     if bound and door is not None:
-        # While the lock is held, so that no next node has bound it anew.
+        # While the lock is held, so that no next node has bound it again.
         with contextlib.suppress(OSError):
             os.unlink(door)
     os._exit(0)
@@ -178,7 +178,7 @@ def _serve(
 
 
 def _answer(listener: int, log: int, noted: set[str] | None) -> bool:
-    """Answer one refused call, and note it where its like is not noted yet; False where nobody is left to ask."""
+    """Answer one refused call, and note it where its like is not noted yet; False where no process is left to ask."""
     notification = bytearray(_NOTIFICATION_BYTES)
     try:
         fcntl.ioctl(listener, _RECEIVE, notification, True)

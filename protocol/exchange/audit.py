@@ -121,7 +121,7 @@ class Crossings:
 
 
 class Summary(NamedTuple):
-    """What a log comes to that was verified line by line: how many lines, how many of them refused, the digest of the
+    """What a verified log holds in short: how many lines, how many of them refused, the digest of the
     last one, and whether one line has the digest that was asked for."""
 
     lines: int

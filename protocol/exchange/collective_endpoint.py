@@ -140,7 +140,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         content_key: bytes,
     ) -> StoredRelease | None:
         """Release a learngene next after ``head``, and withdraw what is withdrawn. None: meanwhile another process of
-        this collective has released or withdrawn something, so that it must be looked at anew."""
+        this collective has released or withdrawn something, so that it must be looked at again."""
         seq, prev = (head.seq + 1, head.digest) if head is not None else (1, NO_RELEASE)
         release, data = make_release(
             learngene,

@@ -60,7 +60,7 @@ class State(StrEnum):
 
 
 #: From which states an answer takes an exchange to which. A crash in between is mended by the same bundle coming again;
-#: ``requested`` begins anew from any state and ``acknowledged`` ends it.
+#: ``requested`` begins a new exchange from any state and ``acknowledged`` ends it.
 _BEFORE: dict[State, tuple[State, ...]] = {
     State.REQUESTED: (State.RECEIVED,),
     State.RECEIVED: (State.REQUESTED, State.RECEIVED, State.VERIFIED),

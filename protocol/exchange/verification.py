@@ -340,7 +340,7 @@ def verify_committed(
 
 
 def _authenticate(data: bytes, model: type[PayloadT], role: Role, trust: TrustStore) -> tuple[PayloadT, TrustedKey]:
-    """Size, strict JSON, pinned key, signature, type, schema: in this order for every envelope."""
+    """Size, strict JSON, pinned key, signature, type, schema, signer: in this order for every envelope."""
     opened = envelope.parse(data)
     key = trust.key_for(opened.keyid, role)
     envelope.check_signature(opened, key.raw)

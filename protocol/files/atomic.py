@@ -31,7 +31,7 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """
     with _written_beside(path, data, mode) as temporary:
         try:
-            # A rename would replace what came there since anybody looked.
+            # A rename would replace what came there since the last look.
             os.link(temporary, path)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:

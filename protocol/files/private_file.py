@@ -15,7 +15,7 @@ def read_private(
 ) -> bytes:
     """The content of a secret file. A symbolic link is not followed, and a pipe is not waited for.
 
-    The file must belong to this user, and nobody else may read or write it. Two things can be allowed besides, for a
+    The file must belong to this user, and no other user may read or write it. Two things can be allowed besides, for a
     secret that two processes share:
 
     Args:
@@ -27,7 +27,7 @@ def read_private(
 
     Raises:
         InputError: one line that begins with ``what``: the file cannot be read, is something else than a file, is
-            open to others, belongs to somebody else, or is too large.
+            open to others, belongs to another user, or is too large.
     """
     name = f"{what} {visible_name(path)}"
     try:

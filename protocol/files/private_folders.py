@@ -12,7 +12,7 @@ def socket_folder(folder: Path, group: int | None) -> None:
     """Make the folder of a socket where there is none: this user's (0700), or for a group to enter as well (0750).
 
     Raises:
-        InputError: it is a link, somebody else's, or open to others.
+        InputError: it is a link, another user's, or open to others.
     """
     if group is None:
         private_folder(folder)
@@ -24,7 +24,7 @@ def private_folder(folder: Path) -> Path:
     """Make a folder (0700) where there is none, and make sure that it is this user's and closed to all others.
 
     Raises:
-        InputError: it is a link, somebody else's, or open to others.
+        InputError: it is a link, another user's, or open to others.
     """
     if _own_folder(folder).st_mode & 0o077:
         raise InputError(f"{folder} is open to other users; close it with: chmod 700 {folder}")
@@ -35,7 +35,7 @@ def open_to_group(path: Path, group: int, mode: int) -> None:
     """Give a file of this user's to a group, with this mode.
 
     Raises:
-        InputError: the file is somebody else's, or this user is not in that group.
+        InputError: the file is another user's, or this user is not in that group.
     """
     try:
         os.chown(path, -1, group)
@@ -51,7 +51,7 @@ def _group_folder(folder: Path, group: int) -> None:
     """Make a folder of this user's where there is none, and let a group enter it (0750).
 
     Raises:
-        InputError: it is a link or somebody else's, or this user is not in that group.
+        InputError: it is a link or another user's, or this user is not in that group.
     """
     _own_folder(folder)
     open_to_group(folder, group, 0o750)

@@ -3,8 +3,8 @@
 A state folder belongs to its node, which may have put anything into it before it ended: links, pipes, folders, endless
 files. So whoever opens a file in one, the node at its next start or a command beside it, does it here. No link is
 followed, neither as the file nor as a folder on the way (open(2): O_NOFOLLOW, relative to a descriptor of the folder
-above); a pipe or a socket holds nobody up; a second name (a hard link) or another owner is refused; no more is read
-than the caller allows. The state folder's own path is the operator's and is believed.
+above); a pipe or a socket makes no reader wait; a second name (a hard link) or another owner is refused; no more is
+read than the caller allows. The state folder's own path is the operator's and is believed.
 """
 
 import contextlib
@@ -174,7 +174,7 @@ def lock_within(descriptor: int, seconds: float) -> None:
     file and not of the process, so that threads wait for each other as well; the file must be open for writing.
 
     Raises:
-        StorageFailedError: somebody still holds it after so many seconds.
+        StorageFailedError: another process still holds it after so many seconds.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -109,7 +109,7 @@ def fingerprint_of(keyid: str) -> str:
 
 
 def read_fingerprint(text: str) -> str:
-    """A fingerprint as :func:`fingerprint` writes it, from what somebody typed: spaces, commas and capitals are fine.
+    """A fingerprint as :func:`fingerprint` writes it, from what a user typed: spaces, commas and capitals are fine.
 
     Raises:
         InputError: not eight words of a fingerprint; the line says which word is wrong.
@@ -124,7 +124,7 @@ def read_fingerprint(text: str) -> str:
 
 
 def read_public(text: str, option: str) -> str:
-    """A public key as :attr:`SigningKey.public_hex` writes it, from what somebody typed.
+    """A public key as :attr:`SigningKey.public_hex` writes it, from what a user typed.
 
     Args:
         option: where it was typed, for messages: ``--root``.

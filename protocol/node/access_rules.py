@@ -130,7 +130,7 @@ def check_apart(node: NodeTable, configuration: Path | None = None) -> None:
         raise InputError(f"node.state {state} lies inside node.data: a node only reads its data; choose another folder")
     if data.is_relative_to(state):
         raise InputError(f"node.data {data} lies inside node.state: a node may write there; keep its images elsewhere")
-    # A node that was taken over could write anew what it is started with next: the program, and what it is told.
+    # A node that was taken over could rewrite what it is started with next: the program and its settings.
     for place in map(Path, filter(None, (sys.prefix, sys.base_prefix, *sys.path, *_folders("protocol")))):
         if place.is_absolute() and place.resolve().is_relative_to(state):
             raise InputError(

@@ -26,11 +26,11 @@ from protocol.trust.trust_store import TrustStore
 
 @dataclass(frozen=True)
 class Reading:
-    """What came of a bundle file that was not refused.
+    """Result of verifying a bundle file.
 
     Attributes:
         sealed: what its signatures and its ciphertext say.
-        opened: the content, verified; None where nobody's encryption key was given.
+        opened: the content, verified; None where no encryption key was given.
         trust: the trust store that it was verified under.
         pinned: whether the trust store's root was pinned, and not taken from the trust store itself.
         asked_ledger: whether a node's ledger was asked for the chain of releases and for withdrawals.
@@ -119,6 +119,6 @@ def _read_by_node(path: Path, config: Path) -> Reading:
 
 def _encryption_key(path: Path, key_file: Path | None) -> EncryptionKey:
     if not path.exists():
-        # Before anybody is asked for a passphrase.
+        # Before a passphrase is asked for.
         raise InputError(f"there is no encryption key {path}")
     return EncryptionKey.load(path, unlock_with(key_file, purpose=f"the encryption key {path}"))

@@ -106,11 +106,12 @@ def restrict(
     Raises:
         RunFailedError: the kernel refused what it offers, or a node has a second thread.
     """
+    # Not by psutil: no foreign code is loaded before the process is confined.
     if profile is NODE and len(os.listdir("/proc/self/task")) != 1:
-        raise RunFailedError("this process has a second thread already, which would stay unconfined; start it anew")
+        raise RunFailedError("this process has a second thread already, which would stay unconfined; start it again")
     privileges.drop_capabilities()
     apart = [folder for folder in apart if os.path.lexists(folder)]
-    with bystander() as somebody, connected_pair() as pair:
+    with bystander() as other, connected_pair() as pair:
         landlock.set_no_new_privileges()
         version, filters = landlock.abi(), seccomp.offered()
         if version:
@@ -125,7 +126,7 @@ def restrict(
             seccomp.restrict_noting(node_policy(os.getpid(), cuda=cuda), warden.channel)
         elif filters:
             seccomp.restrict(node_policy(os.getpid(), cuda=cuda))
-        guards = try_guards(somebody, pair, profile, apart, privileged)
+        guards = try_guards(other, pair, profile, apart, privileged)
     if warden is not None:
         warden.begin()
     return Confinement(version, filters, guards)
@@ -169,5 +170,5 @@ def _own_temporary_folders(own: Path) -> None:
     os.environ.update({name: str(folder) for name, folder in folders.items()})
     for name in ("CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         os.environ[name] = str(folders["XDG_CACHE_HOME"] / name.lower())
-    # Read once and kept, unless told anew.
+    # tempfile reads it once and keeps it.
     tempfile.tempdir = None

@@ -91,7 +91,7 @@ def check_ledger(node: NodeTable) -> None:
 
 def known_status(config: Path, *, run_id: str, release: str, signer: str) -> RevocationStatus | None:
     """Why a learngene should not be used any more, as far as the individual's node with this configuration knows: by
-    its ledger and its trust store. Where the node is gone, or is somebody else's, nothing is known.
+    its ledger and its trust store. Where the node is gone or belongs to another user, nothing is known.
 
     Args:
         run_id: the run of the release.
@@ -120,7 +120,7 @@ def known_status(config: Path, *, run_id: str, release: str, signer: str) -> Rev
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is this user's and closed to others. A path that came with somebody's model may name any
+    """Whether a folder is this user's and closed to others. A path that came with a model may name any
     folder, and a database that a stranger made is not opened."""
     try:
         status = folder.lstat()

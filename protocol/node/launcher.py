@@ -311,7 +311,7 @@ def _log_to(log: int) -> bool:
 
 def _say_ready(node: NodeTable, log: int) -> None:
     """Where no terminal shows the log: one line, unless what is printed goes into the log itself."""
-    # Nobody may be left to read it.
+    # The reader of our output may be gone.
     with contextlib.suppress(OSError):
         if not os.path.samestat(os.fstat(1), os.fstat(log)):
             say(f"{node.party} listens on {node.socket}; its log is {node.state / LOG}")

@@ -131,7 +131,7 @@ def serve(
         lifeline: reading end of a pipe; where it closes, the whole process ends at once. Everything that counts is
             stored atomically before it is announced, so nothing is lost by that.
         warden: the way to the warden (``protocol.confinement.warden``). It closes when the warden ends, and the process
-            ends as well: nobody would note any more what the kernel refuses.
+            ends as well: the kernel's refusals would not be noted any more.
     """
     if lifeline is not None:
         _end_with(lifeline, "lifeline", 0, "the lifeline closed: this node ends")

@@ -133,7 +133,7 @@ class PictureReader:
                     raise found
                 yield found
         finally:
-            # Nobody asks for what these still decode.
+            # What these still decode is not wanted any more.
             for decoder in [one for one in self._decoders if one.waiting]:
                 self._end(decoder)
 
@@ -212,7 +212,7 @@ class PictureReader:
             RunFailedError: it had not even started.
         """
         if decoder.confined is None:
-            # It may have started, and died before anybody looked.
+            # It may have started, and died before this look.
             with contextlib.suppress(LostError):
                 self._take(decoder, work)
         started = decoder.confined is not None

@@ -173,7 +173,7 @@ def load_secret(path: Path, *, node: int | None = None, group: int | None = None
         group: number of the group of the node's courier, which may read it too.
 
     Raises:
-        InputError: there is none, it is not one, it is somebody else's, or others may read or write it.
+        InputError: there is none, it is not one, it is another user's, or others may read or write it.
     """
     owners = (0,) if node is None else (0, node)
     data = read_private(path, "the socket secret", max_bytes=_MAX_SECRET_FILE_BYTES, owners=owners, group=group)
@@ -188,7 +188,7 @@ def load_secret(path: Path, *, node: int | None = None, group: int | None = None
 
 def load_couriers_secret(path: Path, socket_path: Path) -> bytes:
     """Read the secret of a node as its courier, who knows of the node's user and its group what the folder of the
-    socket says: the node makes it, and nobody else can.
+    socket says: only the node can make it.
 
     Raises:
         InputError: as :func:`load_secret`.

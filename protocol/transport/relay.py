@@ -64,7 +64,7 @@ def run_round(
 
     Raises:
         PartyFailedError: a node refused or failed. Where only individuals failed, the others have finished before.
-        RunFailedError: there is no single collective, or nobody answers.
+        RunFailedError: there is no single collective, or no node answers.
     """
     ask = _patient(exchange, sleep, check_alive)
     collective, individuals = _roles(ask, nodes)
@@ -138,7 +138,7 @@ class _Party:
         return {name: answer.parts[name] for name in names}
 
     def works(self, job: str) -> bool:
-        """Whether the work still goes on; raises where it failed, or where a node started anew knows nothing of it."""
+        """Whether the work still goes on; raises where it failed, or where a node that started again lost it."""
         words = self.order("status").fields
         state = words.get("state") if words.get("job") == job else "lost"
         if state not in ("working", "done"):

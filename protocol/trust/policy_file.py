@@ -19,7 +19,7 @@ def load_policy(path: Path | None, role: Role) -> Policy:
     """The policy in a file; its default where there is none (``path`` is None). A file sets what it names.
 
     Raises:
-        InputError: it cannot be read, somebody else than its owner may write it, or its content is not allowed.
+        InputError: it cannot be read, another user than its owner may write it, or its content is not allowed.
     """
     if path is None:
         return Policy.for_role(role)

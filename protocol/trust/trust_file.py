@@ -1,4 +1,4 @@
-"""``trust.json`` on disk: read under the pinned root, anew when it changed; written by whoever has the root key."""
+"""``trust.json`` on disk: read under the pinned root, again when it changed; written by whoever has the root key."""
 
 import os
 import stat
@@ -24,7 +24,7 @@ class TrustMemory(Protocol):
 
 
 class TrustFile:
-    """A node's ``trust.json``. Whoever asks gets what the file holds now, so that a revocation reaches a running node.
+    """A node's ``trust.json``. A caller gets what the file holds now, so that a revocation reaches a running node.
 
     A file that is refused, or is gone, leaves nothing believed: what it held before may be what was just revoked.
 

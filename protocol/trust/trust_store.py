@@ -23,9 +23,9 @@ from protocol.trust.role import Role
 from protocol.trust.root_handover import Handover, Roots
 
 #: Why a learngene that was inherited should not be used any more: its collective has taken it back, or the key that
-#: signed it was revoked since because somebody else may have it.
+#: signed it was revoked since because another may have it.
 RevocationStatus = Literal["withdrawn", "compromised"]
-#: Why a key is believed no more: somebody else may have it, its owner has left, or a newer key has its place.
+#: Why a key is believed no more: another may have it, its owner has left, or a newer key has its place.
 Reason = Literal["compromised", "retired", "superseded"]
 
 _MOST_KEYS = 8192
@@ -215,8 +215,8 @@ class TrustStore(Roots):
         return key
 
     def is_compromised(self, keyid: str) -> bool:
-        """Whether the key with this id was pinned once and revoked since because somebody else may have it: then so may
-        be whatever it signed, at any time."""
+        """Whether the key with this id was pinned once and revoked since because another may have it: then whatever it
+        signed, at any time, may be compromised too."""
         key = self._revoked_by_keyid.get(keyid)
         return key is not None and key.reason == "compromised"
 
@@ -239,7 +239,7 @@ class TrustStore(Roots):
         """
         if role == "individual":
             return self.only("collective")
-        # A key that nobody pinned would sign releases that everybody refuses.
+        # Every individual would refuse what a key that is not pinned signs.
         try:
             return self.key_for(own, "collective")
         except (UnknownKeyError, RevokedKeyError) as error:
