@@ -115,7 +115,7 @@ def courier(
 
 
 def _leave_the_terminal() -> None:
-    """Standard input is empty; what is printed on a terminal goes there through a process that keeps its colours and
+    """Leave standard input empty; what is printed on a terminal goes there through a process that keeps its colours and
     shows every other control as text: a terminal can be read, and made to answer, by whoever holds it."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -163,8 +163,8 @@ def check_home(home: Path, door: Door) -> None:
 
 
 def environment(home: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """What the courier's programs find their folders by, and little of what was given; Flower reports nothing home
-    unless the operator says so."""
+    """The environment of the courier's programs: their folders, and little of what was given. Flower sends no usage
+    reports unless the operator says so."""
     own = {"HOME": str(home), "FLWR_HOME": str(home / "flwr"), "PYTHONDONTWRITEBYTECODE": "1"}
     # Flower starts its own programs by their names.
     own["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), given.get("PATH", os.defpath)))
@@ -187,7 +187,7 @@ def _door(config: Path | None, socket: Path | None, secret: Path | None, apart: 
 
 
 def _program(command: Sequence[str]) -> Path:
-    """The program, of this installation if it has one of that name."""
+    """The path of a program: that of this installation, if it has one of that name."""
     beside = Path(sys.executable).parent / command[0]
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which(command[0])
     if found is None:

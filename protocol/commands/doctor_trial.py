@@ -34,7 +34,7 @@ class Trial(BaseModel):
         computed: name of the GPU that it computed on.
         trained: whether a step of training went well.
         refused: system calls that it was refused meanwhile.
-        error: why it came to nothing.
+        error: why nothing could be tried.
     """
 
     model_config = STRICT

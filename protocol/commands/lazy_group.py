@@ -48,7 +48,7 @@ def _is_there(module: str) -> bool:
 
 
 class LazyCommand(click.Command):
-    """Stands in a group for a command that is loaded when it is called, or asked for its own help."""
+    """Placeholder for a command that is loaded when it is called, or asked for its own help."""
 
     def __init__(self, entry: CommandEntry) -> None:
         super().__init__(entry.name, short_help=entry.summary)
@@ -88,8 +88,7 @@ class LazyCommand(click.Command):
 
 def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:
     """The class of a group that holds these commands, in their order, before those that are added to it otherwise. Of
-    two with one name the first counts. A command that lacks an extra is not listed; who calls it is told what to
-    install."""
+    two with one name the first counts. A command that lacks an extra is not listed; calling it says what to install."""
 
     class Group(typer.core.TyperGroup):
         def __init__(self, **attributes: Any) -> None:  # noqa: ANN401

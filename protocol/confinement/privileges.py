@@ -207,8 +207,8 @@ def forbid_core_files() -> None:
 
 
 def let_others_look(allowed: bool) -> None:
-    """Whether other processes of this user may read this one's memory and open what it has open, by ``/proc``, and
-    whether a core file may be made of it (PR_SET_DUMPABLE, prctl(2))."""
+    """Allow or forbid other processes of this user to read this one's memory and open what it has open, by ``/proc``,
+    and a core file of it (PR_SET_DUMPABLE, prctl(2))."""
     _LIBC.prctl(_SET_DUMPABLE, int(allowed), 0, 0, 0)
 
 

@@ -57,7 +57,7 @@ class Chain(NamedTuple):
 
 
 class Crossings:
-    """Appends to ``crossings.jsonl`` of one party; several processes of that party may.
+    """The writer of a party's ``crossings.jsonl``; several processes of that party may write at once.
 
     Args:
         path: the log; its folder exists.

@@ -17,7 +17,7 @@ _INFINITY_BITS = 0x7F80_0000
 
 
 def read_learngene(release: Release, plaintext: bytes) -> Learngene:
-    """Own parse of the header, the architecture's allow-list, the values."""
+    """Read a plaintext: its header by our own parser, the architecture's allow-list of tensors, their values."""
     tensors = blob.decode(plaintext)
     allowed = release.architecture.tensors(fisher=release.fisher is not None)
     if {name: array.shape for name, array in tensors.items()} != {name: shape for name, (_, shape) in allowed.items()}:

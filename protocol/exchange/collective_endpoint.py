@@ -34,7 +34,7 @@ from protocol.trust.role import Role
 
 
 class Answer(NamedTuple):
-    """What grants a request: the release, the grant and the sealed blob, ready to be sent."""
+    """Answer that grants a request: the release, the grant and the sealed blob, ready to be sent."""
 
     release: bytes
     grant: bytes
@@ -42,13 +42,13 @@ class Answer(NamedTuple):
 
 
 class Withdrawal(NamedTuple):
-    """What answers a request where the learngene was withdrawn and nothing took its place: an ABORT."""
+    """Answer to a request where the learngene was withdrawn and nothing took its place: an ABORT."""
 
     abort: bytes
 
 
 class CollectiveEndpoint(Endpoint[CollectiveLedger]):
-    """The collective's side: publishes learngenes, answers requests, takes receipts. All of it survives a restart.
+    """The collective's endpoint: publishes learngenes, answers requests, takes receipts. All of it survives a restart.
 
     Args:
         keys: the signing key is pinned in ``trust`` for the role.

@@ -80,7 +80,7 @@ def _release_of(row: Row) -> StoredRelease:
 
 
 class CollectiveLedger(LedgerDatabase):
-    """The collective's: the chain of its releases, a grant for every request that it answered, and the receipts."""
+    """The chain of a collective's releases, a grant for every request that it answered, and the receipts."""
 
     def __init__(self, folder: Path) -> None:
         """Open or make the ledger in the collective's private ``folder``.
@@ -117,7 +117,7 @@ class CollectiveLedger(LedgerDatabase):
 
     def withdraw(self, run_id: str, digest: str) -> list[StoredRelease]:
         """Mark a release of a run as withdrawn, and with it every other one that holds the same content; what is
-        withdrawn, stays so.
+        withdrawn stays so.
 
         Returns:
             All of them, first to last.
@@ -209,7 +209,7 @@ class CollectiveLedger(LedgerDatabase):
         return data
 
     def read_blob(self, stored: StoredRelease) -> bytes:
-        """What lies there as the blob of a release: for whoever compares it with the release next, as the gate does.
+        """The bytes stored as the blob of a release, unverified: the caller compares them with it, as the gate does.
 
         Raises:
             StorageFailedError: the file is gone, or no file.

@@ -106,7 +106,7 @@ class Gate:
             self._cleared.append((kind, digests[kind]))
 
     def _check_own(self, sealed: Envelope, payload: Payload) -> None:
-        """Run, addressee and signature leave no room for anything else.
+        """Check run, addressee and signature: they leave no room for anything else.
 
         Ed25519 is deterministic (RFC 8032), so that this site's signature of a payload is one and not another: a valid
         one could still hold data, where whoever made it chose its random part.
@@ -120,7 +120,7 @@ class Gate:
             raise PolicyDeniedError(f"the {payload.kind} does not bear the signature that this site's key makes of it")
 
     def let_frame_out(self, frame: Frame, party: str) -> Frame:
-        """The same answer of ``party``'s node, if it holds nothing but parts that were let out and words from lists.
+        """Return the answer of ``party``'s node if it holds nothing but parts that were let out and words from lists.
 
         Raises:
             PolicyDeniedError: it holds something else.
@@ -142,7 +142,7 @@ class Gate:
 
 
 def egress(policy: Policy, data: bytes, kind: str | None = None) -> bytes:
-    """The rule for messages: the same bytes, if they may leave (as this ``kind``, where one is given).
+    """Return a message unchanged if it may leave (as this ``kind``, where one is given).
 
     Raises:
         PolicyDeniedError: not an envelope of a kind and content that this policy allows.

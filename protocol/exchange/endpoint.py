@@ -134,7 +134,7 @@ class Endpoint(Generic[LedgerT]):
 
 
 def behind_line(now: int, latest: int, role: Role) -> str:
-    """What is said of a clock that stands behind the latest time that was decided by."""
+    """The warning about a clock that stands behind the latest time that was decided by."""
     return (
         f"the clock stands at {moment(now)}, and this node has decided by {moment(latest)} before: that time counts, "
         f"and what has expired stays so. Set the clock right; where it was wrong before: {role}-node clock --forget"

@@ -51,7 +51,7 @@ class Inheritance(NamedTuple):
 
 
 class IndividualEndpoint(Endpoint[IndividualLedger]):
-    """The individual's side: requests a form, inherits what answers it. All of it survives a restart.
+    """The individual's endpoint: requests a form, inherits what answers it. All of it survives a restart.
 
     Args:
         keys: the collective has pinned the signing key, and seals content keys to the encryption key.
@@ -207,8 +207,8 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
         return "compromised" if self._trust().is_compromised(signer) else None
 
     def bundle(self, form: Form) -> BundleFile | None:
-        """The newest committed learngene of a form as a file holds it, as sealed as it came; None where none was
-        inherited in this run.
+        """The newest committed learngene of a form as a bundle file holds it, sealed; None where none was inherited in
+        this run.
 
         Raises:
             StorageFailedError: its files are gone or were changed.
@@ -244,7 +244,7 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
 
     @contextlib.contextmanager
     def _evidence_kept(self, release: bytes) -> Iterator[None]:
-        """Where an authentic release contradicts what was seen, both are kept and the error says where."""
+        """Keep both releases where an authentic one contradicts what was seen; the error says where."""
         try:
             yield
         except EquivocationError as error:

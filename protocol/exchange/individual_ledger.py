@@ -102,7 +102,7 @@ class Inherited:
 
 
 class IndividualLedger(LedgerDatabase):
-    """The individual's: per run and form one exchange with its state, the releases seen, the learngenes committed."""
+    """Per run and form of an individual, one exchange with its state, the releases seen, the learngenes committed."""
 
     def __init__(self, folder: Path) -> None:
         """Open or make the ledger in the individual's private ``folder``.
@@ -130,7 +130,7 @@ class IndividualLedger(LedgerDatabase):
         return {as_digest(request): _form(form) for request, form, state in rows if _state(state) in _OPEN}
 
     def requested(self, run_id: str, form: Form, request: bytes) -> None:
-        """A new request is about to be sent: any state -> REQUESTED. An earlier request is no longer waited for."""
+        """Store a request before it is sent: any state -> REQUESTED. An earlier request is no longer waited for."""
         with self._transaction():
             self._execute(
                 "INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?, NULL)",
@@ -142,8 +142,8 @@ class IndividualLedger(LedgerDatabase):
             )
 
     def received(self, envelopes: VerifiedEnvelopes) -> None:
-        """An authentic answer has come: REQUESTED -> RECEIVED. Its release is remembered as seen, with what it
-        withdraws; the exchange is about this release from now on.
+        """Store an authentic answer: REQUESTED -> RECEIVED. Its release is remembered as seen, with what it withdraws;
+        the exchange is about this release from now on.
 
         Raises:
             EquivocationError: another release with its number was seen, since it was verified too.
@@ -173,7 +173,7 @@ class IndividualLedger(LedgerDatabase):
             self._withdraw(release.run_id, release.withdraws)
 
     def refused(self, envelopes: VerifiedEnvelopes) -> None:
-        """The blob that came was not the right one: RECEIVED -> REQUESTED, so that the right one may still come.
+        """Go back after a wrong blob: RECEIVED -> REQUESTED, so that the right one may still come.
 
         Raises:
             StorageFailedError: the exchange stands elsewhere, or is about another release.
@@ -182,7 +182,7 @@ class IndividualLedger(LedgerDatabase):
             self._advance(envelopes.release, envelopes.release_digest, State.REQUESTED)
 
     def verified(self, learngene: VerifiedLearngene) -> None:
-        """Everything was verified: RECEIVED -> VERIFIED. Raises as ``refused``."""
+        """Store that everything was verified: RECEIVED -> VERIFIED. Raises as ``refused``."""
         with self._transaction():
             self._advance(learngene.release, learngene.release_digest, State.VERIFIED)
 
@@ -246,7 +246,7 @@ class IndividualLedger(LedgerDatabase):
         return Inherited(release.key_epoch, release.seq, release.form, digest, grant_digest, receipt)
 
     def acknowledged(self, run_id: str, inherited: Inherited, receipt: bytes) -> None:
-        """This receipt is about to be sent, and again whenever the release comes again: COMMITTED -> ACKED where the
+        """Store a receipt before it is sent, now and whenever the release comes again: COMMITTED -> ACKED where the
         exchange ended with this release.
 
         Raises:

@@ -143,7 +143,7 @@ class LedgerDatabase:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All statements or none; durable at the end."""
+        """Run all statements or none; durable at the end."""
         with self._lock:
             try:
                 self._database.execute("BEGIN IMMEDIATE")
@@ -157,7 +157,7 @@ class LedgerDatabase:
                 raise StorageFailedError(f"the ledger could not be written: {error}; check the disk") from error
 
     def _execute(self, query: str, *values: object) -> int:
-        """Change rows, within a transaction; how many."""
+        """Change rows, within a transaction, and return how many."""
         return self._database.execute(query, values).rowcount
 
     def _rows(self, query: str, *values: object) -> list[Row]:

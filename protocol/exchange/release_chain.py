@@ -21,7 +21,7 @@ class SeenRelease:
 def check_chain(
     release: Release, digest: str, seen: tuple[SeenRelease, ...], withdrawn: frozenset[str] = frozenset()
 ) -> None:
-    """``seq`` and ``prev`` against what the ledger has seen of this run.
+    """Check ``seq`` and ``prev`` against what the ledger has seen of this run.
 
     An individual sees the releases of the forms that it asked for, so the chain has gaps: neighbours are compared
     wherever both are known, and a release may not be older than the last one of its own form.
@@ -44,8 +44,7 @@ def check_chain(
 
 
 def contradicts(release: Release, digest: str, other: SeenRelease) -> bool:
-    """Whether an authentic release (``digest``: its name) and one of its run that was seen before cannot both stand in
-    one chain."""
+    """Whether an authentic release (``digest``: its name) and another one of its run cannot both be in one chain."""
     return other.key_epoch == release.key_epoch and (
         (other.seq == release.seq and other.digest != digest)
         or (other.seq == release.seq - 1 and other.digest != release.prev)

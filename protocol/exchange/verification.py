@@ -75,11 +75,11 @@ class VerifiedRequest(_VerifiedMessage[Request]):
 
 
 class VerifiedReceipt(_VerifiedMessage[Receipt]):
-    """A receipt for a release of this collective. Whether it was granted to the signer is the ledger's to say."""
+    """A receipt for a release of this collective. The ledger says whether the release was granted to its signer."""
 
 
 class VerifiedAbort(_VerifiedMessage[Abort]):
-    """The other party's word that it stops."""
+    """An ABORT of the other party."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ def verify_envelopes(
     policy: Policy,
     now: int,
 ) -> VerifiedEnvelopes:
-    """The steps before the blob is looked at: a RELEASE and the GRANT that answers a request of this individual.
+    """Verify a RELEASE and the GRANT that answers a request of this individual: the steps before the blob.
 
     Args:
         expectation: run, own key id and unanswered requests.
@@ -215,7 +215,7 @@ def verify_envelopes(
 
 
 def verify_ciphertext(envelopes: VerifiedEnvelopes, data: bytes) -> SealedLearngene:
-    """The ciphertext is the one that the verified release describes.
+    """Check that the ciphertext is the one that the verified release describes.
 
     Raises:
         DigestMismatchError: it is not.
@@ -233,7 +233,7 @@ def verify_ciphertext(envelopes: VerifiedEnvelopes, data: bytes) -> SealedLearng
 
 
 def decrypt(sealed: SealedLearngene, key: EncryptionKey) -> bytes:
-    """The plaintext of a learngene, opened with its audience's key. Nothing in it is believed yet.
+    """Open a learngene with its audience's key, and return the plaintext. Nothing in it is believed yet.
 
     Raises:
         WrongAudienceError: the grant is not sealed to this key. DigestMismatchError: its key does not open the blob.
@@ -248,8 +248,8 @@ def decrypt(sealed: SealedLearngene, key: EncryptionKey) -> bytes:
 
 
 def verify_plaintext(sealed: SealedLearngene, plaintext: bytes) -> VerifiedLearngene:
-    """The plaintext is the one that the collective signed, and holds what the architecture allows. GCM does not commit
-    to its key, so that only the signed digest says that every audience reads the same.
+    """Check that the plaintext is the one that the collective signed, and holds what the architecture allows. GCM does
+    not commit to its key: only the signed digest says that every audience reads the same.
 
     Raises:
         DigestMismatchError, MalformedError, TooLargeError, NonFiniteError: the first step that fails.
@@ -290,8 +290,8 @@ def verify_bundle(
 def verify_file(
     release: bytes, grant: bytes, data: bytes, *, holder: Holder, trust: TrustStore, policy: Policy, now: int
 ) -> SealedLearngene:
-    """A bundle out of a file, later or elsewhere than where it was inherited: the whole order up to the ciphertext,
-    less the request. ``open_sealed`` does the rest, for whoever has the audience's encryption key.
+    """Verify a bundle out of a file, later or elsewhere than where it was inherited: the whole order up to the
+    ciphertext, without the request. ``open_sealed`` does the rest, for whoever has the audience's encryption key.
 
     No request is open any more, so nothing says that the bundle is fresh; that it is not too old is said by its own
     time. Past that (7 days, ``messages.LIFE``) it is accepted only where the reader's own ledger committed its release
@@ -316,7 +316,7 @@ def verify_file(
 def verify_committed(
     release: bytes, grant: bytes, data: bytes, *, release_digest: str, grant_digest: str
 ) -> SealedLearngene:
-    """A learngene that was verified and committed before, read back from the party's own disk.
+    """Read back, from the party's own disk, a learngene that was verified and committed before.
 
     Checked: that the bytes are those whose digests the party's ledger holds. Not checked again: signatures, time and
     trust, which were checked when it arrived. The content is, by ``open_sealed``.
@@ -340,7 +340,7 @@ def verify_committed(
 
 
 def _authenticate(data: bytes, model: type[PayloadT], role: Role, trust: TrustStore) -> tuple[PayloadT, TrustedKey]:
-    """Size, strict JSON, pinned key, signature, type, schema, signer: in this order for every envelope."""
+    """Verify an envelope: size, strict JSON, pinned key, signature, type, schema, signer, in this order."""
     opened = envelope.parse(data)
     key = trust.key_for(opened.keyid, role)
     envelope.check_signature(opened, key.raw)
@@ -385,7 +385,7 @@ def _check_addressed(payload: Request | Receipt | Abort, audience: str, run_id: 
 
 
 def _check_agreement(envelopes: _Envelopes, audience: str, run_id: str) -> None:
-    """Both envelopes belong together, to this audience and to this run."""
+    """Check that both envelopes belong together, to this audience and to this run."""
     release, grant = envelopes.release, envelopes.grant
     if grant.release != envelopes.release_digest:
         raise DigestMismatchError("the grant is for another release than the one that came with it")
@@ -407,7 +407,7 @@ def _pinned_audience(grant: Grant, trust: TrustStore) -> str:
 
 
 def _check_requested(envelopes: _Envelopes, requests: Mapping[str, Form]) -> None:
-    """The grant answers an open request, for the form that was asked for."""
+    """Check that the grant answers an open request, for the form that was asked for."""
     form = requests.get(envelopes.grant.request)
     if form is None:
         raise WrongAudienceError("the grant answers no open request of this individual; send a new request")

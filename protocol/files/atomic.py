@@ -13,7 +13,7 @@ from protocol.files import state_files
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write beside, flush, sync, rename, sync the folder. The folder of ``path`` must exist.
+    """Replace a file: write beside it, flush, sync, rename, sync the folder. The folder of ``path`` must exist.
 
     Raises:
         StorageFailedError: the bytes could not be stored durably; what was at ``path`` before is still there.

@@ -59,7 +59,7 @@ def read(state: Path, name: str, what: str, *, max_bytes: int) -> bytes | None:
 
 
 def open_to_read(state: Path, name: str, what: str) -> BinaryIO | None:
-    """The file itself, for who reads it piece by piece. Arguments and errors as :func:`read`."""
+    """The opened file, to be read piece by piece. Arguments and errors as :func:`read`."""
     try:
         return os.fdopen(_open(state, name, what, os.O_RDONLY), "rb")
     except FileNotFoundError:

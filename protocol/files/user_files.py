@@ -78,7 +78,7 @@ def read_given(path: Path | str, what: str, *, max_bytes: int) -> bytes:
 
 
 def check_free(path: Path) -> None:
-    """Whether something new may be written there, to be asked before any work.
+    """Check whether something new may be written there, to be asked before any work.
 
     Raises:
         InputError: there is something already, or no folder for it.
@@ -111,7 +111,7 @@ def _taken(path: Path) -> InputError:
 
 @contextmanager
 def named_refusals(what: Path | str) -> Iterator[None]:
-    """Say with a refusal which file was refused, and with which of the protocol's words."""
+    """Name in a refusal the file that was refused, and the refusal's code."""
     try:
         yield
     except StorageFailedError:

@@ -1,4 +1,4 @@
-"""The individual's static encryption key: what is sealed to its public half (HPKE, RFC 9180), only it opens."""
+"""The individual's static encryption key: only it opens what is sealed to its public half (HPKE, RFC 9180)."""
 
 from pathlib import Path
 from typing import TypeAlias, get_args

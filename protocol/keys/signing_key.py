@@ -84,7 +84,7 @@ class SigningKey:
 
     def derive(self, purpose: bytes) -> bytes:
         """32 secret bytes that only this key gives, others for each ``purpose`` (HKDF-SHA256, RFC 5869). They say
-        nothing of the key: what signs is made of the seed by SHA-512."""
+        nothing of the key, since SHA-512 makes the signing scalar out of the seed."""
         seed = self._private.private_bytes_raw()
         return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(seed)
 

@@ -138,7 +138,7 @@ def offered() -> bool:
 
 
 def check_offered(profile: Profile = NODE) -> None:
-    """Whether this kernel has what ``confine`` needs.
+    """Check whether this kernel has what ``confine`` needs.
 
     Raises:
         RunFailedError: it has not.

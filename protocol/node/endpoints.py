@@ -80,7 +80,7 @@ def collective_ledger(node: NodeTable) -> CollectiveLedger:
 
 
 def check_ledger(node: NodeTable) -> None:
-    """Whether the node has a ledger.
+    """Check whether the node has a ledger.
 
     Raises:
         InputError: it has none.

@@ -278,7 +278,7 @@ def _owner_of_keys(node: NodeTable, user: User | None) -> User | None:
 
 
 def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
-    """Whether this process, as who it is by now, can read its data and the program.
+    """Check whether this process, as who it is by now, can read its data and the program.
 
     Raises:
         InputError: it cannot.

@@ -143,7 +143,7 @@ def listen(path: Path, *, group: int | None = None) -> socket.socket:
 
 
 def check_place(path: Path) -> None:
-    """Whether a socket may be bound at a path; nothing is changed.
+    """Check whether a socket may be bound at a path; nothing is changed.
 
     Raises:
         InputError: the path is too long, or something else lies there.

@@ -181,7 +181,7 @@ def _roles(ask: Exchange, nodes: Sequence[int]) -> tuple[_Party, list[_Party]]:
 
 
 def _word(answer: Frame, name: str, otherwise: str) -> str:
-    """What a node says for people; it can be anything."""
+    """A text of a node for people, made safe to show; it can be anything."""
     return visible_name(answer.fields.get(name, otherwise), length=64)
 
 
