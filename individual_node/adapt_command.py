@@ -121,8 +121,8 @@ def open_bundle(
     key_file: Path | None = None,
     config: Path | None = None,
 ) -> Reading:
-    """The one way from a bundle file to what may be adapted: verified and opened, by a node, or by a trust store under
-    a pinned root and the audience's encryption key.
+    """Verify and open a bundle file, by a node, or by a trust store under a pinned root and the audience's encryption
+    key. There is no other way to what may be adapted.
 
     Raises:
         InputError: too little or too much is given, or a file cannot be read.

@@ -141,7 +141,7 @@ class BestWeights:
 
     @torch.no_grad()
     def look(self, model: IndividualNetworks, losses: Tensor) -> None:
-        """Take over what is better, from the networks after an epoch and their validation losses ``[networks]``."""
+        """Keep what is better, from the networks after an epoch and their validation losses ``[networks]``."""
         better = (self._since < self._patience) & (losses < self._lowest)
         self._lowest = torch.where(better, losses, self._lowest)
         self._since = torch.where(better, 0, self._since + 1)

@@ -53,7 +53,7 @@ class Lineage(BaseModel):
 
 
 class Estimate(BaseModel):
-    """What a model may be expected to do on pictures like those it was taught, from folds of these.
+    """Estimate of a model's accuracy on pictures like those it was taught, from folds of these.
 
     Attributes:
         folds: parts that the pictures were cut into; each was named by a model that was taught the others.
@@ -142,7 +142,7 @@ class PictureClassifier(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Of each class, for bytes ``[N, H, W, C]`` of the input contract: float32 ``[N, classes]``."""
+        """Probability of each class, for bytes ``[N, H, W, C]`` of the input contract: float32 ``[N, classes]``."""
         unit = (part.permute(0, 3, 1, 2).float() / 255 for part in torch.from_numpy(np.array(pixels)).split(_BATCH))
         return np.concatenate([self(part.to(self.mean.device)).cpu().numpy() for part in unit])
 

@@ -16,7 +16,7 @@ from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of
 
 
 def two_views(stem: nn.Module, top: nn.Module, x: Tensor) -> list[Tensor]:
-    """Two views of each image: what the stem hands over to the top, and what the top makes of it.
+    """Two views of each image: the output of the stem, which is the top's input, and the output of the top.
 
     Each is summed over the image and its mirror image, then its square root is taken, which tames the long tail
     that features have after a ReLU (a power transform, Hu, Gripon and Pateux 2021, section 3.2).

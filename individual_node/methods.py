@@ -55,7 +55,7 @@ class Evaluation:
     events: Events
 
     def run(self, name: str, shots: int) -> Outcome:
-        """One method, by its name, on all target tasks of a shot count; every task starts afresh.
+        """Run one method, by its name, on all target tasks of a shot count; every task starts from the beginning.
 
         Raises:
             InputError: there is no learngene in its form, or the settings and it do not fit.

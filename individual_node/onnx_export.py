@@ -87,8 +87,8 @@ def onnx_bytes(model: AdaptedModel) -> bytes:
 
 
 def largest_difference(model: AdaptedModel, data: bytes, pixels: NDArray[np.uint8]) -> float:
-    """Between a probability that onnxruntime computes and our own, over pictures ``[N, H, W, C]``, all at once and the
-    first by itself.
+    """Largest difference between a probability of onnxruntime and our own, over pictures ``[N, H, W, C]``: all at once,
+    and the first by itself.
 
     Raises:
         RunFailedError: onnxruntime cannot run it.

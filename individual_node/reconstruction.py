@@ -127,7 +127,7 @@ class IndividualNetworks(nn.Module):
         return layers_of(self.blocks)[self._inherited]
 
     def freeze_inherited(self) -> None:
-        """From now on the inherited blocks stay as they are: weights, and BatchNorm statistics in every mode."""
+        """Freeze the inherited blocks: weights, and BatchNorm statistics in every mode."""
         self._frozen = True
         for block in self.inherited:
             block.requires_grad_(False)
@@ -160,7 +160,7 @@ class IndividualNetworks(nn.Module):
 
 
 class IndividualNetwork(nn.Module):
-    """The network of one target task; see :class:`IndividualNetworks`. Its weights are whatever is loaded into it."""
+    """The network of one target task; see :class:`IndividualNetworks`. Its weights are loaded into it."""
 
     def __init__(self, architecture: Architecture, *, ways: int, own: OwnLayers = SUGGESTED) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class IndividualNetwork(nn.Module):
         return logits[:, 0]
 
     def parts(self) -> tuple[nn.Sequential, list[ConvolutionBlock], nn.Sequential]:
-        """What stands in front of the inherited blocks, these, and what stands behind; one after the other they are
+        """The part in front of the inherited blocks, these blocks, and the part behind; in this order they are
         the network, in evaluation mode."""
         whole = self.side_by_side
         inherited = whole.inherited

@@ -74,8 +74,8 @@ def console(*, error: bool = False, file: IO[str] | None = None, width: int | No
 
 
 class _Console(Console):
-    """Puts everything that is drawn through the gate, also bars and what a later hand forgets to make plain. By then
-    it is laid out: to keep columns straight, texts are made plain before."""
+    """A console that puts everything through the gate, also bars and texts that were not made plain before. By then all
+    is laid out: to keep columns straight, texts are made plain earlier."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """As Rich's."""

@@ -209,7 +209,7 @@ def _take_message(one: socket.socket, other: socket.socket) -> None:
 
 
 def _lease(path: str) -> None:
-    """Hold up whoever opens a file for writing (fcntl(2), F_SETLEASE), and give that up again."""
+    """Take a lease on a file, which makes another opener wait (fcntl(2), F_SETLEASE), and give it up again."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def within(folder: Path, work: Callable[[], T]) -> T:
     """Do it, and return what it returns or raise what it raises; no file outside the folder is read, changed or removed
-    meanwhile. As it is in a process that is confined already, and where the kernel has no Landlock."""
+    meanwhile. Done without a thread in a process that is confined already, and where the kernel has no Landlock."""
     if _confined() or not landlock.abi():
         return work()
     done: list[T] = []

@@ -121,7 +121,7 @@ def become(user: User) -> None:
 
 @contextlib.contextmanager
 def acting_as(user: User | None) -> Iterator[None]:
-    """What is done inside is done with the rights of ``user``, and its files belong to that user; None: as it is."""
+    """Do what is inside with the rights of ``user``, who owns the files made there; None: with this process's own."""
     if user is None:
         yield
         return
@@ -170,7 +170,7 @@ def drop_capabilities() -> None:
 
 
 def close_inherited(*keep: int) -> None:
-    """Close what whoever started this process left open in it, but for the standard streams and ``keep``: an open
+    """Close what the starter of this process left open in it, except the standard streams and ``keep``: an open
     descriptor stays usable, whatever confinement says about its path."""
     for number in map(int, os.listdir("/proc/self/fd")):
         # What Python itself opens is not inheritable. The listing's own descriptor is gone by now.
@@ -180,8 +180,8 @@ def close_inherited(*keep: int) -> None:
 
 
 def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """This process is sent a signal when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG); after a change
-    of user only, which takes that back. For a child between fork and exec as well.
+    """Have a signal sent to this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG). A change of
+    user takes it back, so it is called after one. For a child between fork and exec as well.
 
     Raises:
         RunFailedError: the kernel refused, or that parent has ended meanwhile; this process is to end then.
@@ -194,7 +194,7 @@ def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
 
 
 def forbid_core_files() -> None:
-    """From now on, no core file is made of this process or of its children, which would hold what is in their memory.
+    """Forbid core files of this process and of its children, which would hold what is in their memory.
 
     A limit of 0 forbids the file only; with 1, less than any core file has, the kernel gives none to a program that
     ``core_pattern`` names either (core(5), and ``fs/coredump.c`` of Linux). It cannot be raised again.

@@ -61,7 +61,7 @@ class Warden:
             raise RunFailedError("the warden of this node has ended; start the node again") from error
 
     def bound(self) -> None:
-        """The node's socket is there: the warden takes it away when the node has ended."""
+        """Tell the warden that the node's socket is bound: it removes the socket when the node has ended."""
         # One that has ended removes nothing; the next start replaces what is left.
         with contextlib.suppress(OSError):
             self.channel.send(_BOUND)
@@ -136,7 +136,7 @@ def _guard(
 def _serve(
     node: int, channel: socket.socket, log: int, printed: int | None, terminal: int | None, clean: Callable[[str], str]
 ) -> bool:
-    """Until the node has ended, and all that it printed is shown; whether it said that it has bound its socket."""
+    """Serve until the node has ended and all that it printed is shown; return whether its socket was bound."""
     poll = select.poll()
     poll.register(node, select.POLLIN)
     poll.register(channel, select.POLLIN)

@@ -1,4 +1,4 @@
-"""Asks for a passphrase on the terminal, and nowhere else: not in the environment, not in an argument."""
+"""Asking for a passphrase: on the terminal, and nowhere else: not in the environment, not in an argument."""
 
 import getpass
 import os

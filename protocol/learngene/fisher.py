@@ -279,7 +279,7 @@ def _diagonal(
 
 @contextmanager
 def _traced(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Records each layer's input (detached) and output while the network runs; the first output starts the graph."""
+    """Record each layer's input (detached) and output while the network runs; the first output starts the graph."""
     traces: dict[str, tuple[Tensor, Tensor]] = {}
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

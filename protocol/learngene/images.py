@@ -24,7 +24,7 @@ class Normalisation:
 
     @classmethod
     def of(cls, images: NDArray[np.uint8]) -> "Normalisation":
-        """Measured on ``[N, H, W, C]`` uint8 images, from exact integer sums."""
+        """The normalisation measured on ``[N, H, W, C]`` uint8 images, from exact integer sums."""
         flat = images.reshape(-1, images.shape[-1])
         count = np.stack([np.bincount(flat[:, channel], minlength=256) for channel in range(flat.shape[1])])
         values = np.arange(256, dtype=np.float64) / 255
@@ -34,7 +34,7 @@ class Normalisation:
 
     @classmethod
     def fixed(cls, channels: int) -> "Normalisation":
-        """One that no image had a part in: black becomes -2, white 2."""
+        """A fixed normalisation, measured on no image: black becomes -2, white 2."""
         return cls(np.full(channels, 0.5, np.float32), np.full(channels, 0.25, np.float32))
 
 

@@ -44,13 +44,13 @@ class RetainLoss:
 
     @classmethod
     def anchored(cls, parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> "RetainLoss":
-        """Anchored at what the parameters hold now."""
+        """A loss anchored at what the parameters hold now."""
         return cls(dict(parameters), {n: t.detach().clone() for n, t in parameters.items()}, dict(fisher))
 
     @classmethod
     def of(cls, blocks: Sequence[ConvolutionBlock], learngene: Learngene) -> "RetainLoss":
-        """Anchored at what the blocks hold now; the learngene carries a Fisher diagonal, repeated where the blocks hold
-        several networks side by side."""
+        """A loss anchored at what the blocks hold now; the learngene carries a Fisher diagonal, repeated where the
+        blocks hold several networks side by side."""
         named = {n: t for n, t in block_tensors(blocks).items() if f"fisher.{n}" in learngene.tensors}
         networks = blocks[0].networks
         return cls.anchored(

@@ -151,8 +151,8 @@ def check_apart(node: NodeTable, configuration: Path | None = None) -> None:
 
 
 def _check_trust_folder(folder: Path, own: Collection[Path]) -> None:
-    """The node reads all of it, because a new trust store takes the place of the old one: it must be no folder of many
-    things, such as a home or one that holds other parties' folders."""
+    """Refuse a folder of many things, such as a home or one that holds other parties' folders: the node reads all of
+    the trust store's folder, because a new trust store takes the place of the old one."""
     if not folder.is_dir():
         return
     # Links are left aside: a rule opens what lies beneath a folder, not where a link in it leads.

@@ -101,7 +101,7 @@ def restrict(
     cuda: bool = False,
     warden: Warden | None = None,
 ) -> Confinement:
-    """As :func:`confine`, as far as this kernel goes; what holds then is for the caller to look at.
+    """Confine as :func:`confine` does, as far as this kernel goes; the caller looks at what holds then.
 
     Raises:
         RunFailedError: the kernel refused what it offers, or a node has a second thread.

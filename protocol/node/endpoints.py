@@ -11,6 +11,7 @@ from protocol.exchange.collective_endpoint import CollectiveEndpoint
 from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.exchange.individual_ledger import IndividualLedger
+from protocol.exchange.ledger_database import LEDGER
 from protocol.files.private_folders import private_folder
 from protocol.keys.party_keys import NodeKeys
 from protocol.node.configuration import NodeTable, node_table, read
@@ -19,8 +20,6 @@ from protocol.trust.policy_file import load_policy
 from protocol.trust.role import Role
 from protocol.trust.trust_file import TrustFile, read_trust
 from protocol.trust.trust_store import RevocationStatus
-
-_LEDGER = "ledger.db"
 
 EndpointT = TypeVar("EndpointT", CollectiveEndpoint, IndividualEndpoint)
 
@@ -56,7 +55,7 @@ def open_endpoint(node: NodeTable, kind: type[EndpointT], *, new: bool = False) 
 
 
 def endpoint_of(node: NodeTable, keys: NodeKeys, kind: type[EndpointT]) -> EndpointT:
-    """A node's endpoint, its keys opened already. Raises as ``open_endpoint``, but for what is about keys."""
+    """A node's endpoint, its keys opened already. Raises as ``open_endpoint``, except for keys."""
     return kind.open(
         node.state,
         party=node.party,
@@ -85,7 +84,7 @@ def check_ledger(node: NodeTable) -> None:
     Raises:
         InputError: it has none.
     """
-    if not os.path.isfile(node.state / _LEDGER):
+    if not os.path.isfile(node.state / LEDGER):
         raise InputError(f"{node.state} holds no ledger: this node has never run")
 
 
@@ -106,7 +105,7 @@ def known_status(config: Path, *, run_id: str, release: str, signer: str) -> Rev
     if not os.path.isfile(config):
         return None
     node = node_of(config, "individual")
-    if not (_is_ours(node.state) and os.path.isfile(node.state / _LEDGER)):
+    if not (_is_ours(node.state) and os.path.isfile(node.state / LEDGER)):
         return None
     ledger = IndividualLedger(node.state)
     try:

@@ -14,7 +14,7 @@ Observer = Callable[[int, int, str], None]
 
 
 class Events:
-    """Appends to ``events.jsonl``: one JSON object a line with time, event, done, total, text.
+    """The writer of ``events.jsonl``: one JSON object a line with time, event, done, total, text.
 
     Args:
         path: the log; its folder exists.
@@ -27,7 +27,7 @@ class Events:
         self._last: dict[str, float] = {}
 
     def append(self, event: str, done: int, total: int, text: str) -> None:
-        """Record that ``done`` of ``total`` of an event's units are through.
+        """Record that ``done`` of ``total`` units of an event are finished.
 
         Raises:
             InputError: what stands there is no log: nothing is written through a link or into a pipe.

@@ -1,4 +1,4 @@
-"""Starts a node process: one thread only until the socket is bound and the process confined, then the program.
+"""Start of a node process: one thread only until the socket is bound and the process confined, then the program.
 
 The order matters: a thread that exists before Landlock stays outside it, and importing torch starts threads. So this
 module and all that it imports stay free of torch and numpy.
@@ -233,13 +233,13 @@ def _confine(start: _Start, warden: Warden | None) -> Confinement:
 
 
 def _leave_the_network() -> tuple[str, ...]:
-    """Enter an empty network namespace; what is to be said where that is refused. The guards hold all the same."""
+    """Enter an empty network namespace, and return a note where that is refused. The guards hold all the same."""
     refused = namespaces.enter_network(loopback=False)
     return (f"no network namespace of its own: {refused}",) if refused else ()
 
 
 def _leave_the_terminal(warden: Warden | None) -> None:
-    """Standard input is empty; what is printed goes to the warden where it would have gone to a terminal."""
+    """Leave standard input empty; what is printed goes to the warden where it would have gone to a terminal."""
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     if warden is not None and warden.output is not None:
@@ -298,7 +298,7 @@ def imported(name: str) -> Any:  # noqa: ANN401 - the caller says what it expect
 
 
 def _log_to(log: int) -> bool:
-    """Write log records to this descriptor, and to standard error where that is a terminal; whether it is one."""
+    """Write log records to this descriptor, and to standard error where it is a terminal, and return whether it is."""
     handlers: list[logging.Handler] = [logging.StreamHandler(open(os.dup(log), "w", encoding="utf-8"))]  # noqa: SIM115
     shown = sys.stderr.isatty()
     if shown:
@@ -310,7 +310,7 @@ def _log_to(log: int) -> bool:
 
 
 def _say_ready(node: NodeTable, log: int) -> None:
-    """Where no terminal shows the log: one line, unless what is printed goes into the log itself."""
+    """Print one line where no terminal shows the log, unless what is printed goes into the log itself."""
     # The reader of our output may be gone.
     with contextlib.suppress(OSError):
         if not os.path.samestat(os.fstat(1), os.fstat(log)):

@@ -60,12 +60,12 @@ class PartyProgram(Generic[EndpointT]):
         raise NotImplementedError
 
     def _begin(self, name: str, work: Callable[[], None]) -> Frame:
-        """Start long work, where none is going on; the answer says what is."""
+        """Start long work if none is going on; the answer says what is going on."""
         self._job.start(name, work)
         return self._job.answer(self.role, self.party)
 
     def _circumstances(self) -> dict[str, object]:
-        """For the party's figures: what they were made on."""
+        """The circumstances of the party's figures: what they were made on."""
         return {
             "device": str(self._device),
             "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Work that a process tries in a child before it makes or changes anything itself."""
+"""Rehearsal: work that a process tries in a child before it makes or changes anything itself."""
 
 import contextlib
 import os

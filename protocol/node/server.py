@@ -149,7 +149,7 @@ def serve(
 
 
 def _serve_one(connection: socket.socket, secret: bytes, program: Program) -> None:
-    """Nothing that a courier sends or fails to send ends the node."""
+    """Serve one connection. Nothing that a courier sends or fails to send ends the node."""
     try:
         answer_handshake(connection, secret)
         try:

@@ -83,7 +83,7 @@ class DecoderProcess(Generic[_Job]):
 
     @property
     def deadline(self) -> float:
-        """When it is to be given up, on the monotonic clock."""
+        """The time on the monotonic clock at which it is given up."""
         return self._since + self._seconds
 
     def send(self, job: _Job, expected: int, *parts: bytes) -> None:

@@ -63,7 +63,7 @@ class _Job:
 
 @dataclass
 class _Work:
-    """What is asked for, and what is done of it, by number."""
+    """The pictures that are asked for, and those that are done, by number."""
 
     jobs: deque[_Job]
     contract: InputContract
@@ -75,7 +75,7 @@ class _Work:
 
 
 class PictureReader:
-    """Reads pictures, a few at a time; its decoders start when they are needed and end with this context.
+    """Reader of pictures, a few at a time; its decoders start when they are needed and end with this context.
 
     Args:
         processes: decoders at most; None: as many as cores, up to 8.

@@ -19,7 +19,7 @@ MAX_PIXELS = 1 << 26
 
 
 class Code(IntEnum):
-    """What became of a picture, or of the decoder's start."""
+    """Result of decoding a picture, or of the decoder's start."""
 
     PIXELS = 0
     DAMAGED = 1
