@@ -250,3 +250,23 @@ def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@pytest.mark.parametrize("hard", [0, None])
+def test_no_core_file_is_made_also_where_only_root_could_raise_the_limit(folder: Path, hard: int | None) -> None:
+    """A service may be started with a hard limit of 0: then it stays, and the start goes on."""
+    found = outcomes(
+        folder,
+        f"""
+        import resource
+        if {hard} is not None:
+            resource.setrlimit(resource.RLIMIT_CORE, ({hard}, {hard}))
+        if os.geteuid() == 0:
+            os.setuid({STRANGER})
+        most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        privileges.forbid_core_files()
+        outcomes["limits"] = resource.getrlimit(resource.RLIMIT_CORE)
+        outcomes["expected"] = [min(1, most) if most >= 0 else 1] * 2
+        """,
+    )
+    assert found["limits"] == found["expected"]
