@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 import tomli_w
 from cryptography import x509
@@ -37,7 +38,7 @@ from protocol.node import confine
 from protocol.trust.trust_file import read_trust
 from sims.data.images import draw_stand_in
 from sims.data.worlds import WorldPlan, make_world
-from sims.run.processes import Process, alive, descendants, end_all
+from sims.run.processes import alive, descendants, end_all
 from tests.relay_search import (
     SURELY_FOUND,
     Pieces,
@@ -326,7 +327,7 @@ def deployment(root: Path, sites: Mapping[str, Path]) -> Iterator[tuple[Callable
     # On an older kernel everything but the confinement is still tested.
     accepted = () if confine.offered() else ("--unconfined",)
     started: dict[str, subprocess.Popen[bytes]] = {}
-    seen: set[Process] = set()
+    seen: set[psutil.Process] = set()
 
     def start(name: str, folder: Path, environment: Mapping[str, str], *command: str) -> None:
         with (folder / f"{name}.log").open("wb") as log:

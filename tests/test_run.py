@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jsonschema
 import matplotlib
+import psutil
 import pytest
 
 import sims
@@ -27,7 +28,7 @@ from protocol.node import confine
 from sims.results.figures import FIGURES
 from sims.results.results import schema
 from sims.run.enclosure import KILLED
-from sims.run.processes import Process, alive, end_all
+from sims.run.processes import alive, end_all
 from sims.run.reach import SENTENCES, reach_of_run
 from sims.run.run_folder import read_record, read_settings
 from sims.run.runner import Interruption
@@ -71,7 +72,7 @@ class Look:
     """
 
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-    started: set[Process] = field(default_factory=set)
+    started: set[psutil.Process] = field(default_factory=set)
     moments: list[dict[int, str]] = field(default_factory=list)
     nodes: dict[str, set[int]] = field(default_factory=dict)
     wardens: set[int] = field(default_factory=set)
@@ -101,7 +102,7 @@ class Look:
         for listener in listeners(moment):
             self.listening.setdefault(listener, moment[listener.pid])
 
-    def remaining(self, seconds: float = 15.0) -> list[Process]:
+    def remaining(self, seconds: float = 15.0) -> list[psutil.Process]:
         """Those that are still there after so much time."""
         deadline = time.monotonic() + seconds
         while (left := [process for process in self.started if alive(process)]) and time.monotonic() < deadline:
@@ -125,14 +126,12 @@ class Look:
             thread.join()
             self.once()
 
-    def _found(self) -> set[Process]:
+    def _found(self) -> set[psutil.Process]:
         marked, children = set(), {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                stat = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                process = Process(int(folder.name), int(stat[19]))
-                children.setdefault(int(stat[1]), []).append(process)
-                if f"{_MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                children.setdefault(process.ppid(), []).append(process)
+                if process.environ().get(_MARK) == self.mark:
                     marked.add(process)
         # A process that writes its own title may write over its environment.
         waiting = [*marked, *filter(alive, self.started)]
@@ -529,7 +528,7 @@ def test_the_record_and_the_report_say_who_reaches_a_run(whole: Ended) -> None:
     ("how", "reason"), [(signal.SIGINT, Interruption.REASONS[signal.SIGINT]), (signal.SIGKILL, KILLED)]
 )
 def test_nothing_is_left_of_a_run_whose_command_ended_early(place: Place, how: signal.Signals, reason: str) -> None:
-    out, left = place.root / f"ended-by-{how.name}", list[Process]()
+    out, left = place.root / f"ended-by-{how.name}", list[psutil.Process]()
 
     def end(look: Look) -> None:
         wait_for(lambda: any("evolves" in path.read_text() for path in out.glob("*/events.jsonl")))

@@ -5,7 +5,7 @@ import pytest
 from protocol import errors
 from protocol.errors import RefusedError
 
-REFUSALS = tuple(RefusedError.__subclasses__())
+REFUSALS: tuple[type[RefusedError], ...] = tuple(RefusedError.__subclasses__())
 
 
 @pytest.mark.parametrize("kind", [RefusedError, *REFUSALS])
