@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from protocol.visible_text import visible_line, visible_name
 
 if TYPE_CHECKING:
+    # For types only: listing commands loads no pydantic.
     from pydantic import ValidationError
 
 
