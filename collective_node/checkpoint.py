@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from collective_node.collective import Collective
-from collective_node.ewc import Consolidation
+from collective_node.ewc import EwcPenalty
 from collective_node.records import Comparison, CycleRecord, Named, TaskRecord
 from protocol.encoding import strict_json
 from protocol.errors import InputError
@@ -75,8 +75,8 @@ def store(
     tensors = _prefixed("network", collective.network.state_dict())
     tensors |= _prefixed("momentum", collective.momentum)
     tensors |= _prefixed("random", collective.random.state())
-    if collective.consolidation is not None:
-        tensors |= _prefixed("consolidation", collective.consolidation.tensors())
+    if collective.ewc is not None:
+        tensors |= _prefixed("consolidation", collective.ewc.tensors())
     files = {_TENSORS: save(tensors), _PROGRESS: progress.model_dump_json().encode()}
     state_files.subfolder(folder.parent, folder.name, "the folder of checkpoints")
     # Each state has a name of its own, so that none is ever replaced.
@@ -146,7 +146,7 @@ class Found:
             network.load_state_dict(state["network"])
             collective.random.restore(state["random"])
             if "consolidation" in state:
-                collective.consolidation = Consolidation.from_tensors(
+                collective.ewc = EwcPenalty.from_tensors(
                     {name: value.to(device) for name, value in state["consolidation"].items()}
                 )
         except (KeyError, ValueError, RuntimeError):

@@ -20,7 +20,7 @@ def annotate(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any.", min=0, max=65535)] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
 ) -> None:
-    """Show the images that look unknown on a local page, where a person names or dismisses them."""
+    """Show the images that look unknown on a local page, where an annotator names or dismisses them."""
     # Flower's web libraries and scikit-learn: no other command needs them.
     from collective_node.annotation.annotation_command import annotate as serve
 

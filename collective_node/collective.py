@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from collective_node.ewc import Consolidation
+from collective_node.ewc import EwcPenalty
 from collective_node.extraction.criterion import GradientTrend
 from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen, scaled, widen
 from collective_node.network.growth import Growth
@@ -28,13 +28,13 @@ class Collective:
         network: its network.
         random: where its randomness stands.
         trend: layers x tasks record of gradients.
-        images: labelled training images: its own, then those that a person named.
+        images: labelled training images: its own, then those that an annotator named.
         classes: names of all classes that the labels of ``images`` number: base classes, then named ones.
         known: numbers of the classes that it has learned, in the order of the network's outputs.
         tasks, cycles: a record per finished task and open-world cycle.
-        named: what a person named, cycle by cycle.
+        named: what an annotator named, cycle by cycle.
         momentum: the optimiser's, by parameter name.
-        consolidation: what holds its weights, with the strategy ``ewc`` once a task is through.
+        ewc: what holds its weights, with the strategy ``ewc`` once a task is through.
     """
 
     network: ExpandableNetwork
@@ -47,7 +47,7 @@ class Collective:
     cycles: list[CycleRecord] = field(default_factory=list)
     named: list[Named] = field(default_factory=list)
     momentum: dict[str, Tensor] = field(default_factory=dict)
-    consolidation: Consolidation | None = None
+    ewc: EwcPenalty | None = None
 
     def branch(self) -> "Collective":
         """A copy that can be trained on and thrown away; the images are shared."""
@@ -78,7 +78,7 @@ class Collective:
         return target
 
     def grow(self, step: Step, *, width: float, noise: float) -> None:
-        """Take one growth step; momentum, consolidation and the gradient trend follow.
+        """Take one growth step; momentum, EWC penalty and the gradient trend follow.
 
         Raises:
             InputError: the step does not fit the network.
@@ -100,7 +100,7 @@ class Collective:
         self.known += new
 
     def add_named(self, named: Named, pictures: NDArray[np.uint8]) -> list[int]:
-        """Take in images ``[n, H, W, C]`` that a person named, in the order of ``named``.
+        """Take in images ``[n, H, W, C]`` that an annotator named, in the order of ``named``.
 
         Returns:
             Numbers of the classes among them that are not known; they get no output yet.
@@ -123,5 +123,5 @@ class Collective:
 
     def _follow(self, growth: Growth) -> None:
         self.momentum = growth.follow_all(self.momentum, "gradient")
-        if self.consolidation is not None:
-            self.consolidation = self.consolidation.grow(growth)
+        if self.ewc is not None:
+            self.ewc = self.ewc.grow(growth)

@@ -15,7 +15,7 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, InputError)
 
 
 @dataclass(frozen=True)
-class PrivateImages:
+class CollectiveImages:
     """Images are uint8 ``[N, H, W, C]``, labels int64 ``[N]``; labels index ``classes``, the names of base classes.
 
     ``stream_images`` have no labels: known and unknown classes mixed. None where the folder holds no stream.
@@ -31,7 +31,7 @@ class PrivateImages:
 
 @dataclass(frozen=True)
 class Truth:
-    """What a person knows about the open world: in a simulation, from labels that the collective never reads.
+    """What an annotator knows about the open world: in a simulation, from labels that the collective never reads.
 
     Attributes:
         stream_names: class name of each image of the stream.
@@ -44,7 +44,7 @@ class Truth:
     heldout_names: tuple[str, ...]
 
 
-def read(folder: Path) -> PrivateImages:
+def read(folder: Path) -> CollectiveImages:
     """Read a collective's folder as ``learngene world make`` cuts it; nothing of the human's is opened.
 
     Raises:
@@ -69,7 +69,7 @@ def read(folder: Path) -> PrivateImages:
     counts = np.bincount(arrays["train_labels"], minlength=len(classes))
     if counts.min() < 2:
         raise InputError(f"{folder}: {classes[int(counts.argmin())]} has fewer than two training images")
-    return PrivateImages(classes, **arrays)
+    return CollectiveImages(classes, **arrays)
 
 
 def read_truth(folder: Path) -> Truth:
@@ -86,7 +86,7 @@ def read_truth(folder: Path) -> Truth:
         }
     except UNREADABLE as error:
         raise InputError(
-            f'{folder / "human"} holds no labels of the stream ({error}); set person = "annotate" where a person names'
+            f'{folder / "human"} holds no labels of the stream ({error}); set annotator = "annotate" to name by hand'
         ) from error
     _check(folder, "human", arrays["heldout_images"], arrays["heldout_labels"], len(names))
     stream = arrays["stream_labels"]

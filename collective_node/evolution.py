@@ -13,14 +13,14 @@ from torch import Tensor
 
 from collective_node import checkpoint
 from collective_node.collective import Collective
-from collective_node.collective_images import PrivateImages
-from collective_node.ewc import Consolidation, choose_weight
+from collective_node.collective_images import CollectiveImages
+from collective_node.ewc import EwcPenalty, choose_weight
 from collective_node.extraction.condensing import CondensedNetwork, condense
 from collective_node.extraction.criterion import GradientTrend
 from collective_node.extraction.extraction import FISHER_BATCH, check_layers, distinct_rows
 from collective_node.network.expandable_network import HIDDEN, POOLED, ExpandableNetwork, scaled
 from collective_node.network.growth_schedule import Deepen, parse, steps_before
-from collective_node.open_world.annotators import Person
+from collective_node.open_world.annotators import Annotator
 from collective_node.open_world.stream import FIT_IMAGES_PER_CLASS, Stream
 from collective_node.random_states import RandomStates
 from collective_node.records import Comparison, CycleRecord, TaskRecord
@@ -42,7 +42,7 @@ _AFTER_TASKS = {
     "condense_epochs",
     "condense_learning_rate",
     "fisher_samples",
-    "person",
+    "annotator",
     *(name for name in CollectiveSettings.model_fields if name.startswith("privacy_")),
 }
 #: Settings that cycles depend on and tasks do not.
@@ -85,7 +85,7 @@ class Evolution:
         device: where to train.
         folder: of the checkpoints.
         events: progress.
-        person: names what is unknown; needed where the settings have open-world cycles.
+        annotator: names what is unknown; needed where the settings have open-world cycles.
 
     Raises:
         InputError: the settings ask for more than the images have.
@@ -93,13 +93,13 @@ class Evolution:
 
     def __init__(
         self,
-        images: PrivateImages,
+        images: CollectiveImages,
         settings: CollectiveSettings,
         seed: int,
         device: torch.device,
         folder: Path,
         events: Events,
-        person: Person | None = None,
+        annotator: Annotator | None = None,
     ) -> None:
         self.settings, self.seed, self.device, self.folder, self.events = settings, seed, device, folder, events
         self.base_classes = list(images.classes)
@@ -132,25 +132,27 @@ class Evolution:
         for array in (images.train_images, images.train_labels, images.heldout_images, images.heldout_labels):
             digest.update(array.tobytes())
         self.setup = digest.hexdigest()
-        self.person = person
+        self.annotator = annotator
         self.stream: Stream | None = None
         self.cycle_setup: str | None = None
         if settings.cycles:
-            self.stream, self.cycle_setup = self._open_world(images, person)
+            self.stream, self.cycle_setup = self._open_world(images, annotator)
 
-    def _open_world(self, images: PrivateImages, person: Person | None) -> tuple[Stream, str]:
+    def _open_world(self, images: CollectiveImages, annotator: Annotator | None) -> tuple[Stream, str]:
         """The stream, and a digest of what the cycles depend on besides the tasks."""
         settings = self.settings
         if images.stream_images is None:
             raise InputError("open-world cycles need a stream of images; cut the world again, or set cycles to 0")
-        if person is None:
-            raise InputError("open-world cycles need a person who names what is unknown; give one, or set cycles to 0")
+        if annotator is None:
+            raise InputError(
+                "open-world cycles need an annotator who names what is unknown; give one, or set cycles to 0"
+            )
         untaught = {name for number, name in enumerate(self.base_classes) if number not in self._taught}
         counts = np.bincount(images.train_labels, minlength=len(self.base_classes))[self._taught]
         fitted = int(np.minimum(counts, FIT_IMAGES_PER_CLASS).sum())
         if "nearest-neighbour" in (settings.score, *settings.compare_scores) and settings.neighbours > fitted:
             raise InputError(f"neighbours is {settings.neighbours}, more than the {fitted} images that it looks among")
-        truth = person.truth
+        truth = annotator.truth
         digest = hashlib.sha256(settings.model_dump_json(include=_OF_CYCLES).encode())
         digest.update(images.stream_images.tobytes())
         if truth is not None:
@@ -341,22 +343,22 @@ class Evolution:
         collective.tasks.append(record)
 
     def _meet(self, collective: Collective, score: Score, strategy: Strategy) -> None:
-        """One open-world cycle: recognise, let a person name, add outputs, train on, record."""
+        """One open-world cycle: recognise, let an annotator name, add outputs, train on, record."""
         assert self.stream is not None
-        assert self.person is not None
+        assert self.annotator is not None
         started = time.perf_counter()
         number = len(collective.cycles)
         recognition = self.stream.recognise(collective, number, score)
-        encounter = self.stream.encounter(collective, recognition, number)
+        query = self.stream.query(collective, recognition, number)
         where = f"open-world cycle {number + 1} of {self.settings.cycles}"
         if (score, strategy) != (self.settings.score, self.settings.strategy):
             where = f"compared with {score}, {strategy}: {where}"
-        self.events.append("cycle", 0, 0, f"{where}: {len(encounter.unknown)} unknown images to be named")
-        named = self.person.name(encounter)
-        truth = self.person.truth
+        self.events.append("cycle", 0, 0, f"{where}: {len(query.unknown)} unknown images to be named")
+        named = self.annotator.name(query)
+        truth = self.annotator.truth
         if not named.rows and truth is not None:
             raise InputError(
-                f"{where}: no class with two images is new among {len(encounter.unknown)} that look unknown; "
+                f"{where}: no class with two images is new among {len(query.unknown)} that look unknown; "
                 f"lower keep_known or threshold, or set cycles to {number}"
             )
         earlier = self._named(collective)
@@ -365,8 +367,8 @@ class Evolution:
         new = collective.add_named(named, self.stream.images[named.rows])
         open_before = self._open_accuracy(collective, self._named(collective))
         steps, retain_weight = 0, None
-        if new:  # a person may find nothing of interest
-            if strategy == "ewc" and collective.consolidation is None:
+        if new:  # an annotator may find nothing of interest
+            if strategy == "ewc" and collective.ewc is None:
                 self._consolidate(collective, collective.known)
             collective.learn_classes(new)
             rehearsed = list(collective.known) if strategy == "replay" else new
@@ -377,7 +379,7 @@ class Evolution:
         flagged = int(recognition.flagged.sum())
         truly = None
         if truth is not None:
-            known = set(encounter.unknown.known)
+            known = set(query.unknown.known)
             truly = sum(truth.stream_names[row] not in known for row in recognition.rows[recognition.flagged])
         in_unknown_set = len(set(named.rows) & set(recognition.rows[recognition.flagged].tolist()))
         record = CycleRecord(
@@ -415,7 +417,7 @@ class Evolution:
         progress: "_Steps",
         watch: Callable[[list[Tensor]], None] | None = None,
     ) -> tuple[int, float, float | None]:
-        """Train on the images of ``classes``; returns steps, loss, and the weight of the consolidation loss.
+        """Train on the images of ``classes``; returns steps, loss, and the weight of the EWC penalty.
 
         Args:
             watch: sees the weight gradients of all convolutions of every eighth batch.
@@ -433,9 +435,9 @@ class Evolution:
             progress.say(step + 1, steps)
 
         retain_weight, regularise = None, None
-        if strategy == "ewc" and collective.consolidation is not None:
-            retain_weight = choose_weight(collective.consolidation, settings)
-            regularise = partial(collective.consolidation.of(network).add_gradient, retain_weight)
+        if strategy == "ewc" and collective.ewc is not None:
+            retain_weight = choose_weight(collective.ewc, settings)
+            regularise = partial(collective.ewc.of(network).add_gradient, retain_weight)
         network.train()
         steps, loss = fit(
             network,
@@ -463,8 +465,8 @@ class Evolution:
                 x, labels = collective.images.batch(index)
                 yield x, target[labels]
 
-        before = collective.consolidation or Consolidation()
-        collective.consolidation = before.after_task(
+        before = collective.ewc or EwcPenalty()
+        collective.ewc = before.after_task(
             collective.network, batches(), self.settings.fisher_estimator, collective.random["fisher"]
         )
 
@@ -477,14 +479,14 @@ class Evolution:
         return _share_right(network, self.heldout_of(classes), collective.outputs)
 
     def _named(self, collective: Collective) -> dict[str, int]:
-        """Number of each class that a person named, by its name in small letters."""
+        """Number of each class that an annotator named, by its name in small letters."""
         numbers = range(len(self.base_classes), len(collective.classes))
         return {collective.classes[number].casefold(): number for number in numbers}
 
     def _open_accuracy(self, collective: Collective, named: Mapping[str, int]) -> float | None:
         """On held-out images of these classes, among all known ones, per cent; None where there are none."""
-        assert self.person is not None
-        truth = self.person.truth
+        assert self.annotator is not None
+        truth = self.annotator.truth
         rows = [] if truth is None else [r for r, name in enumerate(truth.heldout_names) if name.casefold() in named]
         if truth is None or not rows:
             return None

@@ -16,7 +16,7 @@ from protocol.learngene.retain_loss import RetainLoss, largest_stable_weight
 
 
 @dataclass(frozen=True)
-class Consolidation:
+class EwcPenalty:
     """A quadratic penalty on leaving the weights of the last task, by what mattered to all tasks so far.
 
     Elastic weight consolidation (Kirkpatrick et al. 2017) in its accumulated form: the diagonals of all tasks are
@@ -109,10 +109,10 @@ class Consolidation:
         return cls(anchors, fisher)
 
 
-def choose_weight(consolidation: Consolidation, settings: CollectiveSettings) -> float:
+def choose_weight(penalty: EwcPenalty, settings: CollectiveSettings) -> float:
     """The weight of the penalty in the next task: the setting, or half of what is stable at the peak of the learning
     rate where that is less (the diagonal of many tasks only ever grows)."""
     limit = largest_stable_weight(
-        settings.learning_rate, consolidation.largest, settings.momentum, nesterov=settings.momentum > 0
+        settings.learning_rate, penalty.largest, settings.momentum, nesterov=settings.momentum > 0
     )
     return min(settings.ewc, limit / 2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from collective_node import collective_images, metrics
-from collective_node.collective_images import PrivateImages
+from collective_node.collective_images import CollectiveImages
 from collective_node.configuration import CollectiveConfiguration
 from collective_node.extraction.pipeline import Chosen, Evolved, check_privacy, evolve
 from collective_node.metrics import (
@@ -21,7 +21,7 @@ from collective_node.metrics import (
     OpenWorld,
     Similarity,
 )
-from collective_node.open_world.annotators import Annotator, Oracle, Person
+from collective_node.open_world.annotators import Annotator, Oracle, PageAnnotator
 from protocol.confinement.guards import Confinement
 from protocol.encoding.calendar import unix_seconds
 from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal
@@ -87,7 +87,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         }
         metrics.write(self._node.state, CollectiveMetrics.model_validate(found))
 
-    def _evolved(self, images: PrivateImages) -> "Evolved | PrivatelyEvolved":
+    def _evolved(self, images: CollectiveImages) -> "Evolved | PrivatelyEvolved":
         """By the settings, with private weights or as ever."""
         folder, fewest = self._node.state / "checkpoint", self._endpoint.fewest_samples
         if not self._settings.private_weights:
@@ -98,7 +98,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
                 device=self._device,
                 checkpoints=folder,
                 events=self._events,
-                person=self._person(),
+                annotator=self._annotator(),
                 fewest_fisher_images=fewest,
             )
         check_privacy(self._settings)
@@ -115,12 +115,12 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
             fewest_fisher_images=fewest,
         )
 
-    def _person(self) -> Person | None:
+    def _annotator(self) -> Annotator | None:
         """Who names what is unknown."""
         if not self._settings.cycles:
             return None
-        if self._settings.person == "annotate":
-            return Annotator(self._node.state)
+        if self._settings.annotator == "annotate":
+            return PageAnnotator(self._node.state)
         return Oracle(collective_images.read_truth(self._node.data), self._settings.examples)
 
 

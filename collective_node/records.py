@@ -50,7 +50,7 @@ class TaskRecord(TaskFigures):
 
 
 class Named(BaseModel):
-    """What a person named in one cycle: rows of the stream, and the class of each."""
+    """What an annotator named in one cycle: rows of the stream, and the class of each."""
 
     model_config = _FROZEN
 
@@ -75,7 +75,7 @@ class CycleFigures(BaseModel):
         old_open_accuracy_before, old_open_accuracy_after: of those named in earlier cycles alone; None in the first.
         base_accuracy_before, base_accuracy_after: on held-out images of the classes of the tasks. What these and the
             earlier named ones lose in between is forgotten.
-        retain_weight: weight of the consolidation loss, with the strategy ``ewc``.
+        retain_weight: weight of the EWC penalty, with the strategy ``ewc``.
     """
 
     model_config = _FROZEN

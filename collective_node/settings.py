@@ -49,8 +49,8 @@ class CollectiveSettings(BaseModel):
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    ewc: float = Field(100.0, gt=0, description="weight of the consolidation loss, strategy ewc")
-    ewc_samples: int = Field(512, ge=1, description="images of a task behind its consolidation, strategy ewc")
+    ewc: float = Field(100.0, gt=0, description="weight of the EWC penalty, strategy ewc")
+    ewc_samples: int = Field(512, ge=1, description="images of a task behind its part of the EWC penalty, strategy ewc")
     cycles: int = Field(1, ge=0, description="open-world cycles after the tasks: recognise, name, add, train on")
     classes_per_cycle: int = Field(16, ge=1, description="M, classes that the oracle names in a cycle at most")
     examples: int = Field(
@@ -65,7 +65,7 @@ class CollectiveSettings(BaseModel):
     compare_strategies: tuple[Strategy, ...] = Field(
         (), description="further strategies whose cycles are tried and reported"
     )
-    person: Literal["oracle", "annotate"] = Field(
+    annotator: Literal["oracle", "annotate"] = Field(
         "oracle",
         description="who names unknown images: the world's own labels, or someone at `collective-node annotate`",
     )
@@ -123,8 +123,8 @@ class CollectiveSettings(BaseModel):
 
     @model_validator(mode="after")
     def _nobody_is_asked_twice(self) -> "CollectiveSettings":
-        if self.person == "annotate" and (self.compare_scores or self.compare_strategies):
-            raise ValueError("compare_scores and compare_strategies need person = oracle: they ask again and again")
+        if self.annotator == "annotate" and (self.compare_scores or self.compare_strategies):
+            raise ValueError("compare_scores and compare_strategies need annotator = oracle: they ask again and again")
         return self
 
     @model_validator(mode="after")

@@ -285,7 +285,7 @@ def test_a_chain_of_crossings_is_verified_in_little_memory(tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
     """Two parties that were set up and never started; short, as sockets lie there."""
-    return make_sites(tmp_path_factory.mktemp("h"), tables={"collective": {"cycles": 0, "person": "oracle"}})
+    return make_sites(tmp_path_factory.mktemp("h"), tables={"collective": {"cycles": 0, "annotator": "oracle"}})
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
     if folder is None:
         raise RunFailedError(
             f"nothing waits for names in {node.state / CYCLES_FOLDER}; "
-            'a node with person = "annotate" puts unknown images there in its open-world cycles'
+            'a node with annotator = "annotate" puts unknown images there in its open-world cycles'
         )
     unknown = load(folder)
     if len(unknown) > _MOST_IMAGES:

@@ -1,4 +1,4 @@
-"""What a person says about unknown images: an append-only log in which the last standing word on an image counts."""
+"""The decisions of an annotator about unknown images: an append-only log, in which the last valid decision counts."""
 
 import fcntl
 import os
@@ -90,7 +90,7 @@ class Labels:
 
     Attributes:
         given: for every decided image its name, or None where it was dismissed.
-        finished: whether the person is through.
+        finished: whether the annotator is through.
     """
 
     given: Mapping[int, str | None] = field(default_factory=dict)
@@ -145,7 +145,7 @@ def wait_for_labels(
     poll_seconds: float = 2.0,
     check_alive: Callable[[], None] = lambda: None,
 ) -> Labels:
-    """Block until a person is through with the unknown set in ``folder``.
+    """Block until an annotator is through with the unknown set in ``folder``.
 
     Args:
         folder: of the unknown set.
@@ -163,7 +163,7 @@ def wait_for_labels(
 
 
 def waiting_folder(state: Path) -> Path | None:
-    """The newest cycle of a node, by its state folder, whose images still wait for a person; None: nothing waits.
+    """The newest cycle of a node, by its state folder, whose images still wait for an annotator; None: nothing waits.
 
     Raises:
         InputError: its log cannot be read.
@@ -251,7 +251,7 @@ class LabelBook:
         """Record a decision. It is durable when this returns; one that is recorded already changes nothing.
 
         Raises:
-            InputError: it is about an image that is not there, the person is through already, or cannot finish
+            InputError: it is about an image that is not there, the annotator is through already, or cannot finish
                 because a class has one image only.
             StorageFailedError: it could not be stored; nothing has changed.
         """

@@ -1,4 +1,4 @@
-"""The annotation page's server: it shows unknown images on 127.0.0.1 and stores what a person says of them."""
+"""The annotation page's server: it shows unknown images on 127.0.0.1 and stores what an annotator says of them."""
 
 import io
 import re
@@ -23,7 +23,7 @@ from collective_node.annotation.unknown_set import UnknownSet
 from protocol.errors import InputError, StorageFailedError, fault_line
 
 COOKIE = "annotate"
-#: A person may go on next week without a look at the terminal.
+#: An annotator may go on next week without a look at the terminal.
 COOKIE_SECONDS = 7 * 24 * 3600
 #: A decision about a hundred thousand images is shorter.
 MAX_BODY_BYTES = 1 << 20

@@ -1,4 +1,4 @@
-"""The unknown set of an open-world cycle on disk: images that look like no known class, for a person to name."""
+"""The unknown set of an open-world cycle on disk: images that look like no known class, for an annotator to name."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def store(folder: Path, unknown: UnknownSet) -> None:
     """Keep an unknown set: the folder (0700) with all its files (0600), or nothing.
 
     Where the folder holds the same images and known classes already, it is left as it is, and so are the labels that
-    a person gave: a killed evolution that is resumed goes on waiting for them.
+    an annotator gave: a killed evolution that is resumed goes on waiting for them.
 
     Raises:
         InputError: the folder holds another unknown set. StorageFailedError: it could not be stored durably.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from collective_node.collective_images import PrivateImages
+from collective_node.collective_images import CollectiveImages
 from collective_node.differential_privacy.accounting import plan
 from collective_node.differential_privacy.fisher import PrivateFisher, parameters_of
 from collective_node.differential_privacy.mechanism import Mechanism
@@ -46,7 +46,7 @@ class PrivatelyEvolved:
 
 
 def evolve_privately(
-    images: PrivateImages,
+    images: CollectiveImages,
     settings: CollectiveSettings,
     *,
     seed: int,

@@ -151,7 +151,7 @@ class Finished(BaseModel):
 
 def setup_of(evolution: str, settings: BaseModel) -> str:
     """A digest of all that a private evolution was asked for. ``evolution``: digest of images and seed."""
-    return hashlib.sha256(f"{evolution} {settings.model_dump_json(exclude={'person'})}".encode()).hexdigest()
+    return hashlib.sha256(f"{evolution} {settings.model_dump_json(exclude={'annotator'})}".encode()).hexdigest()
 
 
 def _kept_file(checkpoints: Path, name: str, *, max_bytes: int) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from collective_node.collective import Collective
-from collective_node.collective_images import PrivateImages
+from collective_node.collective_images import CollectiveImages
 from collective_node.differential_privacy.fisher import PrivateFisher
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.differential_privacy.randomness import PrivateRandomness
@@ -18,7 +18,7 @@ from collective_node.extraction.condensing import CondensedNetwork
 from collective_node.extraction.criterion import choose_layers, found_layers, most_similar, settled_layers
 from collective_node.extraction.extraction import learngene_of, most_layers
 from collective_node.extraction.similarity import Similarity, compare, train_descendant
-from collective_node.open_world.annotators import Person
+from collective_node.open_world.annotators import Annotator
 from collective_node.records import Comparison
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError
@@ -72,14 +72,14 @@ class Evolved:
 
 
 def evolve(
-    images: PrivateImages,
+    images: CollectiveImages,
     settings: CollectiveSettings,
     *,
     seed: int,
     device: torch.device,
     checkpoints: Path,
     events: Events,
-    person: Person | None = None,
+    annotator: Annotator | None = None,
     fewest_fisher_images: int = 1,
 ) -> Evolved:
     """Learn the sequence of tasks, meet the open world, condense, and take a learngene in every form of the settings.
@@ -92,7 +92,7 @@ def evolve(
         checkpoints: folder of the checkpoints, made where there is none (its parent exists). An evolution that was
             killed goes on from its last task or cycle when it is called again with the same arguments.
         events: record of progress.
-        person: names what is unknown; None is enough where ``settings.cycles`` is 0.
+        annotator: names what is unknown; None is enough where ``settings.cycles`` is 0.
         fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
 
     Raises:
@@ -107,7 +107,7 @@ def evolve(
             "privacy_scope=fisher-given-weights"
         )
     check_privacy(settings)
-    evolution = Evolution(images, settings, seed, device, checkpoints, events, person)
+    evolution = Evolution(images, settings, seed, device, checkpoints, events, annotator)
     # What the policy would refuse to send is said before the training, not after it.
     samples = min(settings.fisher_samples, evolution.taught_images)
     if samples < fewest_fisher_images:

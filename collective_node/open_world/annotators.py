@@ -16,15 +16,15 @@ from collective_node.records import Named
 
 
 @dataclass(frozen=True)
-class Encounter:
-    """What a person is asked about in one cycle.
+class LabelQuery:
+    """What an annotator is asked about in one cycle.
 
     Attributes:
         cycle: its number, from 0.
         rows: rows ``[n]`` of this cycle's part of the stream.
         flagged: bool ``[n]``, which of them make the unknown set.
         unknown: the unknown set: its images in the order of ``rows[flagged]``, scores, features, and the known names.
-        at_most: M, how many classes an oracle names; a person names as many as are of interest.
+        at_most: M, how many classes an oracle names; an annotator names as many as are of interest.
     """
 
     cycle: int
@@ -34,7 +34,7 @@ class Encounter:
     at_most: int
 
 
-class Person(Protocol):
+class Annotator(Protocol):
     """Names classes of interest in an unknown set and gives examples of them."""
 
     @property
@@ -42,7 +42,7 @@ class Person(Protocol):
         """What is known about the whole stream, for measuring; None where nobody knows."""
         ...
 
-    def name(self, encounter: Encounter) -> Named:
+    def name(self, query: LabelQuery) -> Named:
         """Rows of the stream that show new classes, and the name of each; only classes that are not known."""
         ...
 
@@ -59,24 +59,24 @@ class Oracle:
     truth: Truth
     examples: int
 
-    def name(self, encounter: Encounter) -> Named:
+    def name(self, query: LabelQuery) -> Named:
         """The images of the unknown set that show the chosen classes, then the further examples."""
-        names = [self.truth.stream_names[row] for row in encounter.rows]
-        known = set(encounter.unknown.known)
-        seen = Counter(name for name, flag in zip(names, encounter.flagged, strict=True) if flag and name not in known)
+        names = [self.truth.stream_names[row] for row in query.rows]
+        known = set(query.unknown.known)
+        seen = Counter(name for name, flag in zip(names, query.flagged, strict=True) if flag and name not in known)
         frequent = sorted((-count, name) for name, count in seen.items() if count >= FEWEST_IMAGES)
-        chosen = {name for _, name in frequent[: encounter.at_most]}
-        rows = [i for i, flag in enumerate(encounter.flagged) if flag and names[i] in chosen]
+        chosen = {name for _, name in frequent[: query.at_most]}
+        rows = [i for i, flag in enumerate(query.flagged) if flag and names[i] in chosen]
         given: Counter[str] = Counter()
-        for i, flag in enumerate(encounter.flagged):
+        for i, flag in enumerate(query.flagged):
             if not flag and names[i] in chosen and given[names[i]] < self.examples:
                 given[names[i]] += 1
                 rows.append(i)
-        return Named(rows=[int(encounter.rows[i]) for i in rows], names=[names[i] for i in rows])
+        return Named(rows=[int(query.rows[i]) for i in rows], names=[names[i] for i in rows])
 
 
 @dataclass(frozen=True)
-class Annotator:
+class PageAnnotator:
     """Someone at ``collective-node annotate``: the unknown set is laid down, and the labels are waited for.
 
     Attributes:
@@ -88,13 +88,13 @@ class Annotator:
     wait: Callable[[Path], Labels] = wait_for_labels
     truth: None = None
 
-    def name(self, encounter: Encounter) -> Named:
-        """What the person named; dismissed images and images of known classes are left out."""
-        folder = cycle_folder(self.state, encounter.cycle + 1)
-        store(folder, encounter.unknown)
+    def name(self, query: LabelQuery) -> Named:
+        """What the annotator named; dismissed images and images of known classes are left out."""
+        folder = cycle_folder(self.state, query.cycle + 1)
+        store(folder, query.unknown)
         labels = self.wait(folder)
-        labels.check_within(len(encounter.unknown))
-        named = labels.new_classes(encounter.unknown.known)
-        rows = encounter.rows[encounter.flagged]
+        labels.check_within(len(query.unknown))
+        named = labels.new_classes(query.unknown.known)
+        rows = query.rows[query.flagged]
         pairs = [(int(rows[image]), name) for name, images in named.items() for image in images]
         return Named(rows=[row for row, _ in pairs], names=[name for _, name in pairs])

@@ -12,7 +12,7 @@ from collective_node.annotation.unknown_set import UnknownSet
 from collective_node.collective import Collective
 from collective_node.collective_images import Truth
 from collective_node.network.expandable_network import ExpandableNetwork, output_layer
-from collective_node.open_world.annotators import Encounter
+from collective_node.open_world.annotators import LabelQuery
 from collective_node.open_world.metrics import stream_metrics
 from collective_node.open_world.scores import Responses, calibrated_threshold, fit_score
 from collective_node.records import StreamMetrics
@@ -122,8 +122,8 @@ class Stream:
             self._metrics(collective, rows, seen, scores, thresholds),
         )
 
-    def encounter(self, collective: Collective, recognition: Recognition, cycle: int) -> Encounter:
-        """What a person is asked about.
+    def query(self, collective: Collective, recognition: Recognition, cycle: int) -> LabelQuery:
+        """What an annotator is asked about.
 
         Raises:
             InputError: no image looks unknown.
@@ -140,7 +140,7 @@ class Stream:
             features=recognition.features[flagged],
             known=tuple(collective.classes[number] for number in collective.known),
         )
-        return Encounter(cycle, recognition.rows, flagged, unknown, self._settings.classes_per_cycle)
+        return LabelQuery(cycle, recognition.rows, flagged, unknown, self._settings.classes_per_cycle)
 
     def _metrics(
         self,

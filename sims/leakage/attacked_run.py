@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collective_node import collective_images
-from collective_node.collective_images import PrivateImages, Truth
+from collective_node.collective_images import CollectiveImages, Truth
 from collective_node.task_sequence import sequence
 from protocol.errors import InputError
 from protocol.exchange.individual_endpoint import IndividualEndpoint
@@ -37,7 +37,7 @@ class AttackedRun:
     record: RunRecord
     kept: SettingsFile
     learngene: Learngene
-    images: PrivateImages
+    images: CollectiveImages
     truth: Truth
     absent: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]
     notice: str
@@ -93,7 +93,7 @@ def open_attacked(folder: Path, learngene: Learngene) -> AttackedRun:
     )
 
 
-def subset(images: PrivateImages, classes: Sequence[int]) -> PrivateImages:
+def subset(images: CollectiveImages, classes: Sequence[int]) -> CollectiveImages:
     """The base images of some classes, numbered anew in this order; the stream as it is.
 
     Raises:
@@ -109,7 +109,7 @@ def subset(images: PrivateImages, classes: Sequence[int]) -> PrivateImages:
         )
     )
     names = tuple(images.classes[number] for number in classes)
-    return PrivateImages(names, train.images, train.labels, heldout.images, heldout.labels, images.stream_images)
+    return CollectiveImages(names, train.images, train.labels, heldout.images, heldout.labels, images.stream_images)
 
 
 def take(images: LabelledImages, classes: Sequence[int]) -> LabelledImages:
@@ -120,7 +120,7 @@ def take(images: LabelledImages, classes: Sequence[int]) -> LabelledImages:
     return LabelledImages(images.images[labels >= 0], labels[labels >= 0])
 
 
-def without_in_stream(images: PrivateImages, truth: Truth, names: Collection[str]) -> tuple[PrivateImages, Truth]:
+def without_in_stream(images: CollectiveImages, truth: Truth, names: Collection[str]) -> tuple[CollectiveImages, Truth]:
     """The same folder with a stream that shows no class of these names, and the labels of that stream."""
     kept = np.array([name not in names for name in truth.stream_names], dtype=np.bool_)
     stream = None if images.stream_images is None else images.stream_images[kept]
@@ -128,7 +128,7 @@ def without_in_stream(images: PrivateImages, truth: Truth, names: Collection[str
     return replace(images, stream_images=stream), replace(truth, stream_names=left)
 
 
-def _untaught(whole: PrivateImages, taught: Sequence[int]) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+def _untaught(whole: CollectiveImages, taught: Sequence[int]) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     return {
         name: (whole.train_images[whole.train_labels == number], whole.heldout_images[whole.heldout_labels == number])
         for number, name in enumerate(whole.classes)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from collective_node.collective_images import PrivateImages
+from collective_node.collective_images import CollectiveImages
 from protocol.errors import InputError
 from protocol.learngene.learngene import Learngene
 from sims.leakage.attack_evaluation import Attack
@@ -38,14 +38,14 @@ class CandidateClasses:
         members: which of the classes that are asked for the release was trained on, bool ``[N]``.
     """
 
-    images: PrivateImages
+    images: CollectiveImages
     members: Mask
 
     def halves(self, shadows: int, rng: np.random.Generator) -> Mask:
         """Which classes are in which shadow: half of them."""
         return paired_halves([len(self.members)], shadows, rng)
 
-    def training(self, inside: Mask) -> PrivateImages:
+    def training(self, inside: Mask) -> CollectiveImages:
         """The folder of a collective that learns these classes and all that are not asked for."""
         asked = len(self.members)
         known = [*np.flatnonzero(inside).tolist(), *range(asked, len(self.images.classes))]
@@ -53,7 +53,7 @@ class CandidateClasses:
 
 
 def choose_classes(
-    images: PrivateImages,
+    images: CollectiveImages,
     absent: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]],
     most: int,
     rng: np.random.Generator,
@@ -83,7 +83,7 @@ def choose_classes(
         for part, pixels, limit in zip((train, heldout), absent[name], per_class, strict=True):
             part.append((pixels[:limit], np.full(len(pixels[:limit]), number, dtype=np.int64)))
     return CandidateClasses(
-        images=PrivateImages(
+        images=CollectiveImages(
             (*kept.classes[:each], *chosen, *kept.classes[each:]),
             *_joined(train),
             *_joined(heldout),

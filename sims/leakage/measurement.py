@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from collective_node.collective_images import PrivateImages
+from collective_node.collective_images import CollectiveImages
 from protocol.files.atomic import write_atomically
 from protocol.learngene.images import choose_device
 from protocol.learngene.learngene import Learngene
@@ -94,7 +94,7 @@ class _Measurement:
         return np.random.default_rng([self.settings.seed, *stream])
 
     def shadows(
-        self, name: str, recipe: Recipe, images_of: Callable[[Mask], PrivateImages], halves: Mask
+        self, name: str, recipe: Recipe, images_of: Callable[[Mask], CollectiveImages], halves: Mask
     ) -> list[Learngene]:
         """The trained shadows of one question."""
         return train_shadows(
@@ -196,7 +196,7 @@ class _Measurement:
         """Classes of the release and of every shadow."""
         settings, run = self.settings, self.run
         classes = class_presence.choose_classes(run.images, run.absent, settings.classes, self.rng(_CLASSES))
-        # Or the person of an open world would name what the shadow must not know.
+        # Or the annotator of an open world would name what the shadow must not know.
         asked = set(classes.images.classes[: len(classes.members)])
         streamed, truth = without_in_stream(classes.images, run.truth, asked)
         classes = class_presence.CandidateClasses(streamed, classes.members)

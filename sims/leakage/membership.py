@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from collective_node.collective_images import PrivateImages
+from collective_node.collective_images import CollectiveImages
 from protocol.errors import InputError
 from protocol.learngene.learngene import Learngene
 from sims.leakage.attack_evaluation import Attack
@@ -41,7 +41,7 @@ class Candidates:
 
     images: LabelledImages
     members: Mask
-    rest: PrivateImages
+    rest: CollectiveImages
 
     @property
     def classes(self) -> int:
@@ -56,7 +56,7 @@ class Candidates:
         """Who is in which shadow: half of the candidates of every class."""
         return paired_halves(self.groups, shadows, rng)
 
-    def training(self, inside: Mask, *, alone: bool = False) -> PrivateImages:
+    def training(self, inside: Mask, *, alone: bool = False) -> CollectiveImages:
         """The folder of a collective that is trained on some candidates and has the others held out.
 
         Args:
@@ -65,8 +65,8 @@ class Candidates:
         used, unused = self.images.select(np.flatnonzero(inside)), self.images.select(np.flatnonzero(~inside))
         rest = self.rest
         if alone:
-            return PrivateImages(rest.classes, used.images, used.labels, unused.images, unused.labels)
-        return PrivateImages(
+            return CollectiveImages(rest.classes, used.images, used.labels, unused.images, unused.labels)
+        return CollectiveImages(
             rest.classes,
             np.concatenate([rest.train_images, used.images]),
             np.concatenate([rest.train_labels, used.labels]),
@@ -76,7 +76,7 @@ class Candidates:
         )
 
 
-def choose_candidates(images: PrivateImages, count: int, rng: np.random.Generator) -> Candidates:
+def choose_candidates(images: CollectiveImages, count: int, rng: np.random.Generator) -> Candidates:
     """Draw at most ``count`` candidates: of each class as many training images as held-out ones.
 
     Held-out images are never trained on, not even by name in the open world.
@@ -109,7 +109,7 @@ def choose_candidates(images: PrivateImages, count: int, rng: np.random.Generato
     return Candidates(
         images=LabelledImages(np.concatenate(pixels), np.arange(classes).repeat(2 * each)),
         members=np.tile(np.arange(2 * each) < each, classes),
-        rest=PrivateImages(
+        rest=CollectiveImages(
             images.classes,
             images.train_images[left],
             images.train_labels[left],

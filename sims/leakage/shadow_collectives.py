@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from collective_node.collective_images import PrivateImages, Truth
+from collective_node.collective_images import CollectiveImages, Truth
 from collective_node.extraction.pipeline import Evolved, evolve
 from collective_node.open_world.annotators import Oracle
 from collective_node.settings import CollectiveSettings
@@ -49,17 +49,17 @@ class Recipe:
     truth: Truth | None
     device: torch.device
 
-    def evolve(self, images: PrivateImages, seed: int, working: Path) -> Evolved:
+    def evolve(self, images: CollectiveImages, seed: int, working: Path) -> Evolved:
         """Train a collective; what it writes lies in ``working``.
 
         Raises:
             InputError, RunFailedError: as :func:`collective_node.extraction.pipeline.evolve`.
         """
-        person = None
+        annotator = None
         if self.settings.cycles:
             if self.truth is None:
                 raise ValueError("open-world cycles need the labels of the stream")
-            person = Oracle(self.truth, self.settings.examples)
+            annotator = Oracle(self.truth, self.settings.examples)
         return evolve(
             images,
             self.settings,
@@ -67,13 +67,13 @@ class Recipe:
             device=self.device,
             checkpoints=working / "checkpoint",
             events=Events(working / "events.jsonl"),
-            person=person,
+            annotator=annotator,
         )
 
 
 def as_the_run(settings: CollectiveSettings) -> CollectiveSettings:
     """A run's settings without what changes nothing about the learngene in the form ``condensed``."""
-    changes = {"forms": ("condensed",), "compare_scores": (), "compare_strategies": (), "person": "oracle"}
+    changes = {"forms": ("condensed",), "compare_scores": (), "compare_strategies": (), "annotator": "oracle"}
     return CollectiveSettings.model_validate(settings.model_dump() | changes)
 
 
@@ -105,7 +105,7 @@ def overfitted(settings: CollectiveSettings, classes: int, epochs: float) -> Col
 def train_shadows(
     folder: Path,
     recipe: Recipe,
-    images_of: Callable[[int], PrivateImages],
+    images_of: Callable[[int], CollectiveImages],
     count: int,
     seed: int,
     said: Callable[[int, int], None],
@@ -158,7 +158,7 @@ def _load(place: Path, made_of: str) -> Learngene:
     return Learngene(description.architecture, tensors, description.fisher)
 
 
-def _digest(recipe: Recipe, images: PrivateImages, seed: int) -> str:
+def _digest(recipe: Recipe, images: CollectiveImages, seed: int) -> str:
     digest = hashlib.sha256(recipe.settings.model_dump_json().encode())
     digest.update(json.dumps([seed, torch.get_num_threads(), recipe.device.type, *images.classes]).encode())
     for array in (images.train_images, images.train_labels, images.heldout_images, images.heldout_labels):

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from collective_node import checkpoint
 from collective_node.collective import Collective
-from collective_node.collective_images import PrivateImages, Truth, read, read_truth
+from collective_node.collective_images import CollectiveImages, Truth, read, read_truth
 from collective_node.evolution import Evolution
-from collective_node.open_world.annotators import Encounter, Oracle
+from collective_node.open_world.annotators import LabelQuery, Oracle
 from collective_node.records import Comparison, Named
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError, RunFailedError
@@ -42,7 +42,7 @@ SETTINGS = CollectiveSettings(
     dropout=0.2,
     neighbours=5,
 )
-#: Two classes a cycle, and nothing is known at the threshold: the whole part of the stream goes to the person.
+#: Two classes a cycle, and nothing is known at the threshold: the whole part of the stream goes to the annotator.
 CYCLES = SETTINGS.model_copy(
     update={"cycles": 2, "classes_per_cycle": 2, "threshold": -1e9, "open_epochs": 1.0, "examples": 0}
 )
@@ -63,10 +63,10 @@ def names(classes: range) -> tuple[str, ...]:
 KNOWN, UNKNOWN = range(CLASSES), range(CLASSES, CLASSES + OPEN)
 
 
-def images() -> PrivateImages:
+def images() -> CollectiveImages:
     stream = np.concatenate([drawn(KNOWN, 3, 5)[0], drawn(UNKNOWN, 9, 6)[0]])
     order = np.random.default_rng(7).permutation(len(stream))
-    return PrivateImages(names(KNOWN), *drawn(KNOWN, 12, 0), *drawn(KNOWN, 4, 1), stream[order])
+    return CollectiveImages(names(KNOWN), *drawn(KNOWN, 12, 0), *drawn(KNOWN, 4, 1), stream[order])
 
 
 def truth() -> Truth:
@@ -80,8 +80,8 @@ def truth() -> Truth:
 
 def evolution(folder: Path, settings: CollectiveSettings = SETTINGS, seed: int = 0) -> Evolution:
     events = Events(folder.parent / f"{folder.name}.jsonl")
-    person = Oracle(truth(), settings.examples)
-    return Evolution(images(), settings, seed, torch.device("cpu"), folder, events, person)
+    annotator = Oracle(truth(), settings.examples)
+    return Evolution(images(), settings, seed, torch.device("cpu"), folder, events, annotator)
 
 
 def state(collective: Collective) -> dict[str, Tensor]:
@@ -383,7 +383,7 @@ def test_consolidation_holds_the_weights_that_mattered(tmp_path: Path) -> None:
         collective, _ = made._resume()
         made._learn(collective, 0)
         made._consolidate(collective, made.sequence[0])
-        held = collective.consolidation
+        held = collective.ewc
         assert held is not None
         made.settings = made.settings.model_copy(update={"strategy": strategy})
         made._learn(collective, 1)
@@ -491,7 +491,7 @@ def test_a_person_may_find_nothing_of_interest(tmp_path: Path) -> None:
     class Indifferent:
         truth = None
 
-        def name(self, encounter: Encounter) -> Named:
+        def name(self, query: LabelQuery) -> Named:
             return Named(rows=[], names=[])
 
     events = Events(tmp_path / "events.jsonl")
@@ -519,7 +519,7 @@ def test_a_base_class_that_no_task_teaches_is_in_no_stream_and_can_be_named(tmp_
     assert untaught <= set(truth().stream_names)
     met = {truth().stream_names[row] for part in made.stream.parts for row in part}
     assert met == set(truth().stream_names) - untaught
-    # Without the truth a person may come upon one, and it is new then.
+    # Without the truth an annotator may come upon one, and it is new then.
     collective, _ = made._resume()
     collective.learn_classes(sorted(taught))
     name = min(untaught)
@@ -587,7 +587,7 @@ def test_weights_that_are_not_finite_are_never_stored(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"person": "annotate", "compare_scores": ("energy",)}, "need person = oracle"),
+        ({"annotator": "annotate", "compare_scores": ("energy",)}, "need annotator = oracle"),
         ({"forms": ()}, "at least 1 item"),
         ({"forms": ("paper", "paper")}, "stands twice"),
         ({"criterion": "similarity"}, "descendant_epochs above 0"),
@@ -607,7 +607,7 @@ def test_cycles_without_a_stream_or_a_person_are_refused(tmp_path: Path) -> None
     arguments = (CYCLES, 0, torch.device("cpu"), tmp_path / "state", events)
     with pytest.raises(InputError, match="need a stream"):
         Evolution(replace(images(), stream_images=None), *arguments, Oracle(truth(), 0))
-    with pytest.raises(InputError, match="need a person"):
+    with pytest.raises(InputError, match="need an annotator"):
         Evolution(images(), *arguments)
 
 
@@ -618,7 +618,7 @@ def test_the_oracle_names_the_most_frequent_unknown_classes_and_gives_examples(t
         made._learn(collective, number)
     assert made.stream is not None
     recognition = made.stream.recognise(collective, 0, "max-logit")
-    whole = made.stream.encounter(collective, recognition, 0)
+    whole = made.stream.query(collective, recognition, 0)
     # Two images of one class, three of another, one of a third, two known ones.
     stream = truth().stream_names
     wanted = {"class 8": 2, "class 9": 3, "class 10": 1, "class 0": 2}
@@ -631,12 +631,12 @@ def test_the_oracle_names_the_most_frequent_unknown_classes_and_gives_examples(t
         scores=whole.unknown.scores[flagged],
         features=whole.unknown.features[flagged],
     )
-    encounter = Encounter(0, whole.rows, flagged, unknown, at_most=5)
-    named = Oracle(truth(), 0).name(encounter)
+    query = LabelQuery(0, whole.rows, flagged, unknown, at_most=5)
+    named = Oracle(truth(), 0).name(query)
     assert {name: named.names.count(name) for name in set(named.names)} == {"class 8": 2, "class 9": 3}
-    one = Oracle(truth(), 0).name(replace(encounter, at_most=1))
+    one = Oracle(truth(), 0).name(replace(query, at_most=1))
     assert set(one.names) == {"class 9"}
-    more = Oracle(truth(), 1).name(encounter)
+    more = Oracle(truth(), 1).name(query)
     assert len(more.rows) == len(named.rows) + 2
     assert [stream[row] for row in more.rows] == more.names
 

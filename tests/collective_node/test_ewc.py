@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from collective_node.ewc import Consolidation, choose_weight
+from collective_node.ewc import EwcPenalty, choose_weight
 from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen, widen
 from collective_node.network.growth import Growth
 from collective_node.settings import CollectiveSettings
@@ -40,8 +40,8 @@ def exact(made: nn.Module, seed: int = 1, side: int = 4) -> dict[str, Tensor]:
     return fisher_of_network(made, images(seed, side), "exact", torch.Generator())[0]
 
 
-def after(made: nn.Module, *seeds: int) -> Consolidation:
-    held = Consolidation()
+def after(made: nn.Module, *seeds: int) -> EwcPenalty:
+    held = EwcPenalty()
     for seed in seeds:
         held = held.after_task(made, images(seed), "exact", torch.Generator())
     return held
@@ -96,7 +96,7 @@ def test_what_follows_a_function_preserving_growth_is_the_diagonal_of_the_grown_
 ) -> None:
     side = 4 if positions == 1 else 8
     made = network(positions)
-    held = Consolidation().after_task(made, images(side=side), "exact", torch.Generator())
+    held = EwcPenalty().after_task(made, images(side=side), "exact", torch.Generator())
     held = held.grow(grow(made))
     made.double()  # an inserted layer, too
     grown, values = exact(made, side=side), dict(made.named_parameters())
@@ -135,23 +135,23 @@ def test_a_growth_that_was_not_followed_is_refused() -> None:
 
 def test_it_comes_back_from_a_checkpoint() -> None:
     held = after(network().to(memory_format=torch.channels_last), 1)
-    back = Consolidation.from_tensors(load(save(held.tensors())))
+    back = EwcPenalty.from_tensors(load(save(held.tensors())))
     for mine, theirs in ((held.anchors, back.anchors), (held.fisher, back.fisher)):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
-    empty = Consolidation.from_tensors({})
+    empty = EwcPenalty.from_tensors({})
     assert empty.largest == 0
     with pytest.raises(ValueError, match="needs its Fisher"):
-        Consolidation.from_tensors({"anchor.weight": torch.zeros(1)})
+        EwcPenalty.from_tensors({"anchor.weight": torch.zeros(1)})
 
 
 def test_the_weight_is_the_settings_or_half_of_what_is_stable() -> None:
     settings = CollectiveSettings(ewc=100, learning_rate=0.05, momentum=0.9)
 
-    def held(largest: float) -> Consolidation:
-        return Consolidation({"w": torch.zeros(2)}, {"w": torch.tensor([0.0, largest])})
+    def held(largest: float) -> EwcPenalty:
+        return EwcPenalty({"w": torch.zeros(2)}, {"w": torch.tensor([0.0, largest])})
 
-    assert choose_weight(Consolidation(), settings) == 100
+    assert choose_weight(EwcPenalty(), settings) == 100
     assert choose_weight(held(0.01), settings) == 100
     assert choose_weight(held(8.0), settings) == pytest.approx(0.5 * 3.8 / 2.8 / (0.05 * 8.0))
 

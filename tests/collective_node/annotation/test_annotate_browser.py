@@ -1,4 +1,4 @@
-"""A person at the annotation page, in headless Chromium: mouse, keyboard, a closed tab, a killed server."""
+"""An annotator at the annotation page, in headless Chromium: mouse, keyboard, a closed tab, a killed server."""
 
 import importlib.util
 import re

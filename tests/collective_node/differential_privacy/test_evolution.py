@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from collective_node.collective_images import PrivateImages
+from collective_node.collective_images import CollectiveImages
 from collective_node.differential_privacy import accounting
 from collective_node.differential_privacy.evolution import PrivatelyEvolved, evolve_privately
 from collective_node.differential_privacy.randomness import PrivateRandomness
@@ -46,11 +46,11 @@ def planned_once() -> Iterator[None]:
         yield
 
 
-def made_images(seed: int = 0, per_class: int = 24) -> PrivateImages:
+def made_images(seed: int = 0, per_class: int = 24) -> CollectiveImages:
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(CLASSES)), per_class)
     pixels = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-    return PrivateImages(CLASSES, pixels, rng.permutation(labels), pixels[::4], labels[::4])
+    return CollectiveImages(CLASSES, pixels, rng.permutation(labels), pixels[::4], labels[::4])
 
 
 IMAGES = made_images()
@@ -58,7 +58,7 @@ IMAGES = made_images()
 
 def evolved(
     folder: Path,
-    images: PrivateImages = IMAGES,
+    images: CollectiveImages = IMAGES,
     settings: CollectiveSettings = SETTINGS,
     random: PrivateRandomness | None = None,
     seed: int = 0,

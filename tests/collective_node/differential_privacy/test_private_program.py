@@ -9,7 +9,7 @@ import pytest
 import tomli_w
 
 from collective_node import collective_images
-from collective_node.collective_images import PrivateImages
+from collective_node.collective_images import CollectiveImages
 from collective_node.configuration import CollectiveConfiguration
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.program import CollectiveProgram
@@ -33,7 +33,7 @@ def test_the_node_publishes_a_private_learngene_once(tmp_path: Path, monkeypatch
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 300)
     pixels = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-    images = PrivateImages(("ant", "bee", "cat", "dog"), pixels, labels, pixels[::30], labels[::30])
+    images = CollectiveImages(("ant", "bee", "cat", "dog"), pixels, labels, pixels[::30], labels[::30])
     monkeypatch.setattr(collective_images, "read", lambda folder: images)
     folders = make_folders(tmp_path)
     tables = read(folders.collective)

@@ -1,4 +1,4 @@
-"""Tests of the person at the annotation page, as an evolution sees them: labels are waited for, and become rows."""
+"""Tests of the annotator at the annotation page, as an evolution sees them: labels are waited for, and become rows."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import numpy as np
 
 from collective_node.annotation.labels import Decision, LabelBook, Labels, read
 from collective_node.annotation.unknown_set import UnknownSet, cycle_folder, load
-from collective_node.open_world.annotators import Annotator, Encounter
+from collective_node.open_world.annotators import LabelQuery, PageAnnotator
 
 
-def encounter(count: int = 6) -> Encounter:
+def query(count: int = 6) -> LabelQuery:
     """Eight images of a stream, numbered from 100, of which the even ones and the last look unknown."""
     rng = np.random.default_rng(0)
     flagged = np.array([True, False, True, False, True, True, True, True])
@@ -19,11 +19,11 @@ def encounter(count: int = 6) -> Encounter:
         features=rng.random((count, 4), dtype=np.float32),
         known=("cat", "dog"),
     )
-    return Encounter(0, np.arange(100, 108), flagged, unknown, at_most=1)
+    return LabelQuery(0, np.arange(100, 108), flagged, unknown, at_most=1)
 
 
 def decide(folder: Path) -> None:
-    """What a person does at the page: two classes, one of them known, one image dismissed, one left alone."""
+    """What an annotator does at the page: two classes, one of them known, one image dismissed, one left alone."""
     unknown = load(folder)
     with LabelBook(folder, images=len(unknown), known=unknown.known) as book:
         book.decide(Decision(id="a" * 8, verdict="named", images=(0, 3), name="axolotl"))
@@ -38,11 +38,11 @@ def test_what_was_named_comes_back_as_rows_of_the_stream(tmp_path: Path) -> None
 
     def wait(folder: Path) -> Labels:
         waited.append(folder)
-        np.testing.assert_array_equal(load(folder).images, encounter().unknown.images)
+        np.testing.assert_array_equal(load(folder).images, query().unknown.images)
         decide(folder)
         return read(folder)
 
-    named = Annotator(tmp_path, wait).name(encounter())
+    named = PageAnnotator(tmp_path, wait).name(query())
     # Images 0 to 5 of the unknown set are the rows 100, 102, 104, 105, 106, 107.
     assert dict(zip(named.rows, named.names, strict=True)) == {
         100: "axolotl",
@@ -54,6 +54,6 @@ def test_what_was_named_comes_back_as_rows_of_the_stream(tmp_path: Path) -> None
 
 
 def test_a_node_that_was_killed_while_it_waited_finds_the_labels_again(tmp_path: Path) -> None:
-    first = Annotator(tmp_path, lambda folder: (decide(folder), read(folder))[1]).name(encounter())
-    again = Annotator(tmp_path, read).name(encounter())
+    first = PageAnnotator(tmp_path, lambda folder: (decide(folder), read(folder))[1]).name(query())
+    again = PageAnnotator(tmp_path, read).name(query())
     assert again == first

@@ -33,7 +33,7 @@ def pictures(images: np.ndarray) -> list[bytes]:
 def test_the_attacked_collective_holds_what_its_tasks_taught(made: tuple[AttackedRun, Evolved]) -> None:
     run, evolved = made
     taught = {name for task in evolved.collective.tasks for name in task.classes}
-    assert len(evolved.collective.cycles) == 1  # the person knew what the reduced stream shows
+    assert len(evolved.collective.cycles) == 1  # the annotator knew what the reduced stream shows
     assert set(run.images.classes) == taught
     assert len(taught) == 6
     assert len(run.images.train_labels) == 6 * 24
