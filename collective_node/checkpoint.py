@@ -20,6 +20,10 @@ from protocol.files import state_files
 from protocol.files.atomic import write_folder_atomically
 
 _WHAT = "the checkpoint"
+#: What the tensors of the EWC penalty are called in a checkpoint.
+_EWC = "consolidation"
+#: Words that earlier checkpoints have for a field and for a score.
+_EARLIER_FIELD, _EARLIER_SCORE = {"retain": "retain_weight"}, {"paper": "msp"}
 _TENSORS, _PROGRESS = "state.safetensors", "progress.json"
 _is_state = re.compile(r"state-[0-9]{4,9}").fullmatch
 _is_left_over = re.compile(r"\.?state-[0-9]{4,9}(\.[a-z0-9_]+\.part)?").fullmatch
@@ -76,7 +80,7 @@ def store(
     tensors |= _prefixed("momentum", collective.momentum)
     tensors |= _prefixed("random", collective.random.state())
     if collective.ewc is not None:
-        tensors |= _prefixed("consolidation", collective.ewc.tensors())
+        tensors |= _prefixed(_EWC, collective.ewc.tensors())
     files = {_TENSORS: save(tensors), _PROGRESS: progress.model_dump_json().encode()}
     state_files.subfolder(folder.parent, folder.name, "the folder of checkpoints")
     # Each state has a name of its own, so that none is ever replaced.
@@ -137,17 +141,18 @@ class Found:
             "network": network.state_dict(),
             "random": collective.random.state(),
             "momentum": parameters,
-            "consolidation": {
-                f"{kind}.{name}": value for kind in ("anchor", "fisher") for name, value in parameters.items()
-            },
+            _EWC: {f"{kind}.{name}": value for kind in ("anchor", "fisher") for name, value in parameters.items()},
         }
         state = self._tensors({f"{part}/{name}": value for part, all in parts.items() for name, value in all.items()})
         try:
+            # More than torch asks for: it lets a network without its counts of batches pass.
+            if state["network"].keys() != parts["network"].keys():
+                raise KeyError("network")
             network.load_state_dict(state["network"])
             collective.random.restore(state["random"])
-            if "consolidation" in state:
+            if _EWC in state:
                 collective.ewc = EwcPenalty.from_tensors(
-                    {name: value.to(device) for name, value in state["consolidation"].items()}
+                    {name: value.to(device) for name, value in state[_EWC].items()}
                 )
         except (KeyError, ValueError, RuntimeError):
             raise self._refusal("its tensors are not whole") from None
@@ -193,8 +198,8 @@ def latest(folder: Path) -> Found | None:
     name = max(names, key=lambda name: int(name.removeprefix("state-")))
     data = state_files.read(folder.parent, f"{folder.name}/{name}/{_PROGRESS}", _WHAT, max_bytes=_MOST_PROGRESS_BYTES)
     try:
-        strict_json.parse(b"" if data is None else data)
-        return Found(folder, name, Progress.model_validate_json(data or b""))
+        document = strict_json.parse(b"" if data is None else data)
+        return Found(folder, name, Progress.model_validate(_in_todays_words(document)))
     except ValidationError:
         raise _refusal(folder / name, "its progress is of another form") from None
     except ValueError as error:
@@ -207,6 +212,18 @@ def _entries(folder: Path) -> list[str]:
 
 def _refusal(path: Path, why: str) -> InputError:
     return InputError(f"the checkpoint {path} cannot be read: {why}; remove it to go on from the start")
+
+
+def _in_todays_words(value: object) -> object:
+    """A parsed document with the fields and scores of earlier checkpoints under the names of today."""
+    if isinstance(value, list):
+        return [_in_todays_words(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {(_EARLIER_FIELD | _EARLIER_SCORE).get(name, name): _in_todays_words(one) for name, one in value.items()}
+    if isinstance(score := found.get("score"), str):
+        found["score"] = _EARLIER_SCORE.get(score, score)
+    return found
 
 
 def _prefixed(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

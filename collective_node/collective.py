@@ -16,6 +16,7 @@ from collective_node.network.growth import Growth
 from collective_node.network.growth_schedule import Step, Widen
 from collective_node.random_states import RandomStates
 from collective_node.records import CycleRecord, Named, TaskRecord
+from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
 from protocol.learngene.images import DeviceImages
 
@@ -29,6 +30,7 @@ class Collective:
         random: where its randomness stands.
         trend: layers x tasks record of gradients.
         images: labelled training images: its own, then those that an annotator named.
+        base_classes: how many classes its own images have; these have the first numbers.
         classes: names of all classes that the labels of ``images`` number: base classes, then named ones.
         known: numbers of the classes that it has learned, in the order of the network's outputs.
         tasks, cycles: a record per finished task and open-world cycle.
@@ -41,6 +43,7 @@ class Collective:
     random: RandomStates
     trend: GradientTrend
     images: DeviceImages
+    base_classes: int
     classes: list[str]
     known: list[int] = field(default_factory=list)
     tasks: list[TaskRecord] = field(default_factory=list)
@@ -68,6 +71,21 @@ class Collective:
         """Rows of the training images of each class."""
         labels = self.images.labels.cpu()
         return [torch.nonzero(labels == number)[:, 0] for number in classes]
+
+    def training_set(self, classes: Sequence[int]) -> TrainingSet:
+        """The training images of some classes, with the network's outputs as they are now."""
+        return TrainingSet(self.images, tuple(self.rows_of(classes)), self.outputs)
+
+    @property
+    def known_base(self) -> list[int]:
+        """Numbers of the known base classes, in the order of the outputs."""
+        return [number for number in self.known if number < self.base_classes]
+
+    @property
+    def named_classes(self) -> dict[str, int]:
+        """Number of each class that an annotator named, by its name in small letters."""
+        numbers = range(self.base_classes, len(self.classes))
+        return {self.classes[number].casefold(): number for number in numbers}
 
     @property
     def outputs(self) -> Tensor:

@@ -1,15 +1,16 @@
-"""Gradient descent on batches from the collective's images: the one loop that tasks and condensing share."""
+"""Gradient descent on class-balanced batches: the one loop that tasks, cycles and condensing share."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
+from collective_node.training_set import TrainingSet
 from protocol.errors import RunFailedError
-from protocol.learngene.images import CropAndFlip, DeviceImages, autocast
+from protocol.learngene.images import CropAndFlip, autocast
 
 #: Called after each backward pass, before the step: (step, steps).
 Observer = Callable[[int, int], None]
@@ -26,27 +27,6 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
     return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
 
 
-def class_balanced_batches(
-    rows_by_class: Iterable[Tensor], steps: int, batch_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Index batches in which every class (its row numbers) stands equally often.
-
-    Each class is walked in a random order, again and again, so no image is drawn twice before its class is through;
-    the classes are interleaved in a fresh random order per round.
-    """
-    rows = list(rows_by_class)
-    wanted = -(-steps * batch_size // len(rows))
-    columns = []
-    for pool in rows:
-        rounds = -(-wanted // len(pool))
-        order = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(rounds)])[:wanted]
-        columns.append(pool[order])
-    order = torch.stack([torch.randperm(len(rows), generator=generator) for _ in range(wanted)])
-    mixed = torch.stack(columns, 1).gather(1, order).flatten()
-    for step in range(steps):
-        yield mixed[step * batch_size : (step + 1) * batch_size]
-
-
 def steps_for(epochs: float, images: int, batch_size: int) -> int:
     """Batches in so many passes over the images, at least one."""
     return max(1, round(epochs * images / batch_size))
@@ -55,10 +35,8 @@ def steps_for(epochs: float, images: int, batch_size: int) -> int:
 def fit(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
-    images: DeviceImages,
-    rows_by_class: Sequence[Tensor],
+    data: TrainingSet,
     epochs: float,
-    target: Callable[[Tensor], Tensor],
     *,
     settings: CollectiveSettings,
     learning_rate: float,
@@ -70,23 +48,25 @@ def fit(
     """Train ``parameters`` of ``model`` on class-balanced batches.
 
     Args:
-        model: images to logits; its modes (train, eval) are the caller's.
-        rows_by_class: row numbers in ``images`` of each class that is trained on.
-        epochs: passes over these images.
-        target: labels of the images to output numbers of the model, both ``[N]``.
+        model: images to logits; the caller chooses its mode (train, eval).
+        parameters: by name; the optimiser changes these and no others.
+        data: what to train on.
+        epochs: passes over its images.
         learning_rate: the peak of one cycle over the steps.
         random: draws batches, augmentation and dropout.
-        momentum: where the optimiser begins and, afterwards, where it ended, by parameter name; None: from rest.
-        regularise: adds the gradient of a penalty, after the backward pass and what ``observe`` sees of it.
+        momentum: of the optimiser, by parameter name: it begins there, and its end is stored there; None: it begins
+            at zero.
+        regularise: adds the gradient of a penalty; called after the backward pass and after ``observe``.
+        observe: called after each backward pass.
 
     Returns:
         The number of batches, and the mean loss of the last tenth of them.
 
     Raises:
-        RunFailedError: the loss is not a number any more.
+        RunFailedError: the loss or a weight is not finite any more.
     """
-    steps = steps_for(epochs, sum(len(rows) for rows in rows_by_class), settings.batch_size)
-    order = class_balanced_batches(rows_by_class, steps, settings.batch_size, random["batches"])
+    steps = steps_for(epochs, len(data), settings.batch_size)
+    order = data.balanced(steps, settings.batch_size, random["batches"])
     optimiser = torch.optim.SGD(
         list(parameters.values()),
         learning_rate,
@@ -103,17 +83,17 @@ def fit(
                 before.copy_(momentum[name])
             optimiser.state[parameter]["momentum_buffer"] = before
     criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    device = images.pixels.device
+    device = data.device
     last: list[Tensor] = []
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(random.draw_seed("dropout"))  # dropout takes no generator of its own
         for step, index in enumerate(order):
             for group in optimiser.param_groups:
                 group["lr"] = one_cycle(step, steps, learning_rate)
-            x, labels = images.batch(index)
+            x, outputs = data.batch(index)
             with autocast(device):
                 logits = model(CropAndFlip.draw(len(x), random["augmentation"])(x))
-            loss = criterion(logits.float(), target(labels))
+            loss = criterion(logits.float(), outputs)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if observe is not None:
@@ -130,17 +110,3 @@ def fit(
     if momentum is not None and settings.momentum > 0:
         momentum.update({name: optimiser.state[value]["momentum_buffer"] for name, value in parameters.items()})
     return steps, mean
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, images: DeviceImages, target: Callable[[Tensor], Tensor]) -> Tensor:
-    """Whether each image is recognised, in evaluation mode: bool ``[N]`` on the CPU."""
-    was_training = model.training
-    model.eval()
-    hits = []
-    for x, labels in images.in_order():
-        with autocast(images.pixels.device):
-            logits = model(x)
-        hits.append(logits.argmax(1) == target(labels))
-    model.train(was_training)
-    return torch.cat(hits).cpu()

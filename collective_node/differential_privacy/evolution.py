@@ -10,17 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from collective_node.collective import Collective
 from collective_node.collective_images import CollectiveImages
-from collective_node.differential_privacy.accounting import plan
+from collective_node.differential_privacy import accounting
 from collective_node.differential_privacy.fisher import PrivateFisher, parameters_of
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.differential_privacy.release import Finished, assembled, setup_of
 from collective_node.differential_privacy.training import train_privately
-from collective_node.evolution import Evolution
+from collective_node.evaluation import Evaluation
+from collective_node.evolution_plan import EvolutionPlan
 from collective_node.extraction.condensing import CondensedNetwork, stem_blocks
 from collective_node.settings import CollectiveSettings
 from protocol.learngene.architecture import Architecture, Block, Form, InputContract
+from protocol.learngene.images import DeviceImages
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import build_blocks, initialise, layers_of
 from protocol.node.events import Events
@@ -77,36 +80,35 @@ def evolve_privately(
         InputError: the settings do not fit the images, or the folder keeps the outcome of others.
         RunFailedError: the weights are not finite any more.
     """
-    evolution = Evolution(images, settings, seed, device, checkpoints, events)
-    setup = setup_of(evolution.setup, settings)
-    collective = evolution.planned()
+    plan = EvolutionPlan.of(images, settings, seed, device)
+    setup = setup_of(plan.setup, settings)
     finished = Finished.kept(checkpoints, setup)
     if finished is not None:
-        return _evolved(finished, len(collective.known), {})
+        return _evolved(finished, len(plan.taught), {})
     randomness = randomness or PrivateRandomness()
-    rows = torch.cat(collective.rows_of(collective.known))
-    mechanism = plan(settings, len(rows), fishers=1, randomness=randomness, fewest_fisher_images=fewest_fisher_images)
+    train = DeviceImages.load(images.train_images, images.train_labels, plan.normalisation, device)
+    collective = plan.untrained(train)
+    data = collective.training_set(collective.known)
+    mechanism = accounting.plan(
+        settings, len(data), fishers=1, randomness=randomness, fewest_fisher_images=fewest_fisher_images
+    )
     sums = mechanism.training
     assert sums is not None
-    network = private_network(evolution)
-    outputs = collective.outputs
-
-    def target(labels: Tensor) -> Tensor:
-        return outputs[labels]
+    network = private_network(collective, settings)
 
     def observe(step: int, steps: int) -> None:
         events.append("condense", step + 1, steps, "a network for the condensed form, with noise (DP-SGD)")
 
     started = time.perf_counter()
-    trained = train_privately(network, evolution.train, rows, target, sums, settings, randomness, observe)
+    trained = train_privately(network, data, sums, settings, randomness, observe)
     network.eval()
     seconds = {"train": time.perf_counter() - started}
     events.append("fisher", 0, 1, "Fisher diagonal, with noise")
     blocks = [*layers_of(network.stem), *layers_of(network.top)]
     private = PrivateFisher.of(mechanism, randomness)
-    diagonal = private.diagonal(blocks, network.classifier, evolution.train, rows, target, settings.fisher_estimator)
+    diagonal = private.diagonal(blocks, network.classifier, data, settings.fisher_estimator)
     seconds["fisher"] = time.perf_counter() - started - seconds["train"]
-    height, width, channels = evolution.image_shape
+    height, width, channels = plan.image_shape
     described = [block.describe("stem") for block in layers_of(network.stem)]
     described += [block.describe("top") for block in layers_of(network.top)]
     architecture = Architecture(
@@ -117,20 +119,23 @@ def evolve_privately(
         {
             "trained": _arrays({name: value for name, value in parameters_of(blocks).items() if value in trained}),
             "noised": _arrays({f"fisher.{name}": value for name, value in diagonal.items()}),
-            "constant": {"input.mean": evolution.normalisation.mean, "input.std": evolution.normalisation.std},
+            "constant": {"input.mean": plan.normalisation.mean, "input.std": plan.normalisation.std},
         },
         private.describe(settings.fisher_estimator),
         mechanism.guarantee,
     )
-    accuracy = evolution.accuracy_of(network, collective)
+    accuracy = Evaluation.load(images, plan.normalisation, device).base_accuracy(network, collective)
     finished = Finished(mechanism=mechanism, accuracy=accuracy, learngenes={"condensed": learngene})
     finished.keep(checkpoints, setup)
     return _evolved(finished, len(collective.known), seconds)
 
 
-def private_network(evolution: Evolution) -> CondensedNetwork:
-    """The condensed form's network with GroupNorm and a linear classifier; its first weights follow from the seed."""
-    collective, settings = evolution.planned(), evolution.settings
+def private_network(collective: Collective, settings: CollectiveSettings) -> CondensedNetwork:
+    """The condensed form's network with GroupNorm and a linear classifier; its first weights follow from the seed.
+
+    Args:
+        collective: untrained; it gives the sizes and draws the weights.
+    """
     top = settings.layers
     assert top is not None
     stem = _normalised_by_groups(stem_blocks(collective.network, top, settings.width))
@@ -141,7 +146,7 @@ def private_network(evolution: Evolution) -> CondensedNetwork:
     network = CondensedNetwork(build_blocks(stem), build_blocks(kept), classifier)
     initialise(network, collective.random["weights"])
     nn.init.zeros_(output.weight)  # no step is spent on unlearning random logits
-    return network.to(evolution.device)
+    return network.to(collective.images.pixels.device)
 
 
 def _evolved(finished: Finished, known: int, seconds: dict[str, float]) -> PrivatelyEvolved:

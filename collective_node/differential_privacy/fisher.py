@@ -1,6 +1,6 @@
 """A Fisher diagonal that no single image decides: each image's part clipped, their sum with Gaussian noise."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,8 @@ from torch.func import functional_call, grad, vmap
 
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.differential_privacy.randomness import PrivateRandomness
-from protocol.learngene.images import DeviceImages, full_float32
+from collective_node.training_set import TrainingSet
+from protocol.learngene.images import full_float32
 from protocol.learngene.learngene import DifferentialPrivacy, Estimator, FisherDescription
 from protocol.learngene.network import ConvolutionBlock, block_tensors
 
@@ -53,9 +54,7 @@ class PrivateFisher:
         self,
         blocks: Sequence[ConvolutionBlock],
         head: nn.Module,
-        images: DeviceImages,
-        rows: Tensor,
-        target: Callable[[Tensor], Tensor],
+        data: TrainingSet,
         estimator: Estimator,
         front: nn.Module | None = None,
     ) -> dict[str, Tensor]:
@@ -64,20 +63,19 @@ class PrivateFisher:
 
         Args:
             blocks, head, front: parts of a network in evaluation mode.
-            rows: the images that may take part.
-            target: labels of the images to output numbers, read by ``empirical`` only.
+            data: the images that may take part; their outputs are read by ``empirical`` only.
 
         Returns:
             The diagonal by parameter name, at least 0.
         """
         total: dict[str, Tensor] = {}
-        for index in self.randomness.sample(rows, self.rate).split(AT_ONCE):
+        for index in self.randomness.sample(data.every_row, self.rate).split(AT_ONCE):
             if not len(index):  # nobody was drawn
                 break
-            x, labels = images.batch(index)
+            x, outputs = data.batch(index)
             with torch.no_grad():
                 x = x if front is None else front(x)
-            for name, value in self._clipped(blocks, head, x, target(labels), estimator).items():
+            for name, value in self._clipped(blocks, head, x, outputs, estimator).items():
                 total[name] = value.sum(0) + total.get(name, 0.0)
         found = {}
         for name, parameter in parameters_of(blocks).items():

@@ -2,19 +2,18 @@
 
 import math
 import warnings
-from collections.abc import Callable
 
 import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
-from torch import Tensor, nn
+from torch import nn
 
 from collective_node.differential_privacy.mechanism import Sampled
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.settings import CollectiveSettings
 from collective_node.training import Observer, one_cycle
+from collective_node.training_set import TrainingSet
 from protocol.errors import RunFailedError
-from protocol.learngene.images import DeviceImages
 
 #: Images whose gradients are held at once.
 AT_ONCE = 64
@@ -40,9 +39,7 @@ class _Optimiser(DPOptimizer):  # type: ignore[misc]
 
 def train_privately(
     network: nn.Module,
-    images: DeviceImages,
-    rows: Tensor,
-    target: Callable[[Tensor], Tensor],
+    data: TrainingSet,
     sums: Sampled,
     settings: CollectiveSettings,
     randomness: PrivateRandomness,
@@ -55,8 +52,7 @@ def train_privately(
     Args:
         network: from images to logits; every parameter is trained. It has no buffer: a running statistic would be of
             images without any noise.
-        rows: the images that may take part.
-        target: labels of the images to output numbers.
+        data: the images that may take part.
         sums: how many steps, who takes part in one, clip and noise.
 
     Returns:
@@ -74,17 +70,18 @@ def train_privately(
     inner = torch.optim.SGD(parameters, settings.privacy_learning_rate, settings.momentum)
     # The divisor is the size that a batch is expected to have: that of the true one is a secret.
     optimiser = _Optimiser(inner, sums, settings.privacy_batch_size, randomness)
+    rows = data.every_row
     for step in range(sums.times):
         for group in inner.param_groups:
             group["lr"] = one_cycle(step, sums.times, settings.privacy_learning_rate)
         chunks = randomness.sample(rows, sums.rate).split(AT_ONCE)
         for number, index in enumerate(chunks):
             optimiser.zero_grad(set_to_none=True)
-            x, labels = images.batch(index)
+            x, outputs = data.batch(index)
             # Opacus reads a convolution's input by its strides, and gets gradients wrong where channels come last.
             logits = hooked(x.contiguous())
             loss = nn.functional.cross_entropy(
-                logits, target(labels), reduction="sum", label_smoothing=settings.label_smoothing
+                logits, outputs, reduction="sum", label_smoothing=settings.label_smoothing
             )
             with warnings.catch_warnings():  # torch: nobody asked for the images' own gradients
                 warnings.filterwarnings("ignore", "Full backward hook is firing")

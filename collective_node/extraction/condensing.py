@@ -1,7 +1,6 @@
 """Condensing: a light stem, trained by the collective in front of its own top layers, which stay as they are."""
 
 import copy
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,10 +9,11 @@ from torch import Tensor, nn
 from collective_node.network.expandable_network import ExpandableNetwork, scaled
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
-from collective_node.training import Observer, class_balanced_batches, fit
+from collective_node.training import Observer, fit
+from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
 from protocol.learngene.architecture import Block
-from protocol.learngene.images import DeviceImages, autocast
+from protocol.learngene.images import autocast
 from protocol.learngene.network import build_blocks, initialise
 
 #: Widths of the light stem at width factor 1; the last one is what the first top layer expects.
@@ -53,9 +53,7 @@ def stem_blocks(network: ExpandableNetwork, top: int, width: float) -> list[Bloc
 def condense(
     network: ExpandableNetwork,
     top: int,
-    images: DeviceImages,
-    rows_by_class: list[Tensor],
-    target: Callable[[Tensor], Tensor],
+    data: TrainingSet,
     settings: CollectiveSettings,
     random: RandomStates,
     observe: Observer | None = None,
@@ -67,9 +65,7 @@ def condense(
 
     Args:
         top: how many layers are kept, fewer than there are.
-        images: the collective's training images.
-        rows_by_class: row numbers of each known class's images.
-        target: labels to output numbers of the network.
+        data: the collective's training images of all known classes.
         random: draws the stem's weights, batches, augmentation and dropout.
 
     Raises:
@@ -83,7 +79,7 @@ def condense(
     initialise(stem, random["weights"])
     kept = nn.Sequential(*copy.deepcopy(network.layers[-top:]))
     condensed = CondensedNetwork(stem, kept, copy.deepcopy(network.classifier))
-    condensed = condensed.to(images.pixels.device).to(memory_format=torch.channels_last)
+    condensed = condensed.to(data.device).to(memory_format=torch.channels_last)
     condensed.train()
     condensed.classifier.eval()
     for part in (condensed.top, condensed.classifier):
@@ -91,30 +87,26 @@ def condense(
     fit(
         condensed,
         dict(stem.named_parameters()),
-        images,
-        rows_by_class,
+        data,
         settings.condense_epochs,
-        target,
         settings=settings,
         learning_rate=settings.condense_learning_rate,
         random=random,
         observe=observe,
     )
-    estimate_statistics(condensed, images, rows_by_class, random["batches"])
+    estimate_statistics(condensed, data, random["batches"])
     return condensed.eval()
 
 
 @torch.no_grad()
-def estimate_statistics(
-    model: nn.Module, images: DeviceImages, rows_by_class: list[Tensor], generator: torch.Generator
-) -> None:
+def estimate_statistics(model: nn.Module, data: TrainingSet, generator: torch.Generator) -> None:
     """Replace every BatchNorm's running statistics by plain averages over 40 balanced batches of 250."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch: a cumulative average
-    for index in class_balanced_batches(rows_by_class, STATISTICS_BATCHES, 250, generator):
-        with autocast(images.pixels.device):
-            model(images.batch(index)[0])
+    for index in data.balanced(STATISTICS_BATCHES, 250, generator):
+        with autocast(data.device):
+            model(data.batch(index)[0])
     for norm in norms:
         norm.momentum = 0.1

@@ -1,6 +1,6 @@
 """From the collective's networks to learngenes: which blocks, their BatchNorm state, and their Fisher diagonal."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,16 +12,13 @@ from collective_node.extraction.condensing import STEM_WIDTHS, CondensedNetwork
 from collective_node.extraction.criterion import check_tasks
 from collective_node.network.expandable_network import ExpandableNetwork
 from collective_node.settings import CollectiveSettings
-from collective_node.training import class_balanced_batches
+from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
 from protocol.learngene.architecture import MOST_BLOCKS, Architecture, BlockRole, Form, InputContract
 from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.images import DeviceImages
 from protocol.learngene.learngene import FisherDescription, Learngene
 from protocol.learngene.network import ConvolutionBlock, block_tensors, layers_of
-
-#: Images at once while the Fisher diagonal is taken.
-FISHER_BATCH = 64
 
 
 def most_layers(form: Form, layers: int) -> int:
@@ -90,29 +87,12 @@ def role_of(window: range, layers: int) -> BlockRole:
     return "top" if window.stop == layers else "middle"
 
 
-def distinct_rows(rows_by_class: Sequence[Tensor], count: int, generator: torch.Generator) -> Tensor:
-    """``count`` different rows, or all there are if that is fewer: class by class in turn, as long as that lasts.
-
-    A Fisher diagonal states how many images it was taken from, so none may be counted twice.
-    """
-    wanted = min(count, sum(len(rows) for rows in rows_by_class))
-    turns = class_balanced_batches(rows_by_class, 1, count, generator)
-    drawn = list(dict.fromkeys(torch.cat(list(turns)).tolist()))
-    if len(drawn) < wanted:  # some class ran out
-        everything = torch.cat(list(rows_by_class))
-        order = everything[torch.randperm(len(everything), generator=generator)].tolist()
-        drawn = list(dict.fromkeys([*drawn, *order]))[:wanted]
-    return torch.tensor(drawn)
-
-
 def learngene_of(
     form: Form,
     network: ExpandableNetwork,
     condensed: CondensedNetwork,
     chosen: range,
-    images: DeviceImages,
-    rows_by_class: Sequence[Tensor],
-    target: Callable[[Tensor], Tensor],
+    data: TrainingSet,
     settings: CollectiveSettings,
     generator: torch.Generator,
     private: PrivateFisher | None = None,
@@ -126,9 +106,8 @@ def learngene_of(
     Args:
         network: the collective's; it is put in evaluation mode, and so is ``condensed``.
         chosen: layers that the criterion chose, 0-based.
-        images: the collective's training images; the learngene's input contract is their shape and normalisation.
-        rows_by_class: row numbers of each known class's images.
-        target: labels to output numbers of the network.
+        data: the collective's training images of all known classes; the learngene's input contract is their shape and
+            normalisation.
         generator: draws the images and the labels of the estimator ``sampled`` (CPU).
         private: takes the Fisher diagonal instead, with clipping and noise.
 
@@ -149,29 +128,26 @@ def learngene_of(
         blocks = [block.describe(role) for block in inherited]
         front = network.blocks[: window.start]
         head = nn.Sequential(*network.blocks[window.stop :], *network.classifier).eval()
-    height, width, channels = images.pixels.shape[1:]
+    height, width, channels = data.images.pixels.shape[1:]
     architecture = Architecture(
         form=form, input=InputContract(height=height, width=width, channels=channels), blocks=tuple(blocks)
     )
     estimator = settings.fisher_estimator
     if private is not None:
-        diagonal = private.diagonal(
-            inherited, head, images, torch.cat(list(rows_by_class)), target, estimator, front=front
-        )
-        tensors = tensors_of(inherited, diagonal, images)
+        diagonal = private.diagonal(inherited, head, data, estimator, front=front)
+        tensors = tensors_of(inherited, diagonal, data.images)
         return Learngene(architecture, tensors, private.describe(estimator), private.guarantee)
-    rows = distinct_rows(rows_by_class, settings.fisher_samples, generator)
+    rows = data.distinct(settings.fisher_samples, generator)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for index in rows.split(FISHER_BATCH):
-            x, labels = images.batch(index)
+        for x, outputs in data.batches(rows):
             with torch.no_grad():
-                x = front(x)
-            yield x, target(labels)
+                features = front(x)
+            yield features, outputs
 
     diagonal, samples = fisher_diagonal(inherited, head, batches(), estimator, generator)
     fisher = FisherDescription(source="collective", estimator=estimator, samples=samples, clip_micro=0)
-    return Learngene(architecture, tensors_of(inherited, diagonal, images), fisher)
+    return Learngene(architecture, tensors_of(inherited, diagonal, data.images), fisher)
 
 
 def tensors_of(

@@ -14,7 +14,7 @@ from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.differential_privacy.release import Finished, setup_of
 from collective_node.evolution import Evolution
-from collective_node.extraction.condensing import CondensedNetwork
+from collective_node.extraction.condensing import CondensedNetwork, condense
 from collective_node.extraction.criterion import choose_layers, found_layers, most_similar, settled_layers
 from collective_node.extraction.extraction import learngene_of, most_layers
 from collective_node.extraction.similarity import Similarity, compare, train_descendant
@@ -109,7 +109,7 @@ def evolve(
     check_privacy(settings)
     evolution = Evolution(images, settings, seed, device, checkpoints, events, annotator)
     # What the policy would refuse to send is said before the training, not after it.
-    samples = min(settings.fisher_samples, evolution.taught_images)
+    samples = min(settings.fisher_samples, evolution.plan.taught_images)
     if samples < fewest_fisher_images:
         raise InputError(
             f"a Fisher diagonal from {samples} images may not leave this site, only from {fewest_fisher_images} on; "
@@ -120,7 +120,8 @@ def evolve(
     seconds["train"] = clock.lap()
     chosen = _choose(evolution, collective)
     seconds["criterion"] = clock.lap()
-    condensed, accuracy = evolution.condense(collective, len(chosen.layers))
+    condensed = _condense(evolution, collective, len(chosen.layers))
+    accuracy = evolution.evaluation.base_accuracy(condensed, collective)
     seconds["condense"] = clock.lap()
     learngenes, mechanism = _learngenes(evolution, collective, condensed, accuracy, chosen.layers, fewest_fisher_images)
     seconds["fisher"] = clock.lap()
@@ -148,22 +149,20 @@ def _learngenes(
 ) -> tuple[dict[Form, Learngene], Mechanism | None]:
     """One in each form; with private Fisher diagonals where the settings ask for that."""
     settings, events = evolution.settings, evolution.events
-    target = collective.outputs
-    rows_by_class = collective.rows_of(collective.known)
+    data = collective.training_set(collective.known)
     mechanism, private = None, None
     if settings.privacy_epsilon is not None:
         # Only here: what it imports is in the extra `privacy`.
         from collective_node.differential_privacy.accounting import plan
 
-        setup = setup_of(f"{evolution.setup} {evolution.cycle_setup}", settings)
+        setup = setup_of(f"{evolution.plan.setup} {evolution.cycle_setup}", settings)
         finished = Finished.kept(evolution.folder, setup)
         if finished is not None:
             return finished.learngenes, finished.mechanism
         randomness = PrivateRandomness()
-        images = sum(len(rows) for rows in rows_by_class)
         mechanism = plan(
             settings,
-            images,
+            len(data),
             fishers=len(settings.forms),
             randomness=randomness,
             fewest_fisher_images=fewest_fisher_images,
@@ -177,9 +176,7 @@ def _learngenes(
             collective.network,
             condensed,
             chosen,
-            collective.images,
-            rows_by_class,
-            lambda labels: target[labels],
+            data,
             settings,
             collective.random["fisher"],
             private,
@@ -189,26 +186,33 @@ def _learngenes(
     return learngenes, mechanism
 
 
+def _condense(evolution: Evolution, collective: Collective, top: int) -> CondensedNetwork:
+    """Train the light stem in front of the ``top`` last layers."""
+
+    def observe(step: int, steps: int) -> None:
+        evolution.events.append("condense", step + 1, steps, "a light stem in front of the top layers")
+
+    data = collective.training_set(collective.known)
+    return condense(collective.network, top, data, evolution.settings, collective.random, observe)
+
+
 def _choose(evolution: Evolution, collective: Collective) -> Chosen:
     """Ask both criteria; the second one costs the training of a pseudo-descendant and is asked where that is set."""
     settings, layers, rho = evolution.settings, len(collective.network.layers), collective.trend.rho
     similarity = None
     if settings.descendant_epochs > 0:
-        target = collective.outputs
 
         def observe(step: int, steps: int) -> None:
             evolution.events.append("descendant", step + 1, steps, "a pseudo-descendant for the second criterion")
 
         descendant = train_descendant(
-            collective.images,
-            collective.rows_of(collective.known),
+            collective.training_set(collective.known),
             len(collective.known),
-            lambda labels: target[labels],
             settings,
             collective.random.copy(),  # to ask the second criterion changes nothing that comes after it
             observe,
         )
-        similarity = compare(collective.network, descendant, evolution.heldout_of(evolution.base_of(collective)))
+        similarity = compare(collective.network, descendant, evolution.evaluation.heldout_of(collective.known_base))
     per_layer = None if similarity is None else similarity.per_layer
     # A condensed learngene is always made.
     most = min(most_layers(form, layers) for form in (*settings.forms, "condensed"))

@@ -1,6 +1,6 @@
 """The second criterion: how like the collective's layers are to a pseudo-descendant's (arXiv 2305.02279)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +11,7 @@ from collective_node.network.expandable_network import ExpandableNetwork, scaled
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training import Observer, fit
+from collective_node.training_set import TrainingSet
 from protocol.learngene.architecture import Block
 from protocol.learngene.images import DeviceImages
 from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
@@ -41,10 +42,8 @@ class PseudoDescendant(nn.Module):
 
 
 def train_descendant(
-    images: DeviceImages,
-    rows_by_class: list[Tensor],
+    data: TrainingSet,
     outputs: int,
-    target: Callable[[Tensor], Tensor],
     settings: CollectiveSettings,
     random: RandomStates,
     observe: Observer | None = None,
@@ -55,21 +54,17 @@ def train_descendant(
     from random weights.
 
     Args:
-        images: the collective's training images.
-        rows_by_class: row numbers of each known class's images.
+        data: the collective's training images of all known classes.
         outputs: number of known classes.
-        target: labels to output numbers.
         random: draws weights, batches and augmentation.
     """
-    descendant = PseudoDescendant(images.pixels.shape[3], outputs, settings.width, random["weights"])
-    descendant = descendant.to(images.pixels.device).to(memory_format=torch.channels_last)
+    descendant = PseudoDescendant(data.images.pixels.shape[3], outputs, settings.width, random["weights"])
+    descendant = descendant.to(data.device).to(memory_format=torch.channels_last)
     fit(
         descendant.train(),
         dict(descendant.named_parameters()),
-        images,
-        rows_by_class,
+        data,
         settings.descendant_epochs,
-        target,
         settings=settings,
         learning_rate=settings.condense_learning_rate,
         random=random,

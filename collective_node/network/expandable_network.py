@@ -114,6 +114,42 @@ def add_outputs(network: ExpandableNetwork, count: int, generator: torch.Generat
     return Growth({f"{last}.weight": Appended(count), f"{last}.bias": Appended(count)})
 
 
+def check_widening(widths: Sequence[int], index: int, extra: int) -> None:
+    """Check that convolution ``index`` of a network with these ``widths`` can be widened by ``extra`` channels.
+
+    Raises:
+        ValueError: no such convolution, or ``extra`` is not between 1 and its channels.
+    """
+    _check_place(widths, index)
+    if not 1 <= extra <= widths[index]:
+        raise ValueError(
+            f"convolution {index} has {widths[index]} channels and can be widened by 1 to {widths[index]}, not {extra}"
+        )
+
+
+def check_deepening(widths: Sequence[int], index: int, way: Literal["duplicate", "identity"], *, channels: int) -> None:
+    """Check that a network with these ``widths`` can be deepened behind convolution ``index``.
+
+    Args:
+        channels: of the input images.
+
+    Raises:
+        ValueError: no such convolution, or it cannot be duplicated.
+    """
+    _check_place(widths, index)
+    taken = widths[index - 1] if index else channels
+    if way == "duplicate" and taken != widths[index]:
+        raise ValueError(
+            f"convolution {index} takes {taken} channels and gives {widths[index]}: "
+            "only a layer with as many in as out can be duplicated; deepen it by identity"
+        )
+
+
+def _check_place(widths: Sequence[int], index: int) -> None:
+    if not 0 <= index < len(widths):
+        raise ValueError(f"there is no convolution {index}: the network has {len(widths)}, 0 the first")
+
+
 def widen(
     network: ExpandableNetwork, index: int, extra: int, generator: torch.Generator, *, noise: float = 0.0
 ) -> Growth:
@@ -137,13 +173,9 @@ def widen(
         ValueError: no such convolution, or ``extra`` is not between 1 and its channels.
     """
     layers = network.layers
-    _check_layer(network, index)
+    check_widening(network.widths, index, extra)
     conv, norm = layers[index].conv, _batch_norm(layers[index])
     channels = conv.out_channels
-    if not 1 <= extra <= channels:
-        raise ValueError(
-            f"convolution {index} has {channels} channels and can be widened by 1 to {channels}, not {extra}"
-        )
     copied = torch.randperm(channels, generator=generator)[:extra]
     source = torch.cat([torch.arange(channels), copied]).to(conv.weight.device)
     share = torch.ones(channels, dtype=torch.float64)
@@ -195,14 +227,9 @@ def deepen(network: ExpandableNetwork, index: int, way: Literal["duplicate", "id
     Raises:
         ValueError: no such convolution, or it cannot be duplicated.
     """
-    _check_layer(network, index)
+    check_deepening(network.widths, index, way, channels=network.layers[0].conv.in_channels)
     layer = network.layers[index]
     channels = layer.conv.out_channels
-    if way == "duplicate" and layer.conv.in_channels != channels:
-        raise ValueError(
-            f"convolution {index} takes {layer.conv.in_channels} channels and gives {channels}: "
-            "only a layer with as many in as out can be duplicated; deepen it by identity"
-        )
     made = ConvolutionBlock(channels, channels, pool=layer.pool)
     made = made.to(layer.conv.weight).to(memory_format=torch.channels_last)
     made.train(layer.training)
@@ -241,11 +268,6 @@ def _pass_on(block: ConvolutionBlock, before: nn.BatchNorm2d) -> None:
 def _batch_norm(block: ConvolutionBlock) -> nn.BatchNorm2d:
     assert isinstance(block.norm, nn.BatchNorm2d)
     return block.norm
-
-
-def _check_layer(network: ExpandableNetwork, index: int) -> None:
-    if not 0 <= index < len(network.layers):
-        raise ValueError(f"there is no convolution {index}: the network has {len(network.layers)}, 0 the first")
 
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:

@@ -1,0 +1,109 @@
+"""Training of a collective on further classes, with one of the strategies against forgetting the earlier ones."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from collective_node.collective import Collective
+from collective_node.ewc import EwcPenalty, choose_weight
+from collective_node.settings import CollectiveSettings, Strategy
+from collective_node.training import fit
+from protocol.errors import RunFailedError
+from protocol.node.events import Events
+
+#: A gradient histogram is taken of every eighth batch.
+OBSERVE_EVERY = 8
+
+
+@dataclass(frozen=True)
+class StepEvents:
+    """Reports the steps of one training as events.
+
+    Attributes:
+        events: where they are reported.
+        event: name of the event.
+        text: what is trained.
+        before: steps of this kind that other trainings take earlier.
+        total: steps of this kind in the whole run; 0: those of this training are all.
+    """
+
+    events: Events
+    event: str
+    text: str
+    before: int = 0
+    total: int = 0
+
+    def report(self, done: int, steps: int) -> None:
+        """Report that ``done`` of ``steps`` of this training are done."""
+        self.events.append(self.event, self.before + done, self.total or steps, self.text)
+
+
+class Trained(NamedTuple):
+    """Result of one training: its steps, the mean loss at its end, the weight of the EWC penalty (None without it)."""
+
+    steps: int
+    loss: float
+    retain_weight: float | None
+
+
+def train(
+    collective: Collective,
+    classes: Sequence[int],
+    epochs: float,
+    strategy: Strategy,
+    settings: CollectiveSettings,
+    events: StepEvents,
+    watch: Callable[[list[Tensor]], None] | None = None,
+) -> Trained:
+    """Train a collective's network on the images of ``classes``.
+
+    Args:
+        collective: its network and the state of its optimiser change.
+        classes: numbers of known classes; with the strategy ``replay`` the earlier ones are among them.
+        epochs: passes over the images of these classes.
+        strategy: ``ewc`` adds the penalty of the earlier tasks, where there is one.
+        watch: gets the weight gradients of all convolutions of every eighth batch.
+
+    Raises:
+        RunFailedError: the loss, a weight or a gradient is not finite any more.
+    """
+    network = collective.network
+
+    def observe(step: int, steps: int) -> None:
+        if watch is not None and step % OBSERVE_EVERY == 0:
+            gradients = [layer.conv.weight.grad for layer in network.layers]
+            try:
+                watch([gradient for gradient in gradients if gradient is not None])
+            except ValueError as error:
+                raise RunFailedError(f"{events.text}: {error}; lower the collective's learning rate") from error
+        events.report(step + 1, steps)
+
+    retain_weight, regularise = None, None
+    if strategy == "ewc" and collective.ewc is not None:
+        retain_weight = choose_weight(collective.ewc, settings)
+        regularise = partial(collective.ewc.of(network).add_gradient, retain_weight)
+    network.train()
+    steps, loss = fit(
+        network,
+        dict(network.named_parameters()),
+        collective.training_set(classes),
+        epochs,
+        settings=settings,
+        learning_rate=settings.learning_rate,
+        random=collective.random,
+        momentum=collective.momentum,
+        regularise=regularise,
+        observe=observe,
+    )
+    return Trained(steps, loss, retain_weight)
+
+
+def anchor(collective: Collective, classes: Sequence[int], settings: CollectiveSettings) -> None:
+    """Add the Fisher diagonal of ``classes`` to the collective's EWC penalty, and anchor its weights where they are."""
+    data, generator = collective.training_set(classes), collective.random["fisher"]
+    rows = data.distinct(settings.ewc_samples, generator)
+    before = collective.ewc or EwcPenalty()
+    collective.ewc = before.after_task(collective.network, data.batches(rows), settings.fisher_estimator, generator)

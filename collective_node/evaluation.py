@@ -1,0 +1,90 @@
+"""Accuracies of a collective's networks on held-out images; all in per cent, among all known classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from collective_node.collective import Collective
+from collective_node.collective_images import CollectiveImages, Truth
+from protocol.errors import InputError
+from protocol.learngene.images import DeviceImages, Normalisation, autocast
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a collective's networks are tested on.
+
+    Attributes:
+        heldout: held-out images of the base classes, on the device.
+        normalisation: of all images.
+        truth: holds the held-out images of classes that an annotator may name; None where nobody knows them.
+    """
+
+    heldout: DeviceImages
+    normalisation: Normalisation
+    truth: Truth | None = None
+
+    @classmethod
+    def load(
+        cls, images: CollectiveImages, normalisation: Normalisation, device: torch.device, truth: Truth | None = None
+    ) -> "Evaluation":
+        """Copy the held-out images of a collective's folder to the device."""
+        heldout = DeviceImages.load(images.heldout_images, images.heldout_labels, normalisation, device)
+        return cls(heldout, normalisation, truth)
+
+    def heldout_of(self, classes: Sequence[int]) -> DeviceImages:
+        """The held-out images of some base classes.
+
+        Raises:
+            InputError: there are none.
+        """
+        heldout = self.heldout
+        wanted = torch.isin(heldout.labels, torch.tensor(classes, device=heldout.labels.device))
+        if not wanted.any():
+            raise InputError("the collective's folder holds no held-out image of its known classes")
+        return DeviceImages(heldout.pixels[wanted], heldout.labels[wanted], heldout.mean, heldout.std)
+
+    def accuracy(self, network: nn.Module, collective: Collective, classes: Sequence[int]) -> float:
+        """Accuracy of a network with the collective's outputs on some base classes."""
+        return accuracy(network, self.heldout_of(classes), collective.outputs)
+
+    def base_accuracy(self, network: nn.Module, collective: Collective) -> float:
+        """Accuracy of a network with the collective's outputs on the known base classes."""
+        return self.accuracy(network, collective, collective.known_base)
+
+    def open_accuracy(self, collective: Collective, named: Mapping[str, int]) -> float | None:
+        """Accuracy of the collective on classes that an annotator named; None where no image of them is held out.
+
+        Args:
+            named: number of each class by its name, as :attr:`Collective.named_classes` has them.
+        """
+        truth = self.truth
+        rows = [] if truth is None else [r for r, name in enumerate(truth.heldout_names) if name.casefold() in named]
+        if truth is None or not rows:
+            return None
+        labels = np.array([named[truth.heldout_names[row].casefold()] for row in rows])
+        images = DeviceImages.load(truth.heldout_images[rows], labels, self.normalisation, self.heldout.pixels.device)
+        return accuracy(collective.network, images, collective.outputs)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: DeviceImages, targets: Tensor) -> float:
+    """Share of images that a model recognises in evaluation mode, in per cent.
+
+    Args:
+        model: images to logits; its mode is as before afterwards.
+        images: all of them are tested.
+        targets: the model's output for each label, int64 ``[labels]``.
+    """
+    was_training = model.training
+    model.eval()
+    hits = []
+    for x, labels in images.in_order():
+        with autocast(images.pixels.device):
+            logits = model(x)
+        hits.append(logits.argmax(1) == targets[labels])
+    model.train(was_training)
+    return float(torch.cat(hits).cpu().double().mean() * 100)
