@@ -88,12 +88,12 @@ def plan(
             "on; raise fisher_samples, or teach more classes"
         )
     share = 1.0 if settings.privacy_scope == "fisher-given-weights" else settings.privacy_fisher_share
-    fisher = _calibrated(fishers, fisher_images / count, settings.privacy_fisher_clip, (), share * wanted, delta)
+    fisher = calibrated(fishers, fisher_images / count, settings.privacy_fisher_clip, (), share * wanted, delta)
     training = None
     if settings.privacy_scope == "weights-and-fisher":
         steps = steps_for(settings.privacy_epochs, count, settings.privacy_batch_size)
         rate = min(1.0, settings.privacy_batch_size / count)
-        training = _calibrated(steps, rate, settings.privacy_clip, (fisher,), wanted, delta)
+        training = calibrated(steps, rate, settings.privacy_clip, (fisher,), wanted, delta)
     sums = [fisher] if training is None else [training, fisher]
     # Never in larger steps than the noise was sought in: these alone could make a small epsilon too large.
     accounted = count_epsilon + epsilon_of(sums, delta, min(_FINE, _interval(wanted)))
@@ -118,10 +118,16 @@ def _interval(epsilon: float) -> float:
     return _COARSE * min(1.0, epsilon)
 
 
-def _calibrated(
+def calibrated(
     times: int, rate: float, clip: float, others: tuple[Sampled, ...], epsilon: float, delta: float
 ) -> Sampled:
-    """Sums with as little noise as they can have, so that with the others they keep epsilon."""
+    """Sums with the least noise that keeps epsilon, together with other sums over the same images.
+
+    Args:
+        times, rate, clip: of the sums, see :class:`collective_node.differential_privacy.mechanism.Sampled`.
+        others: the other sums.
+        epsilon, delta: of all of them together.
+    """
 
     def sums(noise: float) -> Sampled:
         return Sampled(times=times, rate=rate, clip=clip, noise=noise)

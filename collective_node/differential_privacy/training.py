@@ -19,7 +19,7 @@ from protocol.errors import RunFailedError
 AT_ONCE = 64
 
 
-class _Optimiser(DPOptimizer):  # type: ignore[misc]
+class NoisyOptimiser(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimiser, its noise from the operating system's randomness instead of a generator with a seed."""
 
     def __init__(
@@ -69,7 +69,7 @@ def train_privately(
     parameters = list(network.parameters())
     inner = torch.optim.SGD(parameters, settings.privacy_learning_rate, settings.momentum)
     # The divisor is the size that a batch is expected to have: that of the true one is a secret.
-    optimiser = _Optimiser(inner, sums, settings.privacy_batch_size, randomness)
+    optimiser = NoisyOptimiser(inner, sums, settings.privacy_batch_size, randomness)
     rows = data.every_row
     for step in range(sums.times):
         for group in inner.param_groups:

@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 def planned_once() -> Iterator[None]:
     """A noise multiplier that was found is not sought again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accounting, "_calibrated", functools.cache(accounting._calibrated))
+        patch.setattr(accounting, "calibrated", functools.cache(accounting.calibrated))
         yield
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from collective_node.differential_privacy import fisher
 from collective_node.differential_privacy.fisher import PrivateFisher, parameters_of, squared_gradients
 from collective_node.differential_privacy.randomness import PrivateRandomness
+from collective_node.training_set import TrainingSet
 from protocol.learngene.architecture import Block, Norm
 from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.images import DeviceImages, Normalisation
@@ -49,8 +50,9 @@ IMAGES = made_images()
 X, LABELS = IMAGES.batch(torch.arange(6))
 
 
-def same(labels: Tensor) -> Tensor:
-    return labels
+def data(rows: Tensor | None = None) -> TrainingSet:
+    """Some or all of the images; each label is its own output."""
+    return TrainingSet(IMAGES, (torch.arange(len(IMAGES)) if rows is None else rows,), torch.arange(CLASSES))
 
 
 def by_autograd(blocks: list[ConvolutionBlock], head: nn.Module, x: Tensor, label: int) -> dict[str, Tensor]:
@@ -77,7 +79,7 @@ def test_without_clipping_and_noise_it_is_the_fisher_diagonal(norm: Norm, estima
     """Against :mod:`protocol.learngene.fisher`, which never forms an image's gradient."""
     blocks, head = made(norm)
     private = PrivateFisher(1.0, len(IMAGES), 1e6, 1e-15, PrivateRandomness(), GUARANTEE)
-    found = private.diagonal(blocks, head, IMAGES, torch.arange(len(IMAGES)), same, estimator)
+    found = private.diagonal(blocks, head, data(), estimator)
     batches = [IMAGES.batch(torch.arange(len(IMAGES)))]
     expected, _ = fisher_diagonal(blocks, head, batches, estimator, torch.Generator())
     for name, value in expected.items():
@@ -113,7 +115,7 @@ def summed(rows: Tensor, clip: float) -> Tensor:
     """The noiseless sum over these images as one vector; ``empirical``, whose labels are the images' own."""
     blocks, head = made("group")
     private = PrivateFisher(1.0, 1, clip, 1.0, PrivateRandomness(), GUARANTEE)
-    found = private.diagonal(blocks, head, IMAGES, rows, same, "empirical")
+    found = private.diagonal(blocks, head, data(rows), "empirical")
     return torch.cat([found[name].double().flatten() for name in sorted(found)])
 
 
@@ -148,7 +150,7 @@ def test_the_noise_is_the_multiplier_times_the_clip(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(PrivateRandomness, "normal", recorded)
     blocks, head = made("group")
     private = PrivateFisher(0.5, 10, CLIP, 3.0, PrivateRandomness(lambda count: b"\xff" * count), GUARANTEE)
-    found = private.diagonal(blocks, head, IMAGES, torch.arange(len(IMAGES)), same, "empirical")
+    found = private.diagonal(blocks, head, data(), "empirical")
     assert asked == [(tuple(value.shape), 3.0 * CLIP) for value in parameters_of(blocks).values()]
     # Nobody was sampled: what is left is the noise, divided by the number that was to be expected.
     assert all(bool((value == torch.tensor(0.7)).all()) for value in found.values())
@@ -157,7 +159,7 @@ def test_the_noise_is_the_multiplier_times_the_clip(monkeypatch: pytest.MonkeyPa
 def test_noise_below_zero_is_cut_off() -> None:
     blocks, head = made("group")
     private = PrivateFisher(1e-9, 10, 1.0, 3.0, PrivateRandomness(source()), GUARANTEE)
-    found = private.diagonal(blocks, head, IMAGES, torch.arange(len(IMAGES)), same, "sampled")
+    found = private.diagonal(blocks, head, data(), "sampled")
     values = torch.cat([value.flatten() for value in found.values()])
     assert float(values.min()) == 0
     assert 0.4 < float((values == 0).double().mean()) < 0.6

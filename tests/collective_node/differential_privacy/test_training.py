@@ -8,14 +8,13 @@ from torch import Tensor, nn
 from collective_node.differential_privacy import training
 from collective_node.differential_privacy.mechanism import Sampled
 from collective_node.differential_privacy.randomness import PrivateRandomness
-from collective_node.differential_privacy.training import train_privately
+from collective_node.differential_privacy.training import NoisyOptimiser, train_privately
 from collective_node.settings import CollectiveSettings
 from protocol.learngene.architecture import Block
 from protocol.learngene.network import build_blocks
-from tests.collective_node.differential_privacy.test_fisher import CLASSES, made_images, same
+from tests.collective_node.differential_privacy.test_fisher import CLASSES, IMAGES, data
 from tests.collective_node.differential_privacy.test_randomness import source
 
-IMAGES = made_images()
 ROWS = torch.arange(len(IMAGES))
 #: A step is one of plain gradient descent, at its peak rate.
 PLAIN = CollectiveSettings(momentum=0, label_smoothing=0.1, privacy_learning_rate=1, privacy_batch_size=1)
@@ -49,7 +48,7 @@ def moved(rows: Tensor, sums: Sampled = EVERYBODY, random: PrivateRandomness | N
     """Where one step goes from the same weights: minus the sum, over a divisor of one."""
     network = made()
     before = flat(network)
-    train_privately(network, IMAGES, rows, same, sums, PLAIN, random or PrivateRandomness())
+    train_privately(network, data(rows), sums, PLAIN, random or PrivateRandomness())
     return flat(network) - before
 
 
@@ -110,9 +109,7 @@ def test_noise_is_added_in_float64_and_the_sum_rounded_once() -> None:
     parameter = network.weight
     summed = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     noise = PrivateRandomness(source()).normal(parameter.shape, EVERYBODY.noise * CLIP)
-    optimiser = training._Optimiser(
-        torch.optim.SGD(network.parameters(), 1.0), EVERYBODY, 1, PrivateRandomness(source())
-    )
+    optimiser = NoisyOptimiser(torch.optim.SGD(network.parameters(), 1.0), EVERYBODY, 1, PrivateRandomness(source()))
     parameter.summed_grad = summed
     optimiser.add_noise()
     assert parameter.grad is not None
@@ -126,7 +123,7 @@ def test_the_divisor_is_the_expected_size_whoever_takes_part() -> None:
     settings = PLAIN.model_copy(update={"privacy_batch_size": 10})
     network = made()
     before = flat(network)
-    train_privately(network, IMAGES, ROWS, same, sums, settings, PrivateRandomness(source()))
+    train_privately(network, data(), sums, settings, PrivateRandomness(source()))
     torch.testing.assert_close(
         flat(network) - before, moved(ROWS, sums, PrivateRandomness(source())) / 10, rtol=1e-3, atol=1e-6
     )
@@ -145,9 +142,7 @@ def test_every_step_draws_anew_and_every_parameter_is_trained(monkeypatch: pytes
     network = made()
     before = [value.detach().clone() for value in network.parameters()]
     random = PrivateRandomness(source())
-    trained = train_privately(
-        network, IMAGES, ROWS[:15], same, Sampled(times=6, rate=0.5, clip=1, noise=0.1), PLAIN, random
-    )
+    trained = train_privately(network, data(ROWS[:15]), Sampled(times=6, rate=0.5, clip=1, noise=0.1), PLAIN, random)
     assert len(drawn) == 6
     assert len({frozenset(one) for one in drawn}) == 6
     assert set().union(*drawn) <= set(range(15))
@@ -164,13 +159,13 @@ def test_a_statistic_or_an_untrained_weight_is_refused() -> None:
     next(iter(frozen.parameters())).requires_grad_(False)
     for network in (with_statistics, frozen):
         with pytest.raises(ValueError, match="trained as a whole and keeps no statistics"):
-            train_privately(network, IMAGES, ROWS, same, EVERYBODY, PLAIN, PrivateRandomness())
+            train_privately(network, data(), EVERYBODY, PLAIN, PrivateRandomness())
 
 
 def test_it_learns_where_there_is_next_to_no_noise() -> None:
     network = made()
     settings = PLAIN.model_copy(update={"momentum": 0.9, "privacy_batch_size": len(IMAGES)})
     sums = Sampled(times=80, rate=1, clip=1, noise=1e-6)
-    train_privately(network, IMAGES, ROWS, same, sums, settings, PrivateRandomness())
+    train_privately(network, data(), sums, settings, PrivateRandomness())
     x, labels = IMAGES.batch(ROWS)
     assert float((network.eval()(x).argmax(1) == labels).double().mean()) > 0.9

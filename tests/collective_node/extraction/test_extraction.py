@@ -6,14 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from collective_node.extraction import condensing
 from collective_node.extraction.condensing import CondensedNetwork, condense, stem_blocks
-from collective_node.extraction.extraction import check_layers, distinct_rows, learngene_of, role_of, window_of
+from collective_node.extraction.extraction import check_layers, learngene_of, role_of, window_of
 from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen, output_layer
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
+from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
 from protocol.learngene.architecture import MOST_BLOCKS, Form
 from protocol.learngene.images import DeviceImages, Normalisation
@@ -35,10 +36,6 @@ def few_statistics() -> Iterator[None]:
         yield
 
 
-def target(labels: Tensor) -> Tensor:
-    return OUTPUTS[labels]
-
-
 def made_images(per_class: int = 12) -> DeviceImages:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(CLASSES), per_class)
@@ -48,7 +45,7 @@ def made_images(per_class: int = 12) -> DeviceImages:
 
 
 IMAGES = made_images()
-ROWS = [torch.nonzero(IMAGES.labels == label)[:, 0] for label in (2, 4, 0, 3)]
+DATA = TrainingSet(IMAGES, tuple(torch.nonzero(IMAGES.labels == label)[:, 0] for label in (2, 4, 0, 3)), OUTPUTS)
 
 
 def made_network(seed: int = 0) -> ExpandableNetwork:
@@ -67,7 +64,7 @@ def made_network(seed: int = 0) -> ExpandableNetwork:
 
 
 def made_condensed(network: ExpandableNetwork, top: int = 3) -> CondensedNetwork:
-    return condense(network, top, IMAGES, ROWS, target, SETTINGS, RandomStates(1))
+    return condense(network, top, DATA, SETTINGS, RandomStates(1))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +85,7 @@ def learngene(
     settings: CollectiveSettings = SETTINGS,
 ) -> Learngene:
     generator = torch.Generator().manual_seed(4)
-    return learngene_of(form, network, condensed, chosen, IMAGES, ROWS, target, settings, generator)
+    return learngene_of(form, network, condensed, chosen, DATA, settings, generator)
 
 
 @pytest.mark.parametrize("top", [1, 3, 6, 12])
@@ -247,10 +244,6 @@ def test_a_learngene_carries_its_input_contract_and_a_diagonal_and_no_classifier
 
 
 def test_no_image_counts_twice_in_the_fisher_diagonal(network: ExpandableNetwork, condensed: CondensedNetwork) -> None:
-    rows = [torch.arange(0, 10), torch.arange(10, 13), torch.arange(13, 40)]
-    for count, expected in ((9, 9), (30, 30), (100, 40)):
-        drawn = distinct_rows(rows, count, torch.Generator().manual_seed(0)).tolist()
-        assert len(drawn) == len(set(drawn)) == expected
     settings = SETTINGS.model_copy(update={"fisher_samples": 1024})
     made = learngene("paper", network, condensed, settings=settings)
     assert made.fisher is not None
@@ -273,7 +266,7 @@ def test_the_diagonal_is_taken_through_the_whole_network(
     """Eq. 7 image by image and label by label, through whatever stands in front of the layers and behind them."""
     settings = SETTINGS.model_copy(update={"fisher_estimator": estimator, "fisher_samples": 3})
     made = learngene(form, network, condensed, chosen, settings)
-    rows = distinct_rows(ROWS, 3, torch.Generator().manual_seed(4))
+    rows = DATA.distinct(3, torch.Generator().manual_seed(4))
     network.eval()
     for number in range(len(chosen)):
         layer = network.layers[first + number]
@@ -283,7 +276,7 @@ def test_the_diagonal_is_taken_through_the_whole_network(
             image, label = IMAGES.batch(row[None])
             log_likelihood = network(image).log_softmax(1)[0]
             for output, value in enumerate(log_likelihood):
-                share = value.exp().item() if estimator == "exact" else float(output == target(label))
+                share = value.exp().item() if estimator == "exact" else float(output == OUTPUTS[label])
                 gradients = torch.autograd.grad(value, parameters, retain_graph=True)
                 for total, gradient in zip(expected, gradients, strict=True):
                     total += share * gradient.square() / 3

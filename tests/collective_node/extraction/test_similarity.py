@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from collective_node.evaluation import accuracy
 from collective_node.extraction.similarity import (
     DESCENDANT_WIDTHS,
     LinearAlignment,
@@ -17,7 +18,7 @@ from collective_node.extraction.similarity import (
 from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
-from collective_node.training import accuracy
+from collective_node.training_set import TrainingSet
 from protocol.learngene.images import DeviceImages, Normalisation
 
 CLASSES = 4
@@ -168,13 +169,12 @@ def test_the_descendant_learns_the_known_classes_and_one_seed_gives_one_descenda
     # Only the last two classes are known, the last one first.
     rows = [torch.nonzero(pictures.labels == label)[:, 0] for label in (3, 2)]
     target = torch.tensor([-1, -1, 1, 0])
-    trained = [
-        train_descendant(pictures, rows, 2, lambda labels: target[labels], SETTINGS, RandomStates(5)) for _ in range(2)
-    ]
+    data = TrainingSet(pictures, tuple(rows), target)
+    trained = [train_descendant(data, 2, SETTINGS, RandomStates(5)) for _ in range(2)]
     for name, value in trained[0].state_dict().items():
         assert torch.equal(value, trained[1].state_dict()[name])
     known = images(40, seed=1)
     wanted = target[known.labels] >= 0
     known = DeviceImages(known.pixels[wanted], known.labels[wanted], known.mean, known.std)
-    assert accuracy(trained[0], known, lambda labels: target[labels]).double().mean() == 1.0
+    assert accuracy(trained[0], known, target) == 100
     assert not trained[0].training

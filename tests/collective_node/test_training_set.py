@@ -1,0 +1,52 @@
+"""Tests of the batches and the samples that are drawn from a training set."""
+
+import numpy as np
+import torch
+
+from collective_node.training_set import TrainingSet, class_balanced_batches
+from protocol.learngene.images import DeviceImages, Normalisation
+
+
+def test_rehearsal_gives_every_class_equally_often_and_every_image_before_any_twice() -> None:
+    pools = [torch.arange(0, 30), torch.arange(30, 60), torch.arange(60, 70)]
+    drawn = torch.cat(list(class_balanced_batches(pools, 9, 10, torch.Generator().manual_seed(0))))
+    assert len(drawn) == 90
+    counts = torch.bincount(drawn, minlength=70)
+    assert counts[:60].tolist() == [1] * 60
+    assert counts[60:].tolist() == [3] * 10
+
+
+def test_rehearsal_mixes_classes_inside_a_batch() -> None:
+    pools = [torch.arange(c * 100, c * 100 + 100) for c in range(4)]
+    for batch in class_balanced_batches(pools, 5, 16, torch.Generator().manual_seed(0)):
+        assert torch.bincount(batch // 100, minlength=4).tolist() == [4] * 4
+
+
+def made_set(*sizes: int) -> TrainingSet:
+    """Images of classes of these sizes, of which the first is not trained on; outputs count down."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 4, 4, 3), dtype=np.uint8)
+    images = DeviceImages.load(pixels, labels, Normalisation.of(pixels), torch.device("cpu"))
+    rows = tuple(torch.nonzero(images.labels == label)[:, 0] for label in range(1, len(sizes)))
+    return TrainingSet(images, rows, torch.tensor([-1, *reversed(range(len(sizes) - 1))]))
+
+
+def test_no_image_is_drawn_twice_and_all_where_fewer_are_there() -> None:
+    data = made_set(5, 10, 3, 27)
+    for count, expected in ((9, 9), (30, 30), (100, 40)):
+        drawn = data.distinct(count, torch.Generator().manual_seed(0)).tolist()
+        assert len(drawn) == len(set(drawn)) == expected
+        assert set(drawn) <= set(range(5, 45))
+
+
+def test_a_batch_is_the_images_of_its_rows_with_the_outputs_of_their_labels() -> None:
+    data = made_set(2, 3, 4)
+    assert len(data) == 7
+    assert data.every_row.tolist() == list(range(2, 9))
+    rows = torch.tensor([8, 2, 5])
+    x, outputs = data.batch(rows)
+    assert torch.equal(x, data.images.batch(rows)[0])
+    assert outputs.tolist() == [0, 1, 0]
+    found = list(data.batches(data.every_row, size=3))
+    assert [len(outputs) for _, outputs in found] == [3, 3, 1]
+    assert torch.equal(torch.cat([x for x, _ in found]), data.images.batch(data.every_row)[0])
