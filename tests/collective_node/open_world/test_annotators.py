@@ -1,12 +1,14 @@
 """Tests of the annotator at the annotation page, as an evolution sees them: labels are waited for, and become rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from collective_node.annotation.labels import Decision, LabelBook, Labels, read
 from collective_node.annotation.unknown_set import UnknownSet, cycle_folder, load
-from collective_node.open_world.annotators import LabelQuery, PageAnnotator
+from collective_node.open_world.annotators import LabelQuery, Oracle, PageAnnotator
+from tests.collective_node.made_evolution import CYCLES, evolution, truth
 
 
 def query(count: int = 6) -> LabelQuery:
@@ -57,3 +59,31 @@ def test_a_node_that_was_killed_while_it_waited_finds_the_labels_again(tmp_path:
     first = PageAnnotator(tmp_path, lambda folder: (decide(folder), read(folder))[1]).name(query())
     again = PageAnnotator(tmp_path, read).name(query())
     assert again == first
+
+
+def test_the_oracle_names_the_most_frequent_unknown_classes_and_gives_examples(tmp_path: Path) -> None:
+    made = evolution(tmp_path / "state", CYCLES.model_copy(update={"cycles": 1}))
+    collective, _ = evolution(tmp_path / "tasks").run()
+    assert made.open_world is not None
+    stream = made.open_world.stream
+    whole = stream.query(collective, stream.recognise(collective, 0, "max-logit"), 0)
+    # Two images of one class, three of another, one of a third, two known ones.
+    names = truth().stream_names
+    wanted = {"class 8": 2, "class 9": 3, "class 10": 1, "class 0": 2}
+    flagged = np.zeros(len(whole.rows), dtype=np.bool_)
+    for name, count in wanted.items():
+        flagged[[i for i, row in enumerate(whole.rows) if names[row] == name][:count]] = True
+    unknown = replace(
+        whole.unknown,
+        images=whole.unknown.images[flagged],
+        scores=whole.unknown.scores[flagged],
+        features=whole.unknown.features[flagged],
+    )
+    asked = LabelQuery(0, whole.rows, flagged, unknown, at_most=5)
+    named = Oracle(truth(), 0).name(asked)
+    assert {name: named.names.count(name) for name in set(named.names)} == {"class 8": 2, "class 9": 3}
+    one = Oracle(truth(), 0).name(replace(asked, at_most=1))
+    assert set(one.names) == {"class 9"}
+    more = Oracle(truth(), 1).name(asked)
+    assert len(more.rows) == len(named.rows) + 2
+    assert [names[row] for row in more.rows] == more.names

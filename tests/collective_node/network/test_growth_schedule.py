@@ -1,11 +1,9 @@
-"""Tests of growth schedules and of the sequence of tasks, from the paper's own figures."""
+"""Tests of growth schedules, from the paper's own figures."""
 
-import numpy as np
 import pytest
 
 from collective_node.network.growth_schedule import PAPER_STEPS, Deepen, Widen, parse, steps_before
 from collective_node.settings import BASE_WIDTHS, CollectiveSettings
-from collective_node.task_sequence import sequence
 
 FINAL_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 
@@ -50,22 +48,3 @@ def test_a_schedule_is_spread_in_its_order_and_leaves_the_first_task_alone(steps
     assert tuple(step for some in taken for step in some) == schedule
     counts = [len(some) for some in taken[1:] if some]
     assert max(counts) - min(counts) <= 1
-
-
-def test_the_first_tasks_partition_the_classes() -> None:
-    tasks = sequence(64, 5, 50, np.random.default_rng(0))
-    first = [c for task in tasks[:12] for c in task]
-    assert sorted(set(first) | set(tasks[12])) == list(range(64))
-    assert len(first) == len(set(first)) == 60
-    assert all(len(set(task)) == 5 for task in tasks)
-    assert {c for task in tasks[13:] for c in task} <= set(range(64))
-
-
-def test_the_same_seed_gives_the_same_tasks() -> None:
-    assert sequence(64, 5, 20, np.random.default_rng(3)) == sequence(64, 5, 20, np.random.default_rng(3))
-    assert sequence(64, 5, 20, np.random.default_rng(3)) != sequence(64, 5, 20, np.random.default_rng(4))
-
-
-def test_more_classes_in_a_task_than_there_are_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 to 4"):
-        sequence(4, 5, 1, np.random.default_rng(0))

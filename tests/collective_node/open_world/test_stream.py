@@ -1,0 +1,54 @@
+"""Tests of the stream: thresholds, and base classes that no task teaches."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from collective_node.evolution import Evolution
+from collective_node.open_world.stream import Stream
+from collective_node.records import Named
+from tests.collective_node.made_evolution import CLASSES, CYCLES, SETTINGS, evolution, truth
+
+
+def stream_of(made: Evolution) -> Stream:
+    assert made.open_world is not None
+    return made.open_world.stream
+
+
+def test_the_threshold_is_calibrated_on_held_out_known_images(tmp_path: Path) -> None:
+    settings = CYCLES.model_copy(update={"threshold": None, "keep_known": 0.5})
+    made = evolution(tmp_path / "state", settings)
+    collective, _ = evolution(tmp_path / "tasks").run()
+    stream = stream_of(made)
+    recognition = stream.recognise(collective, 0, "max-logit")
+    network = collective.network.eval()
+    with torch.no_grad():
+        largest = network(made.evaluation.heldout.batch(torch.arange(len(made.evaluation.heldout)))[0]).amax(1)
+    kept = (-largest.double() <= recognition.threshold + 1e-6).double().mean()
+    assert 0.5 <= kept <= 0.5 + 2 / len(largest)
+
+
+def test_a_given_threshold_is_for_the_score_of_the_settings_alone(tmp_path: Path) -> None:
+    made = evolution(tmp_path / "state", CYCLES.model_copy(update={"threshold": -12.5}))
+    collective, _ = evolution(tmp_path / "tasks").run()
+    stream = stream_of(made)
+    assert stream.recognise(collective, 0, "max-logit").threshold == -12.5
+    assert 0 <= stream.recognise(collective, 0, "msp").threshold <= 1
+
+
+def test_a_base_class_that_no_task_teaches_is_in_no_stream_and_can_be_named(tmp_path: Path) -> None:
+    """As the paper's data division has it: it is neither known nor of the open world."""
+    made = evolution(tmp_path / "state", CYCLES.model_copy(update={"tasks": 3}))
+    taught = {number for task in made.plan.sequence for number in task}
+    untaught = {f"class {number}" for number in range(CLASSES) if number not in taught}
+    assert len(untaught) == 2
+    assert untaught <= set(truth().stream_names)
+    met = {truth().stream_names[row] for part in stream_of(made).parts for row in part}
+    assert met == set(truth().stream_names) - untaught
+    # Without the truth an annotator may come upon one, and it is new then.
+    collective, _ = evolution(tmp_path / "tasks", SETTINGS.model_copy(update={"tasks": 3})).run()
+    name = min(untaught)
+    assert collective.add_named(Named(rows=[0, 1], names=[name.upper()] * 2), np.zeros((2, 32, 32, 3), np.uint8)) == [
+        int(name.split()[1])
+    ]
