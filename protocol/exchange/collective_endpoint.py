@@ -17,7 +17,7 @@ from protocol.errors import (
 from protocol.exchange import content_keys
 from protocol.exchange.blob_content import check_values
 from protocol.exchange.collective_ledger import CollectiveLedger, StoredRelease
-from protocol.exchange.egress import egress
+from protocol.exchange.egress import egress, leaving_release
 from protocol.exchange.endpoint import UNVERIFIED, Endpoint, holds
 from protocol.exchange.verification import VerifiedReceipt, VerifiedRequest, verify_receipt, verify_request
 from protocol.learngene.architecture import Form
@@ -81,7 +81,8 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         now = self.time(now)
         epoch = self._epoch(now)
         check_values(learngene.architecture, learngene.tensors)
-        content = _content(learngene)
+        plaintext = blobs.encode(learngene.tensors)
+        content = Content(size=len(plaintext), sha256=digest_of(plaintext))
         while True:
             head, withdrawn = self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)
             for former in withdrawn:
@@ -94,10 +95,10 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
                 and _names(published, withdrawn)
                 and self._says_the_same(published, learngene, content, epoch)
             ):
-                sealed = sealing.encrypt(self._content_key(published), blobs.encode(learngene.tensors))
+                sealed = sealing.encrypt(self._content_key(published), plaintext)
                 self._ledger.keep_blob(published, sealed)
                 return published
-            made = self._append(learngene, head, withdrawn, now, epoch, content_key)
+            made = self._append(learngene, plaintext, head, withdrawn, now, epoch, content_key)
             if made is not None:
                 return made
 
@@ -123,7 +124,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
             head, withdrawn = self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)
             newest = self._ledger.latest(self._run_id, forms[-1])
             if newest is not None and self._is_granted_now(newest, now, epoch) and not _names(newest, withdrawn):
-                again = self._append(self._opened(newest), head, withdrawn, now, epoch, content_key())
+                again = self._append(*self._opened(newest), head, withdrawn, now, epoch, content_key())
                 if again is None:
                     continue
                 made.append(again)
@@ -133,6 +134,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
     def _append(
         self,
         learngene: Learngene,
+        plaintext: bytes,
         head: StoredRelease | None,
         withdrawn: list[StoredRelease],
         now: int,
@@ -153,12 +155,13 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
             now=now,
             content_key=content_key,
             withdraws=_named(withdrawn),
+            plaintext=plaintext,
         )
         # What may not leave is not written down as released either.
-        egress(self._policy, release)
+        payload = leaving_release(self._policy, release)
         try:
             closed = content_keys.close(self._key, content_key, digest_of(release))
-            return self._ledger.add_release(release, closed, data)
+            return self._ledger.add_release(release, closed, data, payload)
         except (EquivocationError, StorageFailedError):
             if (self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)) == (head, withdrawn):
                 raise
@@ -298,14 +301,15 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         """What a release of this signing key was sealed with."""
         return content_keys.reopen(self._key, release.closed_key, release.digest)
 
-    def _opened(self, release: StoredRelease) -> Learngene:
-        """The learngene of a release of this signing key.
+    def _opened(self, release: StoredRelease) -> tuple[Learngene, bytes]:
+        """The learngene of a release of this signing key, and its encoded blob.
 
         Raises:
             StorageFailedError: its blob is gone or was changed, or its content key does not open.
         """
-        tensors = blobs.decode(sealing.decrypt(self._content_key(release), self._ledger.blob(release)))
-        return Learngene(release.payload.architecture, tensors, release.payload.fisher, release.payload.dp)
+        plaintext = sealing.decrypt(self._content_key(release), self._ledger.blob(release))
+        payload, tensors = release.payload, blobs.decode(plaintext)
+        return Learngene(payload.architecture, tensors, payload.fisher, payload.dp), plaintext
 
     def _epoch(self, now: int) -> int:
         """The epoch of this collective's key, under a trust store that holds now."""
@@ -359,8 +363,3 @@ def _named(withdrawn: list[StoredRelease]) -> tuple[str, ...]:
 def _names(release: StoredRelease, withdrawn: list[StoredRelease]) -> bool:
     """Whether a release tells its readers all of the withdrawn ones that a release can tell."""
     return set(_named(withdrawn)) <= set(release.payload.withdraws)
-
-
-def _content(learngene: Learngene) -> Content:
-    plaintext = blobs.encode(learngene.tensors)
-    return Content(size=len(plaintext), sha256=digest_of(plaintext))

@@ -143,8 +143,13 @@ class CollectiveLedger(LedgerDatabase):
         )
         return [_release_of(row) for row in rows]
 
-    def add_release(self, data: bytes, content_key: ClosedKey, blob: bytes) -> StoredRelease:
+    def add_release(
+        self, data: bytes, content_key: ClosedKey, blob: bytes, payload: Release | None = None
+    ) -> StoredRelease:
         """Store a release with its sealed blob and the closed key to it as the next link of its run's chain.
+
+        Args:
+            payload: what the envelope ``data`` says, where it is parsed already.
 
         Raises:
             EquivocationError: it is not the next link; the ledger never holds two releases with one number.
@@ -153,8 +158,11 @@ class CollectiveLedger(LedgerDatabase):
         """
         if self._rows("SELECT 1 FROM releases WHERE key_name = ?", content_key.name):
             raise ValueError("a content key seals one release only: GCM fails with two plaintexts under one key")
-        stored = stored_release(data, content_key.closed)
-        payload = stored.payload
+        if payload is None:
+            stored = stored_release(data, content_key.closed)
+            payload = stored.payload
+        else:
+            stored = StoredRelease(data, payload, content_key.closed, withdrawn=False)
         # The blob first: a row never names a file that is not there.
         self.keep_blob(stored, blob)
         with self._transaction():

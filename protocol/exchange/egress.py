@@ -152,6 +152,18 @@ def egress(policy: Policy, data: bytes, kind: str | None = None) -> bytes:
     return data
 
 
+def leaving_release(policy: Policy, data: bytes) -> Release:
+    """What a release says, if it may leave.
+
+    Raises:
+        PolicyDeniedError: no release, or of a content that this policy does not allow.
+        TooLargeError, MalformedError: not a message at all.
+    """
+    payload = _message(policy, data, Release.kind)[1]
+    assert isinstance(payload, Release)
+    return payload
+
+
 def _message(policy: Policy, data: bytes, kind: str | None) -> tuple[Envelope, Payload]:
     """A message that may leave, and what it says."""
     opened = envelope.parse(data)

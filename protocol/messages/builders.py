@@ -63,6 +63,7 @@ def make_release(
     now: int,
     content_key: bytes,
     withdraws: tuple[str, ...] = (),
+    plaintext: bytes | None = None,
 ) -> tuple[bytes, bytes]:
     """A RELEASE of the collective ``key`` and its sealed blob.
 
@@ -71,11 +72,13 @@ def make_release(
         policy_sha256: of the policy that lets it out.
         content_key: 32 random bytes that have sealed nothing else.
         withdraws: digests of earlier releases that must not be used any more.
+        plaintext: the learngene's blob, where it is encoded already.
 
     Raises:
         ValueError: a learngene that the format cannot hold.
     """
-    plaintext = blobs.encode(learngene.tensors)
+    if plaintext is None:
+        plaintext = blobs.encode(learngene.tensors)
     ciphertext = sealing.encrypt(content_key, plaintext)
     allowed = learngene.architecture.tensors(fisher=learngene.fisher is not None)
     payload = Release(

@@ -5,6 +5,7 @@ import secrets
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from protocol.digest import digest_of
+from protocol.encoding import blob as blobs
 from protocol.errors import (
     DigestMismatchError,
     EquivocationError,
@@ -27,9 +29,9 @@ from protocol.errors import (
 from protocol.exchange import collective_endpoint, content_keys
 from protocol.exchange.audit import read_crossings
 from protocol.exchange.collective_endpoint import Answer, Withdrawal
-from protocol.messages import envelope
+from protocol.messages import envelope, payloads
 from protocol.messages.builders import make_receipt, make_request
-from protocol.messages.payloads import LIFE, SKEW, Grant
+from protocol.messages.payloads import LIFE, SKEW, Grant, Release
 from protocol.transport.frame import Frame
 from protocol.trust.policy import Policy
 from tests.protocol.exchange.two_sites import DIGEST, NONCE, OTHER_NONCE, PARSE, Changing, everywhere, inherits, kinds
@@ -62,6 +64,34 @@ def test_publishing_the_same_content_after_a_restart_is_the_stored_release(here:
     again = here.collective().publish(learngene(), NOW + 60, content_key(1))
     assert again == first
     assert len(here.opened[0].releases(RUN)) == 1  # type: ignore[union-attr]
+
+
+def test_publishing_encodes_the_blob_once_and_parses_the_new_envelope_once(
+    here: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def counted(module: Any, name: str) -> None:  # noqa: ANN401
+        function = getattr(module, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+            calls[name] += 1
+            return function(*arguments, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    collective = here.collective()
+    counted(blobs, "encode")
+    counted(envelope, "parse")
+    first = collective.publish(learngene(), NOW, content_key(0))
+    assert calls == {"encode": 1, "parse": 1}
+    # What was not parsed a second time is what the ledger reads from then on.
+    assert collective.releases() == [first]
+    assert payloads.decode(Release, envelope.parse(first.envelope).payload) == first.payload
+    # Once more the same: its blob is compared with the stored one, nothing new is made.
+    calls.clear()
+    assert collective.publish(learngene(), NOW, content_key(1)) == first
+    assert calls["encode"] == 1
 
 
 def test_a_restarted_collective_continues_its_chain(here: Site) -> None:
