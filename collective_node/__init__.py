@@ -3,7 +3,8 @@
 Public, each by its own module (nothing is imported here, so that a node can be confined before torch is loaded):
 
 - ``collective_node.extraction.pipeline.evolve``: from images to learngenes in one call. Its steps are
-  ``collective_node.evolution.Evolution`` (tasks, open-world cycles, checkpoints, condensing) and
+  ``collective_node.evolution.Evolution`` (tasks, open-world cycles, checkpoints),
+  ``collective_node.extraction.condensing.condense`` (the light stem) and
   ``collective_node.extraction.extraction.learngene_of`` (blocks and Fisher diagonal).
 - ``collective_node.differential_privacy.evolution.evolve_privately``: the same with differentially private weights,
   where the settings ask for them; ``docs/differential-privacy.md`` says how.
@@ -13,8 +14,9 @@ Public, each by its own module (nothing is imported here, so that a node can be 
   ``collective_node.network.growth_schedule``: growth steps as a user writes them;
   ``collective_node.network.growth``: how momentum and Fisher diagonals follow.
 - ``collective_node.open_world.stream``, ``collective_node.open_world.scores``, ``collective_node.open_world.metrics``:
-  recognising what is unknown, and how well that went; ``collective_node.open_world.annotators``: who names it.
-- ``collective_node.ewc``: elastic weight consolidation over its own past tasks.
+  recognition of unknown images, and its metrics; ``collective_node.open_world.annotators``: who names them.
+- ``collective_node.ewc``: elastic weight consolidation over the collective's past tasks.
+- ``collective_node.metrics.CollectiveMetrics``: the node's ``metrics.json``.
 - ``collective_node.extraction.criterion``, ``collective_node.extraction.similarity``: the two criteria that choose
   layers.
 - ``collective_node.program.make``: the node's program; the command ``collective-node`` starts it.

@@ -1,4 +1,4 @@
-"""What a killed collective goes on from: its whole state after the last task or cycle that it finished."""
+"""Checkpoints of an evolution: the whole state of a collective after the last task or cycle that it finished."""
 
 import re
 from collections.abc import Mapping
@@ -34,15 +34,15 @@ _LONGEST_NAME = 256
 
 
 class Progress(BaseModel):
-    """Everything besides tensors.
+    """Everything in a checkpoint but the tensors.
 
     Attributes:
-        setup: digest of what the tasks depend on: settings, seed, images and thread count. A checkpoint serves only the
-            setup that made it.
-        cycle_setup: digest of what the cycles depend on besides; None before the first.
-        torch: version that computed it; another may round otherwise.
+        setup: fingerprint of what the tasks depend on: settings, seed, images and thread count. A checkpoint serves
+            only the setup that it was made with.
+        cycle_setup: fingerprint of what the cycles depend on besides the tasks; None before the first cycle.
+        torch: version that computed it; another version may round differently.
         known: known classes in the order of the outputs, as numbers.
-        tasks, cycles, named, comparisons: what was recorded so far.
+        tasks, cycles, named, comparisons: the records so far.
         sigma, rho: the gradient trend so far (Eq. 5), ``rho`` by task, then layer.
     """
 
@@ -63,7 +63,7 @@ class Progress(BaseModel):
 def store(
     folder: Path, setup: str, cycle_setup: str | None, collective: Collective, comparisons: list[Comparison]
 ) -> None:
-    """Keep a collective's state; the one before it goes only when this one is on disk."""
+    """Store a collective's state; the state before it is removed only when this one is on disk."""
     progress = Progress(
         setup=setup,
         cycle_setup=cycle_setup if collective.cycles or comparisons else None,
@@ -93,9 +93,9 @@ def store(
 
 @dataclass(frozen=True)
 class Found:
-    """The newest checkpoint of a folder, its tensors not yet read: what they must be follows from its progress.
+    """The newest checkpoint of a folder, before its tensors are read: its progress says which tensors it must hold.
 
-    It may be anything that a taken-over process left: nothing in it is unpickled, and what does not fit is refused.
+    A process that was taken over may have written anything: nothing is unpickled, and what does not fit is refused.
     """
 
     folder: Path
@@ -103,11 +103,11 @@ class Found:
     progress: Progress
 
     def check(self, *, tasks: int, cycles: int, comparisons: int, stream: int) -> None:
-        """Whether its progress is one that a run could have: at most so many ``tasks``, ``cycles`` and
-        ``comparisons``, one after the other, and from a stream of so many images.
+        """Check that a run could have this progress: at most so many ``tasks``, ``cycles`` and ``comparisons``, one
+        after the other, and rows of a stream of so many images.
 
         Raises:
-            InputError: it is none.
+            InputError: no run has it.
         """
         found = self.progress
         rows = [row for named in found.named for row in named.rows]
@@ -127,10 +127,10 @@ class Found:
             raise self._refusal("it tells of a life that no run has")
 
     def restore(self, collective: Collective) -> None:
-        """Put a collective, grown as its progress says, where it stood.
+        """Restore the state of a collective that is grown already as the progress says.
 
         Raises:
-            InputError: its tensors are not those of such a collective.
+            InputError: the tensors are not those of such a collective.
         """
         found, network = self.progress, collective.network
         if found.known != collective.known or any(len(row) != len(network.layers) for row in found.rho):
@@ -161,7 +161,7 @@ class Found:
         collective.tasks, collective.cycles = found.tasks, found.cycles
 
     def _tensors(self, allowed: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """By what they belong to; each is one of ``allowed``, of its type and shape."""
+        """The tensors by the part that they belong to; each is one of ``allowed``, of its type and shape."""
         size = sum(value.numel() * value.element_size() for value in allowed.values())
         data = state_files.read(
             self.folder.parent,

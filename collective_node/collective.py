@@ -1,4 +1,4 @@
-"""A collective: its network, the classes that it knows, its labelled images, and what it has recorded on the way."""
+"""A collective: its network, the classes that it knows, its labelled images, and its records."""
 
 import copy
 from collections.abc import Sequence
@@ -23,20 +23,20 @@ from protocol.learngene.images import DeviceImages
 
 @dataclass
 class Collective:
-    """What a collective has become so far.
+    """The state of a collective during its evolution.
 
     Attributes:
         network: its network.
-        random: where its randomness stands.
-        trend: layers x tasks record of gradients.
+        random: its streams of random numbers.
+        trend: the gradient trend of its layers over the tasks.
         images: labelled training images: its own, then those that an annotator named.
         base_classes: how many classes its own images have; these have the first numbers.
         classes: names of all classes that the labels of ``images`` number: base classes, then named ones.
         known: numbers of the classes that it has learned, in the order of the network's outputs.
         tasks, cycles: a record per finished task and open-world cycle.
         named: what an annotator named, cycle by cycle.
-        momentum: the optimiser's, by parameter name.
-        ewc: what holds its weights, with the strategy ``ewc`` once a task is through.
+        momentum: of the optimiser, by parameter name.
+        ewc: the penalty that holds its weights; None before the first task, and without the strategy ``ewc``.
     """
 
     network: ExpandableNetwork
@@ -53,7 +53,7 @@ class Collective:
     ewc: EwcPenalty | None = None
 
     def branch(self) -> "Collective":
-        """A copy that can be trained on and thrown away; the images are shared."""
+        """Copy the collective for a trial; only the images are shared."""
         return replace(
             self,
             network=copy.deepcopy(self.network),
@@ -68,7 +68,7 @@ class Collective:
         )
 
     def rows_of(self, classes: Sequence[int]) -> list[Tensor]:
-        """Rows of the training images of each class."""
+        """Row numbers of the training images of each class, int64 ``[n]`` on the CPU."""
         labels = self.images.labels.cpu()
         return [torch.nonzero(labels == number)[:, 0] for number in classes]
 

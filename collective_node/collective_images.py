@@ -1,4 +1,4 @@
-"""The collective's own folder: base images to learn from, held-out ones to be tested on, and an unlabelled stream."""
+"""The collective's own folder: base images to train on, held-out images to test on, and an unlabelled stream."""
 
 import json
 from dataclasses import dataclass
@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from protocol.errors import InputError
 from protocol.pictures.arrays import read_array
 
-#: What reading a folder can raise that holds something else.
+#: Errors of reading a folder that is no world.
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, InputError)
 
 
 @dataclass(frozen=True)
 class CollectiveImages:
-    """Images are uint8 ``[N, H, W, C]``, labels int64 ``[N]``; labels index ``classes``, the names of base classes.
+    """A collective's own images.
 
+    Images are uint8 ``[N, H, W, C]``, labels int64 ``[N]``; labels index ``classes``, the names of base classes.
     ``stream_images`` have no labels: known and unknown classes mixed. None where the folder holds no stream.
     """
 
@@ -45,7 +46,7 @@ class Truth:
 
 
 def read(folder: Path) -> CollectiveImages:
-    """Read a collective's folder as ``learngene world make`` cuts it; nothing of the human's is opened.
+    """Read a collective's folder as ``learngene world make`` cuts it; the annotator's part is not opened.
 
     Raises:
         InputError: a file is missing, or a class has no image.
@@ -73,7 +74,7 @@ def read(folder: Path) -> CollectiveImages:
 
 
 def read_truth(folder: Path) -> Truth:
-    """The human's part of a simulated collective's folder.
+    """Read the annotator's part of a simulated collective's folder.
 
     Raises:
         InputError: it is missing or does not fit.

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: the collective holds what mattered to its own past tasks."""
+"""Elastic weight consolidation (EWC): a penalty that holds the weights that mattered to the collective's past tasks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from protocol.learngene.retain_loss import RetainLoss, largest_stable_weight
 
 @dataclass(frozen=True)
 class EwcPenalty:
-    """A quadratic penalty on leaving the weights of the last task, by what mattered to all tasks so far.
+    """Quadratic penalty on moving away from the weights of the last task, weighted by the Fisher diagonals so far.
 
     Elastic weight consolidation (Kirkpatrick et al. 2017) in its accumulated form: the diagonals of all tasks are
     added and there is one anchor, the weights after the last task, as the Laplace approximation of a posterior that is
@@ -43,7 +43,7 @@ class EwcPenalty:
     def after_task(
         self, network: nn.Module, batches: Batches, estimator: Estimator, generator: torch.Generator
     ) -> Self:
-        """Add the diagonal of a finished task and anchor at what the network holds now.
+        """Add the Fisher diagonal of a finished task, and anchor at the weights that the network has now.
 
         Args:
             network: as after the task; it is put in evaluation mode while the diagonal is taken.
@@ -67,7 +67,7 @@ class EwcPenalty:
         return type(self)(anchors, fisher)
 
     def grow(self, growth: Growth) -> Self:
-        """What is held of the network after it has grown.
+        """The penalty for the network after a growth.
 
         Through a growth that preserves the function the diagonal follows exactly: it is that of the grown network on
         the same images. New outputs have Fisher 0.
@@ -99,7 +99,7 @@ class EwcPenalty:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """What :meth:`tensors` gave.
+        """The penalty from what :meth:`tensors` gave.
 
         Raises:
             ValueError: a parameter has an anchor without a Fisher diagonal, or the reverse.
@@ -110,8 +110,8 @@ class EwcPenalty:
 
 
 def choose_weight(penalty: EwcPenalty, settings: CollectiveSettings) -> float:
-    """The weight of the penalty in the next task: the setting, or half of what is stable at the peak of the learning
-    rate where that is less (the diagonal of many tasks only ever grows)."""
+    """The weight of the penalty in the next task: that of the settings, but at most half of the largest weight that is
+    stable at the peak learning rate (the summed diagonal grows with every task)."""
     limit = largest_stable_weight(
         settings.learning_rate, penalty.largest, settings.momentum, nesterov=settings.momentum > 0
     )

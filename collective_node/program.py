@@ -1,4 +1,4 @@
-"""What the collective's node does: it evolves, answers requests with its learngene, and takes receipts."""
+"""The program of the collective's node: it evolves, answers requests with its learngene, and takes receipts."""
 
 import hashlib
 import logging
@@ -63,7 +63,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         return None
 
     def _evolve(self) -> None:
-        """Train, condense and publish what is not there yet; then write the figures."""
+        """Train, condense and publish, unless all is published already; then write the figures."""
         published = [self._endpoint.published(form) for form in self._settings.forms]
         if (self._node.state / METRICS_FILE).exists() and None not in published:
             logger.info("the learngene of this run is published already")
@@ -88,7 +88,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         metrics.write(self._node.state, CollectiveMetrics.model_validate(found))
 
     def _evolved(self, images: CollectiveImages) -> "Evolved | PrivatelyEvolved":
-        """By the settings, with private weights or as ever."""
+        """Evolve with or without differential privacy, as the settings say."""
         folder, fewest = self._node.state / "checkpoint", self._endpoint.fewest_samples
         if not self._settings.private_weights:
             return evolve(
@@ -116,7 +116,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         )
 
     def _annotator(self) -> Annotator | None:
-        """Who names what is unknown."""
+        """The annotator of the settings."""
         if not self._settings.cycles:
             return None
         if self._settings.annotator == "annotate":
@@ -158,7 +158,7 @@ def _figures(evolved: Evolved) -> dict[str, object]:
 
 
 def _private_figures(evolved: "PrivatelyEvolved") -> dict[str, object]:
-    """There is no sequence of tasks, and so no trend of gradients."""
+    """Figures without a gradient trend: there is no sequence of tasks."""
     return {
         "tasks": (),
         "known_classes": evolved.known,
@@ -168,13 +168,13 @@ def _private_figures(evolved: "PrivatelyEvolved") -> dict[str, object]:
 
 
 def _weights(learngene: Learngene) -> int:
-    """Weights that a learngene carries; its BatchNorm statistics and Fisher diagonal apart."""
+    """Number of weights in a learngene, without BatchNorm statistics and Fisher diagonal."""
     allowed = learngene.architecture.tensors(fisher=False)
     return sum(learngene.tensors[name].size for name, (role, _) in allowed.items() if role == "weight")
 
 
 def _criterion(chosen: Chosen) -> Criterion:
-    """Layers by number, from 1."""
+    """The chosen layers, numbered from 1."""
     similarity = None
     if chosen.similarity is not None and chosen.by_similarity is not None:
         similarity = Similarity(
@@ -203,7 +203,7 @@ def _described(learngene: Learngene, release: StoredRelease) -> LearngeneFacts:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over a network's tensors in order of their names: equal for equal weights."""
+    """SHA-256 of a network's tensors in the order of their names; equal for equal weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""The one registry of the collective's randomness: named streams, saved with every checkpoint."""
+"""The registry of the collective's random streams, which every checkpoint holds."""
 
 import copy
 import hashlib
@@ -16,7 +16,7 @@ STREAMS: tuple[Stream, ...] = get_args(Stream)
 class RandomStates:
     """Random generators (CPU) by name, each seeded by the run's seed and its own name.
 
-    The one thing drawn elsewhere is the sequence of tasks, which follows from the seed alone before anything begins.
+    Only the sequence of tasks is drawn elsewhere: it follows from the seed alone.
 
     Args:
         seed: of the run.
@@ -30,15 +30,15 @@ class RandomStates:
         return self._generators[name]
 
     def draw_seed(self, name: Stream) -> int:
-        """A seed for randomness that takes no generator (dropout), drawn from a stream."""
+        """Draw a seed from a stream, for randomness that takes no generator (dropout)."""
         return int(torch.randint(2**62, (1,), generator=self[name]))
 
     def state(self) -> dict[str, Tensor]:
-        """Where every stream stands, uint8 tensors by name."""
+        """The state of every stream, uint8 tensors by name."""
         return {name: generator.get_state() for name, generator in self._generators.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put every stream where ``state`` says.
+        """Restore the state of every stream.
 
         Raises:
             KeyError: a stream is missing.
@@ -47,7 +47,7 @@ class RandomStates:
             generator.set_state(state[name])
 
     def copy(self) -> Self:
-        """Streams that go on from here on their own, for something that is tried and thrown away."""
+        """Copy the streams in their present state, for a trial."""
         other = copy.copy(self)
         other._generators = {name: torch.Generator() for name in STREAMS}
         other.restore(self.state())

@@ -1,4 +1,4 @@
-"""What a collective writes down about each task and each open-world cycle; all accuracies in per cent."""
+"""Records of each task and each open-world cycle; all accuracies in per cent."""
 
 from typing import Annotated
 
@@ -28,8 +28,9 @@ class StreamMetrics(BaseModel):
 
 
 class TaskFigures(BaseModel):
-    """One finished task: its classes by name, how many are known after it, its steps, and accuracies on held-out
-    images of all known classes and of those known before it (none before the first). Equal runs have equal ones."""
+    """Figures of one finished task: its classes by name, the number of known classes after it, its steps, and accuracies
+    on held-out images of all known classes and of those known before it (none before the first). Equal runs have equal
+    figures."""
 
     model_config = _FROZEN
 
@@ -50,7 +51,7 @@ class TaskRecord(TaskFigures):
 
 
 class Named(BaseModel):
-    """What an annotator named in one cycle: rows of the stream, and the class of each."""
+    """The answer of an annotator in one cycle: rows of the stream, and the class of each."""
 
     model_config = _FROZEN
 
@@ -59,12 +60,12 @@ class Named(BaseModel):
 
 
 class CycleFigures(BaseModel):
-    """One open-world cycle. What needs the truth about the stream is None where nobody knows it. Equal runs have equal
-    ones.
+    """Figures of one open-world cycle. Those that need the stream's labels are None where these are not known. Equal
+    runs have equal figures.
 
     Attributes:
         stream: images of this cycle's part of the stream.
-        unknown_set: how many of them were above the threshold; ``truly_unknown``: how many of these rightly.
+        unknown_set: how many of them were above the threshold; ``truly_unknown``: how many of these are unknown.
         named, dismissed: images that got a new class (further examples included), and images of the unknown set that
             did not.
         classes: the new classes. ``known``: all known ones after the cycle.
@@ -73,8 +74,8 @@ class CycleFigures(BaseModel):
         open_accuracy_before, open_accuracy_after: on held-out images of all classes named so far, this cycle's among
             them, and among all known classes, before and after this cycle's training.
         old_open_accuracy_before, old_open_accuracy_after: of those named in earlier cycles alone; None in the first.
-        base_accuracy_before, base_accuracy_after: on held-out images of the classes of the tasks. What these and the
-            earlier named ones lose in between is forgotten.
+        base_accuracy_before, base_accuracy_after: on held-out images of the classes of the tasks. The loss of these and
+            of the earlier named ones is forgetting.
         retain_weight: weight of the EWC penalty, with the strategy ``ewc``.
     """
 
@@ -110,8 +111,8 @@ class CycleRecord(CycleFigures):
 
 
 class Comparison(BaseModel):
-    """The cycles as another score or strategy would have had them, from the same state after the last task.
-    ``stopped`` says why there are fewer than the run's own, where there are."""
+    """The cycles with another score or strategy, from the same state after the last task. ``stopped`` says why they
+    ended early, where they did."""
 
     model_config = _FROZEN
 

@@ -1,4 +1,4 @@
-"""Settings of the collective: its network, its training, its open world, what it publishes."""
+"""Settings of the collective: its network, training, open world, learngenes and privacy."""
 
 from typing import Literal, get_args
 
@@ -88,7 +88,7 @@ class CollectiveSettings(BaseModel):
     privacy_delta_exponent: int = Field(5, ge=1, le=30, description="delta is 10 to the minus this")
     privacy_scope: PrivacyScope = Field(
         "weights-and-fisher",
-        description="what the guarantee is about; fisher-given-weights: the Fisher diagonal alone, weights as ever",
+        description="what the guarantee is about; fisher-given-weights: the Fisher diagonal alone, not the weights",
     )
     privacy_epochs: float = Field(10.0, gt=0, description="passes over the images in private training")
     privacy_batch_size: int = Field(1024, ge=1, description="images to be expected in a step of private training")
@@ -122,7 +122,7 @@ class CollectiveSettings(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _nobody_is_asked_twice(self) -> "CollectiveSettings":
+    def _no_annotator_is_asked_twice(self) -> "CollectiveSettings":
         if self.annotator == "annotate" and (self.compare_scores or self.compare_strategies):
             raise ValueError("compare_scores and compare_strategies need annotator = oracle: they ask again and again")
         return self

@@ -1,4 +1,4 @@
-"""The sequence of tasks: the first ones partition the base classes, the rest sample them."""
+"""The sequence of tasks: the first tasks partition the base classes, the others sample from them."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ import numpy as np
 def sequence(classes: int, per_task: int, tasks: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
     """Classes (0-based) of each task.
 
-    A random order of all classes is cut into tasks of ``per_task``; where the last of these runs short it is filled
-    with classes that were seen before, and the tasks after it sample ``per_task`` classes without replacement.
+    A random order of all classes is cut into tasks of ``per_task`` classes. If the last of these is too short, it is
+    filled with classes of earlier tasks. The tasks after it sample ``per_task`` classes without replacement.
 
     Raises:
         ValueError: ``per_task`` is not between 1 and ``classes``.

@@ -1,4 +1,4 @@
-"""Who may see the annotation page: an address that works once is exchanged for a cookie."""
+"""Access to the annotation page: an address that works once is exchanged for a cookie."""
 
 import hashlib
 import secrets
@@ -19,7 +19,7 @@ _MAX_FILE_BYTES = 256 * 1024
 
 
 class _Kept(BaseModel):
-    """What a restart finds again, so that a page that is still open goes on: port, place, and digests of cookies."""
+    """What a restart needs so that an open page still works: port, place, and digests of cookies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -32,7 +32,7 @@ class Access:
     """Tokens and cookies of one folder of unknown images.
 
     A token is shown at the terminal and works once; a cookie lasts until the images are finished. Both are 256 random
-    bits. On disk (0600) there are digests of cookies only, so the file lets nobody in.
+    bits. The file (0600) holds digests of cookies only, so that it gives no access.
 
     Args:
         folder: of the unknown set.
@@ -55,7 +55,7 @@ class Access:
         self.place = self._kept.place
 
     def _remembered(self) -> _Kept:
-        """What the file says. It lies where the node writes, so it may be anything."""
+        """Read the file. The node can write it, so it may hold anything."""
         what, (state, name) = "the page's memory", place(self._path.parent)
         if state_files.look(state, f"{name}/{_ACCESS_FILE}", what, max_bytes=_MAX_FILE_BYTES) is None:
             return _Kept(place=secrets.token_hex(16))
@@ -69,7 +69,7 @@ class Access:
         return self._kept.port
 
     def address(self, port: int) -> str:
-        """A new address of the page, which works once; the port is remembered for the next start."""
+        """Make a new address of the page, which works once; the port is stored for the next start."""
         token = secrets.token_urlsafe(32)
         self._tokens.add(_digest(token))
         if port != self._kept.port:
@@ -77,7 +77,7 @@ class Access:
         return f"http://127.0.0.1:{port}/{self.place}/enter?token={token}"
 
     def exchange(self, token: str) -> str | None:
-        """A new cookie for a token, which has no further use then; None for one that is unknown or was used."""
+        """Exchange a token for a new cookie; None where the token is unknown or was used."""
         if _digest(token) not in self._tokens:
             return None
         cookie = secrets.token_urlsafe(32)
@@ -86,7 +86,7 @@ class Access:
         return cookie
 
     def admits(self, cookie: str | None) -> bool:
-        """Whether a cookie came from ``exchange``, now or before a restart."""
+        """Check whether a cookie came from ``exchange``, now or before a restart."""
         return cookie is not None and _digest(cookie) in self._kept.cookies
 
     def end(self) -> None:

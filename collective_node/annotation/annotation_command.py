@@ -1,4 +1,4 @@
-"""``collective-node annotate``: shows the waiting unknown images of a node on a local page until they are labelled."""
+"""``collective-node annotate``: show the unknown images of a node on a local page until they are labelled."""
 
 import os
 import socket
@@ -89,7 +89,7 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
 
 
 def make_server(app: Starlette) -> uvicorn.Server:
-    """What serves the page."""
+    """The HTTP server of the page."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -129,7 +129,7 @@ def _stop(server: uvicorn.Server) -> None:
 
 
 def _tell(address: str) -> None:
-    # At once, also into a file or a pipe: somebody waits for it.
+    # At once, also into a file or a pipe: its reader waits for the address.
     say(f"  {address}")
     sys.stdout.flush()
 
@@ -140,12 +140,12 @@ def _new_addresses(address: Callable[[], str]) -> None:
 
 
 def _has_screen() -> bool:
-    """Whether a browser would open in a window, and not in this terminal."""
+    """Check whether a browser would open in a window, and not in this terminal."""
     return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _open(path: Path, address: str) -> None:
-    """Open the page by way of a file (0600): every user of the machine can read a browser's command line."""
+    """Open the page through a file (0600), because every user of the machine can read a browser's command line."""
     text = f'<!doctype html><meta http-equiv="refresh" content="0; url={escape(address)}">'
     write_atomically(path, text.encode(), mode=0o600)
     webbrowser.open(path.as_uri())

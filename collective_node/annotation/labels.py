@@ -30,7 +30,7 @@ _is_cycle = re.compile(r"cycle-[0-9]{4}").fullmatch
 #: A class is learned from some images and tested on others.
 FEWEST_IMAGES = 2
 
-#: ``cleared`` takes the word on its images back, ``undone`` the last decision that still stands.
+#: ``cleared`` takes back the decision on its images, ``undone`` the last decision that is valid.
 Verdict = Literal["named", "dismissed", "cleared", "undone", "finished"]
 
 
@@ -52,8 +52,8 @@ class Decision(BaseModel):
     """One line of the log.
 
     Attributes:
-        id: made by whoever decides, 8 to 64 characters; a decision that arrives twice counts once.
-        verdict: what is said.
+        id: chosen by the page, 8 to 64 characters; a decision that arrives twice counts once.
+        verdict: the kind of decision.
         images: numbers of the images it is about, ascending; none where it is ``undone`` or ``finished``.
         name: of the class, where the verdict is ``named``; see :func:`clean_name`.
     """
@@ -86,21 +86,21 @@ class Decision(BaseModel):
 
 @dataclass(frozen=True)
 class Labels:
-    """What holds after all decisions.
+    """The state of all images after all decisions.
 
     Attributes:
         given: for every decided image its name, or None where it was dismissed.
-        finished: whether the annotator is through.
+        finished: whether the annotator has finished.
     """
 
     given: Mapping[int, str | None] = field(default_factory=dict)
     finished: bool = False
 
     def check_within(self, images: int) -> None:
-        """Whether they are about ``images`` images and no others.
+        """Check that all labels are of the ``images`` images that there are.
 
         Raises:
-            InputError: they are about one that is not there.
+            InputError: a label is of an image that is not there.
         """
         if any(not 0 <= image < images for image in self.given):
             raise InputError(
@@ -110,7 +110,7 @@ class Labels:
 
     @property
     def dismissed(self) -> tuple[int, ...]:
-        """Images that are of no class worth a name, ascending."""
+        """Images that the annotator dismissed, ascending."""
         return tuple(sorted(image for image, name in self.given.items() if name is None))
 
     def classes(self) -> dict[str, tuple[int, ...]]:
@@ -122,15 +122,15 @@ class Labels:
         return {name: tuple(found[name]) for name in sorted(found)}
 
     def new_classes(self, known: Iterable[str]) -> dict[str, tuple[int, ...]]:
-        """``classes`` without those that are known already: naming one says that an image is not new."""
+        """``classes`` without the known ones: the name of a known class says that an image is not new."""
         taken = {name.casefold() for name in known}
         return {name: images for name, images in self.classes().items() if name.casefold() not in taken}
 
 
 def read(folder: Path) -> Labels:
-    """The labels of an unknown set's folder, also while they are being written; without a log there are none.
+    """Read the labels of an unknown set's folder, also while they are being written; without a log there are none.
 
-    A damaged last line is what a power cut left of a decision that was never confirmed: it does not count.
+    A damaged last line does not count: a power cut left it, and its decision was never confirmed.
 
     Raises:
         InputError: the folder is not there, or a line before the last is damaged.
@@ -145,7 +145,7 @@ def wait_for_labels(
     poll_seconds: float = 2.0,
     check_alive: Callable[[], None] = lambda: None,
 ) -> Labels:
-    """Block until an annotator is through with the unknown set in ``folder``.
+    """Block until an annotator has finished the unknown set in ``folder``.
 
     Args:
         folder: of the unknown set.
@@ -163,7 +163,10 @@ def wait_for_labels(
 
 
 def waiting_folder(state: Path) -> Path | None:
-    """The newest cycle of a node, by its state folder, whose images still wait for an annotator; None: nothing waits.
+    """The folder of a node's newest cycle whose images wait for an annotator; None where no images wait.
+
+    Args:
+        state: the node's state folder.
 
     Raises:
         InputError: its log cannot be read.
@@ -177,7 +180,7 @@ def waiting_folder(state: Path) -> Path | None:
 
 
 class LabelBook:
-    """The one writer of a folder's log; a context manager.
+    """The only writer of a folder's log; a context manager.
 
     Args:
         folder: of the unknown set.
@@ -219,27 +222,27 @@ class LabelBook:
         self.close()
 
     def close(self) -> None:
-        """Let another process write."""
+        """Release the log, so that another process can write it."""
         os.close(self._descriptor)
 
     @property
     def labels(self) -> Labels:
-        """What holds now."""
+        """The labels as they are now."""
         return self._labels
 
     @property
     def revision(self) -> int:
-        """How many decisions the log has; it only grows."""
+        """Number of decisions in the log; it never decreases."""
         return len(self._decisions)
 
     @property
     def names(self) -> list[str]:
-        """Every name that was given, also if it was taken back, in the order of first use."""
+        """Every name that was given, even if it was taken back, in the order of first use."""
         return list(dict.fromkeys(decision.name for decision in self._decisions if decision.name is not None))
 
     @property
     def can_undo(self) -> bool:
-        """Whether a decision still stands."""
+        """Whether there is a decision to undo."""
         return bool(_standing(self._decisions))
 
     @property
@@ -251,8 +254,8 @@ class LabelBook:
         """Record a decision. It is durable when this returns; one that is recorded already changes nothing.
 
         Raises:
-            InputError: it is about an image that is not there, the annotator is through already, or cannot finish
-                because a class has one image only.
+            InputError: it is about an image that is not there, the annotator has finished already, or cannot
+                finish because a class has one image only.
             StorageFailedError: it could not be stored; nothing has changed.
         """
         if decision.id in self._seen or (decision.verdict == "undone" and not self.can_undo):

@@ -1,4 +1,4 @@
-"""The annotation page's server: it shows unknown images on 127.0.0.1 and stores what an annotator says of them."""
+"""The server of the annotation page: it shows unknown images on 127.0.0.1 and stores an annotator's decisions."""
 
 import io
 import re
@@ -23,7 +23,7 @@ from collective_node.annotation.unknown_set import UnknownSet
 from protocol.errors import InputError, StorageFailedError, fault_line
 
 COOKIE = "annotate"
-#: An annotator may go on next week without a look at the terminal.
+#: An annotator can continue within a week without a new address.
 COOKIE_SECONDS = 7 * 24 * 3600
 #: A decision about a hundred thousand images is shorter.
 MAX_BODY_BYTES = 1 << 20
@@ -72,7 +72,7 @@ def make_app(
         unknown: the images.
         groups: every image once, in the order of the page.
         book: stores the decisions.
-        access: lets people in.
+        access: decides who may see the page.
         title: names the set on the page.
         finished: called once the decision ``finished`` is stored and answered.
     """
@@ -89,7 +89,7 @@ def make_app(
 
 
 class _Guard:
-    """Turns away what does not come from the page, before any route sees it, and puts our headers on every answer."""
+    """Refuses requests that do not come from the page, before any route, and adds our headers to every answer."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
@@ -122,8 +122,8 @@ class _Guard:
 
 
 def _says_twice(request: HTTPConnection) -> bool:
-    """Whether two parts of a request could be taken for one another: of two values, one program checks the first and
-    another believes the second. A length beside chunks is the same (RFC 9112, section 6.1)."""
+    """Check whether a request holds two values for one name: one program could check the first and another use the
+    second. A length beside chunks is the same (RFC 9112, section 6.1)."""
     headers = [name for name, _ in request.scope["headers"]]
     # Read from what was sent: a parser keeps one of two.
     cookies = [part.partition("=")[0].strip() for part in request.headers.get("cookie", "").split(";")]
@@ -137,7 +137,7 @@ def _says_twice(request: HTTPConnection) -> bool:
 
 
 class _Page:
-    """What each route answers."""
+    """The answers of the routes."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class _Page:
         self._files = {name: (folder / (name or "annotate.html")).read_bytes() for name in _FILES}
 
     async def enter(self, request: Request) -> Response:
-        """A cookie for a token. Who has one already needs none, and leaves the token unused."""
+        """Exchange a token for a cookie; a browser that has a cookie leaves the token unused."""
         response = HTMLResponse(_ENTERED)
         if self._access.admits(request.cookies.get(COOKIE)):
             return response
@@ -219,7 +219,7 @@ class _Page:
         return JSONResponse(self._state(), background=over)
 
     def _state(self) -> dict[str, object]:
-        """What holds now: for each image its name, an empty word (dismissed) or null (undecided)."""
+        """The labels now: for each image its name, an empty string (dismissed) or null (undecided)."""
         labels = self._book.labels
         return {
             "revision": self._book.revision,

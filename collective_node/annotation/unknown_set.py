@@ -1,4 +1,4 @@
-"""The unknown set of an open-world cycle on disk: images that look like no known class, for an annotator to name."""
+"""The unknown set of an open-world cycle on disk: images that look like no known class and wait for an annotator."""
 
 import io
 import json
@@ -65,15 +65,15 @@ class UnknownSet:
 
 
 def cycle_folder(state: Path, cycle: int) -> Path:
-    """Where a node whose state folder is ``state`` keeps the unknown set of a cycle, counted from 1."""
+    """The folder of a cycle's unknown set in a node's ``state`` folder; ``cycle`` counts from 1."""
     return state / CYCLES_FOLDER / f"cycle-{cycle:04d}"
 
 
 def store(folder: Path, unknown: UnknownSet) -> None:
-    """Keep an unknown set: the folder (0700) with all its files (0600), or nothing.
+    """Store an unknown set: the folder (0700) with all its files (0600), or nothing.
 
-    Where the folder holds the same images and known classes already, it is left as it is, and so are the labels that
-    an annotator gave: a killed evolution that is resumed goes on waiting for them.
+    A folder that holds the same images and known classes already stays as it is, with the labels that an annotator
+    gave: an evolution that was killed and resumed still waits for them.
 
     Raises:
         InputError: the folder holds another unknown set. StorageFailedError: it could not be stored durably.
@@ -98,7 +98,7 @@ def store(folder: Path, unknown: UnknownSet) -> None:
 
 
 def load(folder: Path) -> UnknownSet:
-    """The unknown set that ``store`` kept; nothing in it is unpickled.
+    """Load the unknown set that ``store`` stored; nothing in it is unpickled.
 
     Raises:
         InputError: a file is missing or damaged, or the files do not fit each other.
@@ -122,8 +122,8 @@ def load(folder: Path) -> UnknownSet:
 
 
 def place(folder: Path) -> tuple[Path, str]:
-    """The state folder that an unknown set's folder belongs to, and its own name from there: what
-    :mod:`protocol.files.state_files` opens its files by."""
+    """The state folder of an unknown set's folder, and the path from there, as :mod:`protocol.files.state_files`
+    needs them."""
     folder = Path(os.path.abspath(folder))
     state = folder.parent.parent
     return state, folder.relative_to(state).as_posix()
@@ -142,7 +142,7 @@ class _Description(BaseModel):
 
 
 def _damaged(folder: Path, why: str) -> InputError:
-    return InputError(f"{folder} is not a whole unknown set ({why}); remove it, the node makes it anew")
+    return InputError(f"{folder} is not a whole unknown set ({why}); remove it, and the node makes it again")
 
 
 def _file(folder: Path, name: str, *, max_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What a private evolution costs: its noise for a wanted epsilon, and the epsilon of its noise (dp-accounting)."""
+"""Privacy accounting of an evolution: the noise for a wanted epsilon, and the epsilon of a noise (dp-accounting)."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ _FINE = 1e-4
 
 
 def event_of(sums: Sampled) -> DpEvent:
-    """As the accountant takes it."""
+    """The event of dp-accounting for such sums."""
     once: DpEvent = GaussianDpEvent(sums.noise)
     if sums.rate < 1:
         once = PoissonSampledDpEvent(sums.rate, once)
@@ -54,11 +54,11 @@ def plan(
     randomness: PrivateRandomness,
     fewest_fisher_images: int = 1,
 ) -> Mechanism:
-    """Noise such that the evolution that the settings ask for keeps their epsilon and delta.
+    """Plan the noise with which an evolution keeps the epsilon and delta of its settings.
 
-    How many images there are is a secret between neighbours too, so everything follows from a noisy number. Whatever it
-    came out as, what follows keeps the rest of epsilon, and the two add up (basic composition). Every call draws a
-    number of its own; what earlier calls drew, for evolutions that were refused or killed, is not added up.
+    The number of images is a secret too: neighbours differ in it. So all other numbers follow from a noisy one.
+    Whatever it is, the sums keep the rest of epsilon, and the two parts add up (basic composition). Every call draws a
+    new number; the numbers of earlier calls, for evolutions that were refused or killed, are not added up.
 
     Args:
         settings: with ``privacy_epsilon``.

@@ -1,4 +1,4 @@
-"""A collective's work where its weights are to be differentially private: one network, trained once, for one form."""
+"""Evolution with differentially private weights: one network, trained once, for one form."""
 
 import time
 from collections.abc import Mapping
@@ -31,10 +31,10 @@ from protocol.node.events import Events
 
 @dataclass(frozen=True)
 class PrivatelyEvolved:
-    """What came of a private evolution.
+    """Result of an evolution with differentially private weights.
 
     Attributes:
-        mechanism: everything in it that looked at images, and the guarantee.
+        mechanism: everything in it that read images, and the guarantee.
         known: classes that the network was trained on.
         condensed_accuracy: on their held-out images, per cent; not released.
         learngenes: one, in the form ``condensed``.
@@ -62,8 +62,8 @@ def evolve_privately(
     """Train the condensed form's network with DP-SGD and take its Fisher diagonal with noise.
 
     Its blocks are those that a condensed learngene of the same settings has, with GroupNorm, and behind them one linear
-    layer; the classes are those of the settings' tasks, all at once. What looks at training images is in the mechanism,
-    and nothing else is.
+    layer; the classes are those of the settings' tasks, all at once. The mechanism lists everything that reads training
+    images.
 
     Args:
         images: the collective's folder.

@@ -1,4 +1,4 @@
-"""A Fisher diagonal that no single image decides: each image's part clipped, their sum with Gaussian noise."""
+"""Differentially private Fisher diagonals: each image's part is clipped, and their sum gets Gaussian noise."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class PrivateFisher:
-    """How private Fisher diagonals are taken.
+    """Estimator of differentially private Fisher diagonals.
 
     Attributes:
         rate: probability with which each image takes part in one.
@@ -40,12 +40,12 @@ class PrivateFisher:
 
     @classmethod
     def of(cls, mechanism: Mechanism, randomness: PrivateRandomness) -> "PrivateFisher":
-        """As a mechanism has planned them."""
+        """The estimator that a mechanism has planned."""
         sums = mechanism.fisher
         return cls(sums.rate, mechanism.fisher_images, sums.clip, sums.noise, randomness, mechanism.guarantee)
 
     def describe(self, estimator: Estimator) -> FisherDescription:
-        """As a release says it. The number of images is the one to be expected: how many took part is secret."""
+        """Description for a release. It states the expected number of images: how many took part is secret."""
         return FisherDescription(
             source="collective", estimator=estimator, samples=self.images, clip_micro=round(self.clip * 1e6)
         )
@@ -58,8 +58,8 @@ class PrivateFisher:
         estimator: Estimator,
         front: nn.Module | None = None,
     ) -> dict[str, Tensor]:
-        """Eq. 7 as :func:`protocol.learngene.fisher.fisher_diagonal` has it, of randomly drawn images, clipped, with
-        noise.
+        """Estimate Eq. 7 as :func:`protocol.learngene.fisher.fisher_diagonal` does, from randomly drawn images, clipped
+        and with noise.
 
         Args:
             blocks, head, front: parts of a network in evaluation mode.
@@ -70,7 +70,7 @@ class PrivateFisher:
         """
         total: dict[str, Tensor] = {}
         for index in self.randomness.sample(data.every_row, self.rate).split(AT_ONCE):
-            if not len(index):  # nobody was drawn
+            if not len(index):  # no image was drawn
                 break
             x, outputs = data.batch(index)
             with torch.no_grad():
@@ -94,7 +94,7 @@ class PrivateFisher:
 
 
 def parameters_of(blocks: Sequence[ConvolutionBlock]) -> dict[str, nn.Parameter]:
-    """Parameters of blocks by the blob's names; statistics are none."""
+    """Parameters of blocks by their names in the blob; statistics are not among them."""
     return {name: value for name, value in block_tensors(blocks).items() if isinstance(value, nn.Parameter)}
 
 
@@ -106,7 +106,7 @@ def squared_gradients(
     estimator: Estimator,
     randomness: PrivateRandomness,
 ) -> dict[str, Tensor]:
-    """Of each image by itself, the squared gradient of the log-likelihood in every block parameter.
+    """The squared gradient of each image's log-likelihood in every block parameter.
 
     The network is in evaluation mode, in which no image changes another's output.
 
@@ -144,7 +144,7 @@ def squared_gradients(
 def _labels(
     network: nn.Module, x: Tensor, labels: Tensor, estimator: Estimator, randomness: PrivateRandomness
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Labels of each image and what their squares count: one drawn from the model, the data's, or all there are."""
+    """Labels of each image with the weights of their squares: one drawn from the model, that of the data, or all."""
     if estimator == "empirical":
         yield labels, torch.ones_like(labels, dtype=torch.float64)
         return

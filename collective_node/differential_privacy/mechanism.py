@@ -1,4 +1,4 @@
-"""Everything of a private evolution that looks at images: sums over sampled images, clipped and with noise."""
+"""The mechanism of a private evolution: all sums over sampled images, clipped and with noise."""
 
 import math
 
@@ -26,7 +26,7 @@ class Sampled(BaseModel):
 
 
 class Mechanism(BaseModel):
-    """Everything of a private evolution that looks at images.
+    """Everything in a private evolution that reads images.
 
     Attributes:
         scope: what the guarantee is about.
@@ -53,12 +53,12 @@ class Mechanism(BaseModel):
 
     @property
     def fisher_images(self) -> int:
-        """Images behind a Fisher diagonal, as many as are to be expected."""
+        """Expected number of images of a Fisher diagonal."""
         return round(self.fisher.rate * self.images)
 
     @property
     def guarantee(self) -> DifferentialPrivacy:
-        """As a release states it."""
+        """The guarantee as a release states it."""
         return DifferentialPrivacy(
             epsilon_micro=math.ceil(round(self.epsilon * 1e6, 3)),
             delta_exponent=round(-math.log10(self.delta)),

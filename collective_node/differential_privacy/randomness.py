@@ -16,8 +16,8 @@ Source = Callable[[int], bytes]
 class PrivateRandomness:
     """Draws which images take part, and the noise that hides them.
 
-    Whoever knows a seed can draw the same noise again and subtract it, and seeds are guessed easily. So nothing here
-    comes from one, and a private evolution cannot be repeated bit by bit.
+    A reader who knows a seed can draw the same noise again and subtract it, and seeds are easily guessed. So nothing
+    here comes from a seed, and a private evolution cannot be repeated bit by bit.
 
     Args:
         source: of bytes; another than the operating system's only in tests.
@@ -27,12 +27,12 @@ class PrivateRandomness:
         self._source = source
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """``[count]`` values in [0, 1), each a multiple of 2^-53."""
+        """Draw ``[count]`` values in [0, 1), each a multiple of 2^-53."""
         words = np.frombuffer(self._source(8 * count), dtype=np.uint64)
         return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def normal(self, shape: Sequence[int], deviation: float) -> Tensor:
-        """Float64 on the CPU, mean 0.
+        """Gaussian values of mean 0, float64 on the CPU.
 
         Each value is half the sum of four independent ones (Box and Muller 1958): what is left of a single float's
         rounding could tell which value the noise was added to (Mironov 2012; Holohan and Braghin, arXiv 2107.10138,
@@ -45,11 +45,11 @@ class PrivateRandomness:
         return torch.from_numpy(total * (deviation / 2)).reshape(tuple(shape))
 
     def sample(self, rows: Tensor, rate: float) -> Tensor:
-        """Those of ``rows [N]`` that take part: each with the probability ``rate``, whatever the others do."""
+        """Draw which of ``rows [N]`` take part: each with the probability ``rate``, independently of the others."""
         return rows[torch.from_numpy(self.uniform(len(rows)) < rate)]
 
     def labels(self, probability: Tensor) -> Tensor:
-        """One label for each row of ``[n, labels]`` probabilities on the CPU; int64 ``[n]``.
+        """Draw one label for each row of ``[n, labels]`` probabilities on the CPU; int64 ``[n]``.
 
         Each image's label is its own draw. With a stream that all images share, one image more would change the labels
         of those behind it, and with them more than its own part of a sum.

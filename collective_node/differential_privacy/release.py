@@ -1,4 +1,4 @@
-"""What a private collective releases: where each tensor comes from, and that it is made from its images only once."""
+"""The release of a private evolution: the origin of each tensor, and the stored result that is never made twice."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ _MOST_DESCRIPTION_BYTES = 1 << 20
 
 
 def provenance(architecture: Architecture) -> dict[str, Provenance]:
-    """Where every tensor of a release with private weights comes from.
+    """The origin of every tensor of a release with private weights.
 
     Raises:
         ValueError: there is a tensor that has no private origin, such as a running statistic.
@@ -53,10 +53,10 @@ def assembled(
     fisher: FisherDescription,
     guarantee: DifferentialPrivacy,
 ) -> Learngene:
-    """A learngene whose every tensor is taken from where :func:`provenance` says, and from nowhere else.
+    """Assemble a learngene; every tensor comes from the origin that :func:`provenance` says.
 
     Raises:
-        ValueError: a tensor has no private origin, or is not where it should come from.
+        ValueError: a tensor has no private origin, or is missing there.
     """
     tensors = {}
     for name, origin in provenance(architecture).items():
@@ -67,7 +67,7 @@ def assembled(
 
 
 class _Kept(BaseModel):
-    """One learngene besides its tensors."""
+    """One learngene without its tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,10 +86,10 @@ class _Description(BaseModel):
 
 
 class Finished(BaseModel):
-    """The outcome of a private evolution, as it is kept.
+    """The stored result of a private evolution.
 
     Attributes:
-        mechanism: all that looked at images, and what it cost.
+        mechanism: everything that read images, and its epsilon.
         accuracy: of the condensed network on held-out images, per cent; it is not released.
         learngenes: by form.
     """
@@ -101,8 +101,8 @@ class Finished(BaseModel):
     learngenes: dict[Form, Learngene]
 
     def keep(self, checkpoints: Path, setup: str) -> None:
-        """Put it on the disk before any of it leaves: made a second time, it would be a second release of the same
-        images, and both epsilons would add up."""
+        """Store the result before any of it leaves: a second one would be a second release of the same images, and both
+        epsilons would add up."""
         kept = {}
         files = {}
         for form, learngene in self.learngenes.items():
@@ -119,7 +119,7 @@ class Finished(BaseModel):
 
     @classmethod
     def kept(cls, checkpoints: Path, setup: str) -> "Finished | None":
-        """What a private evolution left here; None where there is none.
+        """The result that a private evolution stored here; None where there is none.
 
         Raises:
             InputError: it was made with other settings or images, or cannot be read.
@@ -150,7 +150,7 @@ class Finished(BaseModel):
 
 
 def setup_of(evolution: str, settings: BaseModel) -> str:
-    """A digest of all that a private evolution was asked for. ``evolution``: digest of images and seed."""
+    """Fingerprint of everything that a private result depends on; ``evolution``: fingerprint of images and seed."""
     return hashlib.sha256(f"{evolution} {settings.model_dump_json(exclude={'annotator'})}".encode()).hexdigest()
 
 
@@ -163,7 +163,7 @@ def _kept_file(checkpoints: Path, name: str, *, max_bytes: int) -> bytes:
 
 
 def _kept_tensors(checkpoints: Path, form: Form, kept: _Kept) -> Tensors:
-    """As many as its architecture has; :class:`Learngene` compares names and shapes."""
+    """Read at most as many bytes as the architecture needs; :class:`Learngene` compares names and shapes."""
     shapes = {name: shape for name, (_, shape) in kept.architecture.tensors(fisher=True).items()}
     return blob.decode(_kept_file(checkpoints, _tensors_file(form), max_bytes=blob.encoded_size(shapes)))
 

@@ -20,7 +20,7 @@ AT_ONCE = 64
 
 
 class NoisyOptimiser(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimiser, its noise from the operating system's randomness instead of a generator with a seed."""
+    """Opacus' optimiser with noise from the operating system's randomness instead of a generator with a seed."""
 
     def __init__(
         self, optimiser: torch.optim.Optimizer, sums: Sampled, divisor: int, random: PrivateRandomness
@@ -29,7 +29,7 @@ class NoisyOptimiser(DPOptimizer):  # type: ignore[misc]
         self._randomness = random
 
     def add_noise(self) -> None:
-        """Put the clipped sum and its noise where the optimiser looks for a gradient."""
+        """Set each parameter's gradient to the clipped sum with noise."""
         for parameter in self.params:
             noise = self._randomness.normal(parameter.shape, self.noise_multiplier * self.max_grad_norm)
             # One rounding, of the sum: noise that was rounded by itself would hide less of what it is added to.
@@ -45,18 +45,18 @@ def train_privately(
     randomness: PrivateRandomness,
     observe: Observer | None = None,
 ) -> frozenset[nn.Parameter]:
-    """Train all of a network, in which no image changes another's output.
+    """Train a network by DP-SGD; in the network no image changes another's output.
 
-    Images are taken as they are: neither cropped nor mirrored, so that nothing but what ``randomness`` draws is random.
+    Images are neither cropped nor mirrored, so that only ``randomness`` draws anything.
 
     Args:
         network: from images to logits; every parameter is trained. It has no buffer: a running statistic would be of
             images without any noise.
         data: the images that may take part.
-        sums: how many steps, who takes part in one, clip and noise.
+        sums: number of steps, sampling rate, clip and noise.
 
     Returns:
-        The parameters that were trained so: what may be released.
+        The trained parameters: what may be released.
 
     Raises:
         ValueError: the network has a buffer, or a parameter that is not trained.
@@ -83,7 +83,7 @@ def train_privately(
             loss = nn.functional.cross_entropy(
                 logits, outputs, reduction="sum", label_smoothing=settings.label_smoothing
             )
-            with warnings.catch_warnings():  # torch: nobody asked for the images' own gradients
+            with warnings.catch_warnings():  # torch: the gradients of the images themselves are not needed
                 warnings.filterwarnings("ignore", "Full backward hook is firing")
                 loss.backward()
             optimiser.signal_skip_step(number + 1 < len(chunks))

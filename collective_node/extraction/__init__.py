@@ -1,1 +1,1 @@
-"""The learngene out of the collective's network: criterion, similarity, condensing."""
+"""Extraction of the learngene from the collective's network: criterion, similarity, condensing."""

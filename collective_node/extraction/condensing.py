@@ -1,4 +1,4 @@
-"""Condensing: a light stem, trained by the collective in front of its own top layers, which stay as they are."""
+"""Condensing: the collective trains a light stem in front of its own top layers, whose weights stay as they are."""
 
 import copy
 from itertools import pairwise
@@ -23,7 +23,7 @@ STATISTICS_BATCHES = 40
 
 
 class CondensedNetwork(nn.Module):
-    """Stem, top layers and classifier of the collective: what the condensed learngene is taken from."""
+    """Stem, top layers and classifier of the collective; the condensed learngene is taken from them."""
 
     def __init__(self, stem: nn.Sequential, top: nn.Sequential, classifier: nn.Sequential) -> None:
         super().__init__()
@@ -58,9 +58,9 @@ def condense(
     random: RandomStates,
     observe: Observer | None = None,
 ) -> CondensedNetwork:
-    """Train a light stem in front of the network's own top ``top`` layers.
+    """Train a light stem in front of the network's last ``top`` layers.
 
-    The weights of top layers and classifier are frozen; the BatchNorm statistics of all blocks are estimated anew at
+    The weights of top layers and classifier are frozen; the BatchNorm statistics of all blocks are estimated again at
     the end, as averages over balanced batches without augmentation.
 
     Args:

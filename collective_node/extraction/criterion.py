@@ -65,7 +65,7 @@ class GradientTrend:
         self._histogram = counts if self._histogram is None else self._histogram + counts
 
     def insert_layer(self, index: int) -> None:
-        """The network got a new convolution ``index`` (0-based): the finished tasks have no ``rho`` of it.
+        """Follow the insertion of convolution ``index`` (0-based): the finished tasks have no ``rho`` of it.
 
         Raises:
             ValueError: no such place, or a task is under way.
@@ -95,7 +95,7 @@ class GradientTrend:
 
 
 def settled(trend: Sequence[float | None]) -> bool:
-    """Whether a layer settled: its ``rho`` fell from large to small and stayed there. The candidate test, whole.
+    """Test whether a layer settled: its ``rho`` fell from large to small and stayed there.
 
     Of the paper's three scenarios (section "Inheriting Learngene") only the third makes a candidate. The tasks that the
     layer has lived through are split in two: the last ones, a quarter of them (rounded up) but at least three, and

@@ -1,4 +1,4 @@
-"""From the collective's networks to learngenes: which blocks, their BatchNorm state, and their Fisher diagonal."""
+"""Extraction of learngenes from the collective's networks: blocks, their BatchNorm state, and their Fisher diagonal."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -22,7 +22,7 @@ from protocol.learngene.network import ConvolutionBlock, block_tensors, layers_o
 
 
 def most_layers(form: Form, layers: int) -> int:
-    """How many of a network's ``layers`` a form can hold."""
+    """The largest number of a network's ``layers`` that a form can hold."""
     spare: dict[Form, int] = {
         "paper-middle": 2,  # one in front and one behind, or it would be a front or a top
         "condensed": 1,  # the stem stands in for one at least
@@ -32,7 +32,7 @@ def most_layers(form: Form, layers: int) -> int:
 
 
 def window_of(form: Form, chosen: range, layers: int) -> range:
-    """The collective's own layers (0-based) that stand in a form; all forms hold equally many.
+    """The collective's own layers (0-based) that a form holds; all forms hold equally many.
 
     ``paper``: the chosen ones. ``condensed``: the last ones. ``paper-front``: the first ones. ``paper-middle``: those
     with as many layers in front as behind, or one fewer in front.
@@ -81,7 +81,7 @@ def check_layers(settings: CollectiveSettings, *, layers: int, tasks: int) -> No
 
 
 def role_of(window: range, layers: int) -> BlockRole:
-    """Where a window stands in the network: ``front`` if it starts at the image, ``top`` if it ends at the last."""
+    """Position of a window in the network: ``front`` if it starts at the image, ``top`` if it ends at the last."""
     if window.start == 0:
         return "front"
     return "top" if window.stop == layers else "middle"
@@ -97,7 +97,7 @@ def learngene_of(
     generator: torch.Generator,
     private: PrivateFisher | None = None,
 ) -> Learngene:
-    """The learngene in one form, with a Fisher diagonal from the collective's own training images.
+    """Extract the learngene in one form, with a Fisher diagonal from the collective's own training images.
 
     ``condensed`` holds stem and top of the condensed network, and its diagonal is taken through that network. The
     other forms hold layers of the collective's own network (:func:`window_of`), and their diagonal is taken through

@@ -1,4 +1,4 @@
-"""The collective's work as one step: from its images to its learngenes."""
+"""The whole pipeline of the collective: from its images to its learngenes."""
 
 import time
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from protocol.node.events import Events
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which layers each criterion chose, 0-based.
+    """The layers that each criterion chose, 0-based.
 
     Attributes:
         layers: those that the form ``paper`` took; every form holds as many.
@@ -48,16 +48,16 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Evolved:
-    """What came of an evolution.
+    """Result of an evolution.
 
     Attributes:
-        collective: the whole network, the classes it knows, its records of tasks and cycles, the gradient trend.
+        collective: the whole network, the classes that it knows, its records of tasks and cycles, the gradient trend.
         comparisons: open-world cycles as other scores and strategies would have had them.
-        chosen: which layers make the learngene.
+        chosen: the layers of the learngene.
         condensed: the light stem in front of the collective's top layers.
         condensed_accuracy: of ``condensed``, on held-out images of the base classes, per cent.
         learngenes: one in each form that the settings ask for.
-        mechanism: how their Fisher diagonals were made private, where the settings ask for that.
+        mechanism: of their private Fisher diagonals, where the settings ask for them.
         seconds: wall-clock times of ``train``, ``criterion``, ``condense`` and ``fisher``.
     """
 
@@ -90,7 +90,7 @@ def evolve(
         settings: without private weights, which
             :func:`collective_node.differential_privacy.evolution.evolve_privately` makes.
         checkpoints: folder of the checkpoints, made where there is none (its parent exists). An evolution that was
-            killed goes on from its last task or cycle when it is called again with the same arguments.
+            killed is resumed after its last task or cycle when it is called again with the same arguments.
         events: record of progress.
         annotator: names what is unknown; None is enough where ``settings.cycles`` is 0.
         fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
@@ -102,13 +102,13 @@ def evolve(
     """
     if settings.private_weights:
         raise InputError(
-            "private weights are not made here, but by collective_node.differential_privacy.evolution."
+            "private weights are trained by collective_node.differential_privacy.evolution."
             "evolve_privately; what needs a collective with tasks works without privacy_epsilon, or with "
             "privacy_scope=fisher-given-weights"
         )
     check_privacy(settings)
     evolution = Evolution(images, settings, seed, device, checkpoints, events, annotator)
-    # What the policy would refuse to send is said before the training, not after it.
+    # What the policy would refuse to send is refused before the training, not after it.
     samples = min(settings.fisher_samples, evolution.plan.taught_images)
     if samples < fewest_fisher_images:
         raise InputError(
@@ -129,7 +129,7 @@ def evolve(
 
 
 def check_privacy(settings: CollectiveSettings) -> None:
-    """Refuse privacy where what it needs is not installed.
+    """Refuse settings that ask for privacy where its extra is not installed.
 
     Raises:
         InputError: the extra ``privacy`` is missing.
@@ -147,7 +147,7 @@ def _learngenes(
     chosen: range,
     fewest_fisher_images: int,
 ) -> tuple[dict[Form, Learngene], Mechanism | None]:
-    """One in each form; with private Fisher diagonals where the settings ask for that."""
+    """Extract a learngene in each form; with private Fisher diagonals where the settings ask for them."""
     settings, events = evolution.settings, evolution.events
     data = collective.training_set(collective.known)
     mechanism, private = None, None
@@ -197,7 +197,7 @@ def _condense(evolution: Evolution, collective: Collective, top: int) -> Condens
 
 
 def _choose(evolution: Evolution, collective: Collective) -> Chosen:
-    """Ask both criteria; the second one costs the training of a pseudo-descendant and is asked where that is set."""
+    """Choose layers by both criteria; the second one needs a pseudo-descendant, which is trained where that is set."""
     settings, layers, rho = evolution.settings, len(collective.network.layers), collective.trend.rho
     similarity = None
     if settings.descendant_epochs > 0:

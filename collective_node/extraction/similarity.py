@@ -1,4 +1,4 @@
-"""The second criterion: how like the collective's layers are to a pseudo-descendant's (arXiv 2305.02279)."""
+"""The second criterion: similarity of the collective's layers to a pseudo-descendant's (arXiv 2305.02279)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ DESCENDANT_POOLED = (0, 1, 2)
 
 
 class PseudoDescendant(nn.Module):
-    """A light network, shaped as an individual that inherits nothing: seven convolutions and a linear classifier."""
+    """A light network, like an individual that inherits nothing: seven convolutions and a linear classifier."""
 
     def __init__(self, channels: int, outputs: int, width: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def _norm(product: Tensor, left: Tensor, right: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Similarity:
-    """How like the collective's layers are to a pseudo-descendant's.
+    """Similarity of the collective's layers to a pseudo-descendant's.
 
     Attributes:
         layers: CKA of each collective layer with each layer of the descendant, 0 to 1.
@@ -149,7 +149,7 @@ class Similarity:
 
     @property
     def per_layer(self) -> tuple[float, ...]:
-        """Of each collective layer, the largest over the descendant's layers."""
+        """For each collective layer, the largest value over the descendant's layers."""
         return tuple(max(row) for row in self.layers)
 
 

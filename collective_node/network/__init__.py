@@ -1,1 +1,1 @@
-"""The network that grows: its layers, its schedule."""
+"""The expandable network, its growth, and growth schedules."""

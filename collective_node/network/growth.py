@@ -1,4 +1,4 @@
-"""What a growth of the network means for tensors that belong to its parameters: momentum, anchors, Fisher diagonals."""
+"""How tensors that belong to parameters follow a growth of the network: momentum, anchors, Fisher diagonals."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-#: What a tensor holds: the parameter itself (or what it was once), its gradient (or momentum), a squared gradient.
+#: What a tensor holds: the parameter (now or earlier), its gradient (or momentum), or a squared gradient.
 Kind = Literal["value", "gradient", "square"]
 
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
@@ -78,7 +78,7 @@ class Growth:
         return tensor if move is None else move.follow(tensor, kind)
 
     def renamed(self, name: str) -> str:
-        """What the parameter ``name`` is called now."""
+        """The name that the parameter ``name`` has now."""
         found = _BLOCK.match(name)
         if self.inserted is None or found is None or int(found[1]) < self.inserted:
             return name

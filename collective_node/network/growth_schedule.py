@@ -1,4 +1,4 @@
-"""Growth schedules: what a user writes down, the paper's twenty steps, and which steps to take before which task."""
+"""Growth schedules: steps as a user writes them, the paper's twenty steps, and the steps before each task."""
 
 import re
 from collections.abc import Sequence

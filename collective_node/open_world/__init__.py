@@ -1,1 +1,1 @@
-"""The stream of unknown images: scores, metrics, annotators."""
+"""The open world: the stream of unknown images, scores, metrics, annotators, and cycles."""

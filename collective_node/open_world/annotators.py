@@ -1,4 +1,4 @@
-"""Who names what the collective does not know: an oracle in simulations, someone at the annotation page elsewhere."""
+"""Annotators, who name unknown images: an oracle in simulations, elsewhere a user of the annotation page."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from collective_node.records import Named
 
 @dataclass(frozen=True)
 class LabelQuery:
-    """What an annotator is asked about in one cycle.
+    """Query to an annotator in one cycle: which of these images show new classes?
 
     Attributes:
         cycle: its number, from 0.
         rows: rows ``[n]`` of this cycle's part of the stream.
-        flagged: bool ``[n]``, which of them make the unknown set.
+        flagged: bool ``[n]``, which of them are in the unknown set.
         unknown: the unknown set: its images in the order of ``rows[flagged]``, scores, features, and the known names.
-        at_most: M, how many classes an oracle names; an annotator names as many as are of interest.
+        at_most: M, how many classes an oracle names at most; at the page an annotator names as many as are of interest.
     """
 
     cycle: int
@@ -39,21 +39,21 @@ class Annotator(Protocol):
 
     @property
     def truth(self) -> Truth | None:
-        """What is known about the whole stream, for measuring; None where nobody knows."""
+        """The labels of the whole stream, for measuring; None where they are not known."""
         ...
 
     def name(self, query: LabelQuery) -> Named:
-        """Rows of the stream that show new classes, and the name of each; only classes that are not known."""
+        """Name rows of the stream that show new classes; only classes that are not known."""
         ...
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """Holds the labels of the stream. Names the classes with the most images in the unknown set.
+    """An annotator that holds the labels of the stream, and names the classes with the most images in the unknown set.
 
     Attributes:
         truth: the labels.
-        examples: further images of each class named, from the same part of the stream: it "provides their examples".
+        examples: further images of each named class, from the same part of the stream: it "provides their examples".
     """
 
     truth: Truth
@@ -77,7 +77,7 @@ class Oracle:
 
 @dataclass(frozen=True)
 class PageAnnotator:
-    """Someone at ``collective-node annotate``: the unknown set is laid down, and the labels are waited for.
+    """An annotator at ``collective-node annotate``: the unknown set is stored, and the evolution waits for the labels.
 
     Attributes:
         state: the node's state folder.
@@ -89,7 +89,7 @@ class PageAnnotator:
     truth: None = None
 
     def name(self, query: LabelQuery) -> Named:
-        """What the annotator named; dismissed images and images of known classes are left out."""
+        """The images that were named; dismissed images and images of known classes are left out."""
         folder = cycle_folder(self.state, query.cycle + 1)
         store(folder, query.unknown)
         labels = self.wait(folder)

@@ -1,4 +1,4 @@
-"""How well a collective tells unknown images of a stream from known ones, and still names the known ones.
+"""Metrics of open-set recognition: unknown images of a stream are told from known ones, which are still named rightly.
 
 Scores are the larger, the more unknown. Throughout, the positive class is *unknown*, as in OpenOOD (Yang et al. 2022):
 the true positive rate (TPR) is the share of unknown images that are flagged as unknown, the false positive rate (FPR)

@@ -1,4 +1,4 @@
-"""How unknown an image looks to the collective: five scores, and the threshold above which it counts as unknown."""
+"""Five scores of how unknown an image looks to the collective, and the threshold above which it is unknown."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ ROWS = 256
 
 @dataclass(frozen=True)
 class Responses:
-    """What a network answers to images, in evaluation mode; nothing in it is NaN or infinite.
+    """Responses of a network to images, in evaluation mode; no value is NaN or infinite.
 
     Attributes:
         logits: ``[N, C]``, an output per known class, before any softmax.
@@ -50,7 +50,7 @@ class Responses:
 
 
 def fit_score(score: Score, known: Responses, labels: Tensor, *, neighbours: int) -> Callable[[Responses], Tensor]:
-    """The score by its name, fitted where it needs it to known images.
+    """Fit the score with this name to known images, where it needs them.
 
     Args:
         score: which score.

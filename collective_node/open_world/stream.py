@@ -1,4 +1,4 @@
-"""The open world: which images of a stream look unknown, and how well that is told (Eq. 2 and 3)."""
+"""The stream: which of its images look unknown, and how well they are recognised (Eq. 2 and 3)."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ FIT_IMAGES_PER_CLASS = 100
 
 @dataclass(frozen=True)
 class Recognition:
-    """What one part of the stream looks like to a collective.
+    """Result of recognising one part of the stream.
 
     Attributes:
         rows: rows ``[n]`` of the stream.
@@ -57,7 +57,7 @@ class Stream:
     Args:
         images: uint8 ``[N, H, W, C]``.
         heldout: held-out images of the base classes: what thresholds are calibrated on.
-        truth: the stream's labels, where anybody has them; besides, they are used for measuring alone.
+        truth: the stream's labels, where they are known; apart from this they are used for measuring only.
         untaught: names of the base classes that no task teaches.
 
     Raises:
@@ -87,7 +87,7 @@ class Stream:
         self.parts = np.array_split(rows, settings.cycles + 1)
 
     def recognise(self, collective: Collective, part: int, score: Score) -> Recognition:
-        """How a collective sees a part of the stream, numbered from 0; ``score`` decides, all are measured."""
+        """Recognise a part of the stream, numbered from 0; ``score`` decides, and all scores are measured."""
         settings, rows = self._settings, self.parts[part]
         network = collective.network
         fitted = torch.cat([found[:FIT_IMAGES_PER_CLASS] for found in collective.rows_of(collective.known)])
@@ -123,7 +123,7 @@ class Stream:
         )
 
     def query(self, collective: Collective, recognition: Recognition, cycle: int) -> LabelQuery:
-        """What an annotator is asked about.
+        """Query for the annotator about the unknown images of a part.
 
         Raises:
             InputError: no image looks unknown.
