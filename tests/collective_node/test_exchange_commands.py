@@ -15,6 +15,7 @@ from collective_node.cli import app
 from protocol.exchange.collective_endpoint import Withdrawal
 from protocol.messages import bundle_file
 from protocol.messages.payloads import LIFE, SKEW, Release
+from protocol.node.load_keys import load_keys
 from protocol.trust.trust_file import read_trust, write_trust
 from tests.protocol.parties import ROOT, learngene, opened, resigned
 from tests.two_folders import Done, Folders, make_folders, refused, run, succeeded
@@ -226,7 +227,8 @@ def test_receipts_that_must_not_be_believed_are_refused(folders: Folders, collec
     endpoint = folders.individual_endpoint()
     receipt = endpoint.inherit(*bundle_file.read(tmp_path / "one.learngene"), int(time.time())).receipt
     file = tmp_path / "receipt.json"
-    file.write_bytes(resigned(receipt, endpoint._key, release="a" * 64))
+    key = load_keys(folders.node(folders.individual)).signing
+    file.write_bytes(resigned(receipt, key, release="a" * 64))
     refused(collective("receipt", file), "(wrong_audience)", "never granted", code=1)
     refused(collective("receipt", requested(folders, tmp_path / "request.json")), "(malformed)", code=1)
     file.write_bytes(receipt)

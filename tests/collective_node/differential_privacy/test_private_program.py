@@ -16,6 +16,7 @@ from collective_node.program import CollectiveProgram
 from protocol.confinement.guards import Confinement
 from protocol.node.configuration import load, read
 from protocol.node.load_keys import load_keys
+from protocol.transport.frame import Frame
 from tests.two_folders import make_folders
 
 SETTINGS = {
@@ -29,6 +30,15 @@ SETTINGS = {
 }
 
 
+def evolve(program: CollectiveProgram) -> None:
+    """Give the command, and wait until the work is over."""
+    answer = program.handle(Frame("evolve"))
+    while answer.fields["state"] == "working":
+        time.sleep(0.05)
+        answer = program.handle(Frame("status"))
+    assert answer.fields["state"] == "done"
+
+
 def test_the_node_publishes_a_private_learngene_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 300)
@@ -40,7 +50,7 @@ def test_the_node_publishes_a_private_learngene_once(tmp_path: Path, monkeypatch
     folders.collective.write_bytes(tomli_w.dumps({**tables, "collective": SETTINGS}).encode())
     configuration = load(folders.collective, CollectiveConfiguration, "collective")
     program = CollectiveProgram(configuration, Confinement(0, False, ()), load_keys(configuration.node))
-    program._evolve()
+    evolve(program)
     (release,) = folders.collective_endpoint().releases()
     assert release.payload.dp is not None
     assert release.payload.dp.epsilon_micro == 2_500_000
@@ -49,7 +59,7 @@ def test_the_node_publishes_a_private_learngene_once(tmp_path: Path, monkeypatch
     assert (metrics["tasks"], metrics["known_classes"]) == ([], 4)
     # A crash after the release and before the figures: asked again, it publishes what it has, no second learngene.
     (configuration.node.state / "metrics.json").unlink()
-    program._evolve()
+    evolve(program)
     assert [one.digest for one in folders.collective_endpoint().releases()] == [release.digest]
     assert json.loads((configuration.node.state / "metrics.json").read_text())["privacy"] == metrics["privacy"]
     folders.exchange(tmp_path / "private.learngene", at=int(time.time()))
