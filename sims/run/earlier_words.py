@@ -1,7 +1,7 @@
 """Reads the words of format 1 in ``settings.json`` and ``results.json``: the same facts under the names of format 2."""
 
 #: Names of settings and of figures, as format 1 has them.
-_NAMES = {"retain": "retain_weight"}
+_NAMES = {"retain": "retain_weight", "person": "annotator"}
 #: Where the word for a score stands: as a value, in a list of scores, or as a name for its figures.
 _SCORE, _SCORES, _BY_SCORE = "score", "compare_scores", ("before", "after")
 #: Scores, as format 1 calls them.

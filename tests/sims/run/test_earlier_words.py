@@ -62,7 +62,7 @@ def test_settings_of_format_1_are_the_same_settings() -> None:
     document = settings.model_dump(mode="json")
     collective, individual = document["settings"]["collective"], document["settings"]["individual"]
     individual["retain"] = individual.pop("retain_weight")
-    collective |= {"score": "paper", "compare_scores": ["paper", "energy"]}
+    collective |= {"score": "paper", "compare_scores": ["paper", "energy"], "person": collective.pop("annotator")}
     assert SettingsFile.model_validate_json(json.dumps({**document, "format": 1})) == settings
 
 
