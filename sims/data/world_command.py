@@ -10,7 +10,8 @@ from protocol.output import PlainTable, console, plain, say
 from sims.data.datasets import DATASETS, dataset_name
 from sims.data.images import count_images, load_source
 from sims.data.worlds import World, WorldPlan, check_enough, check_free, make_world
-from sims.run.settings import DATA_VARIABLE, typed_data
+from sims.run.options import DATA_VARIABLE
+from sims.run.settings import typed_data
 
 _world = typer.Typer(no_args_is_help=False, help="Worlds: the private folders of the parties of a simulation.")
 

@@ -337,8 +337,8 @@ def measure(run: AttackedRun, settings: LeakageSettings, folder: Path, command: 
     assert fisher is not None
     return Leakage(
         run_id=run.record.run_id,
-        dataset=kept.dataset.get("name", kept.settings.dataset),
-        source=kept.dataset.get("source", "unknown"),
+        dataset=run.dataset.name,
+        source=run.dataset.source,
         notice=run.notice,
         profile=kept.settings.profile,
         run_seed=kept.settings.seed,

@@ -34,10 +34,11 @@ from sims.data.images import load_source
 from sims.data.worlds import load_world, make_world
 from sims.results import report, results
 from sims.run.environment import REACH
+from sims.run.options import Options, Value, read_options
 from sims.run.processes import NodeProcesses
 from sims.run.reach import Reach
-from sims.run.run_folder import OpenRun, open_run
-from sims.run.settings import RunSettings, Value, check_machine, from_run_config
+from sims.run.run_folder import OpenRun, is_prepared, open_prepared, prepare, read_settings
+from sims.run.settings import RunSettings, check_connected, check_machine, resolve
 
 #: Start of the line in the run's log that names its folder.
 FOLDER_LINE = "run folder: "
@@ -57,12 +58,10 @@ def main(grid: Grid, context: Context) -> None:
             and ``run.json`` says why.
     """
     nodes = _connected_nodes(grid)
-    config: dict[str, Value] = dict(context.run_config)
-    settings = from_run_config(config, environment=os.environ, individuals=len(nodes) - 1)
-    check_machine(settings)
     # Only `learngene run` says who reaches it; elsewhere the SuperLink is Flower's own.
     reach: Reach = TypeAdapter(Reach).validate_python(os.environ.get(REACH, "machine"))
-    run = open_run(settings, now=datetime.now(UTC), reach=reach)
+    config: dict[str, Value] = dict(context.run_config)
+    run, settings = open_configured(read_options(config), connected=len(nodes) - 1, reach=reach, now=datetime.now(UTC))
     print_line(f"{FOLDER_LINE}{run.folder}")
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
@@ -72,6 +71,32 @@ def main(grid: Grid, context: Context) -> None:
         raise
     finally:
         run.close()
+
+
+def open_configured(options: Options, *, connected: int, reach: Reach, now: datetime) -> tuple[OpenRun, RunSettings]:
+    """Open the run that a run configuration asks for: of a folder that holds the settings of a run, as
+    ``learngene run`` hands it over, or by options of its own.
+
+    Args:
+        connected: individuals that are connected.
+        reach: who reaches the run.
+        now: the run's start.
+
+    Raises:
+        InputError: a setting is wrong, or cannot be met on this machine; the folder cannot be opened.
+    """
+    handed = Path(options.folder).expanduser()
+    if options.folder and handed.is_absolute() and is_prepared(handed) and options == options.of_the_folder():
+        folder, settings = handed, read_settings(handed).settings
+        if settings.dataset != options.dataset:
+            raise InputError(f"{folder} holds settings of {settings.dataset}; start the app sims/{settings.dataset}")
+        check_connected(settings.individuals, connected)
+        check_machine(settings)
+    else:
+        settings = resolve(options, environment=os.environ, individuals=connected)
+        check_machine(settings)
+        folder = prepare(settings, now=now)
+    return open_prepared(folder, resume=options.resume, reach=reach, now=now), settings
 
 
 def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], *, flower_run: int) -> None:
@@ -217,7 +242,6 @@ def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], Non
         source = load_source(settings.data, dataset=settings.dataset, stand_in=settings.stand_in, say=say)
         world = make_world(source, source.division, settings.plan, settings.seed, folder)
     dataset = world.description.dataset
-    run.keep_settings(settings, {"name": dataset.name, "source": dataset.source})
     say(world.description.notice or f"the images are {dataset.name} ({dataset.source})")
 
 

@@ -21,16 +21,18 @@ from sims.data.images import count_images, fetch_published
 from sims.data.worlds import check_enough
 from sims.results.results import Results, load
 from sims.run import flower
+from sims.run.options import Value
 from sims.run.progress import ProgressView, RunWatcher
 from sims.run.run_folder import (
     OpenRun,
     RunRecord,
+    forget,
     is_locked,
+    prepare,
     read_record,
-    reserve_folder,
     resume_folder,
 )
-from sims.run.settings import RunSettings, Value, check_machine
+from sims.run.settings import RunSettings, check_machine
 
 _POLL_SECONDS = 0.3
 #: After the run's own record says that it has ended: how long Flower may take to say the same.
@@ -83,8 +85,7 @@ def run(
     check_machine(settings)
     if not settings.resume:  # a run that is resumed has its world
         _check_images(settings, console)
-    folder = _folder(settings, clock)
-    settings = settings.model_copy(update={"folder": folder})
+    folder = prepare(settings, now=datetime.fromtimestamp(clock(), UTC))
     console.print(plain(f"run folder     {folder}"), soft_wrap=True)
     before = _record(folder)
     log: deque[str] = deque(maxlen=_LOG_LINES)
@@ -140,8 +141,9 @@ def _run_in(
     try:
         watcher = RunWatcher(folder, from_end=settings.resume)
         with as_file(files("sims") / settings.dataset) as app, ProgressView(console, clock) as view:
-            config, nodes = settings.to_run_config(), settings.individuals + 1
-            submitted = submit(app, config, nodes=nodes, record=folder, say=view.say)
+            # The settings lie in the folder.
+            config: dict[str, Value] = {"folder": str(folder), "resume": settings.resume}
+            submitted = submit(app, config, nodes=settings.individuals + 1, record=folder, say=view.say)
             if submitted.notice:
                 console.print(submitted.notice, highlight=False)
             reason = _follow(submitted, folder, watcher, log, view, clock)
@@ -198,16 +200,6 @@ def planned_folder(settings: RunSettings, now: datetime) -> Path:
     if settings.resume:
         return resume_folder(settings)
     return settings.folder or settings.out / f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{settings.dataset}"
-
-
-def _folder(settings: RunSettings, clock: Callable[[], float]) -> Path:
-    if settings.resume:
-        return resume_folder(settings)
-    if settings.folder is None:
-        return reserve_folder(settings.out, settings.dataset, datetime.fromtimestamp(clock(), UTC))
-    if settings.folder.is_dir() and any(settings.folder.iterdir()):
-        raise InputError(f"{settings.folder} is not empty; give a new folder, or --resume to go on with the run in it")
-    return settings.folder
 
 
 def _follow(
@@ -267,8 +259,7 @@ def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None)
     if not folder.is_dir():
         return ""
     record = _record(folder)
-    if record is None and not any(folder.iterdir()) and (not log or reason in Interruption.REASONS.values()):
-        folder.rmdir()
+    if record is None and (not log or reason in Interruption.REASONS.values()) and forget(folder):
         return ""
     try:
         if record is not None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from protocol.encoding import canonical_json
 from protocol.exchange.audit import ALLOWED, NO_LINE
-from sims.run.run_folder import OpenRun, open_run
-from sims.run.settings import from_run_config
+from sims.run.run_folder import OpenRun, open_prepared, prepare
+from sims.run.settings import RunSettings, from_run_config
 
 VARIANTS = ("", "-individual", "-none", "-frozen")
 #: The methods that run where no others are asked for; with the accuracy around which theirs are drawn.
@@ -47,7 +47,7 @@ def make_run(
     settings = from_run_config(
         {"out": str(out), "target-tasks": target_tasks, "individuals": individuals, "seed": seed, "profile": "smoke"}
     )
-    run = open_run(settings, now=NOW, new_run_id=lambda: run_id)
+    run = open_run(settings, run_id=run_id)
     folder = run.folder
     name = "glyphs" if source == "stand-in" else dataset
     _json(folder / "world" / "collective" / "manifest.json", {"dataset": {"name": name, "source": source}})
@@ -97,10 +97,16 @@ def make_run(
     return folder
 
 
+def open_run(settings: RunSettings, *, now: datetime = NOW, run_id: str | None = None) -> OpenRun:
+    """Open the folder that the settings ask for, as a run does that is given no folder with settings in it."""
+    how = {} if run_id is None else {"new_run_id": lambda: run_id}
+    return open_prepared(prepare(settings, now=now), resume=settings.resume, now=now, **how)
+
+
 def open_again(folder: Path, out: Path) -> OpenRun:
     """Open an unfinished made run as a resumed run does."""
     settings = from_run_config({"out": str(out), "target-tasks": "10:12,20:6", "individuals": 2, "profile": "smoke"})
-    return open_run(settings.model_copy(update={"resume": True}), now=NOW)
+    return open_run(settings.model_copy(update={"resume": True}))
 
 
 def collective_metrics(seed: int = 0) -> dict[str, object]:
