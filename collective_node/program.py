@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from collective_node import collective_images
+from collective_node import collective_images, metrics
 from collective_node.collective_images import PrivateImages
 from collective_node.configuration import CollectiveConfiguration
 from collective_node.extraction.pipeline import Chosen, Evolved, check_privacy, evolve
+from collective_node.metrics import (
+    CollectiveMetrics,
+    Criterion,
+    FisherFacts,
+    GradientTrend,
+    LearngeneFacts,
+    OpenWorld,
+    Similarity,
+)
 from collective_node.open_world.annotators import Annotator, Oracle, Person
 from protocol.confinement.guards import Confinement
 from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal
@@ -21,7 +30,7 @@ from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import describe
 from protocol.messages.sealing import CONTENT_KEY_BYTES
 from protocol.node.endpoints import unix_seconds
-from protocol.node.metrics import METRICS_FILE, write_metrics
+from protocol.node.metrics import METRICS_FILE
 from protocol.node.program import PartyProgram
 from protocol.node.server import Program
 from protocol.transport.frame import Frame
@@ -69,17 +78,14 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         self._events.append("fisher", 1, 1, "published")
         figures = _figures(evolved) if isinstance(evolved, Evolved) else _private_figures(evolved)
         described = {form: _described(learngene, releases[form]) for form, learngene in evolved.learngenes.items()}
-        privacy = None if evolved.mechanism is None else evolved.mechanism.model_dump(mode="json")
-        write_metrics(
-            self._node.state,
-            {
-                **figures,
-                "learngenes": described,
-                "privacy": privacy,
-                **self._circumstances(),
-                "seconds": evolved.seconds,
-            },
-        )
+        found = {
+            **figures,
+            "learngenes": described,
+            "privacy": evolved.mechanism,
+            **self._circumstances(),
+            "seconds": evolved.seconds,
+        }
+        metrics.write(self._node.state, CollectiveMetrics.model_validate(found))
 
     def _evolved(self, images: PrivateImages) -> "Evolved | PrivatelyEvolved":
         """By the settings, with private weights or as ever."""
@@ -131,23 +137,21 @@ def _figures(evolved: Evolved) -> dict[str, object]:
     collective, trend = evolved.collective, evolved.collective.trend
     parameters = {"collective": sum(p.numel() for p in collective.network.parameters())}
     parameters |= {form: _weights(learngene) for form, learngene in evolved.learngenes.items()}
+    assert trend.sigma is not None  # fixed by the first task
     return {
-        "tasks": [task.model_dump() for task in collective.tasks],
+        "tasks": tuple(collective.tasks),
         "base_accuracy": (
             collective.cycles[-1].base_accuracy_after if collective.cycles else collective.tasks[-1].accuracy
         ),
         "known_classes": len(collective.known),
         "condensed_accuracy": evolved.condensed_accuracy,
-        "gradient_trend": {
-            "layers": [f"conv {number + 1}" for number in range(trend.layers)],
-            "rho": [list(row) for row in zip(*trend.rho, strict=True)],
-            "sigma": trend.sigma,
-        },
+        "gradient_trend": GradientTrend(
+            layers=tuple(f"conv {number + 1}" for number in range(trend.layers)),
+            rho=tuple(zip(*trend.rho, strict=True)),
+            sigma=trend.sigma,
+        ),
         "criterion": _criterion(evolved.chosen),
-        "open_world": {
-            "cycles": [cycle.model_dump() for cycle in collective.cycles],
-            "comparisons": [comparison.model_dump() for comparison in evolved.comparisons],
-        },
+        "open_world": OpenWorld(cycles=tuple(collective.cycles), comparisons=tuple(evolved.comparisons)),
         "parameters": parameters,
         "weights_sha256": _digest(collective.network.state_dict()),
     }
@@ -156,7 +160,7 @@ def _figures(evolved: Evolved) -> dict[str, object]:
 def _private_figures(evolved: "PrivatelyEvolved") -> dict[str, object]:
     """There is no sequence of tasks, and so no trend of gradients."""
     return {
-        "tasks": [],
+        "tasks": (),
         "known_classes": evolved.known,
         "condensed_accuracy": evolved.condensed_accuracy,
         "parameters": {form: _weights(learngene) for form, learngene in evolved.learngenes.items()},
@@ -169,34 +173,33 @@ def _weights(learngene: Learngene) -> int:
     return sum(learngene.tensors[name].size for name, (role, _) in allowed.items() if role == "weight")
 
 
-def _criterion(chosen: Chosen) -> dict[str, object]:
+def _criterion(chosen: Chosen) -> Criterion:
     """Layers by number, from 1."""
     similarity = None
     if chosen.similarity is not None and chosen.by_similarity is not None:
-        similarity = {
-            "per_layer": list(chosen.similarity.per_layer),
-            "layers": [number + 1 for number in chosen.by_similarity],
-        }
-    return {
-        "chosen": [number + 1 for number in chosen.layers],
-        "settled": chosen.settled,
-        "found": chosen.found,
-        "similarity": similarity,
-    }
+        similarity = Similarity(
+            per_layer=chosen.similarity.per_layer, layers=tuple(number + 1 for number in chosen.by_similarity)
+        )
+    return Criterion(
+        chosen=tuple(number + 1 for number in chosen.layers),
+        settled=tuple(chosen.settled),
+        found=chosen.found,
+        similarity=similarity,
+    )
 
 
-def _described(learngene: Learngene, release: StoredRelease) -> dict[str, object]:
+def _described(learngene: Learngene, release: StoredRelease) -> LearngeneFacts:
     assert learngene.fisher is not None
     fisher = [tensor for name, tensor in learngene.tensors.items() if name.startswith("fisher.")]
-    return {
-        "architecture": describe(learngene.architecture),
-        "release": release.digest,
-        "fisher": {
+    return LearngeneFacts(
+        architecture=describe(learngene.architecture),
+        release=release.digest,
+        fisher=FisherFacts(
             **learngene.fisher.model_dump(),
-            "largest": max(float(t.max()) for t in fisher),
-            "mean": sum(float(t.sum()) for t in fisher) / sum(t.size for t in fisher),
-        },
-    }
+            largest=max(float(t.max()) for t in fisher),
+            mean=sum(float(t.sum()) for t in fisher) / sum(t.size for t in fisher),
+        ),
+    )
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,174 @@
+"""The model of the collective's ``metrics.json``: its node writes by it, and every reader reads by it."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from collective_node.differential_privacy.mechanism import Mechanism
+from collective_node.records import Comparison, CycleRecord, Percent, TaskRecord
+from protocol.errors import InputError, fault_line
+from protocol.learngene.architecture import Form
+from protocol.learngene.learngene import FisherDescription
+from protocol.node.metrics import METRICS_FILE, read_metrics, write_metrics
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+#: A name that can stand in a table, a figure and a file name.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9 ._-]{0,99}$")]
+#: SHA-256 in hexadecimal digits.
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class GradientTrend(BaseModel):
+    """Eq. 4 and 5: ``rho[layer][task]``, the share of a layer's parameters with a gradient above ``sigma``; None where
+    the layer was not there yet."""
+
+    model_config = _FROZEN
+
+    layers: tuple[Name, ...]
+    rho: tuple[tuple[float | None, ...], ...]
+    sigma: float
+
+    @model_validator(mode="after")
+    def _as_many_as_layers(self) -> "GradientTrend":
+        if len(self.layers) != len(self.rho) or len({len(row) for row in self.rho}) > 1:
+            raise ValueError(f"rho must have one row for each of the {len(self.layers)} layers, all as long")
+        return self
+
+
+class Similarity(BaseModel):
+    """The second criterion (arXiv 2305.02279): linear CKA of each convolution with a pseudo-descendant's most similar
+    one, 0 to 1, and the ``layers`` that it would choose, numbered from 1."""
+
+    model_config = _FROZEN
+
+    per_layer: tuple[float, ...]
+    layers: tuple[int, ...]
+
+
+class Criterion(BaseModel):
+    """Which layers make the learngene.
+
+    Attributes:
+        chosen: layers that the form ``paper`` took, numbered from 1.
+        settled: of each layer, whether its gradient trend settled.
+        found: how many settled ones end at the last layer, which is k where the settings leave it open.
+        similarity: None where no pseudo-descendant was trained.
+    """
+
+    model_config = _FROZEN
+
+    chosen: tuple[int, ...]
+    settled: tuple[bool, ...]
+    found: int
+    similarity: Similarity | None
+
+    @model_validator(mode="after")
+    def _as_many_as_layers(self) -> "Criterion":
+        numbers = (*self.chosen, *(self.similarity.layers if self.similarity else ()))
+        if not all(number >= 1 for number in numbers):
+            raise ValueError("layers are numbered from 1")
+        if self.similarity is not None and len(self.similarity.per_layer) != len(self.settled):
+            raise ValueError(f"settled must hold each of the {len(self.similarity.per_layer)} layers of the similarity")
+        return self
+
+    @property
+    def settled_layers(self) -> tuple[int, ...]:
+        """Numbers of the settled layers, from 1."""
+        return tuple(number for number, found in enumerate(self.settled, start=1) if found)
+
+
+class OpenWorld(BaseModel):
+    """The run's own open-world cycles, and what other scores and strategies would have made of them."""
+
+    model_config = _FROZEN
+
+    cycles: tuple[CycleRecord, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+
+
+class FisherFacts(FisherDescription):
+    """A learngene's Fisher diagonal, with its largest and its mean entry."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    largest: float
+    mean: float
+
+
+class LearngeneFacts(BaseModel):
+    """A published learngene: its blocks in one line, the digest of its release, and its Fisher diagonal."""
+
+    model_config = _FROZEN
+
+    architecture: str
+    release: Digest
+    fisher: FisherFacts
+
+
+class CollectiveMetrics(BaseModel):
+    """``metrics.json`` of the collective. Accuracies in per cent, times in seconds of wall clock.
+
+    An evolution with private weights has no sequence of tasks, no gradient trend and no open world: it leaves out the
+    fields that have a default.
+
+    Attributes:
+        tasks: one record for each task.
+        base_accuracy: on held-out images of the classes of the tasks, after everything.
+        known_classes: how many classes it knows.
+        condensed_accuracy: of the condensed network, on held-out images of the base classes.
+        learngenes: by form.
+        parameters: numbers of weights, by network.
+        weights_sha256: of the network; equal for equal weights.
+        privacy: what the guarantee of its learngenes rests on, where there is one.
+        device, threads: what it was computed on.
+        confinement: the node's own line about what the operating system enforced.
+        seconds: wall-clock times, by step.
+    """
+
+    model_config = _FROZEN
+
+    tasks: tuple[TaskRecord, ...]
+    base_accuracy: Percent | None = None
+    known_classes: int = Field(ge=1)
+    condensed_accuracy: Percent
+    gradient_trend: GradientTrend | None = None
+    criterion: Criterion | None = None
+    open_world: OpenWorld = OpenWorld()
+    learngenes: dict[Form, LearngeneFacts]
+    parameters: dict[str, int]
+    weights_sha256: Digest | None = None
+    privacy: Mechanism | None = None
+    device: str
+    threads: int = Field(ge=1)
+    confinement: str
+    seconds: dict[str, float]
+
+    @model_validator(mode="after")
+    def _criterion_of_every_layer(self) -> "CollectiveMetrics":
+        trend, criterion = self.gradient_trend, self.criterion
+        if trend and criterion and len(criterion.settled) != len(trend.layers):
+            raise ValueError(f"the criterion must hold each of the {len(trend.layers)} layers")
+        return self
+
+
+def write(state: Path, metrics: CollectiveMetrics) -> None:
+    """Store the figures in the node's state folder: the fields that were given, and no others."""
+    write_metrics(state, metrics.model_dump(mode="json", exclude_unset=True))
+
+
+def read(state: Path) -> CollectiveMetrics | None:
+    """The figures that a collective's node stored; None where there are none. A node that was taken over may have
+    written anything.
+
+    Raises:
+        InputError: the file is not what a collective writes.
+    """
+    document = read_metrics(state)
+    if document is None:
+        return None
+    try:
+        return CollectiveMetrics.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{state / METRICS_FILE}: {fault_line(error)}") from None
