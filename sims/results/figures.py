@@ -9,6 +9,7 @@ import numpy as np
 from collective_node.records import CycleFigures
 from individual_node.method_table import METHODS, FisherSource, Method
 from protocol.learngene.architecture import Form
+from sims.results.models import Results, metric_of
 from sims.results.plotting import (
     Artist,
     Axes,
@@ -20,7 +21,6 @@ from sims.results.plotting import (
     Rectangle,
     as_delivered,
 )
-from sims.results.results import Results, metric_of
 from sims.results.wording import change_text, kind_label, number_text
 
 _BLUE, _SKY, _GREEN, _ORANGE, _RED, _PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
 from protocol.learngene.learngene import PrivacyScope
-from sims.results.results import Dataset, Results, load
+from sims.results.models import Dataset, Results, load
 from sims.results.statistics import mean_interval
 from sims.results.summary import CIRCUMSTANCES, different
 from sims.run.run_folder import read_settings

@@ -17,12 +17,14 @@ from protocol.files.user_files import read_given
 from protocol.visible_text import visible_line
 from sims.leakage import leakage_figures, leakage_results
 from sims.leakage.leakage_results import Leakage
+from sims.results.comparison import METHODS, pair_key, pairs
 from sims.results.figures import DOTS_PER_INCH, FIGURES
+from sims.results.models import METRICS, Results, load, metric_of
 from sims.results.privacy_table import PRIVACY_FIGURE
-from sims.results.results import METHODS, METRICS, Results, describe_settings, load, metric_of, pair_key, pairs
 from sims.results.wording import (
     METRIC_NAMES,
     change_text,
+    describe_settings,
     guarantee_sentences,
     interval_text,
     kind_label,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from protocol.errors import InputError
 
 if TYPE_CHECKING:
-    from sims.results.results import CollectiveResult, Results
+    from sims.results.models import CollectiveResult, Results
 
 #: Of what each makes a row, a panel or a bar of a figure; characters of a name beside one.
 _MOST_METHODS, _MOST_SHOTS, _MOST_LAYERS, _MOST_TASKS, _MOST_CYCLES, _LONGEST_LABEL = 100, 8, 400, 2000, 60, 100

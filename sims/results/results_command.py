@@ -8,7 +8,7 @@ import typer
 from protocol.output import console, say
 from sims.results import report as report_module
 from sims.results import summary
-from sims.results.results import load
+from sims.results.models import load
 from sims.results.tables import results_tables, summary_table
 from sims.run.run_folder import run_of
 

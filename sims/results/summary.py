@@ -7,11 +7,12 @@ from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from collective_node.metrics import Criterion
 from collective_node.records import CycleFigures, StreamMetrics
 from collective_node.settings import SCORES, Score, Strategy
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
-from sims.results.results import METRICS, Comparison, Criterion, Dataset, Metric, Results, load, metric_of
+from sims.results.models import METRICS, Comparison, Dataset, Metric, Results, load, metric_of
 from sims.results.statistics import mean_interval
 from sims.run.run_folder import read_settings
 

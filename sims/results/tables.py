@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from rich import box
 from rich.console import Group, RenderableType
 
+from collective_node.metrics import Criterion
 from protocol.output import PlainTable, plain
+from sims.results.comparison import pair_key, pairs
+from sims.results.models import METRICS, Results, metric_of
 from sims.results.privacy_table import PrivacyTable
-from sims.results.results import METRICS, Criterion, Results, metric_of, pair_key, pairs
 from sims.results.summary import ComparisonOverRuns, OverRuns, Summary
 from sims.results.wording import (
     METRIC_NAMES,

@@ -5,7 +5,8 @@ from typing import Protocol
 
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.settings import Score, Strategy
-from sims.results.results import Metric
+from sims.results.models import Metric
+from sims.run.settings import RunSettings
 
 #: What a figure is called.
 METRIC_NAMES: Mapping[Metric, str] = {
@@ -101,3 +102,26 @@ def guarantee_sentences(found: Mechanism) -> list[str]:
 def kind_label(score: Score, strategy: Strategy) -> str:
     """Cycles by what decided in them."""
     return f"{score}, {_STRATEGIES[strategy]}"
+
+
+def describe_settings(settings: RunSettings) -> dict[str, str]:
+    """The settings as a reader's table: dotted names and plain values."""
+    rows: dict[str, str] = {}
+    for name, value in settings.model_dump(mode="json").items():
+        if name == "target_tasks":
+            rows["target tasks"] = ", ".join(f"{tasks} at {shots} shots" for shots, tasks in value.items())
+        elif isinstance(value, dict):
+            rows |= {f"{name}.{inner}": _plain(item) for inner, item in value.items()}
+        else:
+            rows[name.replace("_", " ")] = _plain(value)
+    return rows
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)

@@ -32,7 +32,8 @@ from protocol.trust.trust_file import write_trust
 from protocol.trust.trust_store import Role, TrustStore
 from sims.data.images import load_source
 from sims.data.worlds import load_world, make_world
-from sims.results import report, results
+from sims.results import report
+from sims.results.collection import collect
 from sims.run.environment import REACH
 from sims.run.options import Options, Value, read_options
 from sims.run.processes import NodeProcesses
@@ -145,7 +146,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
         clock.stop("round")
     run.update(seconds=clock.seconds)
     say("the results are collected, and the report is made of them")
-    results.collect(run.folder)
+    collect(run.folder)
     say(f"report: {report.write(run.folder)}")
     run.update(status="finished")
 

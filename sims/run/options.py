@@ -1,7 +1,7 @@
 """The options of a run. Each is declared here once: its key, its type and check, its default, and its help.
 
-``learngene run`` has a flag for each (:mod:`sims.run.run_command`), each Flower app a key in its ``pyproject.toml``; a test
-holds these files to this one. :mod:`sims.run.settings` resolves the options against a profile.
+``learngene run`` has a flag for each (:mod:`sims.run.run_command`), each Flower app a key in its ``pyproject.toml``.
+A test holds these files to this one. :mod:`sims.run.settings` resolves the options against a profile.
 """
 
 import re

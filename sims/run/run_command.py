@@ -13,8 +13,9 @@ from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedE
 from protocol.output import console, say
 from sims.data.datasets import DATASETS, check_data_named, dataset_name
 from sims.results import summary
-from sims.results.results import Results, describe_settings
+from sims.results.models import Results
 from sims.results.tables import results_tables, summary_table
+from sims.results.wording import describe_settings
 from sims.run import runner
 from sims.run.changes import join_changes
 from sims.run.options import Flag, Options, Value, keys, read_options

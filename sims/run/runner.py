@@ -19,7 +19,7 @@ from protocol.files.atomic import write_atomically
 from protocol.output import plain
 from sims.data.images import count_images, fetch_published
 from sims.data.worlds import check_enough
-from sims.results.results import Results, load
+from sims.results.models import Results, load
 from sims.run import flower
 from sims.run.options import Value
 from sims.run.progress import ProgressView, RunWatcher

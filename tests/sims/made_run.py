@@ -28,6 +28,8 @@ ALL_METHODS = {
 }
 #: The learning curve of scratch in the first individual begins one above the first of them.
 LEVELS = (20.0, 30.0, 40.0)
+#: How every node ran.
+CIRCUMSTANCES = {"device": "cpu", "threads": 1, "confinement": "unconfined"}
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -80,13 +82,17 @@ def make_run(
                 "curves": {
                     method: {
                         "10": {
+                            "tasks": len(own[method]["10"]),
                             "epochs": [1, 2, 3],
                             "accuracy": [level + number + (methods[method] - methods["scratch"]) for level in LEVELS],
                         }
                     }
                     for method in trained
                 },
-                "parameters": {"individual": 190_000},
+                "retain_weight": {},
+                "inherited": {"condensed": "3 -> 16p -> 32p -> 64p -> 64p | 64 -> 64 -> 64p"},
+                "revocation_status": {},
+                **CIRCUMSTANCES,
                 "seconds": {"adapt": 12.5},
             },
         )
@@ -165,6 +171,7 @@ def collective_metrics(seed: int = 0) -> dict[str, object]:
         },
         "parameters": {"collective": 1_900_000, "condensed": 190_000},
         "weights_sha256": "b" * 64,
+        **CIRCUMSTANCES,
         "seconds": {"train": 100.0, "condense": 28.0, "fisher": 2.0},
     }
 

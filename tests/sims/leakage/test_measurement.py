@@ -99,7 +99,7 @@ def test_results_survive_the_disk_and_others_are_refused(
 def test_the_report_gains_a_section_where_there_is_a_measurement(
     measured: tuple[AttackedRun, Path, Leakage, Said], tmp_path: Path
 ) -> None:
-    from sims.results.results import collect
+    from sims.results.collection import collect
 
     *_, found, _ = measured
     folder = make_run(tmp_path)

@@ -14,8 +14,11 @@ from scipy import stats
 from collective_node.records import CycleFigures, StreamMetrics
 from collective_node.settings import Score, Strategy
 from protocol.errors import InputError, RunFailedError
-from sims.results import results as results_module
-from sims.results.results import PAPER_FIGURES, CollectiveResult, Results, collect, load, pairs, schema
+from sims.results import comparison
+from sims.results.collection import collect
+from sims.results.comparison import pairs
+from sims.results.models import CollectiveResult, Results, load, schema
+from sims.results.paper_figures import PAPER_FIGURES
 from tests.protocol.hostile_files import ANY, plant, within
 from tests.sims.made_run import ALL_METHODS, LEVELS, METHODS, chained, collective_metrics, make_run, record
 
@@ -119,8 +122,8 @@ def test_differences_are_paired_on_the_same_tasks(made: tuple[Path, Results]) ->
 
 def test_every_method_is_described_in_order_and_compared_with_what_it_differs_from_in_one_thing(tmp_path: Path) -> None:
     results = collect(make_run(tmp_path, methods=ALL_METHODS, target_tasks="10:3"))
-    assert list(results.methods) == list(ALL_METHODS) == list(results_module.METHODS)
-    assert len(set(results_module.METHODS.values())) == len(ALL_METHODS)
+    assert list(results.methods) == list(ALL_METHODS) == list(comparison.METHODS)
+    assert len(set(comparison.METHODS.values())) == len(ALL_METHODS)
     groups = pairs(ALL_METHODS)
     flat = [pair for group in groups.values() for pair in group]
     assert len(flat) == len(set(flat))

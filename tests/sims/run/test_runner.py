@@ -27,7 +27,7 @@ from sims.cifar100.split import CIFAR100
 from sims.data.datasets import DATASETS, dataset_name
 from sims.data.division import Division
 from sims.results import report
-from sims.results.results import collect
+from sims.results.collection import collect
 from sims.results.summary import summarise
 from sims.run import runner
 from sims.run.options import Value
