@@ -1,15 +1,11 @@
 """What a collective writes down about each task and each open-world cycle; all accuracies in per cent."""
 
-from typing import Annotated
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from collective_node.settings import Score, Strategy
+from protocol.node.metrics import Percent
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
-
-#: A share in per cent.
-Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class StreamMetrics(BaseModel):
