@@ -9,7 +9,8 @@ import typer
 from protocol.output import PlainTable, console, plain, say
 from sims.data.datasets import DATASETS, dataset_name
 from sims.data.images import count_images, load_source
-from sims.data.worlds import World, WorldPlan, check_enough, check_free, make_world
+from sims.data.world_plan import WorldPlan, check_enough
+from sims.data.worlds import World, check_free, make_world
 from sims.run.options import DATA_VARIABLE
 from sims.run.settings import typed_data
 

@@ -4,9 +4,7 @@ import hashlib
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +39,7 @@ from sims.leakage.likelihood_ratio import paired_halves
 from sims.leakage.probe import LabelledImages, Probe, first_of_each
 from sims.leakage.release_variants import Variant, variants, with_noise
 from sims.leakage.shadow_collectives import Recipe, as_the_run, overfitted, remove_leftovers, train_shadows
+from sims.run.stopwatch import Stopwatch
 
 #: False positive rates of the curves.
 GRID = tuple(float(value) for value in np.logspace(-3, 0, 31))
@@ -69,16 +68,6 @@ class _Twin(BaseModel):
     reconstruction: tuple[ReconstructionResult, ...]
     class_control: Measure
     few_images: dict[str, Measure]
-
-
-@dataclass
-class _Clock:
-    seconds: dict[str, float] = field(default_factory=dict)
-    last: float = field(default_factory=time.monotonic)
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name], self.last = round(now - self.last, 1), now
 
 
 class _Measurement:
@@ -322,7 +311,7 @@ def measure(run: AttackedRun, settings: LeakageSettings, folder: Path, command: 
     threads = run.kept.settings.threads
     if threads:
         torch.set_num_threads(threads)
-    clock, work = _Clock(), _Measurement(run, settings, folder, say)
+    clock, work = Stopwatch(), _Measurement(run, settings, folder, say)
     remove_leftovers(folder)
     rows, candidates = work.attack_images()
     clock.lap("membership")

@@ -40,6 +40,7 @@ from sims.run.processes import NodeProcesses
 from sims.run.reach import Reach
 from sims.run.run_folder import OpenRun, is_prepared, open_prepared, prepare, read_settings
 from sims.run.settings import RunSettings, check_connected, check_machine, resolve
+from sims.run.stopwatch import Stopwatch
 
 #: Start of the line in the run's log that names its folder.
 FOLDER_LINE = "run folder: "
@@ -114,9 +115,9 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
         print_line(text)
         events.append("run", 0, 0, text)
 
-    clock = _Clock()
+    clock = Stopwatch()
     _prepare_world(run, settings, say)
-    clock.stop("world")
+    clock.lap("world")
     parties = _parties(settings)
     sites = [_Site(run.folder, *party, *simulation_paths(flower_run, number)) for number, party in enumerate(parties)]
     with ExitStack() as stack:
@@ -128,7 +129,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
             site.configure(run.record.run_id, root, settings)
             processes.start(site.role, site.party, site.home / "config.toml", socket=site.socket, state=site.state)
         processes.wait_until_listening()
-        clock.stop("start")
+        clock.lap("start")
         say(f"{len(sites)} node processes: {', '.join(f'{n.party} (pid {n.process.pid})' for n in processes.nodes)}")
 
         def check_alive() -> None:
@@ -143,7 +144,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
             run_round(exchange, nodes, settings.collective.forms, say, time.sleep, check_alive)
         except PartyFailedError as error:
             raise _with_reasons(error, processes) from error
-        clock.stop("round")
+        clock.lap("round")
     run.update(seconds=clock.seconds)
     say("the results are collected, and the report is made of them")
     collect(run.folder)
@@ -218,19 +219,6 @@ class _Site:
             },
         }
         write_atomically(self.home / "config.toml", tomli_w.dumps(tables).encode(), mode=0o600)
-
-
-class _Clock:
-    """Wall-clock seconds of the steps, one after the other."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def stop(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = round(now - self._last, 3)
-        self._last = now
 
 
 def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], None]) -> None:

@@ -18,7 +18,7 @@ from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedE
 from protocol.files.atomic import write_atomically
 from protocol.output import plain
 from sims.data.images import count_images, fetch_published
-from sims.data.worlds import check_enough
+from sims.data.world_plan import check_enough
 from sims.results.models import Results, load
 from sims.run import flower
 from sims.run.options import Value

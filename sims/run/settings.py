@@ -12,7 +12,7 @@ from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
 from protocol.errors import InputError, first_fault
 from sims.data.datasets import DatasetName
-from sims.data.worlds import WorldPlan
+from sims.data.world_plan import WorldPlan
 from sims.run.changes import as_text, changed, join_changes, parse_changes
 from sims.run.options import (
     DATA_VARIABLE,

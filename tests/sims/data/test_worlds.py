@@ -19,7 +19,8 @@ from sims.data import glyphs, worlds
 from sims.data.division import Division
 from sims.data.images import ImageSet, ImageSource, load_source
 from sims.data.world_command import register
-from sims.data.worlds import WorldPlan, load_world, make_world
+from sims.data.world_plan import WorldPlan
+from sims.data.worlds import load_world, make_world
 from tests.sims.made_tree import make_tree
 
 DIVISION = Division(base=("e", "a", "c", "b"), open_world=("f", "d"), novel=("k", "g", "i", "h"))

@@ -7,7 +7,8 @@ import torch
 
 from collective_node.extraction.pipeline import Evolved
 from sims.data.images import draw_stand_in
-from sims.data.worlds import WorldPlan, make_world
+from sims.data.world_plan import WorldPlan
+from sims.data.worlds import make_world
 from sims.leakage.attacked_run import AttackedRun, open_attacked
 from sims.leakage.leakage_settings import LeakageSettings
 from sims.leakage.shadow_collectives import Recipe, as_the_run
