@@ -1,4 +1,4 @@
-"""Worlds: a dataset cut into one private folder per party, so that no picture is in the folders of two parties."""
+"""Worlds: a dataset cut into one private folder per party. No picture is in the folders of two parties."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Dataset(BaseModel):
-    """Which images a world is made of."""
+    """Name and source of the images of a world."""
 
     model_config = _STRICT
 
@@ -84,7 +84,7 @@ class World:
 
     @property
     def notice(self) -> str:
-        """What every output must say about the images; empty where they are real."""
+        """The notice that every output carries about the images; empty if they are real."""
         return self.description.notice
 
 

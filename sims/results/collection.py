@@ -78,7 +78,8 @@ def collect(run_folder: Path) -> Results:
 def _merge(
     metrics: list[IndividualMetrics], target_tasks: Mapping[int, int]
 ) -> dict[str, dict[int, dict[int, Percent]]]:
-    """method -> shots -> run-wide task number -> accuracy; every method must have every task of every shot count."""
+    """Merge the accuracies: method -> shots -> run-wide task number -> accuracy. Every method must have
+    every task of every shot count."""
     found = {method for one in metrics for method in one.methods}
     merged: dict[str, dict[int, dict[int, Percent]]] = {}
     for method in [*filter(found.__contains__, METHODS), *sorted(found - METHODS.keys())]:
@@ -106,7 +107,7 @@ def _result(tasks: Mapping[int, Percent]) -> MethodResult:
 
 
 def _merge_curves(metrics: list[IndividualMetrics]) -> dict[str, dict[int, Curve]]:
-    """Each individual's curve is a mean over its own tasks, so they are weighted by the numbers of tasks."""
+    """Average the individuals' curves. Each is a mean over its own tasks, so it is weighted by their number."""
     merged: dict[str, dict[int, Curve]] = {}
     names = dict.fromkeys((method, shots) for one in metrics for method, by in one.curves.items() for shots in by)
     for method, shots in names:
@@ -145,7 +146,7 @@ def _collective(told: CollectiveMetrics) -> CollectiveResult:
 
 
 def _seconds(told: CollectiveMetrics) -> dict[str, float]:
-    """Every time that the collective took, by name."""
+    """Every wall-clock time of the collective, by name."""
     seconds = dict(told.seconds)
     seconds |= {f"task {task.task}": task.seconds for task in told.tasks}
     seconds |= {f"cycle {cycle.cycle}": cycle.seconds for cycle in told.open_world.cycles}
@@ -184,7 +185,7 @@ _OF_ONE_LOG = {"number", "previous", "decision"}
 
 
 def _crossings(collective: Path, individuals: list[Path]) -> Iterator[Crossing]:
-    """Every crossing once: an individual's records in their own order, matched with the collective's by what crossed.
+    """Yield every crossing once: each individual's records in their order, matched with the collective's by content.
 
     What only the collective recorded (sent and lost, or received from nobody known) comes last.
     """
@@ -203,7 +204,7 @@ def _crossings(collective: Path, individuals: list[Path]) -> Iterator[Crossing]:
 
 
 def _crossed(record: audit.Crossing, direction: audit.Direction) -> Hashable:
-    """What both sides' records of one crossing have in common, and the side that has it."""
+    """The fields that both sides' records of one crossing share, with the direction that one side gives it."""
     return (direction, record.sender, record.receiver, record.kind, record.bytes, record.digest)
 
 
@@ -221,7 +222,7 @@ def _read_crossings(state: Path) -> list[audit.Crossing]:
 
 
 def _figures(state: Path, model: type[_Metrics]) -> _Metrics:
-    """What a node says of itself; it may have been taken over, and say anything."""
+    """Read the figures of a node, which may have been taken over and have written anything."""
     try:
         found = read_metrics(state, model)
     except InputError as error:

@@ -58,12 +58,12 @@ def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
 
 
 def pair_key(first: str, second: str) -> str:
-    """The name of a pair in ``paired``."""
+    """The key of a pair in ``Results.paired``."""
     return f"{first}-{second}"
 
 
 def compare(accuracies: Mapping[str, Mapping[int, Mapping[int, Percent]]]) -> dict[str, dict[int, PairedResult]]:
-    """Every pair at every shot count."""
+    """Compare every pair of methods at every shot count on the tasks that both have."""
     paired: dict[str, dict[int, PairedResult]] = {}
     for first, second in [pair for group in pairs(accuracies).values() for pair in group]:
         by_shots = paired.setdefault(pair_key(first, second), {})

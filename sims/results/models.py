@@ -109,7 +109,7 @@ class Comparison(BaseModel):
 
 
 class OpenWorld(BaseModel):
-    """The run's own open-world cycles, and what other scores and strategies would have made of them."""
+    """The run's own open-world cycles, and those of other scores and strategies from the same state."""
 
     model_config = _FROZEN
 
@@ -166,7 +166,7 @@ class CollectiveResult(BaseModel):
 
 
 class Crossing(BaseModel):
-    """One thing that went from one party to another. ``recorded_by``: whose records hold it, with the same digest."""
+    """One message that went from one party to another. ``recorded_by``: the sides whose records hold it with one digest."""
 
     model_config = _FROZEN
 
@@ -216,7 +216,7 @@ class Results(BaseModel):
 
     @property
     def paper(self) -> PaperFigures | None:
-        """What the paper reports of these images; None where it has no figures of them."""
+        """The paper's figures for these images; None if it has none."""
         return PAPER_FIGURES.get(self.dataset.name) if self.dataset.notice is None else None
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """What the paper reports of one dataset, each with its +- figure.
+    """The paper's accuracies on one dataset in per cent, each with its +- figure.
 
     Attributes:
         novel: 5-way novel classes, mean of five tasks (Table 3): method -> shots -> accuracy.

@@ -111,14 +111,14 @@ def write(run_folder: Path) -> Path:
 
 
 def _shown(value: object) -> object:
-    """What a template puts in: the page escapes it, and what reorders or hides a line is shown besides."""
+    """A value as the template shows it: characters that reorder or hide text are visible; the page escapes the rest."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return visible_line(value, length=10 * len(value))
 
 
 def _read_figure(path: Path) -> bytes:
-    """A PNG of the run folder, and no other file: the page may travel, and a link might lead anywhere.
+    """Read a PNG of the run folder and no other file: the page may be passed on, and a link may lead anywhere.
 
     Raises:
         InputError: it is none.
@@ -207,7 +207,7 @@ def headline(results: Results) -> list[str]:
 
 
 def open_world_sentences(results: Results) -> list[str]:
-    """What came of the open world, in a sentence; nothing where no cycle was run."""
+    """The result of the open world in a sentence; none if no cycle was run."""
     cycles = results.collective.open_world.cycles
     if not cycles:
         return []

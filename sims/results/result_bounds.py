@@ -1,4 +1,4 @@
-"""Whether results that somebody hands over leave room for their figures: each method, layer or cycle makes a row."""
+"""Bounds of results from others: each method, layer or cycle makes a row of a figure, so there may not be too many."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ _MOST_METHODS, _MOST_SHOTS, _MOST_LAYERS, _MOST_TASKS, _MOST_CYCLES, _LONGEST_LA
 
 
 def check(results: "Results", what: str) -> None:
-    """Refuse what no figure can be made of; ``what`` names the results.
+    """Refuse results that no figure can be made of; ``what`` names them.
 
     Raises:
         InputError: there is something.

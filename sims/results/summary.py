@@ -206,7 +206,7 @@ def _cycle(cycles: Sequence[CycleFigures]) -> CycleOverRuns:
 
 
 def cycle_figure(cycle: CycleFigures, name: CycleFigure) -> float | None:
-    """One figure of a cycle by its name; None where nobody knows it."""
+    """One figure of a cycle by its name; None if it is unknown."""
     if name == "forgotten":
         return cycle.base_accuracy_before - cycle.base_accuracy_after
     if name == "classes":
@@ -224,7 +224,7 @@ def _last_old_accuracy(result: Results) -> float | None:
 
 
 def _over(values: Sequence[float | None]) -> OverRuns | None:
-    """None where no run has the figure."""
+    """Mean over the runs that have the figure; None if no run has it."""
     there = [value for value in values if value is not None]
     if not there:
         return None

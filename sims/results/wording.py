@@ -52,7 +52,7 @@ def change_text(before: float | None, after: float | None) -> str:
 
 
 def verdict(paired: WithInterval) -> str:
-    """What the interval of a paired difference allows to say of the first method."""
+    """Whether the first method is better, worse or neither, by the interval of the paired difference."""
     if paired.ci95 is None:
         return "one task: nothing can be said"
     if abs(paired.mean) <= paired.ci95:
@@ -61,7 +61,7 @@ def verdict(paired: WithInterval) -> str:
 
 
 def pair_label(first: str, second: str) -> str:
-    """Two methods as their difference."""
+    """The difference of two methods, as a label."""
     return f"{first} − {second}"
 
 
@@ -77,7 +77,7 @@ def layers_text(numbers: tuple[int, ...]) -> str:
 
 
 def guarantee_sentences(found: Mechanism) -> list[str]:
-    """What a guarantee of differential privacy says, about what, and what it does not."""
+    """Sentences on a guarantee of differential privacy: what it covers, and what it does not."""
     one = f"ε = {found.epsilon:g}, δ = {found.delta:.0e}".replace("e-0", "e-")
     if found.scope == "weights-and-fisher":
         what = (
@@ -100,7 +100,7 @@ def guarantee_sentences(found: Mechanism) -> list[str]:
 
 
 def kind_label(score: Score, strategy: Strategy) -> str:
-    """Cycles by what decided in them."""
+    """The label of cycles: their score and strategy."""
     return f"{score}, {_STRATEGIES[strategy]}"
 
 

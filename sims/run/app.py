@@ -53,7 +53,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One whole run.
+    """Do one whole run.
 
     Raises:
         InputError: a setting is wrong. RunFailedError: a node or the round failed. Flower then calls the run failed,
@@ -76,8 +76,8 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def open_configured(options: Options, *, connected: int, reach: Reach, now: datetime) -> tuple[OpenRun, RunSettings]:
-    """Open the run that a run configuration asks for: of a folder that holds the settings of a run, as
-    ``learngene run`` hands it over, or by options of its own.
+    """Open the run that a run configuration asks for. Its settings are those in the folder that ``learngene run`` hands
+    over, or follow from the options.
 
     Args:
         connected: individuals that are connected.
@@ -102,7 +102,7 @@ def open_configured(options: Options, *, connected: int, reach: Reach, now: date
 
 
 def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], *, flower_run: int) -> None:
-    """A run in its open folder, from the images to the report.
+    """Do a run in its open folder, from the images to the report.
 
     Args:
         nodes: Flower's numbers of the simulated SuperNodes.
@@ -154,7 +154,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
 
 @dataclass(frozen=True)
 class _Site:
-    """Where one party's things lie in a run folder."""
+    """Paths of one party's files in a run folder."""
 
     folder: Path
     role: Role
@@ -222,7 +222,7 @@ class _Site:
 
 
 def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], None]) -> None:
-    """Cut the world, or find the one that a resumed run has cut already."""
+    """Cut the world, or open the one that a resumed run has already."""
     folder = run.folder / "world"
     if folder.exists():
         world = load_world(folder)
@@ -235,7 +235,7 @@ def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], Non
 
 
 def _parties(settings: RunSettings) -> list[tuple[Role, str]]:
-    """By partition: the collective first."""
+    """Role and name of each party in the order of Flower's nodes: the collective first."""
     individuals: list[tuple[Role, str]] = [("individual", f"individual-{n + 1}") for n in range(settings.individuals)]
     return [("collective", "collective"), *individuals]
 
@@ -260,7 +260,7 @@ def _connected_nodes(grid: Grid) -> list[int]:
 
 
 def _make_keys(sites: list[_Site]) -> str:
-    """Every party's keys, and trust stores with the own and the partners' keys; all of them are kept over ``resume``.
+    """Make every party's keys, and its trust store with its own key and its partners'. A resumed run keeps them.
 
     A simulation is no boundary, so one key file opens them all.
 
@@ -299,9 +299,9 @@ def _signing_key(path: Path, unlock: Unlock) -> SigningKey:
 
 
 def _with_reasons(error: PartyFailedError, processes: NodeProcesses) -> LearngeneError:
-    """What the relay knows, and from the failed nodes' own logs why: here one person owns them all, and nothing of it
-    crosses the protocol. An InputError where every one of them was given something wrong, so that it would fail
-    again."""
+    """Add the reasons in the failed nodes' own logs to what the relay knows. In a simulation one person owns all logs, and
+    nothing of them crosses the protocol. The error is an InputError if every node was given wrong input: a second run
+    would fail in the same way."""
     failed = [node for node in processes.nodes if node.party in error.parties]
     reasons = [f"{node.party}: {node.last_error}" for node in failed if node.last_error]
     kind = InputError if failed and all(CANNOT in node.last_error for node in failed) else RunFailedError

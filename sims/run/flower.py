@@ -36,12 +36,12 @@ class FlowerRun:
 
     @property
     def end(self) -> str:
-        """How the SuperLink ended before this run was closed, in a few words; empty where it did not."""
+        """How the SuperLink ended before this run was closed, in a few words; empty if it did not."""
         return f"Flower's SuperLink {self.enclosure.end}" if self.enclosure.end else ""
 
     @property
     def notice(self) -> str:
-        """What is to be said of who reaches the run; empty where only its own processes do."""
+        """A sentence about who reaches the run; empty if only its own processes do."""
         refused = self.enclosure.refused
         return f"{SENTENCES[reach_of_run(refused)]} ({refused})" if refused else ""
 
@@ -201,7 +201,7 @@ def _last_line(log: Path) -> str:
 
 
 def _program(name: str) -> str:
-    """A program of this Python's own environment, or the first on the path."""
+    """Path of a program: the one in this Python's environment, or else the first in PATH."""
     own = Path(sys.executable).parent / name
     found = str(own) if own.exists() else shutil.which(name)
     if found is None:

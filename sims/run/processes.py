@@ -57,7 +57,7 @@ class NodeProcess:
 
     @property
     def last_error(self) -> str:
-        """What this process last wrote down as an error or a refusal, in one line; empty where there is none."""
+        """The last error or refusal in the log of this process, in one line; empty if there is none."""
         lines = _end_of(self.log, self.log_start)
         found, traceback = "", False
         for line in lines:
@@ -216,7 +216,7 @@ def end_all(processes: Iterable[Process], grace: float = 3.0) -> None:
 
 
 def _wait_for(processes: Sequence[Process], seconds: float) -> Sequence[Process]:
-    """Those that are still alive after so many seconds."""
+    """Processes that are still alive after so many seconds."""
     deadline = time.monotonic() + seconds
     while (processes := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -31,7 +31,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class RunRecord(BaseModel):
-    """``run.json``: what has become of a run.
+    """``run.json``: the status of a run, and its times.
 
     Attributes:
         seconds: wall-clock times by name.
@@ -69,7 +69,7 @@ class SettingsFile(BaseModel):
 
 @dataclass
 class OpenRun:
-    """A run folder that this process works in. Nobody else can open it until ``close`` or the end of the process."""
+    """A run folder that this process works in. No other process can open it until ``close`` or the end of this one."""
 
     folder: Path
     record: RunRecord
@@ -93,7 +93,7 @@ class OpenRun:
         _write_json(self.folder / RECORD_FILE, self.record)
 
     def end(self, failure: str) -> None:
-        """Write down that the run has failed, also where the disk has no place for another file.
+        """Write down that the run has failed, even on a full disk.
 
         Raises:
             StorageFailedError: the record cannot be written.
@@ -118,7 +118,7 @@ class OpenRun:
 
     @classmethod
     def end_abandoned(cls, folder: Path, failure: str, *, before: RunRecord | None = None) -> None:
-        """Write down that a run has failed whose own process ended without saying so.
+        """Write down that a run has failed if its own process ended without doing so.
 
         Args:
             before: the record that a resumed run began with: where it still stands there, its process never came to
@@ -164,7 +164,7 @@ def individuals_of(run: Path) -> list[str]:
 
 
 def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
-    """Make a new empty folder ``<out>/<UTC time>-<subject>`` that nobody else has.
+    """Make a new empty folder ``<out>/<UTC time>-<subject>``.
 
     Raises:
         InputError: ``out`` cannot be written.
@@ -211,7 +211,7 @@ def prepare(settings: RunSettings, *, now: datetime) -> Path:
 
 
 def forget(folder: Path) -> bool:
-    """Remove a folder that holds nothing but the settings of a run that was never begun; whether it did so.
+    """Remove a folder that holds only the settings of a run that never began. Returns whether it did.
 
     A resumed run has a record, and so is never forgotten.
     """

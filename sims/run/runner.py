@@ -133,8 +133,8 @@ def _run_in(
     clock: Callable[[], float],
     interruption: "Interruption",
 ) -> tuple[BaseException | None, str]:
-    """Flower's part of a run, from its start until nothing of it is left: what broke it off, and why it ended for all
-    that can be told from here."""
+    """Flower's part of a run, from its start until nothing of it is left. Returns the error that broke it off, and the
+    reason for its end as far as it is known here."""
     submitted: SubmittedRun | None = None
     reason = ""
     failed: BaseException | None = None
@@ -168,7 +168,7 @@ def _run_in(
 def _what_is_left(
     settings: RunSettings, folder: Path, record: RunRecord | None, interruption: "Interruption", problem: str
 ) -> str:
-    """The one line for whoever ended a run."""
+    """The one line that the user gets who ended a run."""
     if record is None:
         return f"{interruption.word} before anything was done{problem}"
     if record.status == "finished":
@@ -180,7 +180,7 @@ def _what_is_left(
 
 
 def _why(record: RunRecord, reason: str, settings: RunSettings, folder: Path, before: RunRecord | None) -> str:
-    """Why a run failed, where it lies, and how to go on unless it has just failed so for the second time."""
+    """Why a run failed, where its folder is, and how to go on; the last is left out if it failed so twice."""
     failure = record.failure or reason
     if before is not None and before.failure == failure:
         return f"{failure}; its folder is {folder}; it ended so before it was resumed, too"
@@ -192,7 +192,7 @@ def _command_to_resume(settings: RunSettings, folder: Path) -> str:
 
 
 def planned_folder(settings: RunSettings, now: datetime) -> Path:
-    """Where ``run`` would write, without making anything.
+    """The folder that ``run`` would write; nothing is made.
 
     Raises:
         InputError: there is nothing to resume.
@@ -210,7 +210,7 @@ def _follow(
     view: ProgressView,
     clock: Callable[[], float],
 ) -> str:
-    """Show what happens until the run has ended; why it has, as far as can be told from Flower's word on it."""
+    """Show what happens until the run has ended. Returns why it ended, as far as Flower says."""
 
     def read_log() -> None:
         for line in submitted.stream():
@@ -241,7 +241,7 @@ def _follow(
 
 
 def _is_lost(folder: Path) -> bool:
-    """Whether a run goes on by its record, and nobody works on it."""
+    """Whether the record of a run says that it goes on, although no process works on it."""
     record = _record(folder)
     if record is None or record.status != "running" or is_locked(folder):
         return False
@@ -249,7 +249,7 @@ def _is_lost(folder: Path) -> bool:
 
 
 def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None) -> str:
-    """Write down that a run ended which could not do so itself (killed, out of memory), and keep Flower's log.
+    """Write down the end of a run that could not do so itself (killed, out of memory), and keep Flower's log.
 
     A folder that the run never used is removed again.
 
@@ -280,13 +280,13 @@ def _record(folder: Path) -> RunRecord | None:
 
 
 def _refusal(log: deque[str]) -> str:
-    """What the ServerApp found wrong with what the user gave, if that is in the log."""
+    """The fault that the ServerApp found in the user's input, if the log names one."""
     mark = "errors.InputError: "
     return next((line.partition(mark)[2].strip() for line in reversed(log) if mark in line), "")
 
 
 def _last_words(log: deque[str]) -> str:
-    """The last line of the log that names an error of ours, or else any error."""
+    """The last line of the log that names an error of ours; if there is none, the last that names any error."""
     for mark in ("InputError: ", "RunFailedError: ", "Error: "):
         for line in reversed(log):
             if mark in line:

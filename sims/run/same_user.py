@@ -26,7 +26,7 @@ def offered() -> bool:
 
 
 class SameUserOnly:
-    """An ASGI application that refuses (403) whoever is not the user of this process."""
+    """An ASGI application that refuses (403) every user but that of this process."""
 
     def __init__(self, application: Application) -> None:
         self._application = application
