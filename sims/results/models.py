@@ -166,7 +166,7 @@ class CollectiveResult(BaseModel):
 
 
 class Crossing(BaseModel):
-    """One message that went from one party to another. ``recorded_by``: the sides whose records hold it with one digest."""
+    """One message from one party to another. ``recorded_by``: the sides whose records hold it with the same digest."""
 
     model_config = _FROZEN
 

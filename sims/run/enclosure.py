@@ -218,7 +218,7 @@ def _finish(lifeline: int, ended: int, record: str, how: str) -> None:
     with contextlib.suppress(BrokenPipeError):
         os.write(ended, f"{json.dumps([all_ended, how])}\n".encode())
     os.close(ended)
-    # Readable and empty: the run's own command has gone without a farewell, so nobody else will say what happened.
+    # Readable and empty: the run's own command has gone without a farewell, so no other process will say what happened.
     if record and select.select([lifeline], [], [], 0)[0] and os.read(lifeline, 1) == b"":
         from sims.run.run_folder import OpenRun  # takes most of a second, and is seldom needed
 

@@ -39,7 +39,7 @@ def make_own_folder(parent: Path, prefix: str) -> OwnFolder:
     """
     make_folder(parent)
     with (parent / "lock").open("w") as gate:
-        # One at a time, so that nobody takes a folder that has no lock yet for an abandoned one.
+        # One at a time, so that no folder without a lock yet is taken for an abandoned one.
         fcntl.flock(gate, fcntl.LOCK_EX)
         for folder in parent.glob(f"{prefix}*"):
             with contextlib.suppress(OSError), (folder / "lock").open("w") as abandoned:

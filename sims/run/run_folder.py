@@ -304,7 +304,7 @@ def resume_folder(settings: RunSettings) -> Path:
 
 
 def latest_unfinished(settings: RunSettings) -> Path:
-    """The newest run in ``settings.out`` with the same experiment that is not finished and that nobody works on.
+    """The newest run in ``settings.out`` with the same experiment that is unfinished and that no process works on.
 
     Raises:
         InputError: there is none.

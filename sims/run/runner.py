@@ -263,7 +263,7 @@ def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None)
         return ""
     try:
         if record is not None:
-            with contextlib.suppress(InputError):  # somebody works on it still, and will say how it ended
+            with contextlib.suppress(InputError):  # another process works on it, and will say how it ended
                 OpenRun.end_abandoned(folder, reason, before=before)
         if log:
             write_atomically(folder / "flower.log", ("\n".join(log) + "\n").encode())
