@@ -301,8 +301,9 @@ def _signing_key(path: Path, unlock: Unlock) -> SigningKey:
 def _with_reasons(error: PartyFailedError, processes: NodeProcesses) -> LearngeneError:
     """Add the reasons in the failed nodes' own logs to what the relay knows.
 
-    In a simulation one person owns all logs, and nothing of them crosses the protocol. The error is an InputError if every node was given wrong input: a second run
-    would fail in the same way."""
+    In a simulation one person owns all logs, and nothing of them crosses the protocol. The error is an InputError if
+    every node was given wrong input: a second run would fail in the same way.
+    """
     failed = [node for node in processes.nodes if node.party in error.parties]
     reasons = [f"{node.party}: {node.last_error}" for node in failed if node.last_error]
     kind = InputError if failed and all(CANNOT in node.last_error for node in failed) else RunFailedError
