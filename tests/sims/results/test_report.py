@@ -18,8 +18,7 @@ from sims.results.comparison import pairs
 from sims.results.models import METRICS, Results, metric_of
 from sims.results.tables import results_tables
 from sims.results.wording import change_text, interval_text, layers_text, number_text, pair_label, verdict
-from tests.sims.made_run import ALL_METHODS, make_run
-from tests.sims.results.test_results import edit
+from tests.sims.made_run import ALL_METHODS, edit, make_run
 
 
 class Page(HTMLParser):

@@ -13,8 +13,7 @@ from sims.results.models import Results
 from sims.results.summary import Summary, of_folders, summarise, write
 from sims.results.tables import summary_table
 from sims.results.wording import interval_text
-from tests.sims.made_run import make_run
-from tests.sims.results.test_results import edit
+from tests.sims.made_run import edit, make_run
 
 
 @pytest.fixture(scope="module")
