@@ -11,7 +11,7 @@ from protocol.learngene.learngene import Estimator, PrivacyScope
 #: Against forgetting: its own past images again, elastic weight consolidation on its own past tasks, nothing (the
 #: paper's).
 Strategy = Literal["replay", "ewc", "none"]
-#: How unknown an image looks; ``paper`` is Eq. 2.
+#: How unknown an image looks; ``msp`` is Eq. 2.
 Score = Literal["msp", "max-logit", "energy", "relative-mahalanobis", "nearest-neighbour"]
 SCORES: tuple[Score, ...] = get_args(Score)
 #: Which layers the form ``paper`` takes: by the trend of gradients (Eq. 4, 5), or by their likeness to those of a
@@ -57,7 +57,7 @@ class CollectiveSettings(BaseModel):
         100, ge=0, description="further images of each class named that the oracle gives, besides the unknown set's"
     )
     open_epochs: float = Field(0.7, gt=0, description="passes over the images of all known classes a cycle")
-    score: Score = Field("max-logit", description="how unknown an image is; paper is Eq. 2")
+    score: Score = Field("max-logit", description="how unknown an image is; msp is Eq. 2")
     threshold: float | None = Field(None, description="lambda_open of Eq. 3; none: calibrated on held-out known images")
     keep_known: float = Field(0.95, gt=0, lt=1, description="share of held-out base images under the threshold")
     neighbours: int = Field(50, ge=1, description="k of the score nearest-neighbour")
