@@ -57,15 +57,8 @@ def measure_audiences(
                 now=NOW,
             )
             read = clock()
-            grant = make_grant(
-                verified.payload,
-                verified.digest,
-                release.payload,
-                release.digest,
-                key=COLLECTIVE,
-                now=NOW,
-                content_key=CONTENT_KEY,
-            )
+            answered = (verified.payload, verified.digest, release.payload, release.digest)
+            grant = make_grant(*answered, key=COLLECTIVE, now=NOW, content_key=CONTENT_KEY)
             made = clock()
             ledger.add_grant(verified, release, grant)
             stored = clock()

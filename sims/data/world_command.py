@@ -84,16 +84,20 @@ def make(
         say=say,
     )
     world = make_world(source, source.division, plan, seed, out)
+    _show(world)
+    say(f"Made in {time.monotonic() - started:.1f} s: {world.folder}")
+
+
+def _show(world: World) -> None:
     shown_on = console()
     shown_on.print(_table(world))
-    if source.notice:
-        shown_on.print(plain(source.notice, "bold yellow"), soft_wrap=True)
+    if world.notice:
+        shown_on.print(plain(world.notice, "bold yellow"), soft_wrap=True)
     duplicates = world.description.duplicates
     say(
         f"Identical pictures left out: {duplicates.dropped} that recur across roles or parts, "
         f"{duplicates.repeated} further copies."
     )
-    say(f"Made in {time.monotonic() - started:.1f} s: {world.folder}")
 
 
 def _table(world: World) -> PlainTable:

@@ -15,6 +15,7 @@ from protocol.files.atomic import make_folder, write_atomically
 from protocol.output import console, say
 from sims.leakage import leakage_figures, leakage_results
 from sims.leakage.attacked_run import open_attacked, released
+from sims.leakage.leakage_results import Leakage
 from sims.leakage.leakage_settings import LeakageSettings
 from sims.leakage.leakage_table import leakage_tables
 from sims.leakage.measurement import measure
@@ -79,16 +80,22 @@ def leakage(
     _open_folder(folder, resume=resume)
     with _progress() as tell:
         found = measure(attacked, settings, folder, _command(run, settings, change or []), tell)
-    for place in (folder / leakage_results.FILE, *([] if json_file is None else [json_file.expanduser()])):
-        leakage_results.write(place, found)
-    for name, draw in leakage_figures.FIGURES.items():
-        image = draw(found)
-        if image is not None:
-            write_atomically(folder / name, image)
+    _write(found, folder)
+    if json_file is not None:
+        leakage_results.write(json_file.expanduser(), found)
     console().print(leakage_tables(found))
     say(f"results        {folder / leakage_results.FILE}")
     if out is None and (run / "results.json").is_file():
         say(f"report         {report.write(run)}")
+
+
+def _write(found: Leakage, folder: Path) -> None:
+    """Write the results and their figures."""
+    leakage_results.write(folder / leakage_results.FILE, found)
+    for name, draw in leakage_figures.FIGURES.items():
+        image = draw(found)
+        if image is not None:
+            write_atomically(folder / name, image)
 
 
 def _settings(changes: list[str], **given: int) -> LeakageSettings:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from collective_node.collective_images import PrivateImages
+from collective_node.extraction.pipeline import Evolved
 from protocol.files.atomic import write_atomically
 from protocol.learngene.images import choose_device
 from protocol.learngene.learngene import Learngene
 from sims.leakage import class_presence, membership
 from sims.leakage.attack_evaluation import Attack, Statistics, by_chance, evaluate
-from sims.leakage.attack_metrics import Mask, Scores
+from sims.leakage.attack_metrics import Bounds, Mask, Scores
 from sims.leakage.attacked_run import AttackedRun, subset, without_in_stream
 from sims.leakage.fisher_reconstruction import (
     class_behind_fisher,
@@ -243,31 +244,7 @@ class _Measurement:
             rng=rng,
         )
         few = np.sort(rng.permutation(base)[: 2 * _CONTROL_SAMPLES])
-        halves = paired_halves([len(few)], 2 * settings.control_shadows, rng)
-        releases = with_few_images_behind(
-            evolved.condensed,
-            evolved.learngenes["condensed"],
-            collective.images,
-            few,
-            halves,
-            outputs,
-            estimator=estimator,
-            rng=rng,
-        )
-        pixels, labels = (
-            part[torch.from_numpy(few)].cpu().numpy() for part in (collective.images.pixels, collective.images.labels)
-        )
-        few_images = LabelledImages(pixels, labels)
-        table = [
-            Probe(learngene, own, len(images.classes), self.device).statistics(few_images, fisher=True)
-            for learngene in releases
-        ]
-        leaky = Statistics(None, None, np.array(table), halves)
-        reached = {
-            attack.name: evaluate(attack, leaky, GRID, settings.resamples, rng).shadows["auroc"]
-            for attack in membership.ATTACKS
-            if attack.fisher
-        }
+        reached = self._reached_with_few_images(evolved, few, own, rng)
         twin = _Twin(
             made_of=made_of,
             reconstruction=tuple(ReconstructionResult.of(one) for one in found),
@@ -277,6 +254,42 @@ class _Measurement:
         write_atomically(path, (twin.model_dump_json(indent=1) + "\n").encode())
         self.say("a twin of the collective", 1, 1)
         return twin
+
+    def _reached_with_few_images(
+        self, evolved: Evolved, few: NDArray[np.int64], own: LabelledImages, rng: np.random.Generator
+    ) -> dict[str, Bounds]:
+        """AUROC of each attack that reads the diagonal, where one half of a few images is behind it.
+
+        Args:
+            few: rows of the collective's images.
+            own: the attacker's images.
+        """
+        settings, collective = self.settings, evolved.collective
+        halves = paired_halves([len(few)], 2 * settings.control_shadows, rng)
+        releases = with_few_images_behind(
+            evolved.condensed,
+            evolved.learngenes["condensed"],
+            collective.images,
+            few,
+            halves,
+            collective.outputs,
+            estimator=self.recipe.settings.fisher_estimator,
+            rng=rng,
+        )
+        pixels, labels = (
+            part[torch.from_numpy(few)].cpu().numpy() for part in (collective.images.pixels, collective.images.labels)
+        )
+        few_images = LabelledImages(pixels, labels)
+        table = [
+            Probe(learngene, own, len(self.run.images.classes), self.device).statistics(few_images, fisher=True)
+            for learngene in releases
+        ]
+        leaky = Statistics(None, None, np.array(table), halves)
+        return {
+            attack.name: evaluate(attack, leaky, GRID, settings.resamples, rng).shadows["auroc"]
+            for attack in membership.ATTACKS
+            if attack.fisher
+        }
 
     def twin_controls(self, twin: _Twin) -> None:
         """One image behind a diagonal must be found, one class behind it too; what is made up must not."""

@@ -297,18 +297,7 @@ def gradient_trend_figure(results: Results) -> bytes | None:
         )
         handles += [mark] if settled else []
         for first, last in _in_a_row([number - 1 for number in criterion.chosen]):
-            axes.add_patch(
-                Rectangle(
-                    (-0.5, first - 0.5),
-                    rho.shape[1],
-                    last - first + 1,
-                    fill=False,
-                    edgecolor=_RED,
-                    lw=2.4,
-                    clip_on=False,
-                    zorder=5,  # above the frame of the panel
-                )
-            )
+            axes.add_patch(_frame((-0.5, first - 0.5), rho.shape[1], last - first + 1))
         handles.append(Patch(facecolor="none", edgecolor=_RED, linewidth=2.0, label="chosen (form paper)"))
     if similarity and beside is not None:
         colours = [_PURPLE if number + 1 in similarity.layers else "#C8C8C8" for number in layers]
@@ -339,6 +328,11 @@ FIGURES: Mapping[str, Callable[[Results], bytes | None]] = {
 def _colour(method: str) -> str:
     found = METHODS.get(method)
     return _COLOURS.get(found.start, _BLACK) if found else _BLACK
+
+
+def _frame(corner: tuple[float, float], width: float, height: float) -> Rectangle:
+    """A frame around chosen layers, above the frame of the panel."""
+    return Rectangle(corner, width, height, fill=False, edgecolor=_RED, lw=2.4, clip_on=False, zorder=5)
 
 
 def _held(method: Method) -> tuple[str, str, str]:

@@ -173,11 +173,7 @@ def submit(
     try:
         if not enclosure.wait_until_ready(_STARTUP_SECONDS):
             raise RunFailedError(f"Flower's SuperLink does not start: {_last_line(own.path / 'superlink.out')}")
-        (own.path / "config.toml").write_text(
-            f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{enclosure.said}"\n'
-            "insecure = true\n",
-            encoding="utf-8",
-        )
+        _write_config(own.path, enclosure.said)
         say("Flower takes the run's app")
         answer = run._command(
             *("run", str(app.resolve()), "local", "--format", "json"),
@@ -193,6 +189,14 @@ def submit(
         run.close()
         raise
     return run
+
+
+def _write_config(home: Path, port: str) -> None:
+    """Name the run's own SuperLink to the commands of Flower."""
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+        encoding="utf-8",
+    )
 
 
 def _last_line(log: Path) -> str:
