@@ -1,21 +1,17 @@
 """The model of the collective's ``metrics.json``: its node writes by it, and every reader reads by it."""
 
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from collective_node.differential_privacy.mechanism import Mechanism
-from collective_node.records import Comparison, CycleRecord, Percent, TaskRecord
-from protocol.errors import InputError, fault_line
+from collective_node.records import Comparison, CycleRecord, TaskRecord
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import FisherDescription
-from protocol.node.metrics import METRICS_FILE, read_metrics, write_metrics
+from protocol.node.metrics import Name, Percent
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-#: A name that can stand in a table, a figure and a file name.
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9 ._-]{0,99}$")]
 #: SHA-256 in hexadecimal digits.
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -151,24 +147,3 @@ class CollectiveMetrics(BaseModel):
         if trend and criterion and len(criterion.settled) != len(trend.layers):
             raise ValueError(f"the criterion must hold each of the {len(trend.layers)} layers")
         return self
-
-
-def write(state: Path, metrics: CollectiveMetrics) -> None:
-    """Store the figures in the node's state folder: the fields that were given, and no others."""
-    write_metrics(state, metrics.model_dump(mode="json", exclude_unset=True))
-
-
-def read(state: Path) -> CollectiveMetrics | None:
-    """The figures that a collective's node stored; None where there are none. A node that was taken over may have
-    written anything.
-
-    Raises:
-        InputError: the file is not what a collective writes.
-    """
-    document = read_metrics(state)
-    if document is None:
-        return None
-    try:
-        return CollectiveMetrics.model_validate(document)
-    except ValidationError as error:
-        raise InputError(f"{state / METRICS_FILE}: {fault_line(error)}") from None

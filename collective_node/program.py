@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from collective_node import collective_images, metrics
+from collective_node import collective_images
 from collective_node.collective_images import CollectiveImages
 from collective_node.configuration import CollectiveConfiguration
 from collective_node.extraction.pipeline import Chosen, Evolved, check_privacy, evolve
@@ -30,7 +30,7 @@ from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import describe
 from protocol.messages.sealing import CONTENT_KEY_BYTES
-from protocol.node.metrics import METRICS_FILE
+from protocol.node.metrics import METRICS_FILE, write_metrics
 from protocol.node.program import PartyProgram
 from protocol.node.server import Program
 from protocol.transport.frame import Frame
@@ -85,7 +85,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
             **self._circumstances(),
             "seconds": evolved.seconds,
         }
-        metrics.write(self._node.state, CollectiveMetrics.model_validate(found))
+        write_metrics(self._node.state, CollectiveMetrics.model_validate(found))
 
     def _evolved(self, images: CollectiveImages) -> "Evolved | PrivatelyEvolved":
         """Evolve with or without differential privacy, as the settings say."""

@@ -10,6 +10,7 @@ from individual_node import target_tasks
 from individual_node.configuration import IndividualConfiguration
 from individual_node.method_table import METHODS
 from individual_node.methods import Evaluation, Outcome
+from individual_node.metrics import IndividualMetrics, LearningCurve
 from protocol.confinement.guards import Confinement
 from protocol.encoding.calendar import unix_seconds
 from protocol.errors import MalformedError, PolicyDeniedError
@@ -72,16 +73,14 @@ class IndividualProgram(PartyProgram[IndividualEndpoint]):
         images = target_tasks.read(self._node.data)
         evaluation = Evaluation(learngenes, images, self._settings, self._node.seed, self._device, self._events)
         outcomes, seconds = evaluation.run_all()
-        write_metrics(
-            self._node.state,
-            {
-                **_figures(outcomes),
-                "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
-                "revocation_status": {form: status for form, status in statuses.items() if status is not None},
-                **self._circumstances(),
-                "seconds": seconds,
-            },
-        )
+        found = {
+            **_figures(outcomes),
+            "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
+            "revocation_status": {form: status for form, status in statuses.items() if status is not None},
+            **self._circumstances(),
+            "seconds": seconds,
+        }
+        write_metrics(self._node.state, IndividualMetrics.model_validate(found))
 
 
 def _figures(outcomes: Mapping[str, Mapping[int, Outcome]]) -> dict[str, object]:
@@ -89,11 +88,11 @@ def _figures(outcomes: Mapping[str, Mapping[int, Outcome]]) -> dict[str, object]
     task and epoch has its own)."""
     curves = {
         method: {
-            str(shots): {
-                "tasks": len(next(iter(outcome.curve.values()))),
-                "epochs": list(outcome.curve),
-                "accuracy": [sum(values) / len(values) for values in outcome.curve.values()],
-            }
+            shots: LearningCurve(
+                tasks=len(next(iter(outcome.curve.values()))),
+                epochs=tuple(outcome.curve),
+                accuracy=tuple(sum(values) / len(values) for values in outcome.curve.values()),
+            )
             for shots, outcome in by_shots.items()
             if outcome.curve
         }
@@ -104,7 +103,7 @@ def _figures(outcomes: Mapping[str, Mapping[int, Outcome]]) -> dict[str, object]
     }
     return {
         "methods": {
-            method: {str(shots): {str(task): a for task, a in o.accuracy.items()} for shots, o in by_shots.items()}
+            method: {shots: outcome.accuracy for shots, outcome in by_shots.items()}
             for method, by_shots in outcomes.items()
         },
         "curves": {method: by_shots for method, by_shots in curves.items() if by_shots},

@@ -11,9 +11,19 @@ def _entry(name: str, source: str, summary: str) -> CommandEntry:
 
 
 COMMANDS: tuple[CommandEntry, ...] = (
-    _entry("run", "sims.cli:register", "Run the whole experiment, and make its tables, figures and report."),
-    _entry("results", "sims.cli:register", "Print the results of a run again, or one table over several runs."),
-    _entry("report", "sims.cli:register", "Make the figures and the report of a run again from its results.json."),
+    _entry(
+        "run", "sims.run.run_command:register", "Run the whole experiment, and make its tables, figures and report."
+    ),
+    _entry(
+        "results",
+        "sims.results.results_command:register",
+        "Print the results of a run again, or one table over several runs.",
+    ),
+    _entry(
+        "report",
+        "sims.results.results_command:register",
+        "Make the figures and the report of a run again from its results.json.",
+    ),
     _entry("privacy", "sims.results.privacy_command:register", "Table and figure of accuracy against epsilon."),
     _entry("boundary", "sims.boundary.boundary_command:register", "Attack both parties on this machine."),
     _entry("leakage", "sims.leakage.leakage_command:register", "Attack a run's released learngene."),

@@ -37,7 +37,8 @@ from protocol.messages import envelope, payloads, sealing
 from protocol.node import confine
 from protocol.trust.trust_file import read_trust
 from sims.data.images import draw_stand_in
-from sims.data.worlds import WorldPlan, make_world
+from sims.data.world_plan import WorldPlan
+from sims.data.worlds import make_world
 from sims.run.processes import alive, descendants, end_all
 from tests.relay_search import (
     SURELY_FOUND,

@@ -11,7 +11,7 @@ import pytest
 
 from individual_node.cli import app as individual_app
 from protocol.commands.learngene import make
-from sims.results.results import collect
+from sims.results.collection import collect
 from tests.individual_node.test_user_commands import model, node, pictures  # noqa: F401 - fixtures
 from tests.sims.made_run import make_run
 from tests.two_folders import Done, refused, run, succeeded

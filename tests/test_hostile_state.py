@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from collective_node import checkpoint
 from collective_node.annotation import labels, unknown_set
@@ -50,6 +51,12 @@ def victim(tmp_path: Path) -> Iterator[Path]:
     assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
 
 
+class Figures(BaseModel):
+    """Stands for a party's model of its figures."""
+
+    seconds: dict[str, float]
+
+
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """A state folder in which both parties and their evolution left all kinds of files."""
@@ -64,7 +71,7 @@ def state(tmp_path: Path) -> Path:
         ledger.close()
     (other.folder / "learngenes").rename(site.folder / "learngenes")
     Events(site.folder / "events.jsonl").append("task", 1, 2, "a task")
-    write_metrics(site.folder, {"seconds": {}})
+    write_metrics(site.folder, Figures(seconds={}))
     cycle = site.folder / CYCLE
     unknown_set.store(cycle, made_unknown_set())
     with labels.LabelBook(cycle, images=48, known=()) as book:
@@ -106,7 +113,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "crossings.jsonl",
         lambda state: Crossings(state / "crossings.jsonl", "p", lambda: NOW).append("in", "q", "blob", b""),
     ),
-    "the figures": ("metrics.json", read_metrics),
+    "the figures": ("metrics.json", lambda state: read_metrics(state, Figures)),
     "the labels": (f"{CYCLE}/labels.jsonl", lambda state: labels.read(state / CYCLE)),
     "the labels, to write": (f"{CYCLE}/labels.jsonl", label_book),
     "which cycle waits": (f"{CYCLE}/labels.jsonl", labels.waiting_folder),

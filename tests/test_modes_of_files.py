@@ -20,7 +20,7 @@ from protocol.commands.terminal import run_app
 from protocol.files.atomic import make_folder
 from protocol.node.events import Events
 from protocol.transport.local_socket import listen
-from sims.results.results import collect
+from sims.results.collection import collect
 from tests.collective_node.made_unknown_set import unknown_set
 from tests.individual_node.test_user_commands import inherited
 from tests.sims.made_run import make_run

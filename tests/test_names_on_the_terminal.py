@@ -28,7 +28,7 @@ from protocol.commands.learngene import make
 from protocol.commands.progress_bar import progress_bar
 from protocol.output import add_row, console, print_table, say, table
 from protocol.visible_text import visible_name
-from sims.results.results import collect
+from sims.results.collection import collect
 from tests.all_commands import commands
 from tests.individual_node.test_user_commands import Node, inherited
 from tests.sims.made_run import make_run

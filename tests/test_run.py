@@ -26,7 +26,7 @@ from protocol.confinement import namespaces
 from protocol.confinement.warden import refused_calls
 from protocol.node import confine
 from sims.results.figures import FIGURES
-from sims.results.results import schema
+from sims.results.models import schema
 from sims.run.enclosure import KILLED
 from sims.run.processes import alive, end_all
 from sims.run.reach import SENTENCES, reach_of_run

@@ -6,19 +6,36 @@ import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import numpy as np
 import typer
+from cryptography.hazmat.backends.openssl.backend import backend
 
 from protocol.commands.key_commands import kem_named
 from protocol.commands.progress_bar import progress_bar
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
 from protocol.files.user_files import check_free
+from protocol.keys.kem import Kem
 from protocol.output import add_row, print_table, say, table
-
-if TYPE_CHECKING:
-    from sims.bench.bundle_timing import BundleBenchmark, Range
+from sims.bench import bundle_timing
+from sims.bench.audiences_timing import measure_audiences
+from sims.bench.made_bundle import architecture_of, make_bundle, random_learngene
+from sims.bench.measurements import (
+    MEGABYTE,
+    OPEN,
+    SHA256,
+    TARGET,
+    TARGET_BYTES,
+    VERIFY_AND_PARSE,
+    WHOLE,
+    BundleBenchmark,
+    Range,
+    ratio,
+    spread,
+)
+from sims.bench.memory import measure_memory
 
 _MOST_MEGABYTES = 256
 # Times by which the same work may differ on a machine that does nothing else.
@@ -74,59 +91,48 @@ def bundle(
         raise InputError("--figure shows the audiences; ask for at least one with --audiences")
     if figure is not None and find_spec("matplotlib") is None:
         raise InputError("the figure needs matplotlib; install it with: pip install 'learngene[sim]'")
-    # Only here: they load numpy and OpenSSL, and --help should not wait for them.
-    import numpy as np
-
-    from sims.bench import bundle_timing
-    from sims.bench.memory import measure_memory
-
-    # Without a thread, which would be measured too.
-    with progress_bar(thread=False) as observe:
-        observe(0, repeats, "making a learngene")
-        learngene = bundle_timing.random_learngene(
-            bundle_timing.architecture_of(round(megabytes * bundle_timing.MEGABYTE)), np.random.default_rng(0)
-        )
-        made = bundle_timing.make_bundle(learngene, encapsulation)
-        works = bundle_timing.works(made, learngene)
-        seconds = bundle_timing.measure(works, repeats, time.perf_counter, observe)
-        observe(0, 1, "measuring memory")
-        memory = measure_memory(made, where)
-        measured = (
-            bundle_timing.measure_audiences(made, audiences, where, time.perf_counter, observe) if audiences else None
-        )
-    timings = bundle_timing.timings(seconds, len(made.plaintext))
-    verify = next(timing for timing in timings if timing.name == bundle_timing.VERIFY_AND_PARSE)
-    result = bundle_timing.BundleBenchmark(
-        machine=_machine(),
-        kem=encapsulation,
-        repeats=repeats,
-        tensors=len(learngene.tensors),
-        plaintext_bytes=len(made.plaintext),
-        release_bytes=len(made.release),
-        within_target=(
-            verify.to_sha256.median <= bundle_timing.TARGET
-            if len(made.plaintext) >= bundle_timing.TARGET_BYTES
-            else None
-        ),
-        opening_share=bundle_timing.ratio(seconds[bundle_timing.OPEN], seconds[bundle_timing.WHOLE]),
-        timings=timings,
-        memory=memory,
-        audiences=measured,
-    )
+    result = _measure(megabytes, repeats, audiences, encapsulation, where)
     _show(result)
     if json_file is not None:
         write_atomically(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n")
         say(f"{json_file}")
     if figure is not None:
+        # Only here: without matplotlib, which the extra `sim` has, everything else goes.
         from sims.bench.figure import audiences_figure
 
         write_atomically(figure, audiences_figure(result))
         say(f"{figure}")
 
 
-def _show(result: "BundleBenchmark") -> None:
-    from sims.bench.bundle_timing import MEGABYTE, SHA256, TARGET, TARGET_BYTES, VERIFY_AND_PARSE
+def _measure(megabytes: float, repeats: int, audiences: int, kem: Kem, folder: Path) -> BundleBenchmark:
+    clock = time.perf_counter
+    # Without a thread, which would be measured too.
+    with progress_bar(thread=False) as observe:
+        observe(0, repeats, "making a learngene")
+        learngene = random_learngene(architecture_of(round(megabytes * MEGABYTE)), np.random.default_rng(0))
+        made = make_bundle(learngene, kem)
+        seconds = bundle_timing.measure(bundle_timing.works(made, learngene), repeats, clock, observe)
+        observe(0, 1, "measuring memory")
+        memory = measure_memory(made, folder)
+        measured = measure_audiences(made, audiences, folder, clock, observe) if audiences else None
+    timings = bundle_timing.timings(seconds, len(made.plaintext))
+    verify = next(timing for timing in timings if timing.name == VERIFY_AND_PARSE)
+    return BundleBenchmark(
+        machine=_machine(),
+        kem=kem,
+        repeats=repeats,
+        tensors=len(learngene.tensors),
+        plaintext_bytes=len(made.plaintext),
+        release_bytes=len(made.release),
+        within_target=verify.to_sha256.median <= TARGET if len(made.plaintext) >= TARGET_BYTES else None,
+        opening_share=ratio(seconds[OPEN], seconds[WHOLE]),
+        timings=timings,
+        memory=memory,
+        audiences=measured,
+    )
 
+
+def _show(result: BundleBenchmark) -> None:
     numbers = ("ms", "MB/s", "x SHA-256", "x memory copy")
     title = f"{result.plaintext_bytes / MEGABYTE:.2f} MB in {result.tensors} tensors, {result.repeats} repeats"
     timings = table("", *numbers, "target", title=title, right=numbers)
@@ -164,9 +170,7 @@ def _show(result: "BundleBenchmark") -> None:
     say(", ".join(f"{name} {value}" for name, value in result.machine.items()))
 
 
-def _show_audiences(result: "BundleBenchmark") -> None:
-    from sims.bench.bundle_timing import MEGABYTE, spread
-
+def _show_audiences(result: BundleBenchmark) -> None:
     found = result.audiences
     assert found is not None
     count = found.audiences
@@ -188,7 +192,7 @@ def _show_audiences(result: "BundleBenchmark") -> None:
     )
 
 
-def _with_range(values: "Range", factor: float = 1.0) -> str:
+def _with_range(values: Range, factor: float = 1.0) -> str:
     return f"{factor * values.median:.3f} ({factor * values.smallest:.3f} to {factor * values.largest:.3f})"
 
 
@@ -202,8 +206,6 @@ def _folder(folder: Path | None) -> Path:
 
 def _machine() -> dict[str, str]:
     """What the times belong to."""
-    from cryptography.hazmat.backends.openssl.backend import backend
-
     return {
         "processor": _processor(),
         "python": platform.python_version(),

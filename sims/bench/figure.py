@@ -2,7 +2,7 @@
 
 from io import BytesIO
 
-from sims.bench.bundle_timing import MEGABYTE, BundleBenchmark
+from sims.bench.measurements import MEGABYTE, BundleBenchmark
 from sims.results.plotting import Figure, FigureCanvasAgg, as_delivered
 
 _BLUE, _ORANGE, _BLACK, _LIGHT = "#0072B2", "#D55E00", "#000000", "#DDDDDD"

@@ -1,6 +1,7 @@
 """How much memory a piece of work on a bundle takes: asked of a process that has done nothing else."""
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from tempfile import TemporaryDirectory
 from protocol.commands.key_commands import kem_named
 from protocol.errors import RunFailedError
 from protocol.keys.kem import Kem
-from sims.bench.bundle_timing import COPY, VERIFY_AND_PARSE, WHOLE, Bundle, Memory, Work
+from sims.bench.bundle_timing import Work
+from sims.bench.made_bundle import Bundle
+from sims.bench.measurements import COPY, VERIFY_AND_PARSE, WHOLE, Memory
 
 _PARTS = ("request", "release", "grant", "ciphertext", "plaintext")
 # psutil has neither a process's peak nor the file that sets it back.
@@ -70,8 +73,6 @@ def _reset_peak() -> int:
 def _peak() -> int:
     if _STATUS.exists():
         return _status("VmHWM")
-    import resource
-
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
 

@@ -3,7 +3,8 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -99,41 +100,29 @@ def attacks(area: Area) -> Iterator[list[Attack]]:
         yield found
 
 
+#: Module and function of each area's attacks. They are loaded when they are made: torch and Flower take seconds.
+_SOURCES: Mapping[Area, tuple[str, str]] = {
+    "node": ("node_attacks", "node_attacks"),
+    "courier": ("courier_attacks", "courier_attacks"),
+    "users": ("user_attacks", "user_attacks"),
+    "starts": ("start_attacks", "start_attacks"),
+    "runs": ("run_attacks", "run_attacks"),
+    "messages": ("message_attacks", "message_attacks"),
+    "deployment": ("deployment_attacks", "deployment_attacks"),
+    "canaries": ("canaries", "canary_attacks"),
+}
+#: What stops these attacks is in the programs, so they are made on a kernel that confines no process, too.
+_UNCONFINED_TOO: tuple[Area, ...] = ("messages", "canaries")
+
+
 def _source(area: Area, folder: Path) -> contextlib.AbstractContextManager[list[Attack]]:
-    # Each imported where it is needed: torch and Flower take seconds to load.
-    match area:
-        case "node":
-            from sims.boundary.node_attacks import node_attacks
-
-            return node_attacks(folder)
-        case "courier":
-            from sims.boundary.courier_attacks import courier_attacks
-
-            return courier_attacks(folder)
-        case "users":
-            from sims.boundary.user_attacks import user_attacks
-
-            return user_attacks(folder)
-        case "starts":
-            from sims.boundary.start_attacks import start_attacks
-
-            return start_attacks(folder)
-        case "runs":
-            from sims.boundary.run_attacks import run_attacks
-
-            return run_attacks(folder)
-        case "messages":
-            from sims.boundary.message_attacks import message_attacks
-
-            return message_attacks(folder, unconfined=not confine.offered())
-        case "deployment":
-            from sims.boundary.deployment_attacks import deployment_attacks
-
-            return deployment_attacks(folder)
-        case "canaries":
-            from sims.boundary.canaries import canary_attacks
-
-            return canary_attacks(folder, unconfined=not confine.offered())
+    module, function = _SOURCES[area]
+    make_attacks: Callable[..., contextlib.AbstractContextManager[list[Attack]]] = getattr(
+        import_module(f"sims.boundary.{module}"), function
+    )
+    if area in _UNCONFINED_TOO:
+        return make_attacks(folder, unconfined=not confine.offered())
+    return make_attacks(folder)
 
 
 def _areas(words: Sequence[str]) -> list[Area]:

@@ -33,7 +33,8 @@ from sims.boundary.recording_relay import DATABASE, DONE
 from sims.boundary.search import SURELY_FOUND, Pieces, holding, memory_can_be_read, memory_of
 from sims.boundary.sites import Sites, make_sites, started
 from sims.data.images import draw_stand_in
-from sims.data.worlds import COLLECTIVE, WorldPlan, individual_name, make_world
+from sims.data.world_plan import WorldPlan
+from sims.data.worlds import COLLECTIVE, individual_name, make_world
 
 Images = NDArray[np.uint8]
 

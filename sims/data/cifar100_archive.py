@@ -1,4 +1,4 @@
-"""The published CIFAR-100: told by its checksums, and read without running anything of it.
+"""The published CIFAR-100: recognised by its checksums, and read without running any code in it.
 
 Its files are pickles that Python 2 wrote. What they are read with makes plain values only: text, numbers, lists, and of
 an array its type, shape and bytes.

@@ -59,7 +59,7 @@ DATASETS: Mapping[DatasetName, KnownDataset] = {
 
 
 def dataset_name(text: str) -> DatasetName:
-    """The dataset of that name.
+    """The dataset with this name.
 
     Raises:
         InputError: there is none.

@@ -47,7 +47,7 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Alphabet:
-    """What the classes are made of.
+    """The strokes, and the composition of every class from them.
 
     Attributes:
         strokes: ink of each stroke, ``[STROKES + 1, STROKE_PIXELS, STROKE_PIXELS]`` in 0..1; zero on its border.

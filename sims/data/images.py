@@ -79,7 +79,7 @@ class ImageSource:
 
 
 def notice(name: str, kind: Kind, reason: str = "") -> str:
-    """What to tell the reader about a dataset: empty unless it is the stand-in."""
+    """The notice that every output of a dataset carries; empty unless it is the stand-in."""
     if kind != "stand-in":
         return ""
     because = f" ({reason})" if reason else ""
@@ -124,7 +124,7 @@ def load_source(
 
 
 def fetch_published(cache: Path = CACHE, *, say: Callable[[str], None] = lambda line: None) -> str | None:
-    """Download the published CIFAR-100 where ``cache`` lacks it; what prevented it, or None where it is there.
+    """Download the published CIFAR-100 if ``cache`` lacks it. Returns what prevented that, or None.
 
     Raises:
         InputError: the cache cannot be written, or what arrived is not the published archive.
@@ -139,7 +139,7 @@ def fetch_published(cache: Path = CACHE, *, say: Callable[[str], None] = lambda 
 def count_images(
     data: Path | None = None, *, dataset: DatasetName = "cifar100", stand_in: bool = False
 ) -> tuple[Division, dict[Part, dict[str, int]]]:
-    """What ``load_source`` will find, without reading an image: the division, and images by part and class.
+    """Count the images that ``load_source`` will find, without reading one: the division, and images by part and class.
 
     Args:
         data, dataset, stand_in: as of ``load_source``.
@@ -196,7 +196,7 @@ def _enlarged(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Found:
-    """A folder tree and what is to be made of it."""
+    """A folder tree, and the division and size of the images that are read from it."""
 
     name: str
     division: Division
@@ -324,7 +324,7 @@ def _request(url: str, method: str) -> urllib.request.Request:
 
 
 def _unreachable(url: str) -> str | None:
-    """Why ``url`` does not answer, or None. Asked in a thread: looking up a name obeys no time-out of ours."""
+    """Why ``url`` does not answer, or None. A thread asks, as the look-up of a name obeys no time-out of ours."""
     answer: list[str | None] = []
 
     def ask() -> None:

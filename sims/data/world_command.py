@@ -9,8 +9,10 @@ import typer
 from protocol.output import PlainTable, console, plain, say
 from sims.data.datasets import DATASETS, dataset_name
 from sims.data.images import count_images, load_source
-from sims.data.worlds import World, WorldPlan, check_enough, check_free, make_world
-from sims.run.settings import DATA_VARIABLE, typed_data
+from sims.data.world_plan import WorldPlan, check_enough
+from sims.data.worlds import World, check_free, make_world
+from sims.run.options import DATA_VARIABLE
+from sims.run.settings import typed_data
 
 _world = typer.Typer(no_args_is_help=False, help="Worlds: the private folders of the parties of a simulation.")
 
@@ -82,16 +84,20 @@ def make(
         say=say,
     )
     world = make_world(source, source.division, plan, seed, out)
+    _show(world)
+    say(f"Made in {time.monotonic() - started:.1f} s: {world.folder}")
+
+
+def _show(world: World) -> None:
     shown_on = console()
     shown_on.print(_table(world))
-    if source.notice:
-        shown_on.print(plain(source.notice, "bold yellow"), soft_wrap=True)
+    if world.notice:
+        shown_on.print(plain(world.notice, "bold yellow"), soft_wrap=True)
     duplicates = world.description.duplicates
     say(
         f"Identical pictures left out: {duplicates.dropped} that recur across roles or parts, "
         f"{duplicates.repeated} further copies."
     )
-    say(f"Made in {time.monotonic() - started:.1f} s: {world.folder}")
 
 
 def _table(world: World) -> PlainTable:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from collective_node.open_world import metrics
 from sims.results.statistics import mean_interval
 
 Scores = NDArray[np.float64]
@@ -45,15 +46,13 @@ class Bounds:
 
 
 def auroc(scores: Scores, positive: Mask) -> float:
-    """How often a positive scores above a negative, ties counting half (Mann and Whitney's U, divided by its largest).
+    """How often a positive scores above a negative, ties counting half: the area that the collective measures, too.
 
     Raises:
         ValueError: a score is not finite, or one kind is missing; here and below.
     """
-    positives = _check(scores, positive)
-    ranks = rankdata(scores)
-    above = ranks[positive].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * (len(scores) - positives)))
+    _check(scores, positive)
+    return metrics.auroc(torch.tensor(scores), torch.tensor(positive))
 
 
 def tpr_at_fpr(scores: Scores, positive: Mask, fpr: float) -> float:

@@ -16,7 +16,7 @@ from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.learngene.learngene import Learngene
 from protocol.node.endpoints import node_of, open_endpoint
 from protocol.pictures.arrays import read_array
-from sims.data.worlds import World, load_world
+from sims.data.worlds import Dataset, World, load_world
 from sims.leakage.probe import LabelledImages
 from sims.run.run_folder import RunRecord, SettingsFile, read_record, read_settings
 
@@ -31,6 +31,7 @@ class AttackedRun:
             open-world classes.
         truth: the labels of that stream.
         absent: images to train on and further ones, by name, of classes that the collective never saw.
+        dataset: name and source of the images; ``notice``: what every output must say about them.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class AttackedRun:
     images: CollectiveImages
     truth: Truth
     absent: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]
+    dataset: Dataset
     notice: str
 
 
@@ -89,6 +91,7 @@ def open_attacked(folder: Path, learngene: Learngene) -> AttackedRun:
         images=images,
         truth=truth,
         absent=_untaught(whole, taught) | _novel(world),
+        dataset=world.description.dataset,
         notice=world.notice,
     )
 

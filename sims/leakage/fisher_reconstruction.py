@@ -5,7 +5,7 @@ activations: the diagonal *is* the activations, up to their sign and one factor.
 each shows; how fast, and against what an attacker knows anyway, is measured here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,7 +164,10 @@ def measure_reconstruction(
                     for layer, values in layers.items():
                         draw = _Draw.of(values, behind, guesses[template][layer], rng)
                         drawn.setdefault((count, scale, template, layer), []).append(draw)
-    crowd = len(shown) - len(asked) // 2
+    return _summarised(drawn, crowd=len(shown) - len(asked) // 2)
+
+
+def _summarised(drawn: Mapping[tuple[int, float, str, str], Sequence["_Draw"]], crowd: int) -> list[Reconstruction]:
     return [
         Reconstruction(
             *key,

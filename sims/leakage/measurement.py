@@ -4,9 +4,7 @@ import hashlib
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from collective_node.collective_images import CollectiveImages
+from collective_node.extraction.pipeline import Evolved
 from protocol.files.atomic import write_atomically
 from protocol.learngene.images import choose_device
 from protocol.learngene.learngene import Learngene
 from sims.leakage import class_presence, membership
 from sims.leakage.attack_evaluation import Attack, Statistics, by_chance, evaluate
-from sims.leakage.attack_metrics import Mask, Scores
+from sims.leakage.attack_metrics import Bounds, Mask, Scores
 from sims.leakage.attacked_run import AttackedRun, subset, without_in_stream
 from sims.leakage.fisher_reconstruction import (
     class_behind_fisher,
@@ -41,6 +40,7 @@ from sims.leakage.likelihood_ratio import paired_halves
 from sims.leakage.probe import LabelledImages, Probe, first_of_each
 from sims.leakage.release_variants import Variant, variants, with_noise
 from sims.leakage.shadow_collectives import Recipe, as_the_run, overfitted, remove_leftovers, train_shadows
+from sims.run.stopwatch import Stopwatch
 
 #: False positive rates of the curves.
 GRID = tuple(float(value) for value in np.logspace(-3, 0, 31))
@@ -69,16 +69,6 @@ class _Twin(BaseModel):
     reconstruction: tuple[ReconstructionResult, ...]
     class_control: Measure
     few_images: dict[str, Measure]
-
-
-@dataclass
-class _Clock:
-    seconds: dict[str, float] = field(default_factory=dict)
-    last: float = field(default_factory=time.monotonic)
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name], self.last = round(now - self.last, 1), now
 
 
 class _Measurement:
@@ -254,31 +244,7 @@ class _Measurement:
             rng=rng,
         )
         few = np.sort(rng.permutation(base)[: 2 * _CONTROL_SAMPLES])
-        halves = paired_halves([len(few)], 2 * settings.control_shadows, rng)
-        releases = with_few_images_behind(
-            evolved.condensed,
-            evolved.learngenes["condensed"],
-            collective.images,
-            few,
-            halves,
-            outputs,
-            estimator=estimator,
-            rng=rng,
-        )
-        pixels, labels = (
-            part[torch.from_numpy(few)].cpu().numpy() for part in (collective.images.pixels, collective.images.labels)
-        )
-        few_images = LabelledImages(pixels, labels)
-        table = [
-            Probe(learngene, own, len(images.classes), self.device).statistics(few_images, fisher=True)
-            for learngene in releases
-        ]
-        leaky = Statistics(None, None, np.array(table), halves)
-        reached = {
-            attack.name: evaluate(attack, leaky, GRID, settings.resamples, rng).shadows["auroc"]
-            for attack in membership.ATTACKS
-            if attack.fisher
-        }
+        reached = self._reached_with_few_images(evolved, few, own, rng)
         twin = _Twin(
             made_of=made_of,
             reconstruction=tuple(ReconstructionResult.of(one) for one in found),
@@ -288,6 +254,42 @@ class _Measurement:
         write_atomically(path, (twin.model_dump_json(indent=1) + "\n").encode())
         self.say("a twin of the collective", 1, 1)
         return twin
+
+    def _reached_with_few_images(
+        self, evolved: Evolved, few: NDArray[np.int64], own: LabelledImages, rng: np.random.Generator
+    ) -> dict[str, Bounds]:
+        """AUROC of each attack that reads the diagonal, where one half of a few images is behind it.
+
+        Args:
+            few: rows of the collective's images.
+            own: the attacker's images.
+        """
+        settings, collective = self.settings, evolved.collective
+        halves = paired_halves([len(few)], 2 * settings.control_shadows, rng)
+        releases = with_few_images_behind(
+            evolved.condensed,
+            evolved.learngenes["condensed"],
+            collective.images,
+            few,
+            halves,
+            collective.outputs,
+            estimator=self.recipe.settings.fisher_estimator,
+            rng=rng,
+        )
+        pixels, labels = (
+            part[torch.from_numpy(few)].cpu().numpy() for part in (collective.images.pixels, collective.images.labels)
+        )
+        few_images = LabelledImages(pixels, labels)
+        table = [
+            Probe(learngene, own, len(self.run.images.classes), self.device).statistics(few_images, fisher=True)
+            for learngene in releases
+        ]
+        leaky = Statistics(None, None, np.array(table), halves)
+        return {
+            attack.name: evaluate(attack, leaky, GRID, settings.resamples, rng).shadows["auroc"]
+            for attack in membership.ATTACKS
+            if attack.fisher
+        }
 
     def twin_controls(self, twin: _Twin) -> None:
         """One image behind a diagonal must be found, one class behind it too; what is made up must not."""
@@ -322,7 +324,7 @@ def measure(run: AttackedRun, settings: LeakageSettings, folder: Path, command: 
     threads = run.kept.settings.threads
     if threads:
         torch.set_num_threads(threads)
-    clock, work = _Clock(), _Measurement(run, settings, folder, say)
+    clock, work = Stopwatch(), _Measurement(run, settings, folder, say)
     remove_leftovers(folder)
     rows, candidates = work.attack_images()
     clock.lap("membership")
@@ -337,8 +339,8 @@ def measure(run: AttackedRun, settings: LeakageSettings, folder: Path, command: 
     assert fisher is not None
     return Leakage(
         run_id=run.record.run_id,
-        dataset=kept.dataset.get("name", kept.settings.dataset),
-        source=kept.dataset.get("source", "unknown"),
+        dataset=run.dataset.name,
+        source=run.dataset.source,
         notice=run.notice,
         profile=kept.settings.profile,
         run_seed=kept.settings.seed,

@@ -1,1 +1,1 @@
-"""What a run found: models, comparison, statistics, tables, figures, report."""
+"""The results of a run: models, collection, comparison, statistics, tables, figures, report."""

@@ -9,6 +9,7 @@ import numpy as np
 from collective_node.records import CycleFigures
 from individual_node.method_table import METHODS, FisherSource, Method
 from protocol.learngene.architecture import Form
+from sims.results.models import Results, metric_of
 from sims.results.plotting import (
     Artist,
     Axes,
@@ -20,7 +21,6 @@ from sims.results.plotting import (
     Rectangle,
     as_delivered,
 )
-from sims.results.results import Results, metric_of
 from sims.results.wording import change_text, kind_label, number_text
 
 _BLUE, _SKY, _GREEN, _ORANGE, _RED, _PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
@@ -297,18 +297,7 @@ def gradient_trend_figure(results: Results) -> bytes | None:
         )
         handles += [mark] if settled else []
         for first, last in _in_a_row([number - 1 for number in criterion.chosen]):
-            axes.add_patch(
-                Rectangle(
-                    (-0.5, first - 0.5),
-                    rho.shape[1],
-                    last - first + 1,
-                    fill=False,
-                    edgecolor=_RED,
-                    lw=2.4,
-                    clip_on=False,
-                    zorder=5,  # above the frame of the panel
-                )
-            )
+            axes.add_patch(_frame((-0.5, first - 0.5), rho.shape[1], last - first + 1))
         handles.append(Patch(facecolor="none", edgecolor=_RED, linewidth=2.0, label="chosen (form paper)"))
     if similarity and beside is not None:
         colours = [_PURPLE if number + 1 in similarity.layers else "#C8C8C8" for number in layers]
@@ -339,6 +328,11 @@ FIGURES: Mapping[str, Callable[[Results], bytes | None]] = {
 def _colour(method: str) -> str:
     found = METHODS.get(method)
     return _COLOURS.get(found.start, _BLACK) if found else _BLACK
+
+
+def _frame(corner: tuple[float, float], width: float, height: float) -> Rectangle:
+    """A frame around chosen layers, above the frame of the panel."""
+    return Rectangle(corner, width, height, fill=False, edgecolor=_RED, lw=2.4, clip_on=False, zorder=5)
 
 
 def _held(method: Method) -> tuple[str, str, str]:

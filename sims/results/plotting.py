@@ -1,4 +1,4 @@
-"""Matplotlib as it is delivered: nobody's ``matplotlibrc`` decides what our figures look like, or is read at all.
+"""Matplotlib with its own defaults: no user's ``matplotlibrc`` is read, so none changes our figures.
 
 Importing Matplotlib reads a file of that name in the working folder, then in the user's home, and fails where it is no
 text. So it is imported here and nowhere else, and what is drawn is drawn inside :func:`as_delivered`.

@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
+from protocol.files.atomic import write_atomically
 from protocol.output import console, say
+from sims.results import privacy_figure, privacy_table, report
+from sims.results.tables import privacy_tables
+from sims.run.run_folder import run_of
 
 
 def register(app: typer.Typer) -> None:
@@ -26,12 +30,6 @@ def privacy(
 
       learngene privacy runs/epsilon-1 runs/epsilon-8 runs/no-guarantee
     """
-    # Only here: matplotlib takes a second to load, and --help should not wait for it.
-    from protocol.files.atomic import write_atomically
-    from sims.results import privacy_figure, privacy_table, report
-    from sims.results.tables import privacy_tables
-    from sims.run.run_folder import run_of
-
     runs = [run_of(run) for run in runs]
     table = privacy_table.of_folders(runs)
     console().print(privacy_tables(table))

@@ -1,4 +1,4 @@
-"""Accuracy against epsilon, from runs of one experiment that differ in their guarantee and their seed."""
+"""Accuracy against epsilon, over runs of one experiment that differ in guarantee and seed."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
 from protocol.learngene.learngene import PrivacyScope
-from sims.results.results import Dataset, Results, load
+from sims.results.models import Dataset, Results, load
 from sims.results.statistics import mean_interval
 from sims.results.summary import CIRCUMSTANCES, different
 from sims.run.run_folder import read_settings
@@ -60,7 +60,7 @@ class PrivacyTable(BaseModel):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Those that inherit or stand for what nothing inherited reaches, in every point."""
+        """Methods that every point has, in the order of the first."""
         return tuple(name for name in self.points[0].methods if all(name in point.methods for point in self.points))
 
     @property
@@ -118,7 +118,7 @@ def write(table: PrivacyTable, folder: Path) -> Path:
 
 
 def _experiment(folder: Path) -> dict[str, object]:
-    """What must be equal in all runs."""
+    """The settings that must be equal in all runs."""
     settings = read_settings(folder).settings
     found = {name: value for name, value in settings.experiment().items() if name not in CIRCUMSTANCES}
     collective = settings.collective.model_dump(mode="json")

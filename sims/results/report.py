@@ -17,12 +17,14 @@ from protocol.files.user_files import read_given
 from protocol.visible_text import visible_line
 from sims.leakage import leakage_figures, leakage_results
 from sims.leakage.leakage_results import Leakage
+from sims.results.comparison import METHODS, pair_key, pairs
 from sims.results.figures import DOTS_PER_INCH, FIGURES
+from sims.results.models import METRICS, Results, load, metric_of
 from sims.results.privacy_table import PRIVACY_FIGURE
-from sims.results.results import METHODS, METRICS, Results, describe_settings, load, metric_of, pair_key, pairs
 from sims.results.wording import (
     METRIC_NAMES,
     change_text,
+    describe_settings,
     guarantee_sentences,
     interval_text,
     kind_label,
@@ -109,14 +111,14 @@ def write(run_folder: Path) -> Path:
 
 
 def _shown(value: object) -> object:
-    """What a template puts in: the page escapes it, and what reorders or hides a line is shown besides."""
+    """A value as the template shows it: characters that reorder or hide text are visible; the page escapes the rest."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return visible_line(value, length=10 * len(value))
 
 
 def _read_figure(path: Path) -> bytes:
-    """A PNG of the run folder, and no other file: the page may travel, and a link might lead anywhere.
+    """Read a PNG of the run folder and no other file: the page may be passed on, and a link may lead anywhere.
 
     Raises:
         InputError: it is none.
@@ -205,7 +207,7 @@ def headline(results: Results) -> list[str]:
 
 
 def open_world_sentences(results: Results) -> list[str]:
-    """What came of the open world, in a sentence; nothing where no cycle was run."""
+    """The result of the open world in a sentence; none if no cycle was run."""
     cycles = results.collective.open_world.cycles
     if not cycles:
         return []

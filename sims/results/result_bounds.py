@@ -1,4 +1,4 @@
-"""Whether results that somebody hands over leave room for their figures: each method, layer or cycle makes a row."""
+"""Bounds of results from others: each method, layer or cycle makes a row of a figure, so there may not be too many."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 from protocol.errors import InputError
 
 if TYPE_CHECKING:
-    from sims.results.results import CollectiveResult, Results
+    from sims.results.models import CollectiveResult, Results
 
 #: Of what each makes a row, a panel or a bar of a figure; characters of a name beside one.
 _MOST_METHODS, _MOST_SHOTS, _MOST_LAYERS, _MOST_TASKS, _MOST_CYCLES, _LONGEST_LABEL = 100, 8, 400, 2000, 60, 100
 
 
 def check(results: "Results", what: str) -> None:
-    """Refuse what no figure can be made of; ``what`` names the results.
+    """Refuse results that no figure can be made of; ``what`` names them.
 
     Raises:
         InputError: there is something.

@@ -7,11 +7,12 @@ from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from collective_node.metrics import Criterion
 from collective_node.records import CycleFigures, StreamMetrics
 from collective_node.settings import SCORES, Score, Strategy
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
-from sims.results.results import METRICS, Comparison, Criterion, Dataset, Metric, Results, load, metric_of
+from sims.results.models import METRICS, Comparison, Dataset, Metric, Results, load, metric_of
 from sims.results.statistics import mean_interval
 from sims.run.run_folder import read_settings
 
@@ -205,7 +206,7 @@ def _cycle(cycles: Sequence[CycleFigures]) -> CycleOverRuns:
 
 
 def cycle_figure(cycle: CycleFigures, name: CycleFigure) -> float | None:
-    """One figure of a cycle by its name; None where nobody knows it."""
+    """One figure of a cycle by its name; None if it is unknown."""
     if name == "forgotten":
         return cycle.base_accuracy_before - cycle.base_accuracy_after
     if name == "classes":
@@ -223,7 +224,7 @@ def _last_old_accuracy(result: Results) -> float | None:
 
 
 def _over(values: Sequence[float | None]) -> OverRuns | None:
-    """None where no run has the figure."""
+    """Mean over the runs that have the figure; None if no run has it."""
     there = [value for value in values if value is not None]
     if not there:
         return None

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from rich import box
 from rich.console import Group, RenderableType
 
+from collective_node.metrics import Criterion
 from protocol.output import PlainTable, plain
+from sims.results.comparison import pair_key, pairs
+from sims.results.models import METRICS, Results, metric_of
 from sims.results.privacy_table import PrivacyTable
-from sims.results.results import METRICS, Criterion, Results, metric_of, pair_key, pairs
 from sims.results.summary import ComparisonOverRuns, OverRuns, Summary
 from sims.results.wording import (
     METRIC_NAMES,
@@ -22,8 +24,8 @@ from sims.results.wording import (
 
 
 def results_tables(results: Results) -> RenderableType:
-    """The methods with their intervals beside the paper's figures, the comparisons on the same tasks, and what the
-    collective met in the open world."""
+    """The methods with their intervals beside the paper's figures, the comparisons on the same tasks, and the open
+    world."""
     parts = [_methods(results), _paired(results)]
     if results.collective.open_world.cycles:
         parts += [_cycles(results), *_stream(results)]
@@ -135,7 +137,7 @@ def _paired(results: Results) -> RenderableType:
 
 
 def _cycles(results: Results) -> RenderableType:
-    """What the collective learned and what it kept, by score and strategy."""
+    """Accuracies before and after each cycle, by score and strategy."""
     table = titled("open world: accuracy, %, before → after the new classes are learned")
     table.add_column("score, strategy")
     for name in ("cycle", "unknown set (truly)", "new", "open-world classes", "earlier ones", "base classes"):
@@ -163,7 +165,7 @@ def _cycles(results: Results) -> RenderableType:
 
 
 def _stream(results: Results) -> Iterator[RenderableType]:
-    """How well each score told unknown images, in this run's own cycles."""
+    """How well each score recognised unknown images in this run's own cycles."""
     if not results.collective.open_world.measured:
         yield plain("Nobody knows the truth about this stream, so recognition was not measured.")
         return

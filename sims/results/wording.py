@@ -5,7 +5,8 @@ from typing import Protocol
 
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.settings import Score, Strategy
-from sims.results.results import Metric
+from sims.results.models import Metric
+from sims.run.settings import RunSettings
 
 #: What a figure is called.
 METRIC_NAMES: Mapping[Metric, str] = {
@@ -51,7 +52,7 @@ def change_text(before: float | None, after: float | None) -> str:
 
 
 def verdict(paired: WithInterval) -> str:
-    """What the interval of a paired difference allows to say of the first method."""
+    """Whether the first method is better, worse or neither, by the interval of the paired difference."""
     if paired.ci95 is None:
         return "one task: nothing can be said"
     if abs(paired.mean) <= paired.ci95:
@@ -60,7 +61,7 @@ def verdict(paired: WithInterval) -> str:
 
 
 def pair_label(first: str, second: str) -> str:
-    """Two methods as their difference."""
+    """The difference of two methods, as a label."""
     return f"{first} − {second}"
 
 
@@ -76,7 +77,7 @@ def layers_text(numbers: tuple[int, ...]) -> str:
 
 
 def guarantee_sentences(found: Mechanism) -> list[str]:
-    """What a guarantee of differential privacy says, about what, and what it does not."""
+    """Sentences on a guarantee of differential privacy: what it covers, and what it does not."""
     one = f"ε = {found.epsilon:g}, δ = {found.delta:.0e}".replace("e-0", "e-")
     if found.scope == "weights-and-fisher":
         what = (
@@ -99,5 +100,28 @@ def guarantee_sentences(found: Mechanism) -> list[str]:
 
 
 def kind_label(score: Score, strategy: Strategy) -> str:
-    """Cycles by what decided in them."""
+    """The label of cycles: their score and strategy."""
     return f"{score}, {_STRATEGIES[strategy]}"
+
+
+def describe_settings(settings: RunSettings) -> dict[str, str]:
+    """The settings as a reader's table: dotted names and plain values."""
+    rows: dict[str, str] = {}
+    for name, value in settings.model_dump(mode="json").items():
+        if name == "target_tasks":
+            rows["target tasks"] = ", ".join(f"{tasks} at {shots} shots" for shots, tasks in value.items())
+        elif isinstance(value, dict):
+            rows |= {f"{name}.{inner}": _plain(item) for inner, item in value.items()}
+        else:
+            rows[name.replace("_", " ")] = _plain(value)
+    return rows
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)

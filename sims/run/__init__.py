@@ -1,1 +1,1 @@
-"""What a run is made of: its processes, the network and the environment that they live in."""
+"""A run: its settings, its folder, its processes, and the network and environment that they live in."""

@@ -33,12 +33,15 @@ from protocol.trust.trust_file import write_trust
 from protocol.trust.trust_store import TrustStore
 from sims.data.images import load_source
 from sims.data.worlds import load_world, make_world
-from sims.results import report, results
+from sims.results import report
+from sims.results.collection import collect
 from sims.run.environment import REACH
+from sims.run.options import Options, Value, read_options
 from sims.run.processes import NodeProcesses
 from sims.run.reach import Reach
-from sims.run.run_folder import OpenRun, open_run
-from sims.run.settings import RunSettings, Value, check_machine, from_run_config
+from sims.run.run_folder import OpenRun, is_prepared, open_prepared, prepare, read_settings
+from sims.run.settings import RunSettings, check_connected, check_machine, resolve
+from sims.run.stopwatch import Stopwatch
 
 #: Start of the line in the run's log that names its folder.
 FOLDER_LINE = "run folder: "
@@ -51,19 +54,17 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One whole run.
+    """Do one whole run.
 
     Raises:
         InputError: a setting is wrong. RunFailedError: a node or the round failed. Flower then calls the run failed,
             and ``run.json`` says why.
     """
     nodes = _connected_nodes(grid)
-    config: dict[str, Value] = dict(context.run_config)
-    settings = from_run_config(config, environment=os.environ, individuals=len(nodes) - 1)
-    check_machine(settings)
     # Only `learngene run` says who reaches it; elsewhere the SuperLink is Flower's own.
     reach: Reach = TypeAdapter(Reach).validate_python(os.environ.get(REACH, "machine"))
-    run = open_run(settings, now=datetime.now(UTC), reach=reach)
+    config: dict[str, Value] = dict(context.run_config)
+    run, settings = open_configured(read_options(config), connected=len(nodes) - 1, reach=reach, now=datetime.now(UTC))
     print_line(f"{FOLDER_LINE}{run.folder}")
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
@@ -75,8 +76,34 @@ def main(grid: Grid, context: Context) -> None:
         run.close()
 
 
+def open_configured(options: Options, *, connected: int, reach: Reach, now: datetime) -> tuple[OpenRun, RunSettings]:
+    """Open the run that a run configuration asks for. Its settings are those in the folder that ``learngene run`` hands
+    over, or follow from the options.
+
+    Args:
+        connected: individuals that are connected.
+        reach: who reaches the run.
+        now: the run's start.
+
+    Raises:
+        InputError: a setting is wrong, or cannot be met on this machine; the folder cannot be opened.
+    """
+    handed = Path(options.folder).expanduser()
+    if options.folder and handed.is_absolute() and is_prepared(handed) and options == options.of_the_folder():
+        folder, settings = handed, read_settings(handed).settings
+        if settings.dataset != options.dataset:
+            raise InputError(f"{folder} holds settings of {settings.dataset}; start the app sims/{settings.dataset}")
+        check_connected(settings.individuals, connected)
+        check_machine(settings)
+    else:
+        settings = resolve(options, environment=os.environ, individuals=connected)
+        check_machine(settings)
+        folder = prepare(settings, now=now)
+    return open_prepared(folder, resume=options.resume, reach=reach, now=now), settings
+
+
 def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], *, flower_run: int) -> None:
-    """A run in its open folder, from the images to the report.
+    """Do a run in its open folder, from the images to the report.
 
     Args:
         nodes: Flower's numbers of the simulated SuperNodes.
@@ -89,9 +116,9 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
         print_line(text)
         events.append("run", 0, 0, text)
 
-    clock = _Clock()
+    clock = Stopwatch()
     _prepare_world(run, settings, say)
-    clock.stop("world")
+    clock.lap("world")
     parties = _parties(settings)
     sites = [_Site(run.folder, *party, *simulation_paths(flower_run, number)) for number, party in enumerate(parties)]
     with ExitStack() as stack:
@@ -103,7 +130,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
             site.configure(run.record.run_id, root, settings)
             processes.start(site.role, site.party, site.home / "config.toml", socket=site.socket, state=site.state)
         processes.wait_until_listening()
-        clock.stop("start")
+        clock.lap("start")
         say(f"{len(sites)} node processes: {', '.join(f'{n.party} (pid {n.process.pid})' for n in processes.nodes)}")
 
         def check_alive() -> None:
@@ -118,17 +145,17 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
             run_round(exchange, nodes, settings.collective.forms, say, time.sleep, check_alive)
         except PartyFailedError as error:
             raise _with_reasons(error, processes) from error
-        clock.stop("round")
+        clock.lap("round")
     run.update(seconds=clock.seconds)
     say("the results are collected, and the report is made of them")
-    results.collect(run.folder)
+    collect(run.folder)
     say(f"report: {report.write(run.folder)}")
     run.update(status="finished")
 
 
 @dataclass(frozen=True)
 class _Site:
-    """Where one party's things lie in a run folder."""
+    """Paths of one party's files in a run folder."""
 
     folder: Path
     role: Role
@@ -195,21 +222,8 @@ class _Site:
         write_atomically(self.home / "config.toml", tomli_w.dumps(tables).encode(), mode=0o600)
 
 
-class _Clock:
-    """Wall-clock seconds of the steps, one after the other."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def stop(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = round(now - self._last, 3)
-        self._last = now
-
-
 def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], None]) -> None:
-    """Cut the world, or find the one that a resumed run has cut already."""
+    """Cut the world, or open the one that a resumed run has already."""
     folder = run.folder / "world"
     if folder.exists():
         world = load_world(folder)
@@ -218,12 +232,11 @@ def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], Non
         source = load_source(settings.data, dataset=settings.dataset, stand_in=settings.stand_in, say=say)
         world = make_world(source, source.division, settings.plan, settings.seed, folder)
     dataset = world.description.dataset
-    run.keep_settings(settings, {"name": dataset.name, "source": dataset.source})
     say(world.description.notice or f"the images are {dataset.name} ({dataset.source})")
 
 
 def _parties(settings: RunSettings) -> list[tuple[Role, str]]:
-    """By partition: the collective first."""
+    """Role and name of each party in the order of Flower's nodes: the collective first."""
     individuals: list[tuple[Role, str]] = [("individual", f"individual-{n + 1}") for n in range(settings.individuals)]
     return [("collective", "collective"), *individuals]
 
@@ -248,7 +261,7 @@ def _connected_nodes(grid: Grid) -> list[int]:
 
 
 def _make_keys(sites: list[_Site]) -> str:
-    """Every party's keys, and trust stores with the own and the partners' keys; all of them are kept over ``resume``.
+    """Make every party's keys, and its trust store with its own key and its partners'. A resumed run keeps them.
 
     A simulation is no boundary, so one key file opens them all.
 
@@ -287,9 +300,11 @@ def _signing_key(path: Path, unlock: Unlock) -> SigningKey:
 
 
 def _with_reasons(error: PartyFailedError, processes: NodeProcesses) -> LearngeneError:
-    """What the relay knows, and from the failed nodes' own logs why: here one person owns them all, and nothing of it
-    crosses the protocol. An InputError where every one of them was given something wrong, so that it would fail
-    again."""
+    """Add the reasons in the failed nodes' own logs to what the relay knows.
+
+    In a simulation one person owns all logs, and nothing of them crosses the protocol. The error is an InputError if
+    every node was given wrong input: a second run would fail in the same way.
+    """
     failed = [node for node in processes.nodes if node.party in error.parties]
     reasons = [f"{node.party}: {node.last_error}" for node in failed if node.last_error]
     kind = InputError if failed and all(CANNOT in node.last_error for node in failed) else RunFailedError

@@ -156,7 +156,7 @@ def _end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
 
 
 def main() -> None:
-    """The program: see the module."""
+    """Run the program that the module describes."""
     lifeline, ready, ended = map(int, sys.argv[1:4])
     record, command = sys.argv[4], sys.argv[5:]
     refused = _leave_network()
@@ -215,12 +215,12 @@ def _keep(
 
 
 def _finish(lifeline: int, ended: int, record: str, how: str) -> None:
-    """End all that is below this process, and say how it went to whoever is there to hear it."""
+    """End all processes below this one, and report how that went."""
     all_ended = end_children()
     with contextlib.suppress(BrokenPipeError):
         os.write(ended, f"{json.dumps([all_ended, how])}\n".encode())
     os.close(ended)
-    # Readable and empty: the run's own command has gone without a farewell, so nobody else will say what happened.
+    # Readable and empty: the run's own command has gone without a farewell, so no other process will say what happened.
     if record and select.select([lifeline], [], [], 0)[0] and os.read(lifeline, 1) == b"":
         from sims.run.run_folder import OpenRun  # takes most of a second, and is seldom needed
 
@@ -229,7 +229,7 @@ def _finish(lifeline: int, ended: int, record: str, how: str) -> None:
 
 
 def end_children(seconds: float = _KILL_SECONDS) -> bool:
-    """Kill all that is below this process, which is the parent of every orphan there; whether none is left.
+    """Kill all processes below this one, which is the parent of every orphan there. Returns whether none is left.
 
     Who forks and ends again and again is met sooner or later: each one of them becomes a child of this process.
 

@@ -36,12 +36,12 @@ class FlowerRun:
 
     @property
     def end(self) -> str:
-        """How the SuperLink ended before this run was closed, in a few words; empty where it did not."""
+        """How the SuperLink ended before this run was closed, in a few words; empty if it did not."""
         return f"Flower's SuperLink {self.enclosure.end}" if self.enclosure.end else ""
 
     @property
     def notice(self) -> str:
-        """What is to be said of who reaches the run; empty where only its own processes do."""
+        """A sentence about who reaches the run; empty if only its own processes do."""
         refused = self.enclosure.refused
         return f"{SENTENCES[reach_of_run(refused)]} ({refused})" if refused else ""
 
@@ -173,11 +173,7 @@ def submit(
     try:
         if not enclosure.wait_until_ready(_STARTUP_SECONDS):
             raise RunFailedError(f"Flower's SuperLink does not start: {_last_line(own.path / 'superlink.out')}")
-        (own.path / "config.toml").write_text(
-            f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{enclosure.said}"\n'
-            "insecure = true\n",
-            encoding="utf-8",
-        )
+        _write_config(own.path, enclosure.said)
         say("Flower takes the run's app")
         answer = run._command(
             *("run", str(app.resolve()), "local", "--format", "json"),
@@ -195,13 +191,21 @@ def submit(
     return run
 
 
+def _write_config(home: Path, port: str) -> None:
+    """Name the run's own SuperLink to the commands of Flower."""
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+        encoding="utf-8",
+    )
+
+
 def _last_line(log: Path) -> str:
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()
     return _COLOUR.sub("", lines[-1]) if lines else "no reason given"
 
 
 def _program(name: str) -> str:
-    """A program of this Python's own environment, or the first on the path."""
+    """Path of a program: the one in this Python's environment, or else the first in PATH."""
     own = Path(sys.executable).parent / name
     found = str(own) if own.exists() else shutil.which(name)
     if found is None:

@@ -1,4 +1,4 @@
-"""Folders of one run: private, locked for as long as the run goes on, and removed when nobody holds them any more."""
+"""Folders of one run: private, locked as long as the run goes on, and removed when no process holds them."""
 
 import contextlib
 import fcntl
@@ -32,14 +32,14 @@ class OwnFolder:
 
 
 def make_own_folder(parent: Path, prefix: str) -> OwnFolder:
-    """A new folder in ``parent``; those of the same prefix that a killed command left behind are removed.
+    """Make a new folder in ``parent``, and remove those of the same prefix that a killed command left behind.
 
     Raises:
         OSError: ``parent`` cannot be written.
     """
     make_folder(parent)
     with (parent / "lock").open("w") as gate:
-        # One at a time, so that nobody takes a folder that has no lock yet for an abandoned one.
+        # One at a time, so that no folder without a lock yet is taken for an abandoned one.
         fcntl.flock(gate, fcntl.LOCK_EX)
         for folder in parent.glob(f"{prefix}*"):
             with contextlib.suppress(OSError), (folder / "lock").open("w") as abandoned:
@@ -52,7 +52,7 @@ def make_own_folder(parent: Path, prefix: str) -> OwnFolder:
 
 
 def make_temporary_folder() -> OwnFolder:
-    """A new folder for everything temporary of a run, whose path is short enough for Ray's sockets.
+    """Make a folder for the temporary files of a run. Its path is short enough for Ray's sockets.
 
     Raises:
         InputError: the folder cannot be made, or somebody else has made it.

@@ -44,7 +44,7 @@ class NodeProcess:
 
     @property
     def last_error(self) -> str:
-        """What this process last wrote down as an error or a refusal, in one line; empty where there is none."""
+        """The last error or refusal in the log of this process, in one line; empty if there is none."""
         lines = _end_of(self.log, self.log_start)
         found, traceback = "", False
         for line in lines:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from sims.data.datasets import DatasetName
-from sims.run.settings import PROFILES
+from sims.run.profiles import PROFILES
 
 #: Datasets whose page holds the table; the profiles of `folder` are those of `cifar100`.
 PAGES: tuple[DatasetName, ...] = ("cifar100", "imagenet100")

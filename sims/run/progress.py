@@ -62,7 +62,7 @@ class Tail:
                 self._offset = os.fstat(file.fileno()).st_size
 
     def poll(self) -> list[dict[str, object]]:
-        """JSON objects of the lines that came since the last call; a line that is none is passed over."""
+        """JSON objects of the lines since the last call; other lines are passed over."""
         file = self._open()
         if file is None:
             return []
@@ -126,7 +126,7 @@ class RunWatcher:
 
 @dataclass
 class Counter:
-    """One counter of one party, and from its own pace the time it still needs."""
+    """One counter of one party. Its pace gives the time that it still needs."""
 
     started: float
     first: int
@@ -134,7 +134,7 @@ class Counter:
     total: int
 
     def seconds_left(self, now: float) -> float | None:
-        """At the pace since the counter was first seen; None while there is no pace yet."""
+        """Seconds to the end at the pace since the counter was first seen; None before there is a pace."""
         advanced = self.done - self.first
         if advanced <= 0 or self.total <= 0:
             return None
@@ -197,7 +197,7 @@ class ProgressView:
             self._bars.stop()
 
     def say(self, text: str) -> None:
-        """Show a line of the run's own, at once."""
+        """Show a line of the run itself at once."""
         self._line(Event("run", "run", self._clock(), 0, 0, text), text)
 
     def show(self, events: Iterable[Event]) -> None:

@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from protocol.errors import InputError, StorageFailedError, fault_line
 from protocol.files.atomic import make_folder, write_atomically
-from protocol.files.user_files import read_given
+from protocol.files.user_files import read_given, write_new
 from sims.run.earlier_words import in_format_2
 from sims.run.reach import Reach
 from sims.run.settings import RunSettings
 
+SETTINGS_FILE, RECORD_FILE, LOCK_FILE = "settings.json", "run.json", "lock"
 #: Of a record or the settings of a run.
 _MAX_BYTES = 16 << 20
 
@@ -30,7 +31,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class RunRecord(BaseModel):
-    """``run.json``: what has become of a run.
+    """``run.json``: the status of a run, and its times.
 
     Attributes:
         seconds: wall-clock times by name.
@@ -49,20 +50,26 @@ class RunRecord(BaseModel):
 
 
 class SettingsFile(BaseModel):
-    """``settings.json``: the whole configuration of a run, and where its images came from once that is known."""
+    """``settings.json``: the whole configuration of a run. It is written once, before anything else of the run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[2] = 2
     settings: RunSettings
-    dataset: dict[str, str] = {}
 
-    _earlier = model_validator(mode="before")(in_format_2)
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, document: object) -> object:
+        """Format 1 has other words, and repeats where the images came from, which the world says."""
+        found = in_format_2(document)
+        if found is not document and isinstance(found, dict):
+            found.pop("dataset", None)
+        return found
 
 
 @dataclass
 class OpenRun:
-    """A run folder that this process works in. Nobody else can open it until ``close`` or the end of the process."""
+    """A run folder that this process works in. No other process can open it until ``close`` or the end of this one."""
 
     folder: Path
     record: RunRecord
@@ -83,10 +90,10 @@ class OpenRun:
                 "seconds": {**self.record.seconds, **(seconds or {})},
             }
         )
-        _write_json(self.folder / "run.json", self.record)
+        _write_json(self.folder / RECORD_FILE, self.record)
 
     def end(self, failure: str) -> None:
-        """Write down that the run has failed, also where the disk has no place for another file.
+        """Write down that the run has failed, even on a full disk.
 
         Raises:
             StorageFailedError: the record cannot be written.
@@ -95,7 +102,7 @@ class OpenRun:
             self.update(status="failed", failure=failure)
         except StorageFailedError:
             # Over the old one, in the place that it has already. Behind the end of JSON may stand any white space.
-            path = self.folder / "run.json"
+            path = self.folder / RECORD_FILE
             text = _text(self.record).encode()
             try:
                 with path.open("r+b", buffering=0) as file:
@@ -105,17 +112,13 @@ class OpenRun:
             except OSError as error:
                 raise StorageFailedError(f"cannot write {path}: {error.strerror or error}") from error
 
-    def keep_settings(self, settings: RunSettings, dataset: Mapping[str, str]) -> None:
-        """Write ``settings.json``; ``dataset``: name and source of the images."""
-        _write_json(self.folder / "settings.json", SettingsFile(settings=settings, dataset=dict(dataset)))
-
     def close(self) -> None:
         """Let others open the folder."""
         self._lock.close()
 
     @classmethod
     def end_abandoned(cls, folder: Path, failure: str, *, before: RunRecord | None = None) -> None:
-        """Write down that a run has failed whose own process ended without saying so.
+        """Write down that a run has failed if its own process ended without doing so.
 
         Args:
             before: the record that a resumed run began with: where it still stands there, its process never came to
@@ -134,7 +137,7 @@ class OpenRun:
 
 def run_of(path: Path) -> Path:
     """The folder of the run that a user names: the folder itself, or any file that lies directly in it."""
-    return path.parent if path.is_file() and (path.parent / "run.json").is_file() else path
+    return path.parent if path.is_file() and (path.parent / RECORD_FILE).is_file() else path
 
 
 #: Individuals are numbered from 1.
@@ -161,7 +164,7 @@ def individuals_of(run: Path) -> list[str]:
 
 
 def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
-    """Make a new empty folder ``<out>/<UTC time>-<subject>`` that nobody else has.
+    """Make a new empty folder ``<out>/<UTC time>-<subject>``.
 
     Raises:
         InputError: ``out`` cannot be written.
@@ -181,46 +184,106 @@ def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
     raise InputError(f"out: {out} holds too many runs of this second; wait a moment")
 
 
-def open_run(
-    settings: RunSettings,
+def prepare(settings: RunSettings, *, now: datetime) -> Path:
+    """The folder that the settings ask for, with the settings in it: a new one, a named empty one, or with ``resume``
+    an unfinished one, in which nothing is written.
+
+    Args:
+        now: the name of a new folder.
+
+    Raises:
+        InputError: a named folder that already holds something, nothing to resume, or other settings.
+    """
+    if settings.resume:
+        return resume_folder(settings)
+    folder = settings.folder or reserve_folder(settings.out, settings.dataset, now)
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise InputError(f"folder: cannot write to {folder}: {error.strerror}") from None
+    check_empty(folder)
+    try:
+        write_new(folder / SETTINGS_FILE, _text(SettingsFile(settings=settings)).encode())
+    except InputError:  # another process was quicker
+        check_empty(folder)
+        raise
+    return folder
+
+
+def forget(folder: Path) -> bool:
+    """Remove a folder that holds only the settings of a run that never began. Returns whether it did.
+
+    A resumed run has a record, and so is never forgotten.
+    """
+    if any(path.name not in (SETTINGS_FILE, LOCK_FILE) for path in folder.iterdir()):
+        return False
+    for name in (SETTINGS_FILE, LOCK_FILE):
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
+    return True
+
+
+def check_empty(folder: Path) -> None:
+    """Refuse a folder for a new run that holds something.
+
+    Raises:
+        InputError: it does.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; give a new folder, or --resume to go on with the run in it")
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds the settings of a run."""
+    return (folder / SETTINGS_FILE).is_file()
+
+
+def open_prepared(
+    folder: Path,
     *,
+    resume: bool,
     now: datetime,
     reach: Reach | None = None,
     new_run_id: Callable[[], str] = lambda: secrets.token_hex(16),
 ) -> OpenRun:
-    """Open the folder that the settings ask for: a new one, a named empty one, or with ``resume`` an unfinished one.
+    """Open a folder that holds the settings of a run, to begin the run or to go on with it.
 
-    A resumed run keeps its run id, its settings and everything that its nodes have stored.
+    A resumed run keeps its run id and everything that its nodes have stored.
 
     Args:
-        settings: which folder, and what is kept in it.
-        now: the run's start, and the name of a new folder.
+        resume: go on with the unfinished run in it.
+        now: the run's start.
         reach: who reaches what the run listens on.
         new_run_id: makes its 128 random bits.
 
     Raises:
-        InputError: a named folder that already holds something, nothing to resume, other settings, or a run that
-            another process works on.
+        InputError: another process works on it, a run was begun in it that is not to be resumed or is finished, or
+            there is none to resume.
     """
-    if settings.resume:
-        folder = resume_folder(settings)
-        lock = _lock(folder)
-        record = read_record(folder).model_copy(update={"status": "running", "failure": None, "reach": reach})
-    else:
-        folder = settings.folder or reserve_folder(settings.out, settings.dataset, now)
-        try:
-            make_folder(folder)
-        except OSError as error:
-            raise InputError(f"folder: cannot write to {folder}: {error.strerror}") from None
-        if any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty; give a new folder, or --resume to go on with the run in it")
-        lock = _lock(folder)
-        started = now.astimezone(UTC).isoformat(timespec="seconds")
-        record = RunRecord(run_id=new_run_id(), status="running", started=started, reach=reach)
-        _write_json(folder / "settings.json", SettingsFile(settings=settings))
-    run = OpenRun(folder, record, lock)
-    run.update()
+    lock = _lock(folder)
+    try:
+        if resume:
+            record = _unfinished(folder).model_copy(update={"status": "running", "failure": None, "reach": reach})
+        elif (folder / RECORD_FILE).exists():
+            raise InputError(
+                f"{folder} holds a run already; give a new folder, or --resume to go on with the run in it"
+            )
+        else:
+            started = now.astimezone(UTC).isoformat(timespec="seconds")
+            record = RunRecord(run_id=new_run_id(), status="running", started=started, reach=reach)
+        run = OpenRun(folder, record, lock)
+        run.update()
+    except BaseException:
+        lock.close()
+        raise
     return run
+
+
+def _unfinished(folder: Path) -> RunRecord:
+    record = read_record(folder)
+    if record.status == "finished":
+        raise InputError(f"{folder} is finished already; there is nothing to resume")
+    return record
 
 
 def resume_folder(settings: RunSettings) -> Path:
@@ -232,8 +295,7 @@ def resume_folder(settings: RunSettings) -> Path:
     if settings.folder is None:
         return latest_unfinished(settings)
     folder = settings.folder
-    if read_record(folder).status == "finished":
-        raise InputError(f"{folder} is finished already; there is nothing to resume")
+    _unfinished(folder)
     kept, wanted = read_settings(folder).settings.experiment(), settings.experiment()
     if kept != wanted:
         names = ", ".join(sorted(name for name in wanted if kept.get(name) != wanted[name]))
@@ -242,12 +304,12 @@ def resume_folder(settings: RunSettings) -> Path:
 
 
 def latest_unfinished(settings: RunSettings) -> Path:
-    """The newest run in ``settings.out`` with the same experiment that is not finished and that nobody works on.
+    """The newest run in ``settings.out`` with the same experiment that is unfinished and that no process works on.
 
     Raises:
         InputError: there is none.
     """
-    candidates = sorted(settings.out.glob("*/run.json"), key=lambda path: path.parent.name, reverse=True)
+    candidates = sorted(settings.out.glob(f"*/{RECORD_FILE}"), key=lambda path: path.parent.name, reverse=True)
     for path in candidates:
         folder = path.parent
         try:
@@ -266,7 +328,7 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         InputError: it is missing or not of this format.
     """
-    return _read(folder, "run.json", RunRecord)
+    return _read(folder, RECORD_FILE, RunRecord)
 
 
 def read_settings(folder: Path) -> SettingsFile:
@@ -275,7 +337,7 @@ def read_settings(folder: Path) -> SettingsFile:
     Raises:
         InputError: it is missing or not of this format.
     """
-    return _read(folder, "settings.json", SettingsFile)
+    return _read(folder, SETTINGS_FILE, SettingsFile)
 
 
 def is_locked(folder: Path) -> bool:
@@ -288,7 +350,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def _lock(folder: Path) -> TextIOWrapper:
-    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(folder / LOCK_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     handle = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 - held open for as long as the run
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

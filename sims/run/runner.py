@@ -18,19 +18,21 @@ from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedE
 from protocol.files.atomic import write_atomically
 from protocol.output import plain
 from sims.data.images import count_images, fetch_published
-from sims.data.worlds import check_enough
-from sims.results.results import Results, load
+from sims.data.world_plan import check_enough
+from sims.results.models import Results, load
 from sims.run import flower
+from sims.run.options import Value
 from sims.run.progress import ProgressView, RunWatcher
 from sims.run.run_folder import (
     OpenRun,
     RunRecord,
+    forget,
     is_locked,
+    prepare,
     read_record,
-    reserve_folder,
     resume_folder,
 )
-from sims.run.settings import RunSettings, Value, check_machine
+from sims.run.settings import RunSettings, check_machine
 
 _POLL_SECONDS = 0.3
 #: After the run's own record says that it has ended: how long Flower may take to say the same.
@@ -83,8 +85,7 @@ def run(
     check_machine(settings)
     if not settings.resume:  # a run that is resumed has its world
         _check_images(settings, console)
-    folder = _folder(settings, clock)
-    settings = settings.model_copy(update={"folder": folder})
+    folder = prepare(settings, now=datetime.fromtimestamp(clock(), UTC))
     console.print(plain(f"run folder     {folder}"), soft_wrap=True)
     before = _record(folder)
     log: deque[str] = deque(maxlen=_LOG_LINES)
@@ -132,16 +133,17 @@ def _run_in(
     clock: Callable[[], float],
     interruption: "Interruption",
 ) -> tuple[BaseException | None, str]:
-    """Flower's part of a run, from its start until nothing of it is left: what broke it off, and why it ended for all
-    that can be told from here."""
+    """Flower's part of a run, from its start until nothing of it is left. Returns the error that broke it off, and the
+    reason for its end as far as it is known here."""
     submitted: SubmittedRun | None = None
     reason = ""
     failed: BaseException | None = None
     try:
         watcher = RunWatcher(folder, from_end=settings.resume)
         with as_file(files("sims") / settings.dataset) as app, ProgressView(console, clock) as view:
-            config, nodes = settings.to_run_config(), settings.individuals + 1
-            submitted = submit(app, config, nodes=nodes, record=folder, say=view.say)
+            # The settings lie in the folder.
+            config: dict[str, Value] = {"folder": str(folder), "resume": settings.resume}
+            submitted = submit(app, config, nodes=settings.individuals + 1, record=folder, say=view.say)
             if submitted.notice:
                 console.print(submitted.notice, highlight=False)
             reason = _follow(submitted, folder, watcher, log, view, clock)
@@ -166,7 +168,7 @@ def _run_in(
 def _what_is_left(
     settings: RunSettings, folder: Path, record: RunRecord | None, interruption: "Interruption", problem: str
 ) -> str:
-    """The one line for whoever ended a run."""
+    """The one line that the user gets who ended a run."""
     if record is None:
         return f"{interruption.word} before anything was done{problem}"
     if record.status == "finished":
@@ -178,7 +180,7 @@ def _what_is_left(
 
 
 def _why(record: RunRecord, reason: str, settings: RunSettings, folder: Path, before: RunRecord | None) -> str:
-    """Why a run failed, where it lies, and how to go on unless it has just failed so for the second time."""
+    """Why a run failed, where its folder is, and how to go on; the last is left out if it failed so twice."""
     failure = record.failure or reason
     if before is not None and before.failure == failure:
         return f"{failure}; its folder is {folder}; it ended so before it was resumed, too"
@@ -190,7 +192,7 @@ def _command_to_resume(settings: RunSettings, folder: Path) -> str:
 
 
 def planned_folder(settings: RunSettings, now: datetime) -> Path:
-    """Where ``run`` would write, without making anything.
+    """The folder that ``run`` would write; nothing is made.
 
     Raises:
         InputError: there is nothing to resume.
@@ -198,16 +200,6 @@ def planned_folder(settings: RunSettings, now: datetime) -> Path:
     if settings.resume:
         return resume_folder(settings)
     return settings.folder or settings.out / f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{settings.dataset}"
-
-
-def _folder(settings: RunSettings, clock: Callable[[], float]) -> Path:
-    if settings.resume:
-        return resume_folder(settings)
-    if settings.folder is None:
-        return reserve_folder(settings.out, settings.dataset, datetime.fromtimestamp(clock(), UTC))
-    if settings.folder.is_dir() and any(settings.folder.iterdir()):
-        raise InputError(f"{settings.folder} is not empty; give a new folder, or --resume to go on with the run in it")
-    return settings.folder
 
 
 def _follow(
@@ -218,7 +210,7 @@ def _follow(
     view: ProgressView,
     clock: Callable[[], float],
 ) -> str:
-    """Show what happens until the run has ended; why it has, as far as can be told from Flower's word on it."""
+    """Show what happens until the run has ended. Returns why it ended, as far as Flower says."""
 
     def read_log() -> None:
         for line in submitted.stream():
@@ -249,7 +241,7 @@ def _follow(
 
 
 def _is_lost(folder: Path) -> bool:
-    """Whether a run goes on by its record, and nobody works on it."""
+    """Whether the record of a run says that it goes on, although no process works on it."""
     record = _record(folder)
     if record is None or record.status != "running" or is_locked(folder):
         return False
@@ -257,7 +249,7 @@ def _is_lost(folder: Path) -> bool:
 
 
 def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None) -> str:
-    """Write down that a run ended which could not do so itself (killed, out of memory), and keep Flower's log.
+    """Write down the end of a run that could not do so itself (killed, out of memory), and keep Flower's log.
 
     A folder that the run never used is removed again.
 
@@ -267,12 +259,11 @@ def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None)
     if not folder.is_dir():
         return ""
     record = _record(folder)
-    if record is None and not any(folder.iterdir()) and (not log or reason in Interruption.REASONS.values()):
-        folder.rmdir()
+    if record is None and (not log or reason in Interruption.REASONS.values()) and forget(folder):
         return ""
     try:
         if record is not None:
-            with contextlib.suppress(InputError):  # somebody works on it still, and will say how it ended
+            with contextlib.suppress(InputError):  # another process works on it, and will say how it ended
                 OpenRun.end_abandoned(folder, reason, before=before)
         if log:
             write_atomically(folder / "flower.log", ("\n".join(log) + "\n").encode())
@@ -289,13 +280,13 @@ def _record(folder: Path) -> RunRecord | None:
 
 
 def _refusal(log: deque[str]) -> str:
-    """What the ServerApp found wrong with what the user gave, if that is in the log."""
+    """The fault that the ServerApp found in the user's input, if the log names one."""
     mark = "errors.InputError: "
     return next((line.partition(mark)[2].strip() for line in reversed(log) if mark in line), "")
 
 
 def _last_words(log: deque[str]) -> str:
-    """The last line of the log that names an error of ours, or else any error."""
+    """The last line of the log that names an error of ours; if there is none, the last that names any error."""
     for mark in ("InputError: ", "RunFailedError: ", "Error: "):
         for line in reversed(log):
             if mark in line:

@@ -1,4 +1,4 @@
-"""The gate of a run's SuperLink: it answers the user who started it and nobody else on this machine.
+"""The gate of a run's SuperLink: it answers the user who started it and no other user of this machine.
 
 Flower 1.41 has no way to ask who calls (its account login is a service of its makers). The kernel knows: proc_net(5)
 names the user of every socket, and a caller over the loopback is a socket of this machine.
@@ -27,7 +27,7 @@ def offered() -> bool:
 
 
 class SameUserOnly:
-    """An ASGI application that refuses (403) whoever is not the user of this process."""
+    """An ASGI application that refuses (403) every user but that of this process."""
 
     def __init__(self, application: Application) -> None:
         self._application = application
@@ -51,7 +51,7 @@ def caller(client: tuple[str, int], server: tuple[str, int]) -> int | None:
     wanted = [_entry(*client), _entry(*server), _ESTABLISHED]
     for line in _TABLE.read_text("ascii").splitlines()[1:]:
         fields = line.split()
-        # Without an inode the socket is closed already, and belongs to nobody.
+        # Without an inode the socket is closed already, and belongs to no user.
         if fields[1:4] == wanted and fields[9] != "0":
             return int(fields[7])
     return None

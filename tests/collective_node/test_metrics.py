@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from collective_node import metrics
 from collective_node.metrics import CollectiveMetrics
 from protocol.errors import InputError
-from protocol.node.metrics import METRICS_FILE
+from protocol.node.metrics import METRICS_FILE, read_metrics, write_metrics
 
 TASK = {
     "task": 0, "classes": ["ant", "bee"], "known": 2, "steps": 3, "loss": 0.7, "accuracy": 50.0, "old_accuracy": None,
@@ -52,13 +51,13 @@ def test_what_is_written_has_the_keys_that_were_given_and_comes_back(
     tmp_path: Path, document: dict[str, object]
 ) -> None:
     written = CollectiveMetrics.model_validate(document)
-    metrics.write(tmp_path, written)
+    write_metrics(tmp_path, written)
     assert json.loads((tmp_path / METRICS_FILE).read_bytes()) == document
-    assert metrics.read(tmp_path) == written
+    assert read_metrics(tmp_path, CollectiveMetrics) == written
 
 
 def test_without_a_file_there_are_none(tmp_path: Path) -> None:
-    assert metrics.read(tmp_path) is None
+    assert read_metrics(tmp_path, CollectiveMetrics) is None
 
 
 @pytest.mark.parametrize(
@@ -82,6 +81,6 @@ def test_what_no_collective_writes_is_one_line_that_names_the_file(tmp_path: Pat
     path = tmp_path / METRICS_FILE
     path.write_text(json.dumps(WHOLE | change))
     with pytest.raises(InputError) as refused:
-        metrics.read(tmp_path)
+        read_metrics(tmp_path, CollectiveMetrics)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from protocol.encoding import canonical_json
 from protocol.exchange.audit import ALLOWED, NO_LINE
-from sims.run.run_folder import OpenRun, open_run
-from sims.run.settings import from_run_config
+from sims.run.run_folder import OpenRun, open_prepared, prepare
+from sims.run.settings import RunSettings, from_run_config
 
 VARIANTS = ("", "-individual", "-none", "-frozen")
 #: The methods that run where no others are asked for; with the accuracy around which theirs are drawn.
@@ -28,6 +29,8 @@ ALL_METHODS = {
 }
 #: The learning curve of scratch in the first individual begins one above the first of them.
 LEVELS = (20.0, 30.0, 40.0)
+#: How every node ran.
+CIRCUMSTANCES = {"device": "cpu", "threads": 1, "confinement": "unconfined"}
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -47,7 +50,7 @@ def make_run(
     settings = from_run_config(
         {"out": str(out), "target-tasks": target_tasks, "individuals": individuals, "seed": seed, "profile": "smoke"}
     )
-    run = open_run(settings, now=NOW, new_run_id=lambda: run_id)
+    run = open_run(settings, run_id=run_id)
     folder = run.folder
     name = "glyphs" if source == "stand-in" else dataset
     _json(folder / "world" / "collective" / "manifest.json", {"dataset": {"name": name, "source": source}})
@@ -80,13 +83,17 @@ def make_run(
                 "curves": {
                     method: {
                         "10": {
+                            "tasks": len(own[method]["10"]),
                             "epochs": [1, 2, 3],
                             "accuracy": [level + number + (methods[method] - methods["scratch"]) for level in LEVELS],
                         }
                     }
                     for method in trained
                 },
-                "parameters": {"individual": 190_000},
+                "retain_weight": {},
+                "inherited": {"condensed": "3 -> 16p -> 32p -> 64p -> 64p | 64 -> 64 -> 64p"},
+                "revocation_status": {},
+                **CIRCUMSTANCES,
                 "seconds": {"adapt": 12.5},
             },
         )
@@ -97,10 +104,16 @@ def make_run(
     return folder
 
 
+def open_run(settings: RunSettings, *, now: datetime = NOW, run_id: str | None = None) -> OpenRun:
+    """Open the folder that the settings ask for, as a run does that is given no folder with settings in it."""
+    how = {} if run_id is None else {"new_run_id": lambda: run_id}
+    return open_prepared(prepare(settings, now=now), resume=settings.resume, now=now, **how)
+
+
 def open_again(folder: Path, out: Path) -> OpenRun:
     """Open an unfinished made run as a resumed run does."""
     settings = from_run_config({"out": str(out), "target-tasks": "10:12,20:6", "individuals": 2, "profile": "smoke"})
-    return open_run(settings.model_copy(update={"resume": True}), now=NOW)
+    return open_run(settings.model_copy(update={"resume": True}))
 
 
 def collective_metrics(seed: int = 0) -> dict[str, object]:
@@ -159,6 +172,7 @@ def collective_metrics(seed: int = 0) -> dict[str, object]:
         },
         "parameters": {"collective": 1_900_000, "condensed": 190_000},
         "weights_sha256": "b" * 64,
+        **CIRCUMSTANCES,
         "seconds": {"train": 100.0, "condense": 28.0, "fisher": 2.0},
     }
 
@@ -260,4 +274,11 @@ def chained(records: Sequence[dict[str, object]]) -> bytes:
 
 def _json(path: Path, document: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON file in place."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
     path.write_text(json.dumps(document), encoding="utf-8")

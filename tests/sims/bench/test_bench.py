@@ -18,11 +18,14 @@ from protocol.keys.kem import Kem
 from protocol.messages import envelope, payloads
 from protocol.messages.payloads import Grant, Release
 from protocol.trust.policy import Policy
-from sims.bench import bench_command, bundle_timing
-from sims.bench.bundle_timing import Bundle, BundleBenchmark, Work
+from sims.bench import bench_command, bundle_timing, made_bundle, measurements
+from sims.bench.audiences_timing import measure_audiences
+from sims.bench.bundle_timing import Work
+from sims.bench.made_bundle import Bundle
+from sims.bench.measurements import BundleBenchmark
 from sims.bench.memory import growth, measure_memory
 
-LEARNGENE = bundle_timing.random_learngene(bundle_timing.architecture_of(50_000), np.random.default_rng(1))
+LEARNGENE = made_bundle.random_learngene(made_bundle.architecture_of(50_000), np.random.default_rng(1))
 
 
 def nobody(done: int, total: int, text: str) -> None:
@@ -31,12 +34,12 @@ def nobody(done: int, total: int, text: str) -> None:
 
 @pytest.fixture(scope="module", params=get_args(Kem))
 def bundle(request: pytest.FixtureRequest) -> Bundle:
-    return bundle_timing.make_bundle(LEARNGENE, request.param)
+    return made_bundle.make_bundle(LEARNGENE, request.param)
 
 
 @pytest.mark.parametrize("size", [100_000, 1_000_000, 57_000_000, 256_000_000])
 def test_the_learngene_has_the_size_that_was_asked_for(size: int) -> None:
-    architecture = bundle_timing.architecture_of(size)
+    architecture = made_bundle.architecture_of(size)
     shapes = {name: shape for name, (_, shape) in architecture.tensors(fisher=True).items()}
     width = architecture.blocks[0].in_channels
     # One channel more or fewer of the last convolution: its weights with their Fisher diagonal, and its BatchNorm.
@@ -87,13 +90,13 @@ def test_ratios_are_of_the_same_repeat() -> None:
     """A machine that is three times as slow for a while changes no ratio."""
     sha256, verify = [1.0, 3.0, 2.0], [1.5, 4.5, 3.0]
     table = bundle_timing.timings(
-        {bundle_timing.SHA256: sha256, bundle_timing.COPY: [0.5, 1.5, 1.0], bundle_timing.VERIFY_AND_PARSE: verify},
+        {measurements.SHA256: sha256, measurements.COPY: [0.5, 1.5, 1.0], measurements.VERIFY_AND_PARSE: verify},
         6_000_000,
     )
-    timing = next(timing for timing in table if timing.name == bundle_timing.VERIFY_AND_PARSE)
-    assert timing.to_sha256 == bundle_timing.Range(median=1.5, smallest=1.5, largest=1.5)
-    assert timing.to_copy == bundle_timing.Range(median=3.0, smallest=3.0, largest=3.0)
-    assert timing.seconds == bundle_timing.Range(median=3.0, smallest=1.5, largest=4.5)
+    timing = next(timing for timing in table if timing.name == measurements.VERIFY_AND_PARSE)
+    assert timing.to_sha256 == measurements.Range(median=1.5, smallest=1.5, largest=1.5)
+    assert timing.to_copy == measurements.Range(median=3.0, smallest=3.0, largest=3.0)
+    assert timing.seconds == measurements.Range(median=3.0, smallest=1.5, largest=4.5)
     assert timing.megabytes_per_second == 2.0
 
 
@@ -111,20 +114,20 @@ def test_growth_is_the_peak_and_not_what_is_left() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak cannot be set back here")
 def test_the_parsed_tensors_are_no_second_copy(tmp_path: Path) -> None:
-    architecture = bundle_timing.architecture_of(8_000_000)
-    learngene = bundle_timing.random_learngene(architecture, np.random.default_rng(0))
-    bundle = bundle_timing.make_bundle(learngene, "x25519")
+    architecture = made_bundle.architecture_of(8_000_000)
+    learngene = made_bundle.random_learngene(architecture, np.random.default_rng(0))
+    bundle = made_bundle.make_bundle(learngene, "x25519")
     memory = {row.name: row.bytes / len(bundle.plaintext) for row in measure_memory(bundle, tmp_path)}
-    assert memory[bundle_timing.COPY] >= 0.95  # a copy would be seen
-    assert memory[bundle_timing.VERIFY_AND_PARSE] < 0.25
-    assert 0.95 <= memory[bundle_timing.WHOLE] < 1.25  # the plaintext, once
+    assert memory[measurements.COPY] >= 0.95  # a copy would be seen
+    assert memory[measurements.VERIFY_AND_PARSE] < 0.25
+    assert 0.95 <= memory[measurements.WHOLE] < 1.25  # the plaintext, once
     assert not list(tmp_path.iterdir())
 
 
 def test_many_audiences_share_one_blob(tmp_path: Path, bundle: Bundle) -> None:
     told: list[tuple[int, int]] = []
     clock = itertools.count()
-    measured = bundle_timing.measure_audiences(
+    measured = measure_audiences(
         bundle, 7, tmp_path, lambda: float(next(clock)), lambda done, total, text: told.append((done, total)), step=2
     )
     # Five readings of the clock for each grant: three steps one after the other, and the sealing once more.

@@ -19,7 +19,8 @@ from sims.data import glyphs, worlds
 from sims.data.division import Division
 from sims.data.images import ImageSet, ImageSource, load_source
 from sims.data.world_command import register
-from sims.data.worlds import WorldPlan, load_world, make_world
+from sims.data.world_plan import WorldPlan
+from sims.data.worlds import load_world, make_world
 from tests.sims.made_tree import make_tree
 
 DIVISION = Division(base=("e", "a", "c", "b"), open_world=("f", "d"), novel=("k", "g", "i", "h"))
@@ -234,10 +235,15 @@ def test_a_world_is_never_overwritten(world: worlds.World, tmp_path: Path) -> No
 
 
 def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    """A disk that is full after some files."""
+    written: list[int] = []
 
-    monkeypatch.setattr(worlds, "_tasks", full)
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) == 5:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left on device"):
         make_world(make_source(), DIVISION, PLAN, 0, tmp_path / "world")
     assert list(tmp_path.iterdir()) == []

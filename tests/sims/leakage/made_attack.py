@@ -1,20 +1,20 @@
 """A small world of drawn images, a recipe of seconds, and a release by it, to be attacked."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from collective_node.extraction.pipeline import Evolved
 from sims.data.images import draw_stand_in
-from sims.data.worlds import WorldPlan, make_world
+from sims.data.world_plan import WorldPlan
+from sims.data.worlds import make_world
 from sims.leakage.attacked_run import AttackedRun, open_attacked
 from sims.leakage.leakage_settings import LeakageSettings
 from sims.leakage.shadow_collectives import Recipe, as_the_run
-from sims.run.run_folder import open_run
 from sims.run.settings import from_run_config
 from tests.individual_node.made import learngene
+from tests.sims.made_run import open_run
 
 #: Numbers that make a measurement a matter of seconds.
 SMALL = LeakageSettings(
@@ -44,8 +44,7 @@ def make_attacked(folder: Path, *, cycles: int = 0) -> AttackedRun:
     )
     config = {"dataset": "cifar100", "profile": "smoke", "stand-in": True, "set": changes, "threads": 1}
     settings = from_run_config({**config, "out": str(folder)})
-    run = open_run(settings, now=datetime(2026, 1, 2, tzinfo=UTC), new_run_id=lambda: "0" * 32)
-    run.keep_settings(settings, {"name": "glyphs", "source": "stand-in"})
+    run = open_run(settings, run_id="0" * 32)
     run.close()
     source = draw_stand_in("a test", train_per_class=24, test_per_class=24)
     make_world(source, source.division, WorldPlan(target_tasks={10: 1}), 0, run.folder / "world")

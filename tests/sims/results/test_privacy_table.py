@@ -16,8 +16,9 @@ from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError
 from protocol.learngene.learngene import PrivacyScope
 from sims.results import privacy_figure, report
+from sims.results.collection import collect
+from sims.results.models import load, schema
 from sims.results.privacy_table import PRIVACY_FIGURE, of_folders, write
-from sims.results.results import collect, load, schema
 from sims.results.tables import privacy_tables
 from sims.results.wording import guarantee_sentences, interval_text
 from tests.sims.made_run import make_run

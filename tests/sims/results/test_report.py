@@ -13,11 +13,12 @@ from PIL import Image
 from rich.console import Console
 
 from sims.results import figures, report
-from sims.results.results import METRICS, Results, collect, metric_of, pairs
+from sims.results.collection import collect
+from sims.results.comparison import pairs
+from sims.results.models import METRICS, Results, metric_of
 from sims.results.tables import results_tables
 from sims.results.wording import change_text, interval_text, layers_text, number_text, pair_label, verdict
-from tests.sims.made_run import ALL_METHODS, make_run
-from tests.sims.results.test_results import edit
+from tests.sims.made_run import ALL_METHODS, edit, make_run
 
 
 class Page(HTMLParser):
@@ -236,7 +237,7 @@ def test_figures_are_the_same_every_time_and_leave_matplotlibs_global_state_alon
 
 def test_a_run_without_curves_and_trend_still_has_its_report(tmp_path: Path) -> None:
     folder = make_run(tmp_path, individuals=1, target_tasks="10:1")
-    edit(folder / "nodes" / "individual-1" / "state" / "metrics.json", lambda d: d.pop("curves"))
+    edit(folder / "nodes" / "individual-1" / "state" / "metrics.json", lambda d: d.update(curves={}))
     edit(folder / "nodes" / "collective" / "state" / "metrics.json", lambda d: d.pop("gradient_trend"))
     results = collect(folder)
     assert results.methods["scratch"][10].ci95 is None

@@ -9,10 +9,10 @@ import pytest
 
 from protocol.errors import InputError
 from sims.results import report
+from sims.results.collection import collect
 from sims.results.figures import gradient_trend_figure
-from sims.results.results import collect, load
-from tests.sims.made_run import make_run
-from tests.sims.results.test_results import edit
+from sims.results.models import load
+from tests.sims.made_run import edit, make_run
 
 Change = Callable[[Any], object]
 

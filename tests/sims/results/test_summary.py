@@ -8,12 +8,12 @@ from rich.console import Console
 from scipy import stats
 
 from protocol.errors import InputError
-from sims.results.results import Results, collect
+from sims.results.collection import collect
+from sims.results.models import Results
 from sims.results.summary import Summary, of_folders, summarise, write
 from sims.results.tables import summary_table
 from sims.results.wording import interval_text
-from tests.sims.made_run import make_run
-from tests.sims.results.test_results import edit
+from tests.sims.made_run import edit, make_run
 
 
 @pytest.fixture(scope="module")

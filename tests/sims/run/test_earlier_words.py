@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import InputError
-from sims.results.results import load
+from sims.results.models import load
 from sims.run.earlier_words import in_format_2
 from sims.run.run_folder import SettingsFile
 from sims.run.settings import from_run_config

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -19,8 +18,9 @@ from protocol.errors import RunFailedError
 from sims.run.enclosure import KILLED as KILLED_COMMAND
 from sims.run.enclosure import Enclosure
 from sims.run.processes import alive, descendants
-from sims.run.run_folder import open_run, read_record
+from sims.run.run_folder import read_record
 from sims.run.settings import from_run_config
+from tests.sims.made_run import open_run
 from tests.sims.run.listening import network_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="subreapers and namespaces are Linux's")
@@ -178,7 +178,7 @@ def test_whoever_is_killed_nothing_is_left_of_what_is_enclosed(tmp_path: Path, w
 
 @pytest.mark.parametrize("killed", [True, False])
 def test_the_enclosure_says_in_the_record_that_the_run_s_command_was_killed(tmp_path: Path, killed: bool) -> None:
-    run = open_run(from_run_config({"folder": str(tmp_path / "run")}), now=datetime.now(UTC))
+    run = open_run(from_run_config({"folder": str(tmp_path / "run")}))
     run.close()  # its process is among those that end
     note = tmp_path / "note"
     code = STARTER if killed else STARTER.replace(WAIT, "enclosure.close()")

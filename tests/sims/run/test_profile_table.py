@@ -6,7 +6,7 @@ import pytest
 
 from sims.data.datasets import DatasetName
 from sims.run.profile_table import PAGES, profile_table, with_table
-from sims.run.settings import PROFILES
+from sims.run.profiles import PROFILES
 
 SIMS = Path(__file__).parents[3] / "sims"
 

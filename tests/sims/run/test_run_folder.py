@@ -12,14 +12,13 @@ from sims.run.run_folder import (
     OpenRun,
     is_locked,
     latest_unfinished,
-    open_run,
     read_record,
     read_settings,
     reserve_folder,
     resume_folder,
 )
 from sims.run.settings import RunSettings, from_run_config
-from tests.sims.made_run import NOW
+from tests.sims.made_run import NOW, open_run
 
 
 def settings(out: Path, **changes: object) -> RunSettings:

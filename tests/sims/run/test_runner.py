@@ -27,11 +27,12 @@ from sims.cifar100.split import CIFAR100
 from sims.data.datasets import DATASETS, dataset_name
 from sims.data.division import Division
 from sims.results import report
-from sims.results.results import collect
+from sims.results.collection import collect
 from sims.results.summary import summarise
 from sims.run import runner
-from sims.run.run_folder import open_run, read_record
-from sims.run.settings import RunSettings, Value, from_run_config
+from sims.run.options import Value
+from sims.run.run_folder import OpenRun, open_prepared, read_record, read_settings
+from sims.run.settings import RunSettings, from_run_config
 from tests.sims.made_run import make_run
 
 
@@ -62,7 +63,9 @@ class MadeFlower:
     def stream(self) -> Iterator[str]:
         yield "Starting"
         if callable(self.work):
-            yield from self.work(from_run_config(self.config))
+            folder = Path(str(self.config["folder"]))
+            found = read_settings(folder).settings
+            yield from self.work(found.model_copy(update={"folder": folder, "resume": self.config["resume"]}))
 
     def status(self) -> str:
         return "finished:failed"
@@ -75,21 +78,27 @@ def settings(out: Path, **changes: Value) -> RunSettings:
     return from_run_config({"out": str(out), "profile": "smoke", "individuals": 2, **changes})
 
 
+def opened(wanted: RunSettings) -> OpenRun:
+    """The run in the folder that was handed over."""
+    assert wanted.folder is not None
+    return open_prepared(wanted.folder, resume=wanted.resume, now=datetime.now(UTC))
+
+
 def finish(wanted: RunSettings) -> Iterator[str]:
     """A run that comes to its end: the made numbers, moved to where the runner wants them."""
-    made = make_run(wanted.out / "made", target_tasks=str(wanted.to_run_config()["target-tasks"]), individuals=2)
+    made = make_run(wanted.out / "made", target_tasks=wanted.options().target_tasks, individuals=2)
     collect(made)
     report.write(made)
     assert wanted.folder is not None
-    assert list(wanted.folder.iterdir()) == []
-    wanted.folder.rmdir()
+    assert [path.name for path in wanted.folder.iterdir()] == ["settings.json"]
+    shutil.rmtree(wanted.folder)
     made.rename(wanted.folder)
     yield "done"
 
 
 def fail(wanted: RunSettings) -> Iterator[str]:
     """A run whose node died."""
-    run = open_run(wanted, now=datetime.now(UTC))
+    run = opened(wanted)
     run.update(status="failed", failure="the node individual-1 ended")
     run.close()
     yield "RunFailedError: the node individual-1 ended"
@@ -117,7 +126,7 @@ def test_each_dataset_has_its_own_app_and_names_its_runs(tmp_path: Path, dataset
     flower = MadeFlower(fail)
     with pytest.raises(RunFailedError):
         runner.run(wanted, console(), submit=flower)
-    assert (flower.app, flower.config["dataset"]) == (dataset, dataset)
+    assert flower.app == dataset
     [folder] = (tmp_path / "out").iterdir()
     assert folder.name.endswith(f"-{dataset}")
 
@@ -132,7 +141,7 @@ def test_a_failed_run_says_why_and_how_to_go_on(tmp_path: Path) -> None:
 
 def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: Path) -> None:
     def die(wanted: RunSettings) -> Iterator[str]:
-        open_run(wanted, now=datetime.now(UTC)).close()
+        opened(wanted).close()
         yield "Killed"
 
     with pytest.raises(RunFailedError, match="ended without a word"):
@@ -142,7 +151,7 @@ def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: P
     assert record.status == "failed"
 
     def resume(wanted: RunSettings) -> Iterator[str]:
-        run = open_run(wanted, now=datetime.now(UTC))
+        run = opened(wanted)
         assert run.record.run_id == record.run_id
         run.update(status="failed", failure="again")
         run.close()
@@ -166,7 +175,7 @@ def test_a_run_that_never_started_shows_the_reason_in_flowers_log(tmp_path: Path
 def test_what_only_the_serverapp_finds_wrong_is_wrong_input_all_the_same(tmp_path: Path, started: bool) -> None:
     def refuse(wanted: RunSettings) -> Iterator[str]:
         if started:
-            run = open_run(wanted, now=datetime.now(UTC))
+            run = opened(wanted)
             run.update(status="failed", failure="apple/1.png is 8x8 pixels")
             run.close()
         yield "Traceback (most recent call last):"
@@ -191,7 +200,7 @@ def test_a_finished_run_is_not_refused_for_what_its_log_says(tmp_path: Path) -> 
 
 def start(wanted: RunSettings) -> Iterator[str]:
     """A run of which only its folder is there."""
-    open_run(wanted, now=datetime.now(UTC)).close()
+    opened(wanted).close()
     yield "world made"
 
 
@@ -328,7 +337,7 @@ def test_a_run_whose_app_works_on_is_followed(tmp_path: Path) -> None:
     """The control."""
 
     def work(wanted: RunSettings) -> Iterator[str]:
-        run = open_run(wanted, now=datetime.now(UTC))
+        run = opened(wanted)
         time.sleep(1.0)  # several looks
         run.update(status="failed", failure="the node individual-1 ended")
         run.close()

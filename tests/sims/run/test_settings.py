@@ -1,24 +1,16 @@
 """Settings of a run: profiles, overrides, the round trip through Flower, and what is refused."""
 
 import shlex
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from protocol.errors import InputError
 from sims.data.datasets import DATASETS, DatasetName
-from sims.run.flower import _toml
-from sims.run.settings import (
-    PROFILES,
-    RUN_CONFIG_DEFAULTS,
-    ProfileName,
-    Value,
-    _as_text,
-    check_machine,
-    from_run_config,
-    join_changes,
-)
+from sims.run.changes import join_changes
+from sims.run.options import Value, defaults
+from sims.run.profiles import PROFILES, ProfileName
+from sims.run.settings import check_machine, from_run_config, resolve
 
 SIMS = Path(__file__).parents[3] / "sims"
 
@@ -31,7 +23,7 @@ def test_the_defaults_are_the_profile(dataset: DatasetName, profile: ProfileName
     wanted = PROFILES[dataset][profile]
     assert (settings.dataset, settings.profile) == (dataset, profile)
     assert settings.individual == wanted.individual
-    assert from_run_config(settings.to_run_config()) == settings
+    assert resolve(settings.options()) == settings
     assert settings.target_tasks == wanted.target_tasks
     assert settings.collective == wanted.collective
     assert settings.out.is_absolute()
@@ -65,57 +57,7 @@ def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
     assert settings.individual.model_dump(exclude={"retain_weight"}) == small.individual.model_dump(
         exclude={"retain_weight"}
     )
-    assert from_run_config(settings.to_run_config()) == settings
-
-
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_the_run_configuration_holds_exactly_the_keys_of_the_flower_app(dataset: DatasetName) -> None:
-    text = (SIMS / dataset / "pyproject.toml").read_text(encoding="utf-8")
-    declared = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
-    assert declared == {**RUN_CONFIG_DEFAULTS, "dataset": dataset}
-    assert set(from_run_config({}).to_run_config()) == set(declared)
-
-
-@pytest.mark.parametrize("party", ["collective", "individual"])
-def test_every_training_number_can_be_set_by_its_own_text(party: str) -> None:
-    for profile in (*PROFILES["cifar100"].values(), *PROFILES["imagenet100"].values()):
-        for name, value in getattr(profile, party):
-            change = f"{party}.{name}={_as_text(value)}"
-            settings = from_run_config({"profile": "smoke", "set": join_changes([change])})
-            assert getattr(getattr(settings, party), name) == value
-            assert from_run_config(settings.to_run_config()) == settings
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "value"),
-    [
-        ("'collective.expansion=widen 2 +64,deepen 5 identity'", "expansion", ("widen 2 +64", "deepen 5 identity")),
-        ("collective.expansion='widen 2 +64, deepen 5 identity'", "expansion", ("widen 2 +64", "deepen 5 identity")),
-        ("collective.expansion=", "expansion", ()),
-        ("collective.compare_strategies=none,ewc", "compare_strategies", ("none", "ewc")),
-        ("collective.layers=none", "layers", None),
-        ("collective.layers=2", "layers", 2),
-        ("individual.own_front=none", "own_front", None),
-        ("individual.methods=paper individual.own_front=", "own_front", ()),
-        ("individual.methods=paper individual.own_front=32,64", "own_front", (32, 64)),
-    ],
-)
-def test_lists_empty_lists_and_nothing_can_be_set(text: str, name: str, value: object) -> None:
-    settings = from_run_config({"profile": "smoke", "set": text})
-    party = settings.individual if hasattr(settings.individual, name) else settings.collective
-    assert getattr(party, name) == value
-    assert from_run_config(settings.to_run_config()) == settings
-    # Through Flower's own reading of `--run-config`, which knows no escapes.
-    from flwr.common.config import parse_config_args
-
-    line = " ".join(f"{key}={_toml(item)}" for key, item in settings.to_run_config().items())
-    assert from_run_config(parse_config_args([line], flatten=False)) == settings
-
-
-def test_a_number_with_a_key_of_its_own_can_be_set_once() -> None:
-    assert from_run_config({"set": "collective.tasks=3"}) == from_run_config({"tasks": 3})
-    with pytest.raises(InputError, match="tasks"):
-        from_run_config({"set": "collective.tasks=3", "tasks": 3})
+    assert resolve(settings.options()) == settings
 
 
 @pytest.mark.parametrize(
@@ -131,10 +73,6 @@ def test_a_number_with_a_key_of_its_own_can_be_set_once() -> None:
 )
 def test_target_tasks_by_shots(shots: str, tasks: str, expected: dict[int, int]) -> None:
     assert from_run_config({"profile": "quick", "shots": shots, "target-tasks": tasks}).target_tasks == expected
-
-
-def test_a_number_may_stand_for_text_as_flower_parses_it() -> None:
-    assert from_run_config({"shots": 10, "target-tasks": 3, "width": 1}).target_tasks == {10: 3}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +191,7 @@ def test_the_command_repeats_the_run(tmp_path: Path, dataset: DatasetName) -> No
         if key == "set":
             changes.append(value)
         else:
-            config[key] = type(RUN_CONFIG_DEFAULTS[key])(value)
+            config[key] = type(defaults()[key])(value)
     assert from_run_config({**config, "set": join_changes(changes)}) == settings
 
 

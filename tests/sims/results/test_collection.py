@@ -1,86 +1,18 @@
-"""Merging what the nodes left into results.json: complete, by task number, valid by its schema, equal when repeated."""
+"""Collecting what the nodes left: complete, by task number, equal when repeated, and refused where a node lies."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
-from scipy import stats
 
-from collective_node.records import CycleFigures, StreamMetrics
-from collective_node.settings import Score, Strategy
 from protocol.errors import InputError, RunFailedError
-from sims.results import results as results_module
-from sims.results.results import PAPER_FIGURES, CollectiveResult, Results, collect, load, pairs, schema
+from sims.results.collection import collect
+from sims.results.models import Results, load
 from tests.protocol.hostile_files import ANY, plant, within
-from tests.sims.made_run import ALL_METHODS, LEVELS, METHODS, chained, collective_metrics, make_run, record
-
-
-def edit(path: Path, change: Callable[[Any], object]) -> None:
-    """Change a JSON file in place."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    change(document)
-    path.write_text(json.dumps(document), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    folder = make_run(tmp_path_factory.mktemp("runs"))
-    return folder, collect(folder)
-
-
-def test_the_file_is_valid_by_its_schema_and_reads_back(made: tuple[Path, Results]) -> None:
-    folder, results = made
-    Draft202012Validator.check_schema(schema())
-    Draft202012Validator(schema()).validate(json.loads((folder / "results.json").read_text(encoding="utf-8")))
-    assert load(folder) == results
-
-
-def test_the_schema_refuses_what_it_should(made: tuple[Path, Results]) -> None:
-    good = json.loads((made[0] / "results.json").read_text(encoding="utf-8"))
-    changes: list[Callable[[Any], object]] = [
-        lambda d: d.pop("paired"),
-        lambda d: d.update(extra=1),
-        lambda d: d["dataset"].update(source="internet"),
-        lambda d: d["dataset"].update(source="stand-in"),  # without its notice
-        lambda d: d["methods"]["scratch"]["10"].update(mean=101),
-        lambda d: d["methods"]["scratch"].update({"ten": d["methods"]["scratch"]["10"]}),
-        lambda d: d["methods"]["scratch"]["10"].update(ci95=-1),
-        lambda d: d["crossings"][0].update(digest="abc"),
-        lambda d: d["crossings"][0].update(image="pixels"),
-        lambda d: d["seconds"].update(total=1),
-        lambda d: d["collective"].update(extra=1),
-        lambda d: d["collective"]["tasks"][0].update(seconds=1.0),
-        lambda d: d["collective"]["gradient_trend"]["rho"][0].__setitem__(0, 1.5),
-        lambda d: d["collective"]["criterion"].update(chosen=[0]),
-        lambda d: d["collective"]["open_world"]["cycles"][0].update(seconds=1.0),
-        lambda d: d["collective"]["open_world"]["cycles"][0].update(strategy="hope"),
-        lambda d: d["collective"]["open_world"]["cycles"][0]["before"].update(guess=None),
-        lambda d: d["collective"]["open_world"]["cycles"][0]["after"]["msp"].update(auroc=101),
-        lambda d: d["collective"]["open_world"]["comparisons"][0].pop("score"),
-    ]
-    for change in changes:
-        bad = json.loads(json.dumps(good))
-        change(bad)
-        with pytest.raises(ValidationError):
-            Draft202012Validator(schema()).validate(bad)
-
-
-def test_the_schema_names_what_the_models_hold(made: tuple[Path, Results]) -> None:
-    properties = schema()["properties"]
-    assert isinstance(properties, dict)
-    assert set(properties) == set(Results.model_fields)
-    assert set(properties["collective"]["properties"]) == set(CollectiveResult.model_fields)
-    definitions = schema()["$defs"]
-    assert isinstance(definitions, dict)
-    assert set(definitions["cycle"]["properties"]) == set(CycleFigures.model_fields)
-    assert set(definitions["stream_metrics"]["properties"]) == set(StreamMetrics.model_fields)
-    assert definitions["score"]["enum"] == list(get_args(Score))
-    assert definitions["strategy"]["enum"] == list(get_args(Strategy))
+from tests.sims.made_run import LEVELS, METHODS, chained, collective_metrics, edit, make_run, record
 
 
 def test_tasks_are_merged_by_their_run_wide_number(made: tuple[Path, Results]) -> None:
@@ -98,60 +30,6 @@ def test_tasks_are_merged_by_their_run_wide_number(made: tuple[Path, Results]) -
     assert list(results.methods) == list(METHODS)
 
 
-def test_differences_are_paired_on_the_same_tasks(made: tuple[Path, Results]) -> None:
-    results = made[1]
-    assert set(results.paired) == {
-        "condensed-condensed-eq9",
-        "condensed-paper",
-        "condensed-scratch",
-        "condensed-floor",
-        "condensed-eq9-scratch",
-        "paper-scratch",
-    }
-    for shots in (10, 20):
-        first, second = results.methods["condensed"][shots].per_task, results.methods["floor"][shots].per_task
-        expected = stats.ttest_rel(first, second).confidence_interval(0.95)
-        found = results.paired["condensed-floor"][shots]
-        assert found.ci95 is not None
-        assert found.mean - found.ci95 == pytest.approx(expected.low)
-        assert found.mean + found.ci95 == pytest.approx(expected.high)
-
-
-def test_every_method_is_described_in_order_and_compared_with_what_it_differs_from_in_one_thing(tmp_path: Path) -> None:
-    results = collect(make_run(tmp_path, methods=ALL_METHODS, target_tasks="10:3"))
-    assert list(results.methods) == list(ALL_METHODS) == list(results_module.METHODS)
-    assert len(set(results_module.METHODS.values())) == len(ALL_METHODS)
-    groups = pairs(ALL_METHODS)
-    flat = [pair for group in groups.values() for pair in group]
-    assert len(flat) == len(set(flat))
-    assert set(results.paired) == {f"{first}-{second}" for first, second in flat}
-    against_default, positions, sources, against_scratch = groups.values()
-    assert [second for _, second in against_default] == [name for name in ALL_METHODS if name != "condensed"]
-    assert positions == [("paper", "paper-middle"), ("paper", "paper-front")]
-    bases = ("condensed-eq9", "paper", "paper-middle", "paper-front")
-    variants = ("individual", "none", "frozen")
-    assert sources == [(f"{base}-{variant}", base) for base in bases for variant in variants]
-    assert {first for first, _ in against_scratch} == set(ALL_METHODS) - {"condensed", "scratch", "floor"}
-    assert {second for _, second in against_scratch} == {"scratch"}
-
-
-def test_methods_that_did_not_run_are_in_no_pair() -> None:
-    assert pairs(["paper", "paper-none", "floor"]) == {
-        "the source of the Fisher diagonal, against the collective's": [("paper-none", "paper")]
-    }
-    assert pairs(["condensed", "of-another-version"]) == {
-        "the default against every other": [("condensed", "of-another-version")]
-    }
-
-
-@pytest.mark.parametrize(("name", "source"), [("cifar100", "folder"), ("imagenet100", "folder"), ("birds", "folder")])
-def test_the_papers_figures_stand_beside_their_own_dataset_only(tmp_path: Path, name: str, source: str) -> None:
-    results = collect(make_run(tmp_path, dataset=name, source=source, target_tasks="10:1"))
-    assert results.paper == PAPER_FIGURES.get(name)
-    drawn = collect(make_run(tmp_path, source="stand-in", target_tasks="10:1"))
-    assert drawn.paper is None
-
-
 def test_the_open_world_is_kept_without_its_times(made: tuple[Path, Results]) -> None:
     folder, results = made
     told = json.loads((folder / "nodes" / "collective" / "state" / "metrics.json").read_text(encoding="utf-8"))[
@@ -167,14 +45,6 @@ def test_the_open_world_is_kept_without_its_times(made: tuple[Path, Results]) ->
     assert open_world.every[0].cycles == open_world.cycles
     times = results.seconds["collective"]
     assert [times[f"cycle {n}"] for n in (0, 1)] == [times[f"cycle {n}, max-logit, none"] for n in (0, 1)] == [30.0] * 2
-
-
-def test_a_run_of_before_the_open_world_still_loads(made: tuple[Path, Results], tmp_path: Path) -> None:
-    document = json.loads((made[0] / "results.json").read_text(encoding="utf-8"))
-    for name in ("open_world", "criterion"):
-        del document["collective"][name]
-    (tmp_path / "results.json").write_text(json.dumps(document), encoding="utf-8")
-    assert load(tmp_path).collective.open_world.every == ()
 
 
 def test_it_does_not_matter_how_the_tasks_were_dealt(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""The model of an individual's ``metrics.json``: its node writes by it, and every reader reads by it."""
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from protocol.learngene.architecture import Form
+from protocol.node.metrics import Name, Percent
+from protocol.trust.trust_store import RevocationStatus
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LearningCurve(BaseModel):
+    """Mean accuracy over the first ``tasks`` target tasks of an individual after each of ``epochs``, per cent."""
+
+    model_config = _FROZEN
+
+    tasks: int = Field(ge=0)
+    epochs: tuple[int, ...]
+    accuracy: tuple[Percent, ...]
+
+    @model_validator(mode="after")
+    def _as_many_as_epochs(self) -> "LearningCurve":
+        if len(self.epochs) != len(self.accuracy):
+            raise ValueError(f"{len(self.accuracy)} accuracies are given for {len(self.epochs)} epochs")
+        return self
+
+
+class IndividualMetrics(BaseModel):
+    """``metrics.json`` of an individual. Accuracies in per cent, times in seconds of wall clock.
+
+    Attributes:
+        methods: method -> shots -> run-wide task number -> accuracy on the task's test images.
+        curves: method -> shots -> learning curve; only of methods that learn by epochs.
+        retain_weight: lambda of Eq. 9 by method (the median, where each task and epoch has its own).
+        inherited: blocks of each inherited learngene in one line, by form.
+        revocation_status: of each inherited learngene that is withdrawn, or signed with a compromised key, by form.
+        device, threads: what it was computed on.
+        confinement: the node's own line about what the operating system enforced.
+        seconds: wall-clock times, by method.
+    """
+
+    model_config = _FROZEN
+
+    methods: dict[Name, dict[int, dict[int, Percent]]]
+    curves: dict[Name, dict[int, LearningCurve]]
+    retain_weight: dict[Name, float]
+    inherited: dict[Form, str]
+    revocation_status: dict[Form, RevocationStatus]
+    device: str
+    threads: int = Field(ge=1)
+    confinement: str
+    seconds: dict[str, float]

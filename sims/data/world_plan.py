@@ -1,0 +1,77 @@
+"""How a dataset is to be cut into a world, and whether its images suffice for that."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from protocol.errors import InputError
+from sims.data.division import Division
+from sims.data.folder_tree import Part
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class WorldPlan(BaseModel):
+    """How a dataset is cut.
+
+    Attributes:
+        individuals: parties among whom the novel images are split.
+        ways: classes of a target task.
+        target_tasks: for each shot count (support images a class) the number of target tasks; task ``t`` has a shot
+            count when ``t`` is below its number, so the tasks of the smaller number are the first of the larger.
+        fewest_train_images: what every base class must offer the collective, images.
+        fewest_test_images: what every novel class must offer each individual for testing, images.
+    """
+
+    model_config = _STRICT
+
+    individuals: int = Field(default=1, ge=1, le=1000)
+    ways: int = Field(default=5, ge=2)
+    target_tasks: Mapping[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: {10: 40, 20: 10}, min_length=1
+    )
+    fewest_train_images: int = Field(default=10, ge=1)
+    fewest_test_images: int = Field(default=10, ge=1)
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """Shot counts, ascending."""
+        return tuple(sorted(self.target_tasks))
+
+    @property
+    def tasks(self) -> int:
+        """Target tasks of the whole world."""
+        return max(self.target_tasks.values())
+
+
+def check_enough(counts: Mapping[Part, Mapping[str, int]], division: Division, plan: WorldPlan) -> None:
+    """Refuse images that do not suffice for a plan.
+
+    Args:
+        counts: images by part and class.
+
+    Raises:
+        InputError: a class is missing or has too few images, or the plan contradicts itself.
+    """
+    missing = [name for name in division.classes if name not in counts["train"] or name not in counts["test"]]
+    if missing:
+        raise InputError(f"the images lack {len(missing)} classes that the division names: {', '.join(missing[:5])}")
+    if plan.ways > len(division.novel):
+        raise InputError(f"a {plan.ways}-way task needs {plan.ways} novel classes; there are {len(division.novel)}")
+    if plan.individuals > plan.tasks:
+        raise InputError(f"{plan.individuals} individuals but {plan.tasks} target tasks: ask for more tasks")
+    base: Mapping[Part, int] = {"train": plan.fewest_train_images, "test": 2}
+    novel: Mapping[Part, int] = {"train": plan.shots[-1], "test": plan.fewest_test_images}
+    for part, of in counts.items():
+        for names, fewest in ((division.base, base[part]), (division.open_world, 1)):
+            for name in names:
+                if of[name] < fewest:
+                    raise InputError(f"class {name} has {of[name]} usable {part} images; {fewest} are needed")
+        for name in division.novel:
+            each = of[name] // plan.individuals
+            if each < novel[part]:
+                raise InputError(
+                    f"novel class {name} has {of[name]} usable {part} images, {each} for each of {plan.individuals} "
+                    f"individuals; {novel[part]} are needed: use fewer individuals or shots"
+                )

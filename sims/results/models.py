@@ -1,0 +1,266 @@
+"""The models of ``results.json``: read by them, written by them, and described by ``results.schema.json``."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from collective_node.differential_privacy.mechanism import Mechanism
+from collective_node.metrics import Criterion, FisherFacts, GradientTrend
+from collective_node.records import CycleFigures, StreamMetrics, TaskFigures
+from collective_node.settings import Score, Strategy
+from protocol.errors import InputError, fault_line
+from protocol.files.user_files import read_given
+from protocol.node.metrics import Name, Percent
+from sims.results import result_bounds
+from sims.results.paper_figures import PAPER_FIGURES, PaperFigures
+from sims.run.earlier_words import in_format_2
+
+#: How well unknown images of a stream are recognised; as in :class:`collective_node.records.StreamMetrics`.
+Metric = Literal["auroc", "fpr95", "aupr", "oscr", "open_set_accuracy"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+#: Sources of images; the first two are real ones.
+Source = Literal["folder", "download", "stand-in"]
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+Points = float
+_MAX_BYTES = 256 << 20
+
+
+class Dataset(BaseModel):
+    """Name and source of the images; ``notice`` is a sentence for every output where they are the stand-in."""
+
+    model_config = _FROZEN
+
+    name: Name
+    source: Source
+    notice: str | None
+
+
+class MethodResult(BaseModel):
+    """Accuracy of one method at one shot count; ``per_task[n]`` belongs to the run-wide task number n."""
+
+    model_config = _FROZEN
+
+    mean: Percent
+    ci95: Points | None
+    tasks: int
+    per_task: tuple[Percent, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _as_many_as_tasks(self) -> "MethodResult":
+        if len(self.per_task) != self.tasks:
+            raise ValueError(f"{len(self.per_task)} accuracies are given for {self.tasks} tasks")
+        return self
+
+
+class PairedResult(BaseModel):
+    """Difference of two methods on the same tasks, in points."""
+
+    model_config = _FROZEN
+
+    mean: Points
+    ci95: Points | None
+    tasks: int
+
+
+class Curve(BaseModel):
+    """Mean accuracy over ``tasks`` target tasks after each of ``epochs``."""
+
+    model_config = _FROZEN
+
+    epochs: tuple[float, ...]
+    accuracy: tuple[Percent, ...]
+    tasks: int
+
+    @model_validator(mode="after")
+    def _as_many_as_epochs(self) -> "Curve":
+        if len(self.epochs) != len(self.accuracy):
+            raise ValueError(f"{len(self.accuracy)} accuracies are given for {len(self.epochs)} epochs")
+        return self
+
+
+class NodeFacts(BaseModel):
+    """How one node ran: ``confinement`` is its own line about what the operating system enforced, ``retain_weight``
+    the lambda of Eq. 9 that it used, by method."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    device: str = "unknown"
+    threads: int | None = None
+    confinement: str = "unconfined"
+    retain_weight: dict[str, float] = {}
+
+
+class Comparison(BaseModel):
+    """Open-world cycles with one score and one strategy, from the state after the last task; ``stopped`` says why there
+    are fewer than the run's own."""
+
+    model_config = _FROZEN
+
+    score: Score
+    strategy: Strategy
+    cycles: tuple[CycleFigures, ...]
+    stopped: str | None = None
+
+
+class OpenWorld(BaseModel):
+    """The run's own open-world cycles, and those of other scores and strategies from the same state."""
+
+    model_config = _FROZEN
+
+    cycles: tuple[CycleFigures, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def every(self) -> tuple[Comparison, ...]:
+        """The run's own cycles first, if it had any; then the comparisons."""
+        if not self.cycles:
+            return self.comparisons
+        first = self.cycles[0]
+        return (Comparison(score=first.score, strategy=first.strategy, cycles=self.cycles), *self.comparisons)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the truth about the stream was known, so that recognition could be measured."""
+        return any(cycle.before is not None for cycle in self.cycles)
+
+
+class LearngeneFacts(BaseModel):
+    """A published learngene: its blocks in one line, and its Fisher diagonal."""
+
+    model_config = _FROZEN
+
+    architecture: str
+    fisher: FisherFacts
+
+
+class CollectiveResult(BaseModel):
+    """What the collective reports of itself. ``parameters``: weights by network; ``weights_sha256``: equal for equal
+    weights; ``privacy``: what the guarantee of its learngenes rests on, where there is one."""
+
+    model_config = _FROZEN
+
+    tasks: tuple[TaskFigures, ...]
+    base_accuracy: Percent | None = None
+    known_classes: int | None = None
+    condensed_accuracy: Percent | None = None
+    gradient_trend: GradientTrend | None = None
+    criterion: Criterion | None = None
+    open_world: OpenWorld = OpenWorld()
+    learngenes: dict[str, LearngeneFacts] = {}
+    parameters: dict[str, int] = {}
+    weights_sha256: str | None = None
+    privacy: Mechanism | None = None
+
+    @model_validator(mode="after")
+    def _criterion_of_every_layer(self) -> "CollectiveResult":
+        trend, criterion = self.gradient_trend, self.criterion
+        if trend and criterion and len(criterion.settled) != len(trend.layers):
+            raise ValueError(f"the criterion must hold each of the {len(trend.layers)} layers")
+        return self
+
+
+class Crossing(BaseModel):
+    """One message from one party to another. ``recorded_by``: the sides whose records hold it with the same digest."""
+
+    model_config = _FROZEN
+
+    source: Name = Field(alias="from")
+    target: Name = Field(alias="to")
+    kind: Name
+    bytes: int
+    digest: str
+    recorded_by: Literal["both", "sender", "receiver"]
+
+
+class Results(BaseModel):
+    """``results.json``, written in format 2 and read in formats 1 and 2.
+
+    Accuracies in per cent, differences in points. All times stand in ``seconds``; apart from
+    them and the digests of ``crossings``, two runs of the same settings on one machine are equal, if these ask for no
+    privacy: what hides images can never be repeated."""
+
+    model_config = _FROZEN
+
+    format: Literal[2] = 2
+    dataset: Dataset
+    profile: Name
+    seed: int
+    methods: dict[Name, dict[int, MethodResult]]
+    paired: dict[str, dict[int, PairedResult]]
+    collective: CollectiveResult
+    curves: dict[Name, dict[int, Curve]]
+    individuals: int
+    parameters: dict[Name, int]
+    crossings: tuple[Crossing, ...]
+    confinement: Literal["confined", "unconfined"]
+    nodes: dict[Name, NodeFacts]
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    seconds: dict[str, dict[str, float]]
+
+    _earlier = model_validator(mode="before")(in_format_2)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Results":
+        for shots in self.shots:
+            counts = {by_shots[shots].tasks for by_shots in self.methods.values() if shots in by_shots}
+            if len(counts) > 1:
+                raise ValueError(f"at {shots} shots, methods have different numbers of tasks")
+        return self
+
+    @property
+    def paper(self) -> PaperFigures | None:
+        """The paper's figures for these images; None if it has none."""
+        return PAPER_FIGURES.get(self.dataset.name) if self.dataset.notice is None else None
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """Every shot count of the run, smallest first."""
+        return tuple(sorted({shots for by_shots in self.methods.values() for shots in by_shots}))
+
+    def task_count(self, shots: int) -> int:
+        """Target tasks at a shot count."""
+        return max((by_shots[shots].tasks for by_shots in self.methods.values() if shots in by_shots), default=0)
+
+    def to_json(self) -> bytes:
+        """The bytes of ``results.json``: keys in a fixed order, no NaN."""
+        document = self.model_dump(mode="json", by_alias=True)
+        return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def schema() -> dict[str, object]:
+    """JSON Schema (draft 2020-12) of ``results.json``."""
+    text = resources.files("sims.results").joinpath("results.schema.json").read_text(encoding="utf-8")
+    document: dict[str, object] = json.loads(text)
+    return document
+
+
+def load(run_folder: Path) -> Results:
+    """``results.json`` of a finished run.
+
+    Raises:
+        InputError: the folder holds none, or one of another format.
+    """
+    path = run_folder / "results.json"
+    if not run_folder.is_dir():
+        raise InputError(f"no such folder: {run_folder}")
+    if not path.is_file():
+        raise InputError(f"{run_folder} holds no results.json: it is no run, or one that has not finished")
+    try:
+        results = Results.model_validate_json(read_given(path, "the results", max_bytes=_MAX_BYTES))
+    except ValidationError as error:
+        raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
+    result_bounds.check(results, str(path))
+    return results
+
+
+def metric_of(found: StreamMetrics | None, metric: Metric) -> Percent | None:
+    """One metric of a stream; None where it could not be measured."""
+    value: Percent | None = getattr(found, metric, None)
+    return value

@@ -1,0 +1,58 @@
+"""Which methods are compared on the same tasks, and by how much they differ."""
+
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from sims.results import comparison
+from sims.results.collection import collect
+from sims.results.comparison import pairs
+from sims.results.models import Results
+from tests.sims.made_run import ALL_METHODS, make_run
+
+
+def test_differences_are_paired_on_the_same_tasks(made: tuple[Path, Results]) -> None:
+    results = made[1]
+    assert set(results.paired) == {
+        "condensed-condensed-eq9",
+        "condensed-paper",
+        "condensed-scratch",
+        "condensed-floor",
+        "condensed-eq9-scratch",
+        "paper-scratch",
+    }
+    for shots in (10, 20):
+        first, second = results.methods["condensed"][shots].per_task, results.methods["floor"][shots].per_task
+        expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+        found = results.paired["condensed-floor"][shots]
+        assert found.ci95 is not None
+        assert found.mean - found.ci95 == pytest.approx(expected.low)
+        assert found.mean + found.ci95 == pytest.approx(expected.high)
+
+
+def test_every_method_is_described_in_order_and_compared_with_what_it_differs_from_in_one_thing(tmp_path: Path) -> None:
+    results = collect(make_run(tmp_path, methods=ALL_METHODS, target_tasks="10:3"))
+    assert list(results.methods) == list(ALL_METHODS) == list(comparison.METHODS)
+    assert len(set(comparison.METHODS.values())) == len(ALL_METHODS)
+    groups = pairs(ALL_METHODS)
+    flat = [pair for group in groups.values() for pair in group]
+    assert len(flat) == len(set(flat))
+    assert set(results.paired) == {f"{first}-{second}" for first, second in flat}
+    against_default, positions, sources, against_scratch = groups.values()
+    assert [second for _, second in against_default] == [name for name in ALL_METHODS if name != "condensed"]
+    assert positions == [("paper", "paper-middle"), ("paper", "paper-front")]
+    bases = ("condensed-eq9", "paper", "paper-middle", "paper-front")
+    variants = ("individual", "none", "frozen")
+    assert sources == [(f"{base}-{variant}", base) for base in bases for variant in variants]
+    assert {first for first, _ in against_scratch} == set(ALL_METHODS) - {"condensed", "scratch", "floor"}
+    assert {second for _, second in against_scratch} == {"scratch"}
+
+
+def test_methods_that_did_not_run_are_in_no_pair() -> None:
+    assert pairs(["paper", "paper-none", "floor"]) == {
+        "the source of the Fisher diagonal, against the collective's": [("paper-none", "paper")]
+    }
+    assert pairs(["condensed", "of-another-version"]) == {
+        "the default against every other": [("condensed", "of-another-version")]
+    }
