@@ -28,9 +28,9 @@ class StreamMetrics(BaseModel):
 
 
 class TaskFigures(BaseModel):
-    """Figures of one finished task: its classes by name, the number of known classes after it, its steps, and accuracies
-    on held-out images of all known classes and of those known before it (none before the first). Equal runs have equal
-    figures."""
+    """Figures of one finished task: its classes by name, the number of known classes after it, its steps, and its
+    accuracies on held-out images of all known classes and of those known before it (none before the first). Equal runs
+    have equal figures."""
 
     model_config = _FROZEN
 
