@@ -1,30 +1,30 @@
-"""The command ``collective-node``."""
+"""The command ``collective-node``: the node itself, exchanges by files, releases, and the annotation page."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from collective_node import exchange_commands
+from protocol.commands.lazy_group import CommandEntry
 from protocol.commands.node_commands import node_app
 from protocol.commands.terminal import run_app
 from protocol.node import import_contract
 
-app = node_app("collective", "collective_node.configuration:CollectiveConfiguration", "collective_node.program:make")
-exchange_commands.register(app)
+_EXCHANGE = "collective_node.exchange_commands:register"
 
-
-@app.command()
-def annotate(
-    config: Annotated[Path, typer.Option(help="Configuration file of the node whose images are to be named.")],
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any.", min=0, max=65535)] = 0,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
-) -> None:
-    """Show the images that look unknown on a local page, where an annotator names or dismisses them."""
-    # Flower's web libraries and scikit-learn: no other command needs them.
-    from collective_node.annotation.annotation_command import annotate as serve
-
-    serve(config, port=port, browser=not no_browser)
+app = node_app(
+    "collective",
+    "collective_node.configuration:CollectiveConfiguration",
+    "collective_node.program:make",
+    (
+        CommandEntry("grant", _EXCHANGE, "Answer a request with the newest learngene of its form, as a file."),
+        CommandEntry("receipt", _EXCHANGE, "Take an individual's receipt."),
+        CommandEntry("releases", _EXCHANGE, "List the releases of this node's run."),
+        CommandEntry("withdraw", _EXCHANGE, "Take a release back: it is granted no more."),
+        CommandEntry(
+            "annotate",
+            "collective_node.annotation.annotation_command:register",
+            "Show the images that look unknown on a local page.",
+            needs=("sklearn",),
+            extra="annotate",
+        ),
+    ),
+)
 
 
 def main() -> None:

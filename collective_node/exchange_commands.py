@@ -3,18 +3,24 @@
 All of them work on the node's own ledger, and may do so while the node is running.
 """
 
+import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import Annotated, get_args
 
 import typer
 
-from protocol.encoding.calendar import moment
+from protocol.encoding.calendar import moment, unix_seconds
 from protocol.errors import InputError, LearngeneError
+from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal
+from protocol.exchange.collective_ledger import StoredRelease
+from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
 from protocol.learngene.architecture import Form
+from protocol.messages import bundle_file, envelope
+from protocol.messages.bundle_file import BundleFile
+from protocol.messages.payloads import MOST_WITHDRAWN
+from protocol.messages.sealing import CONTENT_KEY_BYTES
+from protocol.node.endpoints import collective_ledger, node_of, open_endpoint
 from protocol.output import add_row, print_table, say, say_json, table
-
-if TYPE_CHECKING:
-    from protocol.exchange.collective_ledger import StoredRelease
 
 #: Digits of a digest that are enough to name a release; fewer are its number.
 _SHORTEST_DIGEST = 8
@@ -41,13 +47,6 @@ def grant(
 
     `individual-node inherit` takes both. The same request has the same answer.
     """
-    from protocol.encoding.calendar import unix_seconds
-    from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal
-    from protocol.files.user_files import check_free, named_refusals, read_limited, write_new
-    from protocol.messages import bundle_file, envelope
-    from protocol.messages.bundle_file import BundleFile
-    from protocol.node.endpoints import node_of, open_endpoint
-
     check_free(out)
     endpoint = open_endpoint(node_of(config, "collective"), CollectiveEndpoint)
     with named_refusals(request):
@@ -72,12 +71,6 @@ def receipt(
     Example:
       collective-node receipt --config ~/collective/config.toml receipt.json
     """
-    from protocol.encoding.calendar import unix_seconds
-    from protocol.exchange.collective_endpoint import CollectiveEndpoint
-    from protocol.files.user_files import named_refusals, read_limited
-    from protocol.messages import envelope
-    from protocol.node.endpoints import node_of, open_endpoint
-
     endpoint = open_endpoint(node_of(config, "collective"), CollectiveEndpoint)
     with named_refusals(file):
         data = read_limited(file, "a receipt", max_bytes=envelope.MAX_BYTES)
@@ -95,8 +88,6 @@ def releases(
     Example:
       collective-node releases --config ~/collective/config.toml
     """
-    from protocol.node.endpoints import collective_ledger, node_of
-
     node = node_of(config, "collective")
     ledger = collective_ledger(node)
     chain = [
@@ -144,14 +135,6 @@ def withdraw(
     What the collective grants instead, in any form, is released once more, since a release is what tells of it; that
     needs the signing key. The same command again does what is left to do.
     """
-    import secrets
-
-    from protocol.encoding.calendar import unix_seconds
-    from protocol.exchange.collective_endpoint import CollectiveEndpoint
-    from protocol.messages.payloads import MOST_WITHDRAWN
-    from protocol.messages.sealing import CONTENT_KEY_BYTES
-    from protocol.node.endpoints import collective_ledger, node_of, open_endpoint
-
     node = node_of(config, "collective")
     ledger = collective_ledger(node)
     found = _find(ledger.releases(node.run_id), release)
@@ -180,7 +163,7 @@ def withdraw(
         say(f"Of all that are withdrawn, a release names the {MOST_WITHDRAWN} with the highest numbers only.")
 
 
-def _find(chain: "list[StoredRelease]", text: str) -> "StoredRelease":
+def _find(chain: list[StoredRelease], text: str) -> StoredRelease:
     """The one release of a chain that a number or the beginning of a digest names.
 
     Raises:
@@ -198,7 +181,7 @@ def _find(chain: "list[StoredRelease]", text: str) -> "StoredRelease":
     return found[0]
 
 
-def _described(release: "StoredRelease", granted: int, receipts: int) -> dict[str, object]:
+def _described(release: StoredRelease, granted: int, receipts: int) -> dict[str, object]:
     payload = release.payload
     return {
         "number": release.seq,

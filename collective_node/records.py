@@ -1,11 +1,15 @@
 """Records of each task and each open-world cycle; all accuracies in per cent."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from collective_node.settings import Score, Strategy
-from protocol.node.metrics import Percent
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+#: A share in per cent.
+Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class StreamMetrics(BaseModel):
@@ -25,8 +29,8 @@ class StreamMetrics(BaseModel):
 
 class TaskFigures(BaseModel):
     """Figures of one finished task: its classes by name, the number of known classes after it, its steps, and its
-    accuracies on held-out images: of all known classes, and of those known before it (none before the first). Equal
-    runs have equal figures."""
+    accuracies on held-out images of all known classes and of those known before it (none before the first). Equal runs
+    have equal figures."""
 
     model_config = _FROZEN
 

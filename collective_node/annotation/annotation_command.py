@@ -8,6 +8,7 @@ import webbrowser
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Annotated
 
 import typer
 import uvicorn
@@ -30,18 +31,20 @@ _BROWSER_FILE = "open.html"
 _MOST_IMAGES = 20_000
 
 
-def annotate(config: Path, *, port: int, browser: bool) -> None:
-    """Serve the newest waiting set of a node until its labels are finished, or Ctrl-C.
+def register(app: typer.Typer) -> None:
+    """Add the command to an application."""
+    app.command()(annotate)
 
-    Args:
-        config: the node's configuration file.
-        port: on 127.0.0.1; 0: the one of the last start if it is free, else any.
-        browser: open the page in a browser, where this machine shows one.
 
-    Raises:
-        InputError: the configuration, the set or the port is wrong. RunFailedError: nothing waits, or another process
-            shows it already.
-    """
+def annotate(
+    config: Annotated[Path, typer.Option(help="Configuration file of the node whose images are to be named.")],
+    port: Annotated[
+        int,
+        typer.Option(help="Port on 127.0.0.1; 0: that of the last start if it is free, else any.", min=0, max=65535),
+    ] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+) -> None:
+    """Show the images that look unknown on a local page, where an annotator names or dismisses them."""
     node = node_of(config, "collective")
     folder = waiting_folder(node.state)
     if folder is None:
@@ -67,7 +70,7 @@ def annotate(config: Path, *, port: int, browser: bool) -> None:
             threading.Thread(target=_new_addresses, args=(lambda: access.address(port),), daemon=True).start()
         opened = folder / _BROWSER_FILE
         try:
-            if browser and _has_screen():
+            if not no_browser and _has_screen():
                 _open(opened, access.address(port))
             server.run(sockets=[listener])
         except KeyboardInterrupt:

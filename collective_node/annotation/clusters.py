@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.cluster import AgglomerativeClustering
 
 from collective_node.annotation.unknown_set import UnknownSet
-from protocol.errors import InputError
 
 #: Images in a group, on average.
 GROUP_SIZE = 16
@@ -34,15 +35,7 @@ def clusters(unknown: UnknownSet, *, group_size: int = GROUP_SIZE) -> list[Clust
     Args:
         unknown: the images.
         group_size: images in a group, on average.
-
-    Raises:
-        InputError: scikit-learn is not installed.
     """
-    try:
-        from scipy.stats import rankdata
-        from sklearn.cluster import AgglomerativeClustering
-    except ImportError as error:
-        raise InputError("grouping images needs scikit-learn: pip install scikit-learn") from error
     count = -(-len(unknown) // group_size)
     length = np.linalg.norm(unknown.features.astype(np.float64), axis=1, keepdims=True)
     directions = unknown.features / np.where(length > 0, length, 1)

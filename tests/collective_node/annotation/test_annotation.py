@@ -38,11 +38,13 @@ from collective_node.annotation.labels import (
 )
 from collective_node.annotation.server import MAX_BODY_BYTES, make_app
 from collective_node.annotation.unknown_set import UnknownSet, cycle_folder, store
+from collective_node.cli import app
 from protocol.commands.init_command import initialise
 from protocol.errors import InputError, RunFailedError, StorageFailedError
 from protocol.keys.signing_key import SigningKey
 from protocol.visible_text import is_plain
 from tests.collective_node.made_unknown_set import unknown_set
+from tests.two_folders import refused, run
 
 KNOWN = ("apple", "maple tree")
 
@@ -349,10 +351,9 @@ def test_every_image_is_in_one_group_also_where_features_are_zero(count: int) ->
     assert {cluster.confidence for cluster in found} == {0.0}
 
 
-def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(InputError, match="pip install scikit-learn"):
-        clusters(unknown_set())
+def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    refused(run(app, "annotate", "--config", tmp_path / "config.toml"), "sklearn", "learngene[annotate]")
 
 
 # ------------------------------------------------------------------------------------------------------------ server

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from protocol.commands.learngene import make
 from protocol.errors import InputError
-from sims.leakage import leakage_command, leakage_figures, leakage_results, measurement
+from sims.leakage import attacked_run, leakage_command, leakage_figures, leakage_results, measurement
 from sims.leakage.attack_metrics import Bounds
 from sims.leakage.attacked_run import AttackedRun
 from sims.leakage.leakage_results import Control, Leakage, Measure, sentences
