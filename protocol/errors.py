@@ -156,7 +156,8 @@ _LONGEST_FAULT = 400
 def first_fault(error: "ValidationError") -> tuple[str, str]:
     """Where the first fault is that pydantic found, as names with dots between (empty: the whole), and what it is."""
     fault = error.errors(include_url=False, include_input=False)[0]
-    text = visible_line(fault["msg"].removeprefix("Value error, "), length=_LONGEST_FAULT)
+    said = "no such name is known here" if fault["type"] == "extra_forbidden" else fault["msg"]
+    text = visible_line(said.removeprefix("Value error, "), length=_LONGEST_FAULT)
     # A name of a field is ours; a key of a table is whoever wrote it.
     return ".".join(visible_name(str(step), length=64) for step in fault["loc"]), f"{text[:1].lower()}{text[1:]}"
 

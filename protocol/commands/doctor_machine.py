@@ -64,15 +64,16 @@ def kernel(*, stops: bool) -> Finding:
 
 
 def guard_findings(child: Trial, prefix: str, *, stops: bool) -> list[Finding]:
+    if child.error:
+        # Nothing was tried, so that nothing is known of any guard.
+        return [failure(f"{prefix}confinement", RunFailedError(child.error))]
     found = [
         Finding(f"{prefix}{name}", "ok", GUARDS[name])
         if enforced
         else Finding(f"{prefix}{name}", "not enforced", f"nothing sees to it: {GUARDS[name]}", _KERNEL_ADVICE, stops)
         for name, enforced in child.guards.items()
     ]
-    if child.error:
-        found.append(failure(f"{prefix}confinement", RunFailedError(child.error)))
-    elif child.trained:
+    if child.trained:
         refused = f"; refused meanwhile: {', '.join(child.refused)}" if child.refused else ""
         found.append(Finding(f"{prefix}training", "ok", f"a step of training went well{refused}"))
     found += [

@@ -132,6 +132,7 @@ def _folders(node: NodeTable, path: Path) -> str:
     if not node.state.exists():
         return f"{node.data} is read; {node.state} is made at the first start"
     _check_private(node.state)
+    state_files.check_room(node.state)
     return f"{node.data} is read, {node.state} is the node's own" + ("; it works there now" if _locked(node) else "")
 
 

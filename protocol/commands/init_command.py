@@ -1,8 +1,9 @@
 """The command ``init`` of both kinds of node: it makes the node's folder, with a configuration and fresh keys."""
 
+import contextlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from protocol.keys.key_file import Unlock, make_key_file
 from protocol.keys.party_keys import NodeKeys
 from protocol.keys.passphrase import ask_new
 from protocol.keys.signing_key import SigningKey, read_public
-from protocol.node.configuration import NodeConfiguration
+from protocol.node.configuration import NodeConfiguration, NodeTable
 from protocol.output import say
 from protocol.transport.local_socket import MAX_PATH_BYTES, make_secret
 from protocol.trust.role import Role
@@ -178,7 +179,38 @@ def initialise(
         raise InputError(f"the path {out} is too long for a socket in it; choose a shorter one")
     if configuration.exists():
         raise InputError(f"{configuration} exists already and is not overwritten; choose another folder")
+    for path in (node.key, node.encryption_key, node.key_file, node.secret):
+        if path is not None and os.path.lexists(path):
+            raise InputError(f"{path} exists already, and a key is not overwritten; choose another folder")
+    with _whole(out, *(node.key, node.encryption_key, node.key_file, node.secret)):
+        return _make(out, configuration, node, table, kem, passphrase)
+
+
+@contextlib.contextmanager
+def _whole(out: Path, *files: Path | None) -> Iterator[None]:
+    """Make a folder where there is none; where what is made in it fails, nothing of it stays."""
+    was_there = out.exists()
     private_folder(out)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in files:
+                if path is not None:
+                    path.unlink(missing_ok=True)
+            if not was_there:
+                out.rmdir()
+        raise
+
+
+def _make(
+    out: Path,
+    configuration: Path,
+    node: NodeTable,
+    table: Mapping[str, str | int | bool],
+    kem: Kem,
+    passphrase: Callable[[], Unlock] | None,
+) -> NodeKeys:
     if node.key_file is not None:
         make_key_file(node.key_file)
         unlock = Unlock.key_file(node.key_file)

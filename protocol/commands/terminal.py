@@ -1,5 +1,6 @@
 """How every command of the project ends: an error is one line on stderr, and the exit code says what kind it was."""
 
+import errno
 import os
 import re
 import sys
@@ -21,6 +22,8 @@ from protocol.visible_text import visible_line
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+#: What is not the path's fault.
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 # Our help is plain text; with rich installed, typer would write `\\[default: quick]` into it all the same.
 typer.core.HAS_RICH = False
@@ -88,6 +91,14 @@ def exit_code(command: Callable[[], Any]) -> int:
         # The reader of our output went away, as `| head` does.
         sys.stderr.close()
         return EXIT_FAILED
+    except OSError as error:
+        # A file that no gate of ours has named: what a user gave is somewhere else, closed, or on a disk that is full.
+        if error.filename is None:
+            raise
+        reason = f"{os.fsdecode(error.filename)}: {error.strerror or error}"
+        if error.errno in _OF_THE_DISK:
+            return _say(f"cannot write {reason}; make room, or choose another folder", EXIT_FAILED)
+        return _say(f"cannot use {reason}; check the path, and who may read and write it", EXIT_USAGE)
     # Typer makes this code of Ctrl-C, and says nothing.
     if result == EXIT_INTERRUPTED:
         return _say("interrupted", EXIT_INTERRUPTED, mark="")

@@ -208,6 +208,34 @@ def hold(state: Path, *, seconds: float = 0.0) -> int:
         time.sleep(0.05)
 
 
+#: What a node writes before it has done anything.
+_ROOM = 256 << 10
+
+
+def check_room(state: Path) -> None:
+    """Check whether the disk of a state folder takes what a node writes at its start; nothing stays there.
+
+    Raises:
+        StorageFailedError: it does not.
+    """
+    try:
+        descriptor = os.open(state, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:  # A file system without nameless files: the first file that is made tells.
+            return
+        raise _full(state, error) from error
+    try:
+        os.posix_fallocate(descriptor, 0, _ROOM)
+    except OSError as error:
+        raise _full(state, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _full(state: Path, error: OSError) -> StorageFailedError:
+    return StorageFailedError(f"cannot write in {state}: {error.strerror or error}; make room on its disk")
+
+
 @contextlib.contextmanager
 def held(state: Path, *, seconds: float = 0.0) -> Iterator[None]:
     """Hold a state folder while something is done in it; arguments and errors as :func:`hold`."""

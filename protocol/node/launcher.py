@@ -194,6 +194,7 @@ def _open_state(start: _Start) -> tuple[int, int]:
     with privileges.acting_as(start.user):
         # The warden of one that has just ended lets go a moment later.
         lock = state_files.hold(node.state, seconds=_LOCK_SECONDS)
+        state_files.check_room(node.state)
         log = state_files.open_to_write(node.state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
         socket_folder(node.socket.parent, start.group)
     return lock, log

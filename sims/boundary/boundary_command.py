@@ -38,13 +38,15 @@ def boundary(
 
     Exit code 0: nothing escaped. What the operating system does not enforce is listed apart, and is not counted as
     stopped. 1: something escaped; or an attempt failed in another way than was expected, or its control failed, so that
-    it shows nothing.
+    it shows nothing; or this machine lacks what every one of the attacks needs.
 
     Example:
 
       learngene boundary --json boundary.json
     """
     areas = _areas(only or [])
+    if list_only and json is not None:
+        raise InputError("--list makes no attack, and has nothing to write to --json; leave one of them out")
     if json is not None and not json.expanduser().absolute().parent.is_dir():
         raise InputError(f"there is no folder {json.expanduser().absolute().parent} to write {json.name} to")
     if os.uname().sysname != "Linux":

@@ -73,6 +73,8 @@ class Outcome:
         """Why it did not hold, in some words."""
         if self.count("escaped"):
             return "the boundary did not hold"
+        if not self.attempts:
+            return "nothing was tried: this machine lacks what every attack of these areas needs"
         return "a control failed" if self.worthless else "an attempt failed in another way than was expected"
 
     @property

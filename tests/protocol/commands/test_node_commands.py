@@ -1,5 +1,6 @@
 """``init`` and ``start``: a folder that others cannot read, keys that open, and one line for everything wrong."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -207,3 +208,50 @@ def test_a_node_with_a_wrong_configuration_is_one_line_and_code_2(
     assert said.replace("ROLE", role) in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (node / "node.sock").exists()
+
+
+@pytest.mark.parametrize("role", ["collective", "individual"])
+def test_a_disk_that_fills_at_any_moment_of_init_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    role: Literal["collective", "individual"],
+) -> None:
+    given = ["--data", str(tmp_path), "--party", role, "--root", ROOT]
+    synchronise = os.fsync
+    left = 0
+
+    def fill(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synchronise(descriptor)
+
+    codes = []
+    for room in range(20):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fill)
+            left, folder = room, tmp_path / str(room)
+            codes.append(init(role, "--out", str(folder), *given))
+        said = capsys.readouterr().err
+        if codes[-1] == 0:
+            break
+        # The last one: what could not be made durable is there all the same.
+        assert said.count("\n") == 1
+        assert not folder.exists() or (folder / "config.toml").exists()
+    assert codes[-1] == 0
+    assert set(codes[:-1]) == {1}
+    assert len(codes) > 3
+
+
+@pytest.mark.parametrize("name", ["signing.key", "key.secret", "socket.secret"])
+def test_init_overwrites_no_key_and_makes_nothing_beside_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = tmp_path / "node"
+    out.mkdir(mode=0o700)
+    (out / name).write_text("mine")
+    assert init("individual", "--out", str(out), "--data", str(tmp_path), "--party", "p", "--root", ROOT) == 2
+    assert str(out / name) in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "mine")]

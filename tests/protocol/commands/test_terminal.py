@@ -1,5 +1,7 @@
 """How commands end: one line on stderr and the right exit code."""
 
+import errno
+import os
 import signal
 import tomllib
 from importlib.metadata import EntryPoint
@@ -127,3 +129,28 @@ def test_the_relay_s_app_is_written_once(tmp_path: Path) -> None:
     }
     assert app["project"]["dependencies"] == []
     assert run("relay-app", "--out", str(out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EACCES, 2), (errno.ENOENT, 2), (errno.EISDIR, 2), (errno.ENAMETOOLONG, 2), (errno.ENOSPC, 1)],
+)
+def test_a_file_that_cannot_be_used_is_one_line_with_its_name(
+    capsys: pytest.CaptureFixture[str], number: int, code: int
+) -> None:
+    def use() -> None:
+        raise OSError(number, os.strerror(number), "/x/[b]a\nfile")
+
+    assert exit_code(use) == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "/x/[b]a" in said
+    assert os.strerror(number) in said
+
+
+def test_an_error_of_the_system_without_a_file_is_a_defect_of_ours() -> None:
+    def use() -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    with pytest.raises(OSError, match="descriptor"):
+        exit_code(use)

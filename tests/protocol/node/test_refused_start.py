@@ -1,8 +1,10 @@
 """A start that is refused because of what it is given: it leaves everything as it was."""
 
+import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -173,3 +175,31 @@ def test_a_state_with_the_other_roles_ledger_is_named_and_kept(tmp_path: Path, r
     assert not (home / "node.sock").exists()
     after = tree(state)
     assert {name: after[name] for name in before} == before
+
+
+def small_disks_offered() -> bool:
+    """Whether a process here can have a small disk of its own, for itself alone."""
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", "/mnt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+@pytest.mark.skipif(not small_disks_offered(), reason="this machine gives no process a disk of its own")
+@pytest.mark.parametrize("command", ["start", "doctor"])
+def test_a_full_disk_is_one_line(tmp_path: Path, command: str) -> None:
+    home, data = tmp_path / "node", tmp_path / "data"
+    data.mkdir()
+    make_node(home, "individual", data)
+    (home / "state").mkdir(mode=0o700)
+    fill = f"mount -t tmpfs -o size=16k,mode=700 tmpfs {home}/state; dd if=/dev/zero of={home}/state/fill bs=4k"
+    run = f"{sys.executable} -m individual_node {command} --config {home}/config.toml"
+    given = ["unshare", "--map-root-user", "--mount", "sh", "-c", f"({fill}) 2> {os.devnull}; {run}"]
+    done = subprocess.run(given, capture_output=True, text=True, timeout=240, start_new_session=True, check=False)
+    assert done.returncode == 1, done
+    said = done.stderr if command == "start" else done.stdout
+    assert os.strerror(errno.ENOSPC) in said
+    assert "Traceback" not in done.stdout + done.stderr
+    if command == "start":
+        assert done.stderr.count("\n") == 1
