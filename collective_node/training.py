@@ -54,8 +54,7 @@ def fit(
         epochs: passes over its images.
         learning_rate: the peak of one cycle over the steps.
         random: draws batches, augmentation and dropout.
-        momentum: of the optimiser, by parameter name: it begins there, and its end is stored there; None: it begins
-            at zero.
+        momentum: of the optimiser, by parameter name; changed to that at the end. None: it begins at zero.
         regularise: adds the gradient of a penalty; called after the backward pass and after ``observe``.
         observe: called after each backward pass.
 
@@ -67,31 +66,16 @@ def fit(
     """
     steps = steps_for(epochs, len(data), settings.batch_size)
     order = data.balanced(steps, settings.batch_size, random["batches"])
-    optimiser = torch.optim.SGD(
-        list(parameters.values()),
-        learning_rate,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-        fused=True,
-    )
-    if momentum:
-        for name, parameter in parameters.items():
-            # In the parameter's own memory format, which the fused step takes for granted; a new layer begins at rest.
-            before = torch.zeros_like(parameter)
-            if name in momentum:
-                before.copy_(momentum[name])
-            optimiser.state[parameter]["momentum_buffer"] = before
+    optimiser = _optimiser(parameters, learning_rate, settings, momentum)
     criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    device = data.device
     last: list[Tensor] = []
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
         torch.manual_seed(random.draw_seed("dropout"))  # dropout takes no generator of its own
         for step, index in enumerate(order):
             for group in optimiser.param_groups:
                 group["lr"] = one_cycle(step, steps, learning_rate)
             x, outputs = data.batch(index)
-            with autocast(device):
+            with autocast(data.device):
                 logits = model(CropAndFlip.draw(len(x), random["augmentation"])(x))
             loss = criterion(logits.float(), outputs)
             optimiser.zero_grad(set_to_none=True)
@@ -104,9 +88,38 @@ def fit(
             if step >= int(steps * 0.9):
                 last.append(loss.detach())
     mean = float(torch.stack(last).mean())
-    # The last step comes after the last loss, so the weights are looked at too.
-    if not math.isfinite(mean) or not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
-        raise RunFailedError("the collective's loss or weights are not finite any more; lower its learning rate")
+    _check_finite(mean, model)
     if momentum is not None and settings.momentum > 0:
         momentum.update({name: optimiser.state[value]["momentum_buffer"] for name, value in parameters.items()})
     return steps, mean
+
+
+def _check_finite(loss: float, model: nn.Module) -> None:
+    # The last step comes after the last loss, so the weights are checked too.
+    if not math.isfinite(loss) or not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
+        raise RunFailedError("the collective's loss or weights are not finite any more; lower its learning rate")
+
+
+def _optimiser(
+    parameters: Mapping[str, nn.Parameter],
+    learning_rate: float,
+    settings: CollectiveSettings,
+    momentum: Mapping[str, Tensor] | None,
+) -> torch.optim.SGD:
+    """Stochastic gradient descent that begins with this momentum."""
+    optimiser = torch.optim.SGD(
+        list(parameters.values()),
+        learning_rate,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+        fused=True,
+    )
+    if momentum:
+        for name, parameter in parameters.items():
+            # In the parameter's own memory format, which the fused step takes for granted; a new layer begins at zero.
+            before = torch.zeros_like(parameter)
+            if name in momentum:
+                before.copy_(momentum[name])
+            optimiser.state[parameter]["momentum_buffer"] = before
+    return optimiser

@@ -76,17 +76,8 @@ def plan(
     count_epsilon = COUNT_SHARE * settings.privacy_epsilon
     wanted = settings.privacy_epsilon - count_epsilon
     count = randomness.noisy_count(images, count_epsilon)
-    if delta * count >= 1:
-        raise InputError(
-            f"delta 1e-{settings.privacy_delta_exponent} would allow to publish one of about {count} images outright; "
-            f"set privacy_delta_exponent to {len(str(count))} or more"
-        )
     fisher_images = min(settings.fisher_samples, count)
-    if fisher_images < fewest_fisher_images:
-        raise InputError(
-            f"a Fisher diagonal from {fisher_images} images may not leave this site, only from {fewest_fisher_images} "
-            "on; raise fisher_samples, or teach more classes"
-        )
+    _check_count(settings, count, fisher_images, fewest_fisher_images)
     share = 1.0 if settings.privacy_scope == "fisher-given-weights" else settings.privacy_fisher_share
     fisher = calibrated(fishers, fisher_images / count, settings.privacy_fisher_clip, (), share * wanted, delta)
     training = None
@@ -112,6 +103,19 @@ def plan(
         epsilon=settings.privacy_epsilon,
         delta=delta,
     )
+
+
+def _check_count(settings: CollectiveSettings, count: int, fisher_images: int, fewest_fisher_images: int) -> None:
+    if 10.0**-settings.privacy_delta_exponent * count >= 1:
+        raise InputError(
+            f"delta 1e-{settings.privacy_delta_exponent} would allow to publish one of about {count} images outright; "
+            f"set privacy_delta_exponent to {len(str(count))} or more"
+        )
+    if fisher_images < fewest_fisher_images:
+        raise InputError(
+            f"a Fisher diagonal from {fisher_images} images may not leave this site, only from {fewest_fisher_images} "
+            "on; raise fisher_samples, or teach more classes"
+        )
 
 
 def _interval(epsilon: float) -> float:

@@ -1,7 +1,7 @@
 """Evolution with differentially private weights: one network, trained once, for one form."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +16,16 @@ from collective_node.differential_privacy import accounting
 from collective_node.differential_privacy.fisher import PrivateFisher, parameters_of
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.differential_privacy.randomness import PrivateRandomness
-from collective_node.differential_privacy.release import Finished, assembled, setup_of
+from collective_node.differential_privacy.release import Finished, Provenance, assembled, setup_of
 from collective_node.differential_privacy.training import train_privately
 from collective_node.evaluation import Evaluation
 from collective_node.evolution_plan import EvolutionPlan
 from collective_node.extraction.condensing import CondensedNetwork, stem_blocks
 from collective_node.settings import CollectiveSettings
 from protocol.learngene.architecture import Architecture, Block, Form, InputContract
-from protocol.learngene.images import DeviceImages
+from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
-from protocol.learngene.network import build_blocks, initialise, layers_of
+from protocol.learngene.network import build_blocks, initialise
 from protocol.node.events import Events
 
 
@@ -86,8 +86,7 @@ def evolve_privately(
     if finished is not None:
         return _evolved(finished, len(plan.taught), {})
     randomness = randomness or PrivateRandomness()
-    train = DeviceImages.load(images.train_images, images.train_labels, plan.normalisation, device)
-    collective = plan.untrained(train)
+    collective = plan.untrained(DeviceImages.load(images.train_images, images.train_labels, plan.normalisation, device))
     data = collective.training_set(collective.known)
     mechanism = accounting.plan(
         settings, len(data), fishers=1, randomness=randomness, fewest_fisher_images=fewest_fisher_images
@@ -104,23 +103,12 @@ def evolve_privately(
     network.eval()
     seconds = {"train": time.perf_counter() - started}
     events.append("fisher", 0, 1, "Fisher diagonal, with noise")
-    blocks = [*layers_of(network.stem), *layers_of(network.top)]
     private = PrivateFisher.of(mechanism, randomness)
-    diagonal = private.diagonal(blocks, network.classifier, data, settings.fisher_estimator)
+    diagonal = private.diagonal(network.layers, network.classifier, data, settings.fisher_estimator)
     seconds["fisher"] = time.perf_counter() - started - seconds["train"]
-    height, width, channels = plan.image_shape
-    described = [block.describe("stem") for block in layers_of(network.stem)]
-    described += [block.describe("top") for block in layers_of(network.top)]
-    architecture = Architecture(
-        form="condensed", input=InputContract(height=height, width=width, channels=channels), blocks=tuple(described)
-    )
     learngene = assembled(
-        architecture,
-        {
-            "trained": _arrays({name: value for name, value in parameters_of(blocks).items() if value in trained}),
-            "noised": _arrays({f"fisher.{name}": value for name, value in diagonal.items()}),
-            "constant": {"input.mean": plan.normalisation.mean, "input.std": plan.normalisation.std},
-        },
+        _architecture(network, plan),
+        _sources(network, trained, diagonal, plan.normalisation),
         private.describe(settings.fisher_estimator),
         mechanism.guarantee,
     )
@@ -147,6 +135,27 @@ def private_network(collective: Collective, settings: CollectiveSettings) -> Con
     initialise(network, collective.random["weights"])
     nn.init.zeros_(output.weight)  # no step is spent on unlearning random logits
     return network.to(collective.images.pixels.device)
+
+
+def _architecture(network: CondensedNetwork, plan: EvolutionPlan) -> Architecture:
+    height, width, channels = plan.image_shape
+    contract = InputContract(height=height, width=width, channels=channels)
+    return Architecture(form="condensed", input=contract, blocks=tuple(network.describe()))
+
+
+def _sources(
+    network: CondensedNetwork,
+    trained: Collection[nn.Parameter],
+    diagonal: Mapping[str, Tensor],
+    normalisation: Normalisation,
+) -> dict[Provenance, Mapping[str, NDArray[np.float32]]]:
+    """Tensors of the release by their origin."""
+    parameters = parameters_of(network.layers)
+    return {
+        "trained": _arrays({name: value for name, value in parameters.items() if value in trained}),
+        "noised": _arrays({f"fisher.{name}": value for name, value in diagonal.items()}),
+        "constant": {"input.mean": normalisation.mean, "input.std": normalisation.std},
+    }
 
 
 def _evolved(finished: Finished, known: int, seconds: dict[str, float]) -> PrivatelyEvolved:

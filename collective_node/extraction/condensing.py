@@ -14,7 +14,7 @@ from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
 from protocol.learngene.architecture import Block
 from protocol.learngene.images import autocast
-from protocol.learngene.network import build_blocks, initialise
+from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
 
 #: Widths of the light stem at width factor 1; the last one is what the first top layer expects.
 STEM_WIDTHS = (64, 128, 256)
@@ -33,6 +33,16 @@ class CondensedNetwork(nn.Module):
         """Images ``[N, C, H, W]`` to logits ``[N, classes]``."""
         logits: Tensor = self.classifier(self.top(self.stem(x)))
         return logits
+
+    @property
+    def layers(self) -> list[ConvolutionBlock]:
+        """The blocks of stem and top, in order."""
+        return [*layers_of(self.stem), *layers_of(self.top)]
+
+    def describe(self) -> list[Block]:
+        """Description of each block, in order."""
+        stem = [block.describe("stem") for block in layers_of(self.stem)]
+        return [*stem, *(block.describe("top") for block in layers_of(self.top))]
 
 
 def stem_blocks(network: ExpandableNetwork, top: int, width: float) -> list[Block]:

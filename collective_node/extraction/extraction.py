@@ -18,7 +18,7 @@ from protocol.learngene.architecture import MOST_BLOCKS, Architecture, BlockRole
 from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.images import DeviceImages
 from protocol.learngene.learngene import FisherDescription, Learngene
-from protocol.learngene.network import ConvolutionBlock, block_tensors, layers_of
+from protocol.learngene.network import ConvolutionBlock, block_tensors
 
 
 def most_layers(form: Form, layers: int) -> int:
@@ -119,9 +119,8 @@ def learngene_of(
     window = window_of(form, chosen, len(network.layers))
     front: nn.Module
     if form == "condensed":
-        stem, top = layers_of(condensed.stem), layers_of(condensed.top)
-        blocks = [*(block.describe("stem") for block in stem), *(block.describe("top") for block in top)]
-        inherited, front, head = [*stem, *top], nn.Identity(), condensed.classifier
+        blocks = condensed.describe()
+        inherited, front, head = condensed.layers, nn.Identity(), condensed.classifier
     else:
         role = role_of(window, len(network.layers))
         inherited = network.layers[window.start : window.stop]
@@ -129,14 +128,14 @@ def learngene_of(
         front = network.blocks[: window.start]
         head = nn.Sequential(*network.blocks[window.stop :], *network.classifier).eval()
     height, width, channels = data.images.pixels.shape[1:]
-    architecture = Architecture(
-        form=form, input=InputContract(height=height, width=width, channels=channels), blocks=tuple(blocks)
-    )
+    contract = InputContract(height=height, width=width, channels=channels)
+    architecture = Architecture(form=form, input=contract, blocks=tuple(blocks))
     estimator = settings.fisher_estimator
     if private is not None:
         diagonal = private.diagonal(inherited, head, data, estimator, front=front)
-        tensors = tensors_of(inherited, diagonal, data.images)
-        return Learngene(architecture, tensors, private.describe(estimator), private.guarantee)
+        return Learngene(
+            architecture, tensors_of(inherited, diagonal, data.images), private.describe(estimator), private.guarantee
+        )
     rows = data.distinct(settings.fisher_samples, generator)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

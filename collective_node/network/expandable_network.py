@@ -176,15 +176,8 @@ def widen(
     check_widening(network.widths, index, extra)
     conv, norm = layers[index].conv, _batch_norm(layers[index])
     channels = conv.out_channels
-    copied = torch.randperm(channels, generator=generator)[:extra]
-    source = torch.cat([torch.arange(channels), copied]).to(conv.weight.device)
-    share = torch.ones(channels, dtype=torch.float64)
-    # At least a tenth from one half: two copies differ by a fifth and get clearly different gradients.
-    part = 0.1 + 0.3 * torch.rand(extra, generator=generator).double()
-    part = torch.where(torch.rand(extra, generator=generator) < 0.5, part, 1 - part)
-    share[copied] = 1 - part
-    fraction = torch.cat([share, part]).to(conv.weight)
-
+    source, fraction = _replicated(channels, extra, generator)
+    source, fraction = source.to(conv.weight.device), fraction.to(conv.weight)
     own, block = Copied(0, source, gradient=fraction), f"blocks.{index}"
     moves: dict[str, Copied | Appended] = {
         f"{block}.{name}": own for name in ("conv.weight", "norm.weight", "norm.bias")
@@ -214,6 +207,17 @@ def widen(
     norm.num_features += extra
     _replace(following, "weight", onward.follow(following.weight.detach(), "value"))
     return Growth(moves)
+
+
+def _replicated(channels: int, extra: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Choose ``extra`` channels to replicate; returns the old channel of each new one, and its fraction."""
+    copied = torch.randperm(channels, generator=generator)[:extra]
+    share = torch.ones(channels, dtype=torch.float64)
+    # At least a tenth from one half: two copies differ by a fifth and get clearly different gradients.
+    part = 0.1 + 0.3 * torch.rand(extra, generator=generator).double()
+    part = torch.where(torch.rand(extra, generator=generator) < 0.5, part, 1 - part)
+    share[copied] = 1 - part
+    return torch.cat([torch.arange(channels), copied]), torch.cat([share, part])
 
 
 def deepen(network: ExpandableNetwork, index: int, way: Literal["duplicate", "identity"]) -> Growth:
