@@ -15,6 +15,7 @@ from collective_node.collective import Collective
 from collective_node.ewc import EwcPenalty
 from collective_node.records import Comparison, CycleRecord, Named, TaskRecord
 from protocol.encoding import strict_json
+from protocol.encoding.earlier_words import in_todays_words
 from protocol.errors import InputError
 from protocol.files import state_files
 from protocol.files.atomic import write_folder_atomically
@@ -22,8 +23,6 @@ from protocol.files.atomic import write_folder_atomically
 _WHAT = "the checkpoint"
 #: What the tensors of the EWC penalty are called in a checkpoint.
 _EWC = "consolidation"
-#: Words that earlier checkpoints have for a field and for a score.
-_EARLIER_FIELD, _EARLIER_SCORE = {"retain": "retain_weight"}, {"paper": "msp"}
 _TENSORS, _PROGRESS = "state.safetensors", "progress.json"
 _is_state = re.compile(r"state-[0-9]{4,9}").fullmatch
 _is_left_over = re.compile(r"\.?state-[0-9]{4,9}(\.[a-z0-9_]+\.part)?").fullmatch
@@ -199,7 +198,7 @@ def latest(folder: Path) -> Found | None:
     data = state_files.read(folder.parent, f"{folder.name}/{name}/{_PROGRESS}", _WHAT, max_bytes=_MOST_PROGRESS_BYTES)
     try:
         document = strict_json.parse(b"" if data is None else data)
-        return Found(folder, name, Progress.model_validate(_in_todays_words(document)))
+        return Found(folder, name, Progress.model_validate(in_todays_words(document)))
     except ValidationError:
         raise _refusal(folder / name, "its progress is of another form") from None
     except ValueError as error:
@@ -212,18 +211,6 @@ def _entries(folder: Path) -> list[str]:
 
 def _refusal(path: Path, why: str) -> InputError:
     return InputError(f"the checkpoint {path} cannot be read: {why}; remove it to go on from the start")
-
-
-def _in_todays_words(value: object) -> object:
-    """A parsed document with the fields and scores of earlier checkpoints under the names of today."""
-    if isinstance(value, list):
-        return [_in_todays_words(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    found = {(_EARLIER_FIELD | _EARLIER_SCORE).get(name, name): _in_todays_words(one) for name, one in value.items()}
-    if isinstance(score := found.get("score"), str):
-        found["score"] = _EARLIER_SCORE.get(score, score)
-    return found
 
 
 def _prefixed(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

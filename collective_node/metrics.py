@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.records import Comparison, CycleRecord, TaskRecord
+from protocol.encoding.earlier_words import in_todays_words
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import FisherDescription
 from protocol.node.metrics import Name, Percent
@@ -124,6 +125,8 @@ class CollectiveMetrics(BaseModel):
     """
 
     model_config = _FROZEN
+
+    _earlier = model_validator(mode="before")(in_todays_words)
 
     tasks: tuple[TaskRecord, ...]
     base_accuracy: Percent | None = None

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from protocol.encoding.earlier_words import in_todays_words
 from protocol.learngene.architecture import Form
 from protocol.node.metrics import Name, Percent
 from protocol.trust.trust_store import RevocationStatus
@@ -40,6 +41,8 @@ class IndividualMetrics(BaseModel):
     """
 
     model_config = _FROZEN
+
+    _earlier = model_validator(mode="before")(in_todays_words)
 
     methods: dict[Name, dict[int, dict[int, Percent]]]
     curves: dict[Name, dict[int, LearningCurve]]

@@ -1,9 +1,10 @@
 """The command ``init`` of both kinds of node: it makes the node's folder, with a configuration and fresh keys."""
 
 import contextlib
+import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -177,46 +178,55 @@ def initialise(
         raise InputError(f"there is no folder {node.data}")
     if len(os.fsencode(node.socket)) > MAX_PATH_BYTES:
         raise InputError(f"the path {out} is too long for a socket in it; choose a shorter one")
-    if configuration.exists():
-        raise InputError(f"{configuration} exists already and is not overwritten; choose another folder")
-    for path in (node.key, node.encryption_key, node.key_file, node.secret):
-        if path is not None and os.path.lexists(path):
-            raise InputError(f"{path} exists already, and a key is not overwritten; choose another folder")
-    with _whole(out, *(node.key, node.encryption_key, node.key_file, node.secret)):
-        return _make(out, configuration, node, table, kem, passphrase)
-
-
-@contextlib.contextmanager
-def _whole(out: Path, *files: Path | None) -> Iterator[None]:
-    """Make a folder where there is none; where what is made in it fails, nothing of it stays."""
-    was_there = out.exists()
+    _check_free([configuration])
+    files = (node.key_file, node.key, node.encryption_key, node.secret)
+    names = [path for path in files if path is not None]
+    _check_free(names)
+    is_new = not out.exists()
     private_folder(out)
     try:
-        yield
+        unlock = None if passphrase is None else passphrase()
+        with _alone_in(out):
+            # Another init may have been here while somebody typed.
+            _check_free([configuration, *names])
+            try:
+                return _make(configuration, node, table, kem, unlock)
+            except BaseException:
+                for path in (configuration, *names):
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+                raise
     except BaseException:
-        with contextlib.suppress(OSError):
-            for path in files:
-                if path is not None:
-                    path.unlink(missing_ok=True)
-            if not was_there:
+        if is_new:
+            with contextlib.suppress(OSError):
                 out.rmdir()
         raise
 
 
+def _check_free(names: Sequence[Path]) -> None:
+    for path in names:
+        if os.path.lexists(path):
+            raise InputError(f"{path} exists already and is not overwritten; choose another folder")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other init makes something in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _make(
-    out: Path,
-    configuration: Path,
-    node: NodeTable,
-    table: Mapping[str, str | int | bool],
-    kem: Kem,
-    passphrase: Callable[[], Unlock] | None,
+    configuration: Path, node: NodeTable, table: Mapping[str, str | int | bool], kem: Kem, unlock: Unlock | None
 ) -> NodeKeys:
-    if node.key_file is not None:
+    if unlock is None:
+        assert node.key_file is not None
         make_key_file(node.key_file)
         unlock = Unlock.key_file(node.key_file)
-    else:
-        assert passphrase is not None
-        unlock = passphrase()
     keys = NodeKeys(SigningKey.generate(), None if node.encryption_key is None else EncryptionKey.generate(kem))
     keys.signing.save(node.key, unlock)
     if keys.encryption is not None and node.encryption_key is not None:

@@ -1,12 +1,11 @@
 """The command ``learngene keygen``."""
 
-import os
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
 
-from protocol.errors import InputError, LearngeneError
+from protocol.errors import InputError
 from protocol.files.user_files import check_free
 from protocol.keys import key_file as key_files
 from protocol.keys.encryption_key import EncryptionKey
@@ -41,18 +40,7 @@ def keygen(
         raise InputError("--kem is a choice for an encryption key; add --kind encryption")
     # Before a passphrase is asked for.
     check_free(out)
-    is_new = key_file is not None and not os.path.lexists(key_file)
     unlock = _unlock(key_file, out)
-    try:
-        _make(kind, encapsulation, out, unlock)
-    except LearngeneError:
-        if is_new and key_file is not None:
-            # It opens nothing.
-            key_file.unlink(missing_ok=True)
-        raise
-
-
-def _make(kind: str, encapsulation: Kem, out: Path, unlock: Unlock) -> None:
     if kind == "signing":
         signing = SigningKey.generate()
         signing.save(out, unlock)

@@ -1,6 +1,7 @@
 """How every command of the project ends: an error is one line on stderr, and the exit code says what kind it was."""
 
 import errno
+import logging
 import os
 import re
 import sys
@@ -18,6 +19,8 @@ from protocol.commands.lazy_group import CommandEntry, lazy_group
 from protocol.encoding.log_format import traceback_lines
 from protocol.errors import InputError, LearngeneError, StoppedError
 from protocol.visible_text import visible_line
+
+logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -93,8 +96,10 @@ def exit_code(command: Callable[[], Any]) -> int:
         return EXIT_FAILED
     except OSError as error:
         # A file that no gate of ours has named: what a user gave is somewhere else, closed, or on a disk that is full.
-        if error.filename is None:
+        if not isinstance(error.filename, str | bytes):
             raise
+        # Into the log of a node; elsewhere nobody listens.
+        logger.info("ended by an error of the system", exc_info=error)
         reason = f"{os.fsdecode(error.filename)}: {error.strerror or error}"
         if error.errno in _OF_THE_DISK:
             return _say(f"cannot write {reason}; make room, or choose another folder", EXIT_FAILED)

@@ -197,8 +197,11 @@ def forbid_core_files() -> None:
     """Forbid core files of this process and of its children, which would hold what is in their memory.
 
     A limit of 0 forbids the file only; with 1, less than any core file has, the kernel gives none to a program that
-    ``core_pattern`` names either (core(5), and ``fs/coredump.c`` of Linux). It cannot be raised again.
+    ``core_pattern`` names either (core(5), and ``fs/coredump.c`` of Linux). It cannot be raised again. And should one
+    be made all the same, no memory is in it (core(5), coredump_filter).
     """
+    with contextlib.suppress(OSError), open("/proc/self/coredump_filter", "w", encoding="ascii") as chosen:
+        chosen.write("0")
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     except ValueError:

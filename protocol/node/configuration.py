@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
+from protocol.encoding.earlier_words import in_todays_words
 from protocol.errors import InputError, fault_line
 from protocol.keys.signing_key import PublicKey
 from protocol.trust.role import A_PARTY, Role
@@ -205,6 +206,6 @@ def check(path: Path, content: object, model: type[Configuration]) -> Configurat
         InputError: a setting is unknown, missing or wrong.
     """
     try:
-        return model.model_validate(content, context={"folder": Path(os.path.abspath(path)).parent})
+        return model.model_validate(in_todays_words(content), context={"folder": Path(os.path.abspath(path)).parent})
     except ValidationError as error:
         raise InputError(f"{path}: {fault_line(error)}") from error

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from protocol.pictures.arrays import read_array
 #: Trees that are kept; the one that was not used for longest makes room.
 MOST = 4
 _SUFFIX = ".npy"
+#: Seconds after which nobody writes a file any more.
+_ABANDONED = 24 * 3600
 #: Changes where a decoder's answer does.
 _VERSION = 1
 
@@ -26,7 +29,8 @@ _VERSION = 1
 def listing_digest(root: Path, files: Sequence[str], size: int) -> str:
     """SHA-256 of what the names, sizes and times of the files say, of ``size``, and of the version of the decoder.
 
-    A file whose content changed while its size and its time stayed the same is not noticed.
+    Among the times is that of the last change to the file's own entry, which nobody sets by hand: two trees whose
+    files have the same names, sizes and dates are told apart.
 
     Raises:
         OSError: a file cannot be looked at.
@@ -34,7 +38,8 @@ def listing_digest(root: Path, files: Sequence[str], size: int) -> str:
     seen = hashlib.sha256(repr((_VERSION, PIL.__version__, size)).encode())
     for file in files:
         status = os.stat(file)
-        line = f"{os.path.relpath(file, root)!r} {status.st_size} {status.st_mtime_ns}\n"
+        times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+        line = f"{os.path.relpath(file, root)!r} {status.st_size} {times}\n"
         seen.update(line.encode("utf-8", errors="surrogateescape"))
     return seen.hexdigest()
 
@@ -72,5 +77,7 @@ def keep(folder: Path, digest: str, images: NDArray[np.uint8]) -> None:
 def _forget_oldest(folder: Path) -> None:
     """Leave the trees that were used last."""
     by_use = sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in by_use[MOST:]:
+    # What a run that was killed meanwhile left half-written.
+    abandoned = [path for path in folder.glob("*.part") if time.time() - path.stat().st_mtime > _ABANDONED]
+    for path in (*by_use[MOST:], *abandoned):
         path.unlink(missing_ok=True)

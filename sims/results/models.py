@@ -11,12 +11,12 @@ from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.metrics import Criterion, FisherFacts, GradientTrend
 from collective_node.records import CycleFigures, StreamMetrics, TaskFigures
 from collective_node.settings import Score, Strategy
+from protocol.encoding.earlier_words import in_format_2
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import read_given
 from protocol.node.metrics import Name, Percent
 from sims.results import result_bounds
 from sims.results.paper_figures import PAPER_FIGURES, PaperFigures
-from sims.run.earlier_words import in_format_2
 
 #: How well unknown images of a stream are recognised; as in :class:`collective_node.records.StreamMetrics`.
 Metric = Literal["auroc", "fpr95", "aupr", "oscr", "open_set_accuracy"]

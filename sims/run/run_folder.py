@@ -15,10 +15,10 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from protocol.encoding.earlier_words import in_format_2
 from protocol.errors import InputError, StorageFailedError, fault_line
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.files.user_files import read_given, write_new
-from sims.run.earlier_words import in_format_2
 from sims.run.reach import Reach
 from sims.run.settings import RunSettings
 

@@ -255,3 +255,25 @@ def test_init_overwrites_no_key_and_makes_nothing_beside_one(
     assert init("individual", "--out", str(out), "--data", str(tmp_path), "--party", "p", "--root", ROOT) == 2
     assert str(out / name) in capsys.readouterr().err
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "mine")]
+
+
+@pytest.mark.parametrize("end", ["typed", "interrupted"])
+def test_an_init_that_waits_for_a_passphrase_takes_nothing_of_one_that_ends_meanwhile(tmp_path: Path, end: str) -> None:
+    given = {"role": "individual", "data": tmp_path, "party": "individual-1", "root": ROOT}
+    before: dict[str, bytes] = {}
+
+    def ask() -> Unlock:
+        initialise(tmp_path / "node", **given)
+        before.update(content(tmp_path / "node"))
+        if end == "interrupted":
+            raise KeyboardInterrupt
+        return PASSPHRASE
+
+    with pytest.raises((InputError, KeyboardInterrupt)):
+        initialise(tmp_path / "node", passphrase=ask, **given)
+    assert before
+    assert content(tmp_path / "node") == before
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -148,9 +148,10 @@ def test_a_file_that_cannot_be_used_is_one_line_with_its_name(
     assert os.strerror(number) in said
 
 
-def test_an_error_of_the_system_without_a_file_is_a_defect_of_ours() -> None:
+@pytest.mark.parametrize("file", [(), (9999,)])
+def test_an_error_of_the_system_without_a_file_is_a_defect_of_ours(file: tuple[int, ...]) -> None:
     def use() -> None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), *file)
 
     with pytest.raises(OSError, match="descriptor"):
         exit_code(use)

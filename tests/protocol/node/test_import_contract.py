@@ -21,7 +21,7 @@ def python(text: str) -> subprocess.CompletedProcess[str]:
         "from {package} import *",
         "import importlib; importlib.import_module('{package}')",
         "import importlib.util; importlib.util.find_spec('{package}')",
-        "__import__('{package}.cli')",
+        "__import__('{package}.' + {{'sims': 'commands'}}.get('{package}', 'cli'))",
     ],
 )
 def test_only_the_own_package_can_be_imported(own: str, package: str, how: str) -> None:

@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collective_node.records import CycleFigures
+from individual_node.metrics import IndividualMetrics
+from protocol.encoding.earlier_words import in_format_2, in_todays_words
 from protocol.errors import InputError
 from sims.results.models import load
-from sims.run.earlier_words import in_format_2
 from sims.run.run_folder import SettingsFile
 from sims.run.settings import from_run_config
 
 #: Written by the version before format 2, from made numbers.
-EARLIER = Path(__file__).parent.parent / "results" / "results-format-1.json"
+EARLIER = Path(__file__).parents[2] / "sims" / "results" / "results-format-1.json"
 
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -71,3 +73,18 @@ def test_a_document_of_any_shape_is_left_for_the_model_to_judge(document: object
     found = in_format_2(document)
     if not isinstance(document, dict) or document.get("format", 1) != 1:
         assert found is document
+
+
+def test_figures_of_a_node_of_before_are_read() -> None:
+    """A run that was interrupted under the earlier version goes on to its report under this one."""
+    stored = json.loads(EARLIER.read_text(encoding="utf-8"))["collective"]["open_world"]["cycles"][0]
+    assert "paper" in stored["before"]
+    assert "retain" in stored
+    assert CycleFigures.model_validate(in_todays_words(stored)).before is not None
+    figures = {
+        "methods": {"paper": {"10": {"0": 50.0}}}, "curves": {}, "retain": {"paper": 7.0}, "inherited": {},
+        "revocation_status": {}, "device": "cpu", "threads": 1, "confinement": "confined", "seconds": {"paper": 1.0},
+    }  # fmt: skip
+    found = IndividualMetrics.model_validate(figures)
+    assert found.retain_weight == {"paper": 7.0}
+    assert set(found.methods) == {"paper"}

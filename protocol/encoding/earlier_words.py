@@ -1,4 +1,4 @@
-"""Reads the words of format 1 in ``settings.json`` and ``results.json``: the same facts under the names of format 2."""
+"""Reads settings and figures that an earlier version wrote: the same facts under the names of today."""
 
 #: Names of settings and of figures, as format 1 has them.
 _NAMES = {"retain": "retain_weight", "person": "annotator"}
@@ -8,12 +8,17 @@ _SCORE, _SCORES, _BY_SCORE = "score", "compare_scores", ("before", "after")
 _SCORE_NAMES = {"paper": "msp"}
 
 
-def in_format_2(document: object) -> object:
-    """A document of format 1 as format 2 writes it; anything else as it is, for the model to judge.
+def in_todays_words(document: object) -> object:
+    """A document with the words of format 1 as today's version writes it.
 
     Args:
-        document: any parsed JSON, of any shape.
+        document: any parsed JSON or TOML, of any shape; what is no table stays as it is, for a model to judge.
     """
+    return _renamed(document) if isinstance(document, dict) else document
+
+
+def in_format_2(document: object) -> object:
+    """As :func:`in_todays_words`, of a document that says its format: one of another format stays as it is."""
     if not isinstance(document, dict) or document.get("format", 1) != 1:
         return document
     return {**_renamed(document), "format": 2}
