@@ -2,7 +2,7 @@
 
 Public, each by its own module (nothing is imported here, so that a node can be confined before torch is loaded):
 
-- ``collective_node.extraction.pipeline.evolve``: from images to learngenes in one call. Its steps are
+- ``collective_node.pipeline.evolve``: from images to learngenes in one call. Its steps are
   ``collective_node.evolution.Evolution`` (tasks, open-world cycles, checkpoints),
   ``collective_node.extraction.condensing.condense`` (the light stem) and
   ``collective_node.extraction.extraction.learngene_of`` (blocks and Fisher diagonal).
@@ -10,9 +10,9 @@ Public, each by its own module (nothing is imported here, so that a node can be 
   where the settings ask for them; ``docs/differential-privacy.md`` says how.
 - ``collective_node.settings.CollectiveSettings``: every number that decides what is learned.
 - ``collective_node.collective_images``: the collective's folder.
-- ``collective_node.network.expandable_network``: the network, and how it widens, deepens and gets new outputs;
-  ``collective_node.network.growth_schedule``: growth steps as a user writes them;
-  ``collective_node.network.growth``: how momentum and Fisher diagonals follow.
+- ``collective_node.network.expandable_network``: the network; ``collective_node.network.growth_steps``: how it widens,
+  deepens and gets new outputs; ``collective_node.network.growth_schedule``: growth steps as a user writes them;
+  ``collective_node.network.growth_of_tensors``: how momentum and Fisher diagonals follow.
 - ``collective_node.open_world.stream``, ``collective_node.open_world.scores``, ``collective_node.open_world.metrics``:
   recognition of unknown images, and its metrics; ``collective_node.open_world.annotators``: who names them.
 - ``collective_node.ewc``: elastic weight consolidation over the collective's past tasks.

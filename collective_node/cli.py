@@ -3,7 +3,7 @@
 from protocol.commands.lazy_group import CommandEntry
 from protocol.commands.node_commands import node_app
 from protocol.commands.terminal import run_app
-from protocol.node import import_contract
+from protocol.node import import_guard
 
 _EXCHANGE = "collective_node.exchange_commands:register"
 
@@ -29,5 +29,5 @@ app = node_app(
 
 def main() -> None:
     """Entry point of the console script."""
-    import_contract.install("collective_node")
+    import_guard.install("collective_node")
     run_app(app)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from collective_node.ewc import EwcPenalty
 from collective_node.extraction.criterion import GradientTrend
-from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen, scaled, widen
-from collective_node.network.growth import Growth
+from collective_node.network.expandable_network import ExpandableNetwork, scaled
+from collective_node.network.growth_of_tensors import Growth
 from collective_node.network.growth_schedule import Step, Widen
+from collective_node.network.growth_steps import add_outputs, deepen, widen
 from collective_node.random_states import RandomStates
 from collective_node.records import CycleRecord, Named, TaskRecord
 from collective_node.training_set import TrainingSet

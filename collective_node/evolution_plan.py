@@ -11,15 +11,9 @@ from collective_node.collective import Collective
 from collective_node.collective_images import CollectiveImages, Truth
 from collective_node.extraction.criterion import GradientTrend
 from collective_node.extraction.extraction import check_layers
-from collective_node.network.expandable_network import (
-    HIDDEN,
-    POOLED,
-    ExpandableNetwork,
-    check_deepening,
-    check_widening,
-    scaled,
-)
+from collective_node.network.expandable_network import HIDDEN, POOLED, ExpandableNetwork, scaled
 from collective_node.network.growth_schedule import Step, Widen, parse, steps_before
+from collective_node.network.growth_steps import check_deepening, check_widening
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings, Score, Strategy
 from collective_node.task_sequence import sequence

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from collective_node.network.growth import Growth
+from collective_node.network.growth_of_tensors import Growth
 from collective_node.settings import CollectiveSettings
 from protocol.learngene.fisher import Batches, fisher_of_network
 from protocol.learngene.learngene import Estimator

@@ -11,7 +11,6 @@ from torch import Tensor
 from collective_node import collective_images
 from collective_node.collective_images import CollectiveImages
 from collective_node.configuration import CollectiveConfiguration
-from collective_node.extraction.pipeline import Chosen, Evolved, check_privacy, evolve
 from collective_node.metrics import (
     CollectiveMetrics,
     Criterion,
@@ -22,6 +21,7 @@ from collective_node.metrics import (
     Similarity,
 )
 from collective_node.open_world.annotators import Annotator, Oracle, PageAnnotator
+from collective_node.pipeline import Chosen, Evolved, check_privacy, evolve
 from protocol.confinement.guards import Confinement
 from protocol.encoding.calendar import unix_seconds
 from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal

@@ -3,7 +3,7 @@
 from protocol.commands.lazy_group import CommandEntry
 from protocol.commands.node_commands import node_app
 from protocol.commands.terminal import run_app
-from protocol.node import import_contract
+from protocol.node import import_guard
 
 _EXCHANGE, _MODEL = "individual_node.exchange_commands:register", "individual_node.model_commands:register"
 
@@ -24,5 +24,5 @@ app = node_app(
 
 def main() -> None:
     """Entry point of the console script."""
-    import_contract.install("individual_node")
+    import_guard.install("individual_node")
     run_app(app)

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from collective_node.network.growth import Appended, Copied, Growth
 from protocol.learngene.architecture import Block
 from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
 
@@ -78,8 +76,8 @@ class ExpandableNetwork(nn.Module):
 def build_classifier(features: int, hidden: int, dropout: float) -> nn.Sequential:
     """The thin classifier: two hidden layers with ReLU and dropout, then one output per class (none yet)."""
     output = nn.Linear(hidden, 1)  # made with a row, because torch warns of a layer without any
-    _replace(output, "weight", output.weight.detach()[:0])
-    _replace(output, "bias", output.bias.detach()[:0])
+    replace_parameter(output, "weight", output.weight.detach()[:0])
+    replace_parameter(output, "bias", output.bias.detach()[:0])
     output.out_features = 0
     return nn.Sequential(
         nn.Flatten(),
@@ -100,181 +98,7 @@ def output_layer(classifier: nn.Sequential) -> nn.Linear:
     return layer
 
 
-def add_outputs(network: ExpandableNetwork, count: int, generator: torch.Generator) -> Growth:
-    """Add ``count`` outputs for new classes; the logits of the known ones stay as they are.
-
-    New rows are drawn small (standard deviation ``fan_in ** -0.5 / 10``) so that a new class starts near logit 0.
-    """
-    layer = output_layer(network.classifier)
-    rows = torch.randn((count, layer.in_features), generator=generator) * (layer.in_features**-0.5 / 10)
-    _replace(layer, "weight", torch.cat([layer.weight.detach(), rows.to(layer.weight)]))
-    _replace(layer, "bias", torch.cat([layer.bias.detach(), layer.bias.new_zeros(count)]))
-    layer.out_features += count
-    last = f"classifier.{len(network.classifier) - 1}"
-    return Growth({f"{last}.weight": Appended(count), f"{last}.bias": Appended(count)})
-
-
-def check_widening(widths: Sequence[int], index: int, extra: int) -> None:
-    """Check that convolution ``index`` of a network with these ``widths`` can be widened by ``extra`` channels.
-
-    Raises:
-        ValueError: no such convolution, or ``extra`` is not between 1 and its channels.
-    """
-    _check_place(widths, index)
-    if not 1 <= extra <= widths[index]:
-        raise ValueError(
-            f"convolution {index} has {widths[index]} channels and can be widened by 1 to {widths[index]}, not {extra}"
-        )
-
-
-def check_deepening(widths: Sequence[int], index: int, way: Literal["duplicate", "identity"], *, channels: int) -> None:
-    """Check that a network with these ``widths`` can be deepened behind convolution ``index``.
-
-    Args:
-        channels: of the input images.
-
-    Raises:
-        ValueError: no such convolution, or it cannot be duplicated.
-    """
-    _check_place(widths, index)
-    taken = widths[index - 1] if index else channels
-    if way == "duplicate" and taken != widths[index]:
-        raise ValueError(
-            f"convolution {index} takes {taken} channels and gives {widths[index]}: "
-            "only a layer with as many in as out can be duplicated; deepen it by identity"
-        )
-
-
-def _check_place(widths: Sequence[int], index: int) -> None:
-    if not 0 <= index < len(widths):
-        raise ValueError(f"there is no convolution {index}: the network has {len(widths)}, 0 the first")
-
-
-def widen(
-    network: ExpandableNetwork, index: int, extra: int, generator: torch.Generator, *, noise: float = 0.0
-) -> Growth:
-    """Widen convolution ``index`` by ``extra`` channels; the function stays the same (Net2WiderNet, Chen et al. 2016).
-
-    Randomly chosen channels are replicated with their BatchNorm parameters and statistics. What a channel sends on is
-    divided among its copies by random *unequal* fractions that sum to one: copies with equal fractions would get equal
-    gradients for ever and never separate.
-
-    Args:
-        index: convolution, 0-based.
-        extra: channels to add, at most as many as there are.
-        generator: chooses channels, fractions and noise (CPU).
-        noise: standard deviation of what is added to the weights of the new copies, as a share of the standard
-            deviation of the layer's weights. Above 0 the function changes by about as much.
-
-    Returns:
-        How a tensor that belongs to the parameters follows, such as an optimiser's momentum.
-
-    Raises:
-        ValueError: no such convolution, or ``extra`` is not between 1 and its channels.
-    """
-    layers = network.layers
-    check_widening(network.widths, index, extra)
-    conv, norm = layers[index].conv, _batch_norm(layers[index])
-    channels = conv.out_channels
-    source, fraction = _replicated(channels, extra, generator)
-    source, fraction = source.to(conv.weight.device), fraction.to(conv.weight)
-    own, block = Copied(0, source, gradient=fraction), f"blocks.{index}"
-    moves: dict[str, Copied | Appended] = {
-        f"{block}.{name}": own for name in ("conv.weight", "norm.weight", "norm.bias")
-    }
-    if index + 1 < len(layers):
-        following: nn.Conv2d | nn.Linear = layers[index + 1].conv
-        onward = Copied(1, source, value=fraction)
-        moves[f"blocks.{index + 1}.conv.weight"] = onward
-        layers[index + 1].conv.in_channels += extra
-    else:
-        following = network.classifier[1]  # type: ignore[assignment]
-        assert isinstance(following, nn.Linear)
-        onward = Copied(1, source, value=fraction, positions=network.positions)
-        moves["classifier.1.weight"] = onward
-        following.in_features += extra * network.positions
-
-    weight = own.follow(conv.weight.detach(), "value")
-    if noise > 0:
-        drawn = torch.randn(weight[channels:].shape, generator=generator).to(weight)
-        weight[channels:] += drawn * noise * conv.weight.detach().std()
-    _replace(conv, "weight", weight)
-    conv.out_channels += extra
-    for name in ("weight", "bias"):
-        _replace(norm, name, own.follow(getattr(norm, name).detach(), "value"))
-    for name in ("running_mean", "running_var"):
-        setattr(norm, name, getattr(norm, name)[source].clone())
-    norm.num_features += extra
-    _replace(following, "weight", onward.follow(following.weight.detach(), "value"))
-    return Growth(moves)
-
-
-def _replicated(channels: int, extra: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Choose ``extra`` channels to replicate; returns the old channel of each new one, and its fraction."""
-    copied = torch.randperm(channels, generator=generator)[:extra]
-    share = torch.ones(channels, dtype=torch.float64)
-    # At least a tenth from one half: two copies differ by a fifth and get clearly different gradients.
-    part = 0.1 + 0.3 * torch.rand(extra, generator=generator).double()
-    part = torch.where(torch.rand(extra, generator=generator) < 0.5, part, 1 - part)
-    share[copied] = 1 - part
-    return torch.cat([torch.arange(channels), copied]), torch.cat([share, part])
-
-
-def deepen(network: ExpandableNetwork, index: int, way: Literal["duplicate", "identity"]) -> Growth:
-    """Put a new convolution behind convolution ``index`` (0-based), in front of its max-pool where it has one.
-
-    ``identity`` (Net2DeeperNet, Chen et al. 2016): the function stays the same in evaluation mode. Its BatchNorm starts
-    from the moments that the layer's outputs would have if they were normally distributed before the ReLU, so that it
-    changes little in training mode too. ``duplicate`` (the paper's way): a copy of the layer, which changes the
-    function; the layer must have as many channels in as out.
-
-    Raises:
-        ValueError: no such convolution, or it cannot be duplicated.
-    """
-    check_deepening(network.widths, index, way, channels=network.layers[0].conv.in_channels)
-    layer = network.layers[index]
-    channels = layer.conv.out_channels
-    made = ConvolutionBlock(channels, channels, pool=layer.pool)
-    made = made.to(layer.conv.weight).to(memory_format=torch.channels_last)
-    made.train(layer.training)
-    if way == "duplicate":
-        made.load_state_dict(layer.state_dict())
-    else:
-        _pass_on(made, _batch_norm(layer))
-    layer.pool = False
-    blocks = list(network.blocks)
-    network.blocks = nn.Sequential(*blocks[: index + 1], made, *blocks[index + 1 :])
-    return Growth({}, inserted=index + 1)
-
-
-@torch.no_grad()
-def _pass_on(block: ConvolutionBlock, before: nn.BatchNorm2d) -> None:
-    """Make ``block`` the identity on what a ReLU lets through behind the BatchNorm ``before``."""
-    block.conv.weight.zero_()
-    channel = torch.arange(block.conv.out_channels)
-    block.conv.weight[channel, channel, 1, 1] = 1.0
-    # Moments of max(y, 0) for y ~ N(bias, weight^2).
-    middle, spread = before.bias, before.weight.abs().clamp(min=1e-3)
-    z = middle / spread
-    normal = torch.distributions.Normal(torch.zeros_like(z), torch.ones_like(z))
-    density, below = normal.log_prob(z).exp(), normal.cdf(z)
-    mean = middle * below + spread * density
-    variance = ((middle.square() + spread.square()) * below + middle * spread * density - mean.square()).clamp(min=1e-4)
-    norm = _batch_norm(block)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
-    norm.weight.copy_((variance + norm.eps).sqrt())
-    norm.bias.copy_(mean)
-
-
-def _batch_norm(block: ConvolutionBlock) -> nn.BatchNorm2d:
-    assert isinstance(block.norm, nn.BatchNorm2d)
-    return block.norm
-
-
-def _replace(module: nn.Module, name: str, value: Tensor) -> None:
+def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     """Put a new parameter in the place of an old one, in its memory format."""
     if value.ndim == 4:
         value = value.contiguous(memory_format=torch.channels_last)

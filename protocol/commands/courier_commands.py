@@ -20,8 +20,8 @@ from protocol.confinement.guards import COURIER
 from protocol.confinement.warden import start as start_warden
 from protocol.errors import InputError
 from protocol.node import confine
-from protocol.node.access_rules import check_out_of_reach, courier_rules
 from protocol.node.configuration import node_table, read
+from protocol.node.reachable_files import check_out_of_reach, courier_rules
 from protocol.output import say
 from protocol.transport.local_socket import load_couriers_secret
 from protocol.visible_text import visible_line

@@ -14,7 +14,7 @@ from protocol.confinement.guards import COURIER, GUARDS, NODE
 from protocol.encoding.calendar import moment, unix_seconds
 from protocol.errors import RunFailedError
 from protocol.node import confine
-from protocol.node.access_rules import courier_rules, gpu_rules, program_rules
+from protocol.node.reachable_files import courier_rules, gpu_rules, program_rules
 
 _KERNEL_ADVICE = "use Linux 6.12 or newer with lsm=landlock, or accept it with unconfined = true"
 _CLOCK_NOT_SET = 5  # TIME_ERROR of adjtimex(2)

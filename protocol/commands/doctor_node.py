@@ -30,8 +30,8 @@ from protocol.files.private_file import read_private
 from protocol.keys.signing_key import key_identifier
 from protocol.messages.payloads import SKEW
 from protocol.node import launcher
-from protocol.node.access_rules import check_apart, node_rules
 from protocol.node.configuration import NodeTable, OtherRoleError, check, node_table, read
+from protocol.node.reachable_files import check_apart, node_rules
 from protocol.transport.local_socket import MAX_PATH_BYTES, load_secret
 from protocol.transport.simulation_paths import is_simulated
 from protocol.trust.policy_file import load_policy

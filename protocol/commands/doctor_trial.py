@@ -15,8 +15,8 @@ from protocol.confinement.guards import NODE, Profile
 from protocol.confinement.landlock import Access
 from protocol.errors import LearngeneError, RunFailedError
 from protocol.node import confine
-from protocol.node.access_rules import gpu_devices
 from protocol.node.configuration import STRICT
+from protocol.node.reachable_files import gpu_devices
 from protocol.node.rehearsal import rehearse, taken
 
 _MOST_LOG_BYTES = 64 * 1024

@@ -26,8 +26,8 @@ from protocol.confinement.landlock import Access
 from protocol.confinement.warden import Warden
 from protocol.errors import InputError, RunFailedError, StorageFailedError
 from protocol.files import state_files
-from protocol.node.access_rules import check_apart, gpu_devices, node_rules
 from protocol.node.configuration import NodeTable
+from protocol.node.reachable_files import check_apart, gpu_devices, node_rules
 
 
 def apply(

@@ -27,7 +27,7 @@ from protocol.files import state_files
 from protocol.files.private_folders import open_to_group, socket_folder
 from protocol.keys.key_file import Unlock
 from protocol.keys.party_keys import NodeKeys
-from protocol.node import access_rules, confine, import_contract
+from protocol.node import confine, import_guard, reachable_files
 from protocol.node.configuration import NodeConfiguration, NodeTable, check, node_table, read
 from protocol.node.load_keys import load_keys, opener
 from protocol.node.rehearsal import rehearse, taken
@@ -69,7 +69,7 @@ def launch(
         InputError: a setting, folder or file is wrong. RunFailedError: the node cannot or must not start.
     """
     own = model.partition(".")[0]
-    import_contract.install(own)
+    import_guard.install(own)
     path = Path(os.path.abspath(path))
     content = read(path)
     node = node_table(path, content, role)
@@ -78,7 +78,7 @@ def launch(
     if not start.unconfined:
         confine.check_offered()
     # Before anything is forked or imported: what lies in the state must not run.
-    access_rules.check_apart(node, path)
+    reachable_files.check_apart(node, path)
     os.umask(0o077)
     os.chdir(WORKING_FOLDER)
     # Nor a core file with keys in it, nor a look into this process or its pipes by others of the same user.
@@ -284,7 +284,7 @@ def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
     Raises:
         InputError: it cannot.
     """
-    for path in (node.data, *access_rules.code_folders(packages)):
+    for path in (node.data, *reachable_files.code_folders(packages)):
         if not os.access(path, os.R_OK | os.X_OK):
             raise InputError(
                 f"this node works as the user {os.getuid()}, who cannot read {path}; give it to that user, or install "

@@ -104,7 +104,7 @@ def attacks(area: Area) -> Iterator[list[Attack]]:
 
 #: Module and function of each area's attacks. They are loaded when they are made: torch and Flower take seconds.
 _SOURCES: Mapping[Area, tuple[str, str]] = {
-    "node": ("node_attacks", "node_attacks"),
+    "node": ("attacks_from_a_node", "node_attacks"),
     "courier": ("courier_attacks", "courier_attacks"),
     "users": ("user_attacks", "user_attacks"),
     "starts": ("start_attacks", "start_attacks"),

@@ -17,7 +17,7 @@ from protocol.errors import RunFailedError
 from protocol.node import confine
 from sims.boundary import acts
 from sims.boundary.acts.act import Outcome
-from sims.boundary.acts.every import TRIALS as EVERY
+from sims.boundary.acts.all_acts import TRIALS as EVERY
 from sims.boundary.attempt import Attack
 from sims.boundary.stage import Stage, set_stage
 from sims.boundary.trials import Attacker, attacks_of

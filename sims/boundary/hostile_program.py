@@ -13,7 +13,7 @@ from protocol.node.launcher import launch
 from protocol.transport.frame import Frame
 from protocol.trust.role import Role
 from sims.boundary.acts.act import Outcome
-from sims.boundary.acts.every import perform
+from sims.boundary.acts.all_acts import perform
 
 #: The command that names an act and its aims.
 ATTACK = "attack"

@@ -11,7 +11,7 @@ from sims.boundary.acts.expectation import Open
 from sims.boundary.attempt import Attack, Escaped, Failed, Found, Refusal
 from sims.boundary.command_attacks import paired_sites
 from sims.boundary.leaking_program import DELAY, DELAY_SECONDS, PAST_THE_GATE, WITHOUT_GATE
-from sims.boundary.leaks.every import LEAKS
+from sims.boundary.leaks.all_leaks import LEAKS
 from sims.boundary.leaks.leak import DATA_BYTES, LET_FRAME_OUT, LET_OUT, Leak
 from sims.boundary.sites import Site, started
 

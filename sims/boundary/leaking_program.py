@@ -24,7 +24,7 @@ from protocol.transport.frame import Frame
 from protocol.transport.local_socket import send_frame
 from protocol.trust.policy_file import load_policy
 from protocol.trust.role import Role
-from sims.boundary.leaks.every import LEAKS
+from sims.boundary.leaks.all_leaks import LEAKS
 from sims.boundary.leaks.leak import DATA_BYTES, PARTNER, honest_messages
 
 #: What the command says where the gate is to be left out: that is the control.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sims.boundary.acts.act import Outcome
-from sims.boundary.acts.every import TRIALS as EVERY
+from sims.boundary.acts.all_acts import TRIALS as EVERY
 from sims.boundary.attempt import Attack
 from sims.boundary.courier_attacks import answering, copy_acts
 from sims.boundary.stage import Stage, set_stage

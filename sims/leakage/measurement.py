@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from collective_node.collective_images import CollectiveImages
-from collective_node.extraction.pipeline import Evolved
+from collective_node.pipeline import Evolved
 from protocol.files.atomic import write_atomically
 from protocol.learngene.images import choose_device
 from protocol.learngene.learngene import Learngene

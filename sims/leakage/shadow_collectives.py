@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from collective_node.collective_images import CollectiveImages, Truth
-from collective_node.extraction.pipeline import Evolved, evolve
 from collective_node.open_world.annotators import Oracle
+from collective_node.pipeline import Evolved, evolve
 from collective_node.settings import CollectiveSettings
 from protocol.encoding import blob
 from protocol.errors import InputError
@@ -53,7 +53,7 @@ class Recipe:
         """Train a collective; what it writes lies in ``working``.
 
         Raises:
-            InputError, RunFailedError: as :func:`collective_node.extraction.pipeline.evolve`.
+            InputError, RunFailedError: as :func:`collective_node.pipeline.evolve`.
         """
         annotator = None
         if self.settings.cycles:

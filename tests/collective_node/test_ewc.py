@@ -9,8 +9,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from collective_node.ewc import EwcPenalty, choose_weight
-from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen, widen
-from collective_node.network.growth import Growth
+from collective_node.network.expandable_network import ExpandableNetwork
+from collective_node.network.growth_of_tensors import Growth
+from collective_node.network.growth_steps import add_outputs, deepen, widen
 from collective_node.settings import CollectiveSettings
 from protocol.learngene.fisher import fisher_of_network
 from protocol.learngene.network import layers_of

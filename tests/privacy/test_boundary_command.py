@@ -18,9 +18,9 @@ from protocol.node import confine
 from sims.boundary import boundary_command
 from sims.boundary.acts.act import ACTS, DONE, Aims, perform, step
 from sims.boundary.acts.expectation import NO_EFFECT, Guard, Open, files
+from sims.boundary.attacks_from_a_node import TRIALS, hostile_node
 from sims.boundary.attempt import Area, Attack, Escaped, Failed, Found, NotEnforced, Refusal, make
 from sims.boundary.boundary_command import attack, attacks
-from sims.boundary.node_attacks import TRIALS, hostile_node
 from sims.boundary.outcome import LeftOut, Outcome
 from sims.boundary.stage import set_stage
 from sims.boundary.trials import attacks_of

@@ -15,7 +15,7 @@ from protocol.node import confine
 from protocol.transport.frame import Frame
 from protocol.trust.policy import Policy
 from sims.boundary.attempt import Attempt, make
-from sims.boundary.leaks.every import LEAKS
+from sims.boundary.leaks.all_leaks import LEAKS
 from sims.boundary.leaks.hidden import free_bytes, fullest, read_fullest
 from sims.boundary.leaks.leak import DATA_BYTES, PARTNER, Leak, honest_messages
 from sims.boundary.message_attacks import message_attacks

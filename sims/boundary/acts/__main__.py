@@ -5,7 +5,7 @@ import base64
 import json
 import sys
 
-from .every import perform
+from .all_acts import perform
 
 
 def main(asked: str, answered: str) -> None:

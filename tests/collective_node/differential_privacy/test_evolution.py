@@ -16,7 +16,7 @@ from collective_node.differential_privacy import accounting
 from collective_node.differential_privacy.evolution import PrivatelyEvolved, evolve_privately
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.differential_privacy.release import assembled, provenance
-from collective_node.extraction.pipeline import Evolved, check_privacy, evolve
+from collective_node.pipeline import Evolved, check_privacy, evolve
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError
 from protocol.learngene.architecture import Block
@@ -261,9 +261,7 @@ def test_evolve_leaves_private_weights_to_the_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["opacus", "dp_accounting"])
 def test_without_the_extra_privacy_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(
-        "collective_node.extraction.pipeline.find_spec", lambda module: None if module == name else object()
-    )
+    monkeypatch.setattr("collective_node.pipeline.find_spec", lambda module: None if module == name else object())
     with pytest.raises(InputError, match=rf"{name}; pip install 'learngene\[privacy\]'"):
         check_privacy(SETTINGS)
     check_privacy(SETTINGS.model_copy(update={"privacy_epsilon": None}))

@@ -11,7 +11,8 @@ from torch import nn
 from collective_node.extraction import condensing
 from collective_node.extraction.condensing import CondensedNetwork, condense, stem_blocks
 from collective_node.extraction.extraction import check_layers, learngene_of, role_of, window_of
-from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen, output_layer
+from collective_node.network.expandable_network import ExpandableNetwork, output_layer
+from collective_node.network.growth_steps import add_outputs, deepen
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training_set import TrainingSet

@@ -15,7 +15,8 @@ from collective_node.extraction.similarity import (
     layer_features,
     train_descendant,
 )
-from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen
+from collective_node.network.expandable_network import ExpandableNetwork
+from collective_node.network.growth_steps import add_outputs, deepen
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training_set import TrainingSet

@@ -12,7 +12,7 @@ import pytest
 from protocol.confinement import guards
 from protocol.confinement.guards import GUARDS
 from protocol.errors import InputError
-from protocol.node import access_rules, confine
+from protocol.node import confine, reachable_files
 from protocol.node.configuration import NodeTable
 from tests.protocol.parties import ROOT, RUN
 
@@ -46,7 +46,7 @@ def run(folder: Path, code: str, *, confined: bool) -> dict[str, str]:
         import json, os, sys
         from pathlib import Path
         from protocol.confinement import guards
-        from protocol.node import access_rules as rules, confine
+        from protocol.node import reachable_files as rules, confine
         from tests.protocol.confinement.test_confine import table
         folder = Path({str(folder)!r})
         outcomes = {{}}
@@ -179,15 +179,15 @@ def test_temporary_files_lie_in_the_processs_own_state(tmp_path: Path) -> None:
 def test_data_inside_the_state_and_state_inside_the_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "state" / "data").mkdir(parents=True)
     with pytest.raises(InputError, match=r"lies inside node\.state"):
-        access_rules.check_apart(table(tmp_path, data=tmp_path / "state" / "data"))
+        reachable_files.check_apart(table(tmp_path, data=tmp_path / "state" / "data"))
     (tmp_path / "data" / "state").mkdir(parents=True)
     with pytest.raises(InputError, match=r"lies inside node\.data"):
-        access_rules.check_apart(table(tmp_path, state=tmp_path / "data" / "state"))
+        reachable_files.check_apart(table(tmp_path, state=tmp_path / "data" / "state"))
     # A link does not hide it.
     (tmp_path / "elsewhere").symlink_to(tmp_path / "data" / "state")
     with pytest.raises(InputError, match=r"lies inside node\.data"):
-        access_rules.check_apart(table(tmp_path, state=tmp_path / "elsewhere"))
-    access_rules.check_apart(table(tmp_path))
+        reachable_files.check_apart(table(tmp_path, state=tmp_path / "elsewhere"))
+    reachable_files.check_apart(table(tmp_path))
 
 
 def test_the_trust_stores_folder_holds_no_folder_but_the_nodes_own(tmp_path: Path) -> None:
@@ -195,26 +195,26 @@ def test_the_trust_stores_folder_holds_no_folder_but_the_nodes_own(tmp_path: Pat
     together = {"trust": tmp_path / "trust.json"}
     (tmp_path / "link").symlink_to("/usr")
     with pytest.raises(InputError, match=r"site.*folder of its own") as refused:
-        access_rules.check_apart(table(tmp_path, **together, socket=tmp_path / "node.sock"))
+        reachable_files.check_apart(table(tmp_path, **together, socket=tmp_path / "node.sock"))
     assert str(tmp_path / "site") in str(refused.value)
     node = table(tmp_path, **together)
-    access_rules.check_apart(node)
+    reachable_files.check_apart(node)
     (tmp_path / "other-party").mkdir()
     with pytest.raises(InputError, match=r"other-party as well"):
-        access_rules.check_apart(node)
+        reachable_files.check_apart(node)
 
 
 @pytest.mark.parametrize("name", ["policy", "trust", "secret", "key", "encryption_key", "key_file"])
 def test_what_a_node_starts_with_lies_where_it_cannot_write(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=rf"node\.{name} .* lies inside node\.state"):
-        access_rules.check_apart(table(tmp_path, **{name: tmp_path / "state" / "file"}))
-    access_rules.check_apart(table(tmp_path, **{name: tmp_path / "site" / "file"}))
+        reachable_files.check_apart(table(tmp_path, **{name: tmp_path / "state" / "file"}))
+    reachable_files.check_apart(table(tmp_path, **{name: tmp_path / "site" / "file"}))
 
 
 def test_a_configuration_that_the_node_could_write_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"configuration .* lies inside node\.state"):
-        access_rules.check_apart(table(tmp_path), tmp_path / "state" / "config.toml")
-    access_rules.check_apart(table(tmp_path), tmp_path / "site" / "config.toml")
+        reachable_files.check_apart(table(tmp_path), tmp_path / "state" / "config.toml")
+    reachable_files.check_apart(table(tmp_path), tmp_path / "site" / "config.toml")
 
 
 @confined_only
@@ -227,7 +227,7 @@ def test_a_node_with_a_second_thread_is_not_confined(tmp_path: Path, profile: st
         import os, threading
         from pathlib import Path
         from protocol.confinement import guards, landlock
-        from protocol.node import access_rules as rules, confine
+        from protocol.node import reachable_files as rules, confine
         from protocol.errors import RunFailedError
         over = threading.Event()
         for _ in range({threads} - 1):

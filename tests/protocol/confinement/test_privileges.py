@@ -37,7 +37,7 @@ def outcomes(folder: Path, code: str) -> dict[str, object]:
         import json, os, sys
         from pathlib import Path
         from protocol.confinement import privileges
-        from protocol.node import access_rules as rules
+        from protocol.node import reachable_files as rules
         folder, outcomes = Path({str(folder)!r}), {{}}
         def attempt(name, function):
             try:
@@ -101,7 +101,7 @@ def test_root_without_capabilities_is_a_user_like_any_other(folder: Path) -> Non
     start = """
         import subprocess
         from protocol.confinement import landlock
-        from protocol.node import access_rules as rules
+        from protocol.node import reachable_files as rules
         landlock.set_no_new_privileges()
         line = "from protocol.confinement import privileges; print(privileges.has_capabilities())"
         outcomes["child"] = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True).stdout.strip()
@@ -149,7 +149,7 @@ NODE = """
     import sys
     from pathlib import Path
     import tests.protocol.fake_program
-    from protocol.node import access_rules as rules, confine, launcher
+    from protocol.node import reachable_files as rules, confine, launcher
     from protocol.commands.terminal import exit_code
     rules.code_folders = lambda packages: []
     launcher.check_readable = lambda *given: None
@@ -233,7 +233,7 @@ def ask_as(user: int, groups: tuple[int, ...], door: Path) -> str:
         import os
         from pathlib import Path
         from protocol.confinement import privileges
-        from protocol.node import access_rules as rules
+        from protocol.node import reachable_files as rules
         from protocol.errors import LearngeneError
         from protocol.transport.local_socket import Frame, ask, load_couriers_secret
         door = Path({str(door)!r})

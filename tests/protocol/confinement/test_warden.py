@@ -25,7 +25,7 @@ NODE = """
     import os, sys
     from pathlib import Path
     from protocol.confinement import landlock, warden
-    from protocol.node import access_rules as rules, confine
+    from protocol.node import reachable_files as rules, confine
     own = Path(sys.argv[1])
     log = os.open(own / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     import fcntl

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from collective_node.extraction.pipeline import Evolved
+from collective_node.pipeline import Evolved
 from sims.data.images import draw_stand_in
 from sims.data.world_plan import WorldPlan
 from sims.data.worlds import make_world

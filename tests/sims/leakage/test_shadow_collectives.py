@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from collective_node.extraction.pipeline import Evolved
+from collective_node.pipeline import Evolved
 from protocol.errors import InputError
 from sims.leakage import class_presence, membership
 from sims.leakage.attacked_run import AttackedRun, subset, without_in_stream

@@ -1,4 +1,4 @@
-"""The numbers of the profiles as a table in the pages of datasets; `python -m sims.run.profile_table` writes it."""
+"""The numbers of the profiles as a table in the pages of datasets; `python -m sims.run.profile_docs` writes it."""
 
 from importlib import resources
 from pathlib import Path
@@ -10,7 +10,7 @@ from sims.run.profiles import PROFILES
 
 #: Datasets whose page holds the table; the profiles of `folder` are those of `cifar100`.
 PAGES: tuple[DatasetName, ...] = ("cifar100", "imagenet100")
-BEGIN, END = "<!-- profiles: written by python -m sims.run.profile_table -->", "<!-- /profiles -->"
+BEGIN, END = "<!-- profiles: written by python -m sims.run.profile_docs -->", "<!-- /profiles -->"
 
 
 def profile_table(dataset: DatasetName) -> str:

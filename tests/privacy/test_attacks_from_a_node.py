@@ -9,9 +9,9 @@ from protocol.confinement.warden import refused_calls
 from protocol.node import confine
 from sims.boundary.acts.act import Trial
 from sims.boundary.acts.expectation import Open
+from sims.boundary.attacks_from_a_node import TRIALS, node_attacks
 from sims.boundary.attempt import Attack, make
 from sims.boundary.boundary_command import attacks
-from sims.boundary.node_attacks import TRIALS, node_attacks
 from tests.privacy.judging import check, made_once
 
 #: What nothing on a kernel stops, and no other attack is to be counted so.

@@ -1,4 +1,4 @@
-"""The import contract at run time: a party's process never imports the other party's package, nor the simulations.
+"""A guard on imports at run time: a party's process never imports the other party's package, nor the simulations.
 
 It finds mistakes, as the import linter does, and also those that no linter sees (names made at run time, foreign
 packages). It is no boundary: code in a process could take it away. The boundary is :mod:`protocol.confinement`.
@@ -13,8 +13,8 @@ from types import ModuleType
 APART = ("collective_node", "individual_node", "sims")
 
 
-class _Contract:
-    """First in ``sys.meta_path``: it finds nothing, and refuses what must not be found."""
+class _Guard:
+    """The first finder in ``sys.meta_path``: it finds no module, and refuses those of the other packages."""
 
     def __init__(self, own: str) -> None:
         self.own = own
@@ -29,24 +29,24 @@ class _Contract:
 
 
 def install(own: str) -> None:
-    """From now on, importing what does not belong in this process raises ImportError. A second call changes nothing.
+    """Make every import of another party's package raise ImportError. A second call changes nothing.
 
     Args:
         own: the package whose process this is.
 
     Raises:
-        ImportError: such a package is there already, or the contract holds for another party.
+        ImportError: this process already holds such a package, or the guard of another party.
     """
     present = {name.partition(".")[0] for name in sys.modules}
     for package in APART:
         if package in present and package != own:
             raise ImportError(_refusal(own, package), name=package)
     for finder in sys.meta_path:
-        if isinstance(finder, _Contract):
+        if isinstance(finder, _Guard):
             if finder.own != own:
                 raise ImportError(f"this is a process of {finder.own}, and cannot become one of {own}", name=own)
             return
-    sys.meta_path.insert(0, _Contract(own))
+    sys.meta_path.insert(0, _Guard(own))
 
 
 def _refusal(own: str, package: str) -> str:

@@ -8,7 +8,7 @@ from protocol.errors import RunFailedError
 from protocol.node import confine
 from protocol.transport.frame import Frame
 from sims.boundary.acts.act import Outcome
-from sims.boundary.acts.every import TRIALS as EVERY
+from sims.boundary.acts.all_acts import TRIALS as EVERY
 from sims.boundary.attempt import Attack
 from sims.boundary.hostile_program import ATTACK, outcome_of
 from sims.boundary.sites import HOSTILE, Site, started

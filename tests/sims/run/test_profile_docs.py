@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sims.data.datasets import DatasetName
-from sims.run.profile_table import PAGES, profile_table, with_table
+from sims.run.profile_docs import PAGES, profile_table, with_table
 from sims.run.profiles import PROFILES
 
 SIMS = Path(__file__).parents[3] / "sims"
@@ -14,7 +14,7 @@ SIMS = Path(__file__).parents[3] / "sims"
 @pytest.mark.parametrize("dataset", PAGES)
 def test_the_readme_holds_the_numbers_of_the_profiles(dataset: DatasetName) -> None:
     text = (SIMS / dataset / "README.md").read_text(encoding="utf-8")
-    assert with_table(text, dataset) == text, "the profiles changed: python -m sims.run.profile_table"
+    assert with_table(text, dataset) == text, "the profiles changed: python -m sims.run.profile_docs"
 
 
 @pytest.mark.parametrize("dataset", PAGES)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from collective_node.network.expandable_network import ExpandableNetwork, add_outputs, deepen, output_layer, widen
-from collective_node.network.growth import Growth
+from collective_node.network.expandable_network import ExpandableNetwork, output_layer
+from collective_node.network.growth_of_tensors import Growth
+from collective_node.network.growth_steps import add_outputs, deepen, widen
 
 WIDTHS = (4, 4, 6, 6, 8, 8, 8, 8, 8, 8, 8, 8, 8)
 

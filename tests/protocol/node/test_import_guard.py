@@ -1,4 +1,4 @@
-"""The import contract at run time: in a party's process the other party's package and the simulations do not exist."""
+"""Tests of the guard on imports: in a party's process the other party's package and the simulations do not exist."""
 
 import subprocess
 import sys
@@ -27,9 +27,9 @@ def python(text: str) -> subprocess.CompletedProcess[str]:
 def test_only_the_own_package_can_be_imported(own: str, package: str, how: str) -> None:
     code = how.format(package=package)
     free = python(code)
-    # The control: without the contract each of them comes.
+    # The control: without the guard, each import works.
     assert free.returncode == 0, free.stderr
-    held = python(f"from protocol.node import import_contract; import_contract.install({own!r}); {code}")
+    held = python(f"from protocol.node import import_guard; import_guard.install({own!r}); {code}")
     if package == own:
         assert held.returncode == 0, held.stderr
     else:
@@ -43,9 +43,7 @@ def test_only_the_own_package_can_be_imported(own: str, package: str, how: str) 
 
 @pytest.mark.parametrize(("own", "other"), [PARTIES, PARTIES[::-1]])
 def test_what_is_there_already_is_refused_at_installation(own: str, other: str) -> None:
-    text = (
-        "import sys\nfrom protocol.node import import_contract\n{}\nimport_contract.install({!r})\nprint('installed')"
-    )
+    text = "import sys\nfrom protocol.node import import_guard\n{}\nimport_guard.install({!r})\nprint('installed')"
     assert python(text.format("", own)).stdout == "installed\n"
     assert python(text.format(f"import {own}", own)).stdout == "installed\n"
     done = python(text.format(f"import {other}", own))
@@ -54,7 +52,7 @@ def test_what_is_there_already_is_refused_at_installation(own: str, other: str) 
 
 
 def test_a_process_stays_the_party_that_it_was() -> None:
-    text = "from protocol.node.import_contract import install; import sys; n = len(sys.meta_path); install('sims'); {}"
+    text = "from protocol.node.import_guard import install; import sys; n = len(sys.meta_path); install('sims'); {}"
     again = python(text.format("install('sims'); print(len(sys.meta_path) - n)"))
     assert again.stdout == "1\n"
     assert "cannot become one of individual_node" in python(text.format("install('individual_node')")).stderr
