@@ -1,4 +1,7 @@
-"""The egress gate: what leaves a site passes here last before the socket, and is recorded; the default is to refuse."""
+"""The egress gate: everything that leaves a site passes it and is recorded; the default is to refuse.
+
+``Gate.let_out`` clears each message; ``Gate.let_frame_out`` checks the finished answer, last before the socket.
+"""
 
 from collections import deque
 from collections.abc import Callable, Mapping

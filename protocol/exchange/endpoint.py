@@ -1,7 +1,7 @@
 """What the endpoints of both parties hold: key, trust store, ledger, policy and log, in the right order.
 
-An endpoint is the last thing before the socket: what it returns has passed the policy's gate, is durable in the ledger
-and is recorded in the log of crossings.
+What an endpoint returns is durable in the ledger, was cleared by ``Gate.let_out`` and is recorded in the log of
+crossings; ``Gate.let_frame_out`` checks the finished answer, last before the socket.
 """
 
 import logging

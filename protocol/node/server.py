@@ -41,7 +41,7 @@ class Program(Protocol):
         ...
 
     def let_out(self, answer: Frame) -> Frame:
-        """The same answer, if it may leave: the last word before the socket.
+        """Return the same answer if it may leave: the last check before the socket.
 
         Raises:
             RefusedError: it may not.
