@@ -7,7 +7,7 @@ Public, each by its own module (nothing is imported here, so that a node can be 
   ``collective_node.extraction.condensing.condense`` (the light stem) and
   ``collective_node.extraction.extraction.learngene_of`` (blocks and Fisher diagonal).
 - ``collective_node.differential_privacy.evolution.evolve_privately``: the same with differentially private weights,
-  where the settings ask for them; ``docs/differential-privacy.md`` says how.
+  if the settings ask for them; ``docs/differential-privacy.md`` says how.
 - ``collective_node.settings.CollectiveSettings``: every number that decides what is learned.
 - ``collective_node.collective_images``: the collective's folder.
 - ``collective_node.network.expandable_network``: the network; ``collective_node.network.growth_steps``: how it widens,

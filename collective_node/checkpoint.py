@@ -21,13 +21,13 @@ from protocol.files import state_files
 from protocol.files.atomic import write_folder_atomically
 
 _WHAT = "the checkpoint"
-#: What the tensors of the EWC penalty are called in a checkpoint.
+#: Name of the EWC penalty's tensors in a checkpoint.
 _EWC = "consolidation"
 _TENSORS, _PROGRESS = "state.safetensors", "progress.json"
 _is_state = re.compile(r"state-[0-9]{4,9}").fullmatch
 _is_left_over = re.compile(r"\.?state-[0-9]{4,9}(\.[a-z0-9_]+\.part)?").fullmatch
 _MOST_PROGRESS_BYTES = 16 << 20
-#: The header of a file of tensors at most.
+#: Largest header of a tensor file, in bytes.
 _MOST_HEADER_BYTES = 1 << 20
 _LONGEST_NAME = 256
 
@@ -36,8 +36,8 @@ class Progress(BaseModel):
     """Everything in a checkpoint but the tensors.
 
     Attributes:
-        setup: fingerprint of what the tasks depend on: settings, seed, images and thread count. A checkpoint serves
-            only the setup that it was made with.
+        setup: fingerprint of what the tasks depend on: settings, seed, images and thread count. A checkpoint can be
+            used only with the setup that it was made with.
         cycle_setup: fingerprint of what the cycles depend on besides the tasks; None before the first cycle.
         torch: version that computed it; another version may round differently.
         known: known classes in the order of the outputs, as numbers.
@@ -82,7 +82,7 @@ def store(
         tensors |= _prefixed(_EWC, collective.ewc.tensors())
     files = {_TENSORS: save(tensors), _PROGRESS: progress.model_dump_json().encode()}
     state_files.subfolder(folder.parent, folder.name, "the folder of checkpoints")
-    # Each state has a name of its own, so that none is ever replaced.
+    # Each state has a name of its own, so no file is ever replaced.
     name = f"state-{len(collective.tasks) + len(comparisons) + len(collective.cycles):04d}"
     write_folder_atomically(folder / name, files)
     for other in _entries(folder):  # earlier ones, and what a kill left of one
@@ -102,11 +102,11 @@ class Found:
     progress: Progress
 
     def check(self, *, tasks: int, cycles: int, comparisons: int, stream: int) -> None:
-        """Check that a run could have this progress: at most so many ``tasks``, ``cycles`` and ``comparisons``, one
-        after the other, and rows of a stream of so many images.
+        """Check that a run could have this progress: no more tasks, cycles or comparisons than given, cycles only after
+        all tasks, and rows inside the stream.
 
         Raises:
-            InputError: no run has it.
+            InputError: no run can have this progress.
         """
         found = self.progress
         rows = [row for named in found.named for row in named.rows]
@@ -126,7 +126,7 @@ class Found:
             raise self._refusal("it tells of a life that no run has")
 
     def restore(self, collective: Collective) -> None:
-        """Restore the state of a collective that is grown already as the progress says.
+        """Restore the state of a collective that was already grown to the size in ``progress``.
 
         Raises:
             InputError: the tensors are not those of such a collective.
@@ -144,7 +144,7 @@ class Found:
         }
         state = self._tensors({f"{part}/{name}": value for part, all in parts.items() for name, value in all.items()})
         try:
-            # More than torch asks for: it lets a network without its counts of batches pass.
+            # Stricter than torch, which accepts a network without its batch counts.
             if state["network"].keys() != parts["network"].keys():
                 raise KeyError("network")
             network.load_state_dict(state["network"])

@@ -32,7 +32,7 @@ class Collective:
         trend: the gradient trend of its layers over the tasks.
         images: labelled training images: its own, then those that an annotator named.
         base_classes: how many classes its own images have; these have the first numbers.
-        classes: names of all classes that the labels of ``images`` number: base classes, then named ones.
+        classes: class names; a label in ``images`` is an index into them: base classes, then named ones.
         known: numbers of the classes that it has learned, in the order of the network's outputs.
         tasks, cycles: a record per finished task and open-world cycle.
         named: what an annotator named, cycle by cycle.
@@ -90,7 +90,7 @@ class Collective:
 
     @property
     def outputs(self) -> Tensor:
-        """Output number of each class, ``[classes]``; -1 where it is not known."""
+        """Output number of each class, ``[classes]``; -1 if the class is not known."""
         device = self.images.labels.device
         target = torch.full((len(self.classes),), -1, device=device)
         target[torch.tensor(self.known, device=device)] = torch.arange(len(self.known), device=device)

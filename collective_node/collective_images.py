@@ -19,7 +19,7 @@ class CollectiveImages:
     """A collective's own images.
 
     Images are uint8 ``[N, H, W, C]``, labels int64 ``[N]``; labels index ``classes``, the names of base classes.
-    ``stream_images`` have no labels: known and unknown classes mixed. None where the folder holds no stream.
+    ``stream_images`` have no labels: known and unknown classes mixed. None if the folder holds no stream.
     """
 
     classes: tuple[str, ...]

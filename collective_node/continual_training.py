@@ -14,7 +14,7 @@ from collective_node.training import fit
 from protocol.errors import RunFailedError
 from protocol.node.events import Events
 
-#: A gradient histogram is taken of every eighth batch.
+#: Batches from one gradient histogram to the next.
 OBSERVE_EVERY = 8
 
 
@@ -27,7 +27,7 @@ class StepEvents:
         event: name of the event.
         text: what is trained.
         before: steps of this kind that other trainings take earlier.
-        total: steps of this kind in the whole run; 0: those of this training are all.
+        total: steps of this kind in the whole run; 0: no other training has steps of this kind.
     """
 
     events: Events
@@ -64,7 +64,7 @@ def train(
         collective: its network and the state of its optimiser change.
         classes: numbers of known classes; with the strategy ``replay`` the earlier ones are among them.
         epochs: passes over the images of these classes.
-        strategy: ``ewc`` adds the penalty of the earlier tasks, where there is one.
+        strategy: ``ewc`` adds the penalty of the earlier tasks, if there is one.
         watch: gets the weight gradients of all convolutions of every eighth batch.
 
     Raises:

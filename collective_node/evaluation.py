@@ -20,7 +20,7 @@ class Evaluation:
     Attributes:
         heldout: held-out images of the base classes, on the device.
         normalisation: of all images.
-        truth: holds the held-out images of classes that an annotator may name; None where nobody knows them.
+        truth: holds the held-out images of classes that an annotator may name; None if they are unknown.
     """
 
     heldout: DeviceImages
@@ -39,7 +39,7 @@ class Evaluation:
         """The held-out images of some base classes.
 
         Raises:
-            InputError: there are none.
+            InputError: there are no such images.
         """
         heldout = self.heldout
         wanted = torch.isin(heldout.labels, torch.tensor(classes, device=heldout.labels.device))
@@ -56,7 +56,7 @@ class Evaluation:
         return self.accuracy(network, collective, collective.known_base)
 
     def open_accuracy(self, collective: Collective, named: Mapping[str, int]) -> float | None:
-        """Accuracy of the collective on classes that an annotator named; None where no image of them is held out.
+        """Accuracy of the collective on classes that an annotator named; None if no image of them is held out.
 
         Args:
             named: number of each class by its name, as :attr:`Collective.named_classes` has them.
@@ -75,7 +75,7 @@ def accuracy(model: nn.Module, images: DeviceImages, targets: Tensor) -> float:
     """Share of images that a model recognises in evaluation mode, in per cent.
 
     Args:
-        model: images to logits; its mode is as before afterwards.
+        model: images to logits; its mode is restored afterwards.
         images: all of them are tested.
         targets: the model's output for each label, int64 ``[labels]``.
     """

@@ -27,18 +27,18 @@ class Evolution:
     Args:
         images: the collective's folder.
         settings: what to learn, and how.
-        seed: of everything random. Every checkpoint holds where the random streams stand, so a run that was killed and
-            resumed ends as a run that was not.
+        seed: of everything random. Every checkpoint holds the state of the random streams, so a run that was killed and
+            resumed gives the same result as an uninterrupted one.
         device: where to train.
         folder: of the checkpoints.
         events: progress.
-        annotator: names what is unknown; needed where the settings have open-world cycles.
+        annotator: names what is unknown; needed if the settings have open-world cycles.
 
     Attributes:
         plan: what is learned in which order.
         train: the training images, on the device.
         evaluation: tests the collective.
-        open_world: the open-world cycles; None where the settings have none.
+        open_world: the open-world cycles; None if the settings have none.
 
     Raises:
         InputError: the settings ask for more than the images have.
@@ -65,7 +65,7 @@ class Evolution:
 
     @property
     def cycle_setup(self) -> str | None:
-        """Fingerprint of what the cycles depend on besides the tasks; None where the settings have none."""
+        """Fingerprint of what the cycles depend on besides the tasks; None if the settings have no cycles."""
         return None if self.open_world is None else self.open_world.setup
 
     def run(self) -> tuple[Collective, list[Comparison]]:
@@ -77,7 +77,7 @@ class Evolution:
         Raises:
             InputError: the settings do not fit what was found on the way, or the checkpoint belongs to another
                 evolution; the last checkpoint stays.
-            RunFailedError: the loss or a weight is not finite any more; likewise.
+            RunFailedError: the loss or a weight is no longer finite; the last checkpoint stays.
         """
         collective, comparisons = self._resume()
         for number in range(len(collective.tasks), len(self.plan.sequence)):
@@ -118,7 +118,7 @@ class Evolution:
         """Check that a checkpoint is one of this evolution.
 
         Raises:
-            InputError: it is another's, or no evolution left it.
+            InputError: it is of another evolution, or no run can reach this state.
         """
         progress = found.progress
         if progress.setup != self.plan.setup or progress.cycle_setup not in (None, self.cycle_setup):

@@ -21,7 +21,7 @@ from collective_node.training import steps_for
 from protocol.errors import InputError
 from protocol.learngene.images import DeviceImages, Normalisation
 
-#: Settings that only the steps after tasks and cycles depend on: they may be changed, and a checkpoint still serves.
+#: Settings that only the steps after tasks and cycles depend on: if they change, a checkpoint can still be used.
 _AFTER_TASKS = {
     "layers",
     "criterion",
@@ -33,7 +33,7 @@ _AFTER_TASKS = {
     "annotator",
     *(name for name in CollectiveSettings.model_fields if name.startswith("privacy_")),
 }
-#: Settings that cycles depend on and tasks do not.
+#: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {
     "cycles",
     "classes_per_cycle",
@@ -58,7 +58,7 @@ class EvolutionPlan:
         classes: names of the base classes.
         counts: training images of each base class.
         image_shape: height, width and channels of an image.
-        normalisation: of all images; fixed where the weights are to be differentially private.
+        normalisation: of all images; fixed if the weights must be differentially private.
         sequence: numbers of the classes of each task.
         setup: fingerprint of what the tasks depend on: settings, seed, images, thread count and kind of device.
     """
@@ -87,7 +87,7 @@ class EvolutionPlan:
         height, width, channels = images.train_images.shape[1:]
         if _positions(height, width) < 1:
             raise InputError(f"images of {width}x{height} pixels are too small: 32x32 at least")
-        # A growth step that does not fit is said now, not after hours.
+        # Report a growth step that does not fit now, not after hours.
         depth = len(grown_widths(settings, channels))
         check_layers(settings, layers=depth, tasks=settings.tasks)
         rng = np.random.default_rng([seed, classes])
@@ -133,7 +133,7 @@ class EvolutionPlan:
 
     @property
     def compared(self) -> list[tuple[Score, Strategy]]:
-        """Scores and strategies whose cycles are tried besides the settings' own; none where there are no cycles."""
+        """Scores and strategies whose cycles are tried besides the settings' own; none if there are no cycles."""
         if self.settings.cycles == 0:
             return []
         own = self.settings.score, self.settings.strategy

@@ -47,11 +47,11 @@ class EwcPenalty:
 
         Args:
             network: as after the task; it is put in evaluation mode while the diagonal is taken.
-            batches: images of the task, each once, and their outputs (read by ``empirical`` only).
+            batches: images of the task, each once, and their outputs (only ``empirical`` reads them).
             generator: draws the labels of ``sampled`` (CPU).
 
         Raises:
-            ValueError: no image, or the network is not the one that was followed so far.
+            ValueError: there is no image, or the parameters are not those of the penalty so far.
         """
         training = network.training
         network.eval()

@@ -22,7 +22,7 @@ from protocol.messages.sealing import CONTENT_KEY_BYTES
 from protocol.node.endpoints import collective_ledger, node_of, open_endpoint
 from protocol.output import add_row, print_table, say, say_json, table
 
-#: Digits of a digest that are enough to name a release; fewer are its number.
+#: Fewest digits of a digest that name a release; fewer digits are read as its number.
 _SHORTEST_DIGEST = 8
 
 _Config = Annotated[Path, typer.Option(help="Configuration file of the collective's node.")]
@@ -138,7 +138,7 @@ def withdraw(
     node = node_of(config, "collective")
     ledger = collective_ledger(node)
     found = _find(ledger.releases(node.run_id), release)
-    # Before any key is opened: it holds from here on, whatever fails later.
+    # Withdraw before any key is opened: the withdrawal then stands, whatever fails later.
     withdrawn = ledger.withdraw(node.run_id, found.digest)
     if found.withdrawn:
         say(f"release {found.seq} was withdrawn before, {found.digest}")
@@ -167,7 +167,7 @@ def _find(chain: list[StoredRelease], text: str) -> StoredRelease:
     """The one release of a chain that a number or the beginning of a digest names.
 
     Raises:
-        InputError: none, or several.
+        InputError: no release has this name, or several have.
     """
     if text.isascii() and text.isdecimal() and len(text) < _SHORTEST_DIGEST:
         found = [release for release in chain if release.seq == int(text)]

@@ -1,4 +1,4 @@
-"""The model of the collective's ``metrics.json``: its node writes by it, and every reader reads by it."""
+"""The model of the collective's ``metrics.json``, with which its node writes the file and every reader reads it."""
 
 from typing import Annotated
 
@@ -18,8 +18,9 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class GradientTrend(BaseModel):
-    """Eq. 4 and 5: ``rho[layer][task]``, the share of a layer's parameters with a gradient above ``sigma``; None where
-    the layer was not there yet."""
+    """Eq. 4 and 5: ``rho[layer][task]``, the share of a layer's parameters with a gradient above ``sigma``; None if the
+    layer did not exist yet.
+    """
 
     model_config = _FROZEN
 
@@ -50,8 +51,8 @@ class Criterion(BaseModel):
     Attributes:
         chosen: layers that the form ``paper`` took, numbered from 1.
         settled: of each layer, whether its gradient trend settled.
-        found: how many settled ones end at the last layer, which is k where the settings leave it open.
-        similarity: None where no pseudo-descendant was trained.
+        found: how many settled ones end at the last layer, which is k if the settings leave it open.
+        similarity: None if no pseudo-descendant was trained.
     """
 
     model_config = _FROZEN
@@ -77,7 +78,7 @@ class Criterion(BaseModel):
 
 
 class OpenWorld(BaseModel):
-    """The run's own open-world cycles, and what other scores and strategies would have made of them."""
+    """The run's own open-world cycles, and the same cycles with other scores and strategies."""
 
     model_config = _FROZEN
 
@@ -118,7 +119,7 @@ class CollectiveMetrics(BaseModel):
         learngenes: by form.
         parameters: numbers of weights, by network.
         weights_sha256: of the network; equal for equal weights.
-        privacy: what the guarantee of its learngenes rests on, where there is one.
+        privacy: the mechanism behind the guarantee of its learngenes, if there is one.
         device, threads: what it was computed on.
         confinement: the node's own line about what the operating system enforced.
         seconds: wall-clock times, by step.

@@ -35,7 +35,7 @@ class Chosen:
         layers: those that the form ``paper`` took; every form holds as many.
         settled: of every layer, whether its gradient trend settled.
         found: how many settled ones end at the last layer.
-        similarity: to a pseudo-descendant, where one was trained.
+        similarity: to a pseudo-descendant, if one was trained.
         by_similarity: as many layers as ``layers``, by that criterion.
     """
 
@@ -57,7 +57,7 @@ class Evolved:
         condensed: the light stem in front of the collective's top layers.
         condensed_accuracy: of ``condensed``, on held-out images of the base classes, per cent.
         learngenes: one in each form that the settings ask for.
-        mechanism: of their private Fisher diagonals, where the settings ask for them.
+        mechanism: of their private Fisher diagonals, if the settings ask for them.
         seconds: wall-clock times of ``train``, ``criterion``, ``condense`` and ``fisher``.
     """
 
@@ -89,16 +89,16 @@ def evolve(
         seed: of everything random: the same seed, settings and thread count give the same learngenes on one machine.
         settings: without private weights, which
             :func:`collective_node.differential_privacy.evolution.evolve_privately` makes.
-        checkpoints: folder of the checkpoints, made where there is none (its parent exists). An evolution that was
+        checkpoints: folder of the checkpoints, made if it does not exist (its parent must exist). An evolution that was
             killed is resumed after its last task or cycle when it is called again with the same arguments.
         events: record of progress.
-        annotator: names what is unknown; None is enough where ``settings.cycles`` is 0.
-        fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
+        annotator: names what is unknown; may be None if ``settings.cycles`` is 0.
+        fewest_fisher_images: fewest images of a Fisher diagonal that the site's policy lets out.
 
     Raises:
         InputError: the settings ask for private weights or for more than the images have, or the checkpoint belongs to
             another evolution.
-        RunFailedError: the loss is not a number any more.
+        RunFailedError: the loss is no longer a number.
     """
     if settings.private_weights:
         raise InputError(
@@ -108,7 +108,7 @@ def evolve(
         )
     check_privacy(settings)
     evolution = Evolution(images, settings, seed, device, checkpoints, events, annotator)
-    # What the policy would refuse to send is refused before the training, not after it.
+    # Refuse before the training, not after it, what the policy would not let out.
     samples = min(settings.fisher_samples, evolution.plan.taught_images)
     if samples < fewest_fisher_images:
         raise InputError(
@@ -129,7 +129,7 @@ def evolve(
 
 
 def check_privacy(settings: CollectiveSettings) -> None:
-    """Refuse settings that ask for privacy where its extra is not installed.
+    """Refuse settings that ask for privacy if its extra is not installed.
 
     Raises:
         InputError: the extra ``privacy`` is missing.
@@ -147,12 +147,12 @@ def _learngenes(
     chosen: range,
     fewest_fisher_images: int,
 ) -> tuple[dict[Form, Learngene], Mechanism | None]:
-    """Extract a learngene in each form; with private Fisher diagonals where the settings ask for them."""
+    """Extract a learngene in each form; with private Fisher diagonals if the settings ask for them."""
     settings, events = evolution.settings, evolution.events
     data = collective.training_set(collective.known)
     mechanism, private = None, None
     if settings.privacy_epsilon is not None:
-        # Only here: what it imports is in the extra `privacy`.
+        # Imported here, because it needs the extra `privacy`.
         from collective_node.differential_privacy.accounting import plan
 
         setup = setup_of(f"{evolution.plan.setup} {evolution.cycle_setup}", settings)
@@ -197,7 +197,9 @@ def _condense(evolution: Evolution, collective: Collective, top: int) -> Condens
 
 
 def _choose(evolution: Evolution, collective: Collective) -> Chosen:
-    """Choose layers by both criteria; the second one needs a pseudo-descendant, which is trained where that is set."""
+    """Choose layers by both criteria; the second one needs a pseudo-descendant, which is trained if the settings say
+    so.
+    """
     settings, layers, rho = evolution.settings, len(collective.network.layers), collective.trend.rho
     similarity = None
     if settings.descendant_epochs > 0:
@@ -209,7 +211,7 @@ def _choose(evolution: Evolution, collective: Collective) -> Chosen:
             collective.training_set(collective.known),
             len(collective.known),
             settings,
-            collective.random.copy(),  # to ask the second criterion changes nothing that comes after it
+            collective.random.copy(),  # computing the second criterion changes nothing that comes after it
             observe,
         )
         similarity = compare(collective.network, descendant, evolution.evaluation.heldout_of(collective.known_base))

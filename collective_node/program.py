@@ -63,7 +63,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         return None
 
     def _evolve(self) -> None:
-        """Train, condense and publish, unless all is published already; then write the figures."""
+        """Train, condense and publish, unless all forms are already published; then write the figures."""
         published = [self._endpoint.published(form) for form in self._settings.forms]
         if (self._node.state / METRICS_FILE).exists() and None not in published:
             logger.info("the learngene of this run is published already")
@@ -102,7 +102,7 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
                 fewest_fisher_images=fewest,
             )
         check_privacy(self._settings)
-        # Only here: what it imports is in the extra `privacy`.
+        # Imported here, because it needs the extra `privacy`.
         from collective_node.differential_privacy.evolution import evolve_privately
 
         return evolve_privately(

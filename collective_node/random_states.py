@@ -8,7 +8,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-#: What is drawn. Each has a stream of its own, so that none depends on how much another drew.
+#: Names of the random streams: each purpose has its own, so that none depends on how much another drew.
 Stream = Literal["weights", "growth", "outputs", "batches", "augmentation", "dropout", "fisher"]
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 

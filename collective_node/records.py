@@ -60,7 +60,7 @@ class Named(BaseModel):
 
 
 class CycleFigures(BaseModel):
-    """Figures of one open-world cycle. Those that need the stream's labels are None where these are not known. Equal
+    """Figures of one open-world cycle. Those that need the stream's labels are None if these are not known. Equal
     runs have equal figures.
 
     Attributes:
@@ -112,7 +112,8 @@ class CycleRecord(CycleFigures):
 
 class Comparison(BaseModel):
     """The cycles with another score or strategy, from the same state after the last task. ``stopped`` says why they
-    ended early, where they did."""
+    ended early, if they did.
+    """
 
     model_config = _FROZEN
 

@@ -16,7 +16,7 @@ class TrainingSet:
     Attributes:
         images: on the device.
         rows: row numbers in ``images``, int64 ``[n]`` for each class that is trained on.
-        targets: the network's output for each label, int64 ``[labels]`` on the device; -1 where it has none.
+        targets: the network's output for each label, int64 ``[labels]`` on the device; -1 if it has none.
     """
 
     images: DeviceImages
@@ -67,7 +67,7 @@ class TrainingSet:
 def class_balanced_batches(
     rows_by_class: Sequence[Tensor], steps: int, batch_size: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Batches of row numbers in which every class stands equally often.
+    """Batches of row numbers in which every class occurs equally often.
 
     Each class is walked through in a random order, again and again, so no image is drawn twice before all images of
     its class were drawn; the classes are interleaved in a new random order in each round.

@@ -14,7 +14,7 @@ from protocol.files.atomic import write_atomically
 from protocol.files.private_file import read_private
 
 _ACCESS_FILE = "access.json"
-#: Room for some thousand cookies.
+#: Largest file, in bytes: enough for some thousand cookies.
 _MAX_FILE_BYTES = 256 * 1024
 
 
@@ -32,17 +32,17 @@ class Access:
     """Tokens and cookies of one folder of unknown images.
 
     A token is shown at the terminal and works once; a cookie lasts until the images are finished. Both are 256 random
-    bits. The file (0600) holds digests of cookies only, so that it gives no access.
+    bits. The file (0600) holds only digests of cookies, so reading it gives no access.
 
     Args:
         folder: of the unknown set.
 
     Attributes:
-        place: first part of every path. Cookies do not tell ports apart, so another server on this machine would be
-            sent ours; a path that it cannot guess keeps the cookie away from it.
+        place: first part of every path. A browser sends a cookie to every port of a host. This path, which other
+            servers cannot guess, keeps ours from them.
 
     Raises:
-        InputError: what the folder remembers cannot be read.
+        InputError: the stored tokens and cookies cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class Access:
         return f"http://127.0.0.1:{port}/{self.place}/enter?token={token}"
 
     def exchange(self, token: str) -> str | None:
-        """Exchange a token for a new cookie; None where the token is unknown or was used."""
+        """Exchange a token for a new cookie; None if the token is unknown or was used."""
         if _digest(token) not in self._tokens:
             return None
         cookie = secrets.token_urlsafe(32)

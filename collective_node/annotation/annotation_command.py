@@ -27,7 +27,7 @@ from protocol.node.endpoints import node_of
 from protocol.output import say
 
 _BROWSER_FILE = "open.html"
-#: Grouping takes four bytes for each pair of images: 1.6 GB.
+#: Largest number of images. Grouping takes four bytes for each pair of them: 1.6 GB.
 _MOST_IMAGES = 20_000
 
 
@@ -79,7 +79,7 @@ def annotate(
             state_files.remove(opened)
             listener.close()
         labels = book.labels
-        # Where SIGINT was ignored at the start, as for a job in the background, the server just returns.
+        # If SIGINT was ignored at the start, as for a job in the background, the server just returns.
         if not labels.finished:
             say(f"stopped; {len(labels.given)} of {len(unknown)} images are labelled, and kept")
             raise typer.Exit(EXIT_INTERRUPTED)
@@ -114,7 +114,7 @@ def _listen(port: int, before: int) -> socket.socket:
     """A listening socket on 127.0.0.1."""
     for choice in [port] if port else [before, 0]:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        # So that a restart gets its port again while connections of the last start are still closing.
+        # Lets a restart reuse the port while old connections are still closing.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", choice))
@@ -132,7 +132,7 @@ def _stop(server: uvicorn.Server) -> None:
 
 
 def _tell(address: str) -> None:
-    # At once, also into a file or a pipe: its reader waits for the address.
+    # Print at once, also into a file or pipe, because the reader waits for the address.
     say(f"  {address}")
     sys.stdout.flush()
 

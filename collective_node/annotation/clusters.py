@@ -9,7 +9,7 @@ from sklearn.cluster import AgglomerativeClustering
 
 from collective_node.annotation.unknown_set import UnknownSet
 
-#: Images in a group, on average.
+#: Mean number of images in a group.
 GROUP_SIZE = 16
 
 
@@ -24,9 +24,9 @@ class Cluster:
 def clusters(unknown: UnknownSet, *, group_size: int = GROUP_SIZE) -> list[Cluster]:
     """Group the images by Ward's method (Ward 1963) on their features, each scaled to length one.
 
-    A group is worth a look first where its images look unknown *and* look alike:
+    A group comes first if its images look unknown *and* look alike:
 
-        confidence = mean rank of its scores, in (0, 1], times mean cosine between two different images of it
+        confidence = mean rank of its scores, in (0, 1], times mean cosine over all pairs of its images
 
     Ranks are among all images of the set (equal scores share the mean of their ranks), so confidence means the same for
     every score. A group of one image, or of images at right angles, has confidence 0. The same set gives the same

@@ -24,7 +24,7 @@ from protocol.visible_text import is_plain
 LABELS_FILE = "labels.jsonl"
 LONGEST_NAME = 64
 _WHAT = "the labels"
-#: Of a log at most: some 200,000 decisions.
+#: Largest log in bytes, about 200,000 decisions.
 _MOST_BYTES = 16 << 20
 _is_cycle = re.compile(r"cycle-[0-9]{4}").fullmatch
 #: A class is learned from some images and tested on others.
@@ -38,7 +38,7 @@ def clean_name(text: str) -> str:
     """A class name as it is stored: composed (NFC), without space around it, single spaces within.
 
     Raises:
-        ValueError: it has not 1 to 64 characters, or one that cannot be printed.
+        ValueError: it is empty, longer than 64 characters, or has an unprintable character.
     """
     name = " ".join(unicodedata.normalize("NFC", text).split())
     if not 1 <= len(name) <= LONGEST_NAME:
@@ -54,8 +54,8 @@ class Decision(BaseModel):
     Attributes:
         id: chosen by the page, 8 to 64 characters; a decision that arrives twice counts once.
         verdict: the kind of decision.
-        images: numbers of the images it is about, ascending; none where it is ``undone`` or ``finished``.
-        name: of the class, where the verdict is ``named``; see :func:`clean_name`.
+        images: numbers of the images that it is about, ascending; none if it is ``undone`` or ``finished``.
+        name: of the class, if the verdict is ``named``; see :func:`clean_name`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -89,7 +89,7 @@ class Labels:
     """The state of all images after all decisions.
 
     Attributes:
-        given: for every decided image its name, or None where it was dismissed.
+        given: for every decided image its name, or None if it was dismissed.
         finished: whether the annotator has finished.
     """
 
@@ -151,7 +151,7 @@ def wait_for_labels(
         folder: of the unknown set.
         sleep: waits some seconds.
         poll_seconds: between two looks at the log.
-        check_alive: called before each wait; it raises where waiting has become pointless.
+        check_alive: called before each wait; it raises an error if waiting has become pointless.
 
     Raises:
         InputError: the log cannot be read.
@@ -163,7 +163,7 @@ def wait_for_labels(
 
 
 def waiting_folder(state: Path) -> Path | None:
-    """The folder of a node's newest cycle whose images wait for an annotator; None where no images wait.
+    """The folder of a node's newest cycle whose images wait for an annotator; None if no images wait.
 
     Args:
         state: the node's state folder.
@@ -185,8 +185,8 @@ class LabelBook:
     Args:
         folder: of the unknown set.
         images: how many images it has.
-        known: names of the known classes. A name that differs from a known or used one in capitals only takes its
-            spelling.
+        known: names of the known classes. If a name differs from a known or used one only in capital letters, that
+            one's spelling is kept.
 
     Raises:
         InputError: the log cannot be read. RunFailedError: another process writes it.
@@ -251,11 +251,11 @@ class LabelBook:
         return [name for name, images in self._labels.new_classes(self._known).items() if len(images) < FEWEST_IMAGES]
 
     def decide(self, decision: Decision) -> None:
-        """Record a decision. It is durable when this returns; one that is recorded already changes nothing.
+        """Record a decision. It is durable when this returns; recording a decision twice changes nothing.
 
         Raises:
-            InputError: it is about an image that is not there, the annotator has finished already, or cannot
-                finish because a class has one image only.
+            InputError: it is about an image that is not there, the annotator has already finished, or cannot finish
+                because a class has only one image.
             StorageFailedError: it could not be stored; nothing has changed.
         """
         if decision.id in self._seen or (decision.verdict == "undone" and not self.can_undo):
@@ -284,13 +284,13 @@ class LabelBook:
 
     def _append(self, line: bytes) -> None:
         try:
-            # Half a line that a power cut or a full disk left would swallow this one.
+            # If a power cut or full disk left half a line, this line would become part of it.
             os.ftruncate(self._descriptor, self._size)
             if os.write(self._descriptor, line) != len(line):
                 raise OSError("the disk is full")
             os.fsync(self._descriptor)
         except OSError as error:
-            # A reader must not take for decided what is not durable.
+            # A reader must not see a decision before it is durable.
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
             raise StorageFailedError(f"cannot write {self._path}: {error.strerror or error}; check the disk") from error
@@ -329,7 +329,7 @@ def _read_log(folder: Path) -> tuple[list[Decision], int]:
 
 
 def _standing(decisions: Iterable[Decision]) -> list[Decision]:
-    """The decisions about images that were not undone, in order."""
+    """The decisions about images, without the undone ones, in order."""
     standing: list[Decision] = []
     for decision in decisions:
         if decision.verdict == "undone":

@@ -23,9 +23,9 @@ from collective_node.annotation.unknown_set import UnknownSet
 from protocol.errors import InputError, StorageFailedError, fault_line
 
 COOKIE = "annotate"
-#: An annotator can continue within a week without a new address.
+#: Life of a cookie: an annotator can continue within a week without a new address.
 COOKIE_SECONDS = 7 * 24 * 3600
-#: A decision about a hundred thousand images is shorter.
+#: Largest request body; enough for a decision on 100,000 images.
 MAX_BODY_BYTES = 1 << 20
 
 _USED = (
@@ -65,8 +65,8 @@ def make_app(
     """The application, to be bound to 127.0.0.1 and nothing else.
 
     Below ``/<place>/`` it answers: ``enter?token=`` (a cookie for a token), the page and its two files, ``set`` (what
-    does not change), ``images/<number>.png``, ``labels`` (what holds now; 204 where that is still revision ``since``)
-    and ``decisions`` (POST, one :class:`Decision`, answered when it is durable with what holds then).
+    does not change), ``images/<number>.png``, ``labels`` (the labels now; 204 if they are still at revision ``since``)
+    and ``decisions`` (POST, one :class:`Decision`; once it is durable, the answer is the labels at that time).
 
     Args:
         unknown: the images.
@@ -106,7 +106,7 @@ class _Guard:
         if _says_twice(request):
             return PlainTextResponse("This request says something twice; no browser does.", 400)
         host = request.headers.get("host", "")
-        # A name that was made to point at 127.0.0.1 stays outside (DNS rebinding). Any port: it may be forwarded.
+        # Refuses other host names that point at 127.0.0.1 (DNS rebinding). Any port is allowed: it may be forwarded.
         if not re.fullmatch(r"127\.0\.0\.1(:[0-9]{1,5})?", host):
             return PlainTextResponse("This page is at 127.0.0.1 only.", 400)
         path = request.scope["path"]
@@ -123,9 +123,9 @@ class _Guard:
 
 def _says_twice(request: HTTPConnection) -> bool:
     """Check whether a request holds two values for one name: one program could check the first and another use the
-    second. A length beside chunks is the same (RFC 9112, section 6.1)."""
+    second. A chunked request that also has a length counts as such a request (RFC 9112, section 6.1)."""
     headers = [name for name, _ in request.scope["headers"]]
-    # Read from what was sent: a parser keeps one of two.
+    # We read the raw headers, because a parser keeps only one of two.
     cookies = [part.partition("=")[0].strip() for part in request.headers.get("cookie", "").split(";")]
     parameters = [name for name, _ in request.query_params.multi_items()]
     return (

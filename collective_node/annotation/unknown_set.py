@@ -32,10 +32,10 @@ class UnknownSet:
         images: uint8 ``[N, H, W, C]``, C 1 or 3, at least one image.
         scores: float64 ``[N]``, finite; larger is more unknown.
         features: float32 ``[N, F]``, finite; what the images are grouped by.
-        known: names of the classes that are known already.
+        known: names of the known classes.
 
     Raises:
-        ValueError: a type or shape is another, or a score or feature is not finite.
+        ValueError: a type or shape is wrong, or a score or feature is not finite.
     """
 
     images: NDArray[np.uint8]
@@ -72,8 +72,8 @@ def cycle_folder(state: Path, cycle: int) -> Path:
 def store(folder: Path, unknown: UnknownSet) -> None:
     """Store an unknown set: the folder (0700) with all its files (0600), or nothing.
 
-    A folder that holds the same images and known classes already stays as it is, with the labels that an annotator
-    gave: an evolution that was killed and resumed still waits for them.
+    If the folder already holds the same images and known classes, it is not changed and keeps the annotator's labels:
+    an evolution that was killed and resumed still waits for them.
 
     Raises:
         InputError: the folder holds another unknown set. StorageFailedError: it could not be stored durably.
@@ -157,14 +157,14 @@ def _array(folder: Path, name: str, dtype: type[_ScalarT]) -> NDArray[_ScalarT]:
     """An array of this type.
 
     Raises:
-        ValueError: it is not there, or no array of that type. InputError: it is not the state's own file.
+        ValueError: it is missing, or no array of this type. InputError: it is not the state's own file.
     """
     (state, own), path = place(folder), folder / f"{name}.npy"
     file = state_files.open_to_read(state, f"{own}/{path.name}", _WHAT)
     if file is None:
         raise ValueError(f"there is no {path.name}")
     with file:
-        # Before it is read: a header may rightly say that a file is endless.
+        # Check the size before reading: a sparse or huge file may have a valid header.
         if os.fstat(file.fileno()).st_size > _MOST_ARRAY_BYTES:
             raise ValueError(f"{name} has more than {_MOST_ARRAY_BYTES} bytes")
         try:

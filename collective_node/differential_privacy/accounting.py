@@ -23,7 +23,7 @@ from protocol.errors import InputError, RunFailedError
 COUNT_SHARE = 0.01
 #: Width of the steps in which privacy losses are rounded up while a noise multiplier is sought, and how exact it is.
 _COARSE, _TOLERANCE = 1e-3, 1e-3
-#: The same where what was found is accounted for.
+#: The step width for the final accounting.
 _FINE = 1e-4
 
 
@@ -56,15 +56,16 @@ def plan(
 ) -> Mechanism:
     """Plan the noise with which an evolution keeps the epsilon and delta of its settings.
 
-    The number of images is a secret too: neighbours differ in it. So all other numbers follow from a noisy one.
-    Whatever it is, the sums keep the rest of epsilon, and the two parts add up (basic composition). Every call draws a
-    new number; the numbers of earlier calls, for evolutions that were refused or killed, are not added up.
+    The number of images is a secret too, because neighbours differ in it. So all other numbers follow from a noisy one.
+    Whatever this number is, the sums stay within the rest of epsilon, and the two parts add up (basic composition).
+    Every call draws a new number; the numbers of earlier calls, for evolutions that were refused or killed, are not
+    added up.
 
     Args:
         settings: with ``privacy_epsilon``.
         images: training images, the true number.
         fishers: Fisher diagonals that will be released.
-        fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
+        fewest_fisher_images: fewest images of a Fisher diagonal that the site's policy lets out.
 
     Raises:
         InputError: delta is not small beside the number of images, or these are too few for a Fisher diagonal.
@@ -142,7 +143,7 @@ def calibrated(
     def accountant() -> PLDAccountant:
         return PLDAccountant(value_discretization_interval=_interval(epsilon))
 
-    # Little noise is slow to account for, so the search does not begin at none.
+    # Accounting is slow for small noise, so the search starts at 1.
     low = 1.0
     while accountant().compose(event(low)).get_epsilon(delta) < epsilon:
         low /= 2

@@ -38,7 +38,7 @@ class PrivatelyEvolved:
         known: classes that the network was trained on.
         condensed_accuracy: on their held-out images, per cent; not released.
         learngenes: one, in the form ``condensed``.
-        seconds: wall-clock times of ``train`` and ``fisher``; none where it was finished before.
+        seconds: wall-clock times of ``train`` and ``fisher``; none if it was finished before.
     """
 
     mechanism: Mechanism
@@ -70,15 +70,15 @@ def evolve_privately(
         settings: with private weights.
         seed: of the classes and of the first weights. What hides the images comes from ``randomness``, so the same seed
             gives another learngene each time.
-        checkpoints: folder that keeps the outcome: asked again, it is the same one. An evolution that was killed begins
-            again; nothing of it has left.
+        checkpoints: folder that keeps the outcome: a second call returns the same outcome. An evolution that was killed
+            begins again; nothing of the killed one was sent.
         events: record of progress.
         randomness: None: the operating system's.
-        fewest_fisher_images: what the site's policy asks of a Fisher diagonal that is to leave it.
+        fewest_fisher_images: fewest images of a Fisher diagonal that the site's policy lets out.
 
     Raises:
-        InputError: the settings do not fit the images, or the folder keeps the outcome of others.
-        RunFailedError: the weights are not finite any more.
+        InputError: the settings do not fit the images, or the folder keeps the outcome of other settings or images.
+        RunFailedError: a weight is no longer finite.
     """
     plan = EvolutionPlan.of(images, settings, seed, device)
     setup = setup_of(plan.setup, settings)

@@ -24,11 +24,11 @@ class PrivateFisher:
 
     Attributes:
         rate: probability with which each image takes part in one.
-        images: as many as are to be expected.
+        images: the expected number of them.
         clip: largest norm of an image's part, its squared gradient as one vector.
         noise: standard deviation of the noise, as a multiple of ``clip``.
         randomness: chooses the images, their labels and the noise.
-        guarantee: of the learngene that such a diagonal stands in.
+        guarantee: of the learngene that holds the diagonal.
     """
 
     rate: float
@@ -63,7 +63,7 @@ class PrivateFisher:
 
         Args:
             blocks, head, front: parts of a network in evaluation mode.
-            data: the images that may take part; their outputs are read by ``empirical`` only.
+            data: the images that may take part; only ``empirical`` reads their outputs.
 
         Returns:
             The diagonal by parameter name, at least 0.
@@ -86,7 +86,9 @@ class PrivateFisher:
     def _clipped(
         self, blocks: Sequence[ConvolutionBlock], head: nn.Module, x: Tensor, labels: Tensor, estimator: Estimator
     ) -> dict[str, Tensor]:
-        """Each image's part, ``[n, *parameter]`` in float64, all of an image together no longer than ``clip``."""
+        """Each image's part, ``[n, *parameter]`` in float64, the norm of all of an image's parameters together at most
+        ``clip``.
+        """
         squares = squared_gradients(blocks, head, x, labels, estimator, self.randomness)
         lengths = torch.stack([value.flatten(1).square().sum(1) for value in squares.values()]).sum(0).sqrt()
         factor = (self.clip / lengths.clamp(min=self.clip)).clamp(max=1.0)
@@ -112,7 +114,7 @@ def squared_gradients(
 
     Args:
         x: inputs of the first block ``[n, C, H, W]``.
-        labels: ``[n]``, read by ``empirical`` only.
+        labels: ``[n]``, read only by ``empirical``.
         randomness: draws the labels of ``sampled``.
 
     Returns:

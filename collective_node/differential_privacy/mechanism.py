@@ -11,7 +11,7 @@ class Sampled(BaseModel):
     """Sums over randomly drawn images, each image's part clipped, with Gaussian noise.
 
     Attributes:
-        times: how many such sums are taken.
+        times: number of sums.
         rate: probability with which each image takes part in one, on its own.
         clip: largest norm of an image's part.
         noise: standard deviation of the noise, as a multiple of ``clip``.
@@ -32,12 +32,13 @@ class Mechanism(BaseModel):
         scope: what the guarantee is about.
         images: the number of training images, with noise.
         count_epsilon: epsilon that this number cost, by itself and with delta 0.
-        training: the steps of DP-SGD; none where the weights carry no guarantee. That of the Fisher sums is then given
-            the whole network, its unpublished classifier and front layers included, and the set of named images.
+        training: the steps of DP-SGD; none if the weights carry no guarantee. The guarantee of the Fisher sums then
+            takes as given the whole network, its unpublished classifier and front layers included, and the set of named
+            images.
         fisher: one sum for each form's Fisher diagonal.
         accounted: epsilon of the sums as they were planned, and of the number.
-        epsilon, delta: of the whole, for one image more or fewer. Had the noisy number come out otherwise, other sums
-            would have been planned, but never such that they cost more; ``accounted`` is at most ``epsilon``.
+        epsilon, delta: of the whole, for one image more or fewer. For another noisy number, other sums would have been
+            planned, but none that cost more; ``accounted`` is at most ``epsilon``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

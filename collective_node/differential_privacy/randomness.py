@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Fills so many bytes, each as good as any key.
+#: Returns the given number of random bytes, fit for keys.
 Source = Callable[[int], bytes]
 
 
@@ -20,7 +20,7 @@ class PrivateRandomness:
     here comes from a seed, and a private evolution cannot be repeated bit by bit.
 
     Args:
-        source: of bytes; another than the operating system's only in tests.
+        source: of bytes; only tests use another source than the operating system's.
     """
 
     def __init__(self, source: Source = os.urandom) -> None:

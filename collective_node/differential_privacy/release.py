@@ -19,7 +19,7 @@ from protocol.files.atomic import write_folder_atomically
 from protocol.learngene.architecture import BLOCK_PARAMETERS, Architecture, Form
 from protocol.learngene.learngene import DifferentialPrivacy, FisherDescription, Learngene
 
-#: Trained by DP-SGD; a sum with noise; or the same whatever the images are.
+#: Origin of a tensor: trained by DP-SGD; a sum with noise; or constant, whatever the images are.
 Provenance = Literal["trained", "noised", "constant"]
 Tensors = Mapping[str, NDArray[np.float32]]
 
@@ -31,7 +31,7 @@ def provenance(architecture: Architecture) -> dict[str, Provenance]:
     """The origin of every tensor of a release with private weights.
 
     Raises:
-        ValueError: there is a tensor that has no private origin, such as a running statistic.
+        ValueError: a tensor has no private origin; a running statistic is one.
     """
     found: dict[str, Provenance] = {}
     parameters = {f"block.{index}.{name}" for index in range(len(architecture.blocks)) for name in BLOCK_PARAMETERS}
@@ -56,7 +56,7 @@ def assembled(
     """Assemble a learngene; every tensor comes from the origin that :func:`provenance` says.
 
     Raises:
-        ValueError: a tensor has no private origin, or is missing there.
+        ValueError: a tensor has no private origin, or its origin does not hold it.
     """
     tensors = {}
     for name, origin in provenance(architecture).items():
@@ -119,7 +119,7 @@ class Finished(BaseModel):
 
     @classmethod
     def kept(cls, checkpoints: Path, setup: str) -> "Finished | None":
-        """The result that a private evolution stored here; None where there is none.
+        """The result that a private evolution stored here; None if there is none.
 
         Raises:
             InputError: it was made with other settings or images, or cannot be read.

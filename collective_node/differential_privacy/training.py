@@ -50,8 +50,8 @@ def train_privately(
     Images are neither cropped nor mirrored, so that only ``randomness`` draws anything.
 
     Args:
-        network: from images to logits; every parameter is trained. It has no buffer: a running statistic would be of
-            images without any noise.
+        network: from images to logits; every parameter is trained. It has no buffer: a running statistic would hold
+            image data without noise.
         data: the images that may take part.
         sums: number of steps, sampling rate, clip and noise.
 
@@ -60,7 +60,7 @@ def train_privately(
 
     Raises:
         ValueError: the network has a buffer, or a parameter that is not trained.
-        RunFailedError: the weights are not finite any more.
+        RunFailedError: a weight is no longer finite.
     """
     if any(True for _ in network.buffers()) or not all(value.requires_grad for value in network.parameters()):
         raise ValueError("a private network is trained as a whole and keeps no statistics")
@@ -68,7 +68,7 @@ def train_privately(
     hooked = GradSampleModule(network, loss_reduction="sum")
     parameters = list(network.parameters())
     inner = torch.optim.SGD(parameters, settings.privacy_learning_rate, settings.momentum)
-    # The divisor is the size that a batch is expected to have: that of the true one is a secret.
+    # Divide by the expected size of a batch: the true size is a secret.
     optimiser = NoisyOptimiser(inner, sums, settings.privacy_batch_size, randomness)
     rows = data.every_row
     for step in range(sums.times):
@@ -78,7 +78,7 @@ def train_privately(
         for number, index in enumerate(chunks):
             optimiser.zero_grad(set_to_none=True)
             x, outputs = data.batch(index)
-            # Opacus reads a convolution's input by its strides, and gets gradients wrong where channels come last.
+            # Opacus reads a convolution's input by its strides, and computes wrong gradients if channels come last.
             logits = hooked(x.contiguous())
             loss = nn.functional.cross_entropy(
                 logits, outputs, reduction="sum", label_smoothing=settings.label_smoothing

@@ -16,7 +16,7 @@ from protocol.learngene.architecture import Block
 from protocol.learngene.images import autocast
 from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
 
-#: Widths of the light stem at width factor 1; the last one is what the first top layer expects.
+#: Widths of the light stem at width factor 1; the last is the input width of the first top layer.
 STEM_WIDTHS = (64, 128, 256)
 #: Batches of 250 images that the BatchNorm statistics of a condensed network are averaged over.
 STATISTICS_BATCHES = 40
@@ -74,7 +74,7 @@ def condense(
     the end, as averages over balanced batches without augmentation.
 
     Args:
-        top: how many layers are kept, fewer than there are.
+        top: number of layers that are kept, fewer than all.
         data: the collective's training images of all known classes.
         random: draws the stem's weights, batches, augmentation and dropout.
 

@@ -20,9 +20,9 @@ FALLEN = 0.5
 STEADY = 0.1
 LAST_PART = 0.25
 LAST_TASKS = 3
-#: k of the paper.
+#: Number of layers k in the paper.
 PAPER_LAYERS = 3
-#: Fewer tasks cannot tell: the last ones, and as many before them.
+#: Fewest tasks that show whether a layer settled: the last ones, and as many before them.
 FEWEST_TASKS = 2 * LAST_TASKS
 
 
@@ -31,12 +31,12 @@ class GradientTrend:
     """The tasks x layers matrix of ``rho``, streamed: counts are kept, gradients are not.
 
     ``g = |dL/dw|`` of the batch-mean loss (Eq. 4); ``rho`` is the share of a layer's parameters with ``g > sigma``
-    (Eq. 5), over the batches seen. The first task fixes ``sigma``, where it is not given, at half the pooled median of
+    (Eq. 5), over the batches seen. The first task fixes ``sigma``, if it is not given, at half the pooled median of
     its ``g``, found from a histogram on a logarithmic grid (64 bins per factor of two, so within 0.6 %).
 
     Attributes:
         layers: number of convolutions.
-        sigma: threshold, or None until the first task ended.
+        sigma: threshold; None until the first task has ended.
         rho: one list per finished task, a share per layer; None where the layer was not there yet.
     """
 
@@ -110,13 +110,13 @@ def settled(trend: Sequence[float | None]) -> bool:
 
     "Large" is absolute because ``sigma`` gives ``rho`` its scale: at half the first task's pooled median, more than
     half of all parameters lie above it at first. "Small" is relative to the layer itself, since layers begin on
-    different levels. One task that leaves the level within the last ones is enough to say no.
+    different levels. If one of the last tasks leaves the level, the layer did not settle.
 
     Args:
         trend: ``rho`` of one layer in every task; None where the layer was not there yet.
 
     Returns:
-        False, too, for a layer with fewer than six tasks: that cannot be told.
+        Whether the layer settled; False also for a layer with fewer than six tasks, which show too little.
     """
     shares = [share for share in trend if share is not None]
     last = max(LAST_TASKS, math.ceil(LAST_PART * len(shares)))
@@ -136,7 +136,7 @@ def check_tasks(tasks: int) -> None:
     """Refuse to look for settled layers in too few tasks.
 
     Raises:
-        InputError: fewer than six.
+        InputError: there are fewer than six tasks.
     """
     if tasks < FEWEST_TASKS:
         raise InputError(
@@ -174,14 +174,14 @@ def choose_layers(
 ) -> range:
     """The layers (0-based) that the form ``paper`` takes; their number is ``k`` for every form.
 
-    ``k`` is ``settings.layers`` or, where that is none, the number of layers that settled (:func:`found_layers`), with
-    either criterion: the paper's 3 where none did, and no more than ``most``. ``gradient-trend`` takes the deepest
+    ``k`` is ``settings.layers`` or, if that is none, the number of layers that settled (:func:`found_layers`), with
+    either criterion: the paper's 3 if none did, and at most ``most``. ``gradient-trend`` takes the deepest
     ``k``, as the paper does; ``similarity`` the ``k`` adjacent layers that are most like a pseudo-descendant's
     (:func:`most_similar`).
 
     Args:
         layers: convolutions of the network.
-        rho: tasks x layers, read where ``settings.layers`` is none.
+        rho: tasks x layers, read if ``settings.layers`` is none.
         similarity: of each layer, read by the criterion ``similarity``.
         most: layers that every form of the settings can hold.
 

@@ -60,14 +60,14 @@ def window_of(form: Form, chosen: range, layers: int) -> range:
 
 
 def check_layers(settings: CollectiveSettings, *, layers: int, tasks: int) -> None:
-    """Refuse, before any training, a number of inherited layers that the grown network or a form cannot give.
+    """Refuse, before training, a number of inherited layers that the grown network or a form cannot give.
 
     Args:
         layers: convolutions of the network after its last growth.
         tasks: tasks that the gradient trend will hold.
 
     Raises:
-        InputError: what is wrong, and what to set.
+        InputError: the number does not fit; the text says what to set.
     """
     k = settings.layers
     if k is None:
@@ -109,7 +109,7 @@ def learngene_of(
         data: the collective's training images of all known classes; the learngene's input contract is their shape and
             normalisation.
         generator: draws the images and the labels of the estimator ``sampled`` (CPU).
-        private: takes the Fisher diagonal instead, with clipping and noise.
+        private: if given, computes the Fisher diagonal, with clipping and noise.
 
     Raises:
         InputError: the form cannot hold as many layers as were chosen.

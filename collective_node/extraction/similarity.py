@@ -79,7 +79,7 @@ class LinearAlignment:
     ``CKA(X, Y) = |Y'X|^2 / (|X'X| |Y'Y|)`` with Frobenius norms of column-centred features (Kornblith et al. 2019,
     *Similarity of Neural Network Representations Revisited*, section 3 and table 1). 1 for representations that differ
     by an orthogonal map, a scale and a shift; 0 for uncorrelated ones, and for a constant one. With fewer images than
-    features it comes out too large.
+    features the value is too large.
     """
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ class Similarity:
 def compare(network: ExpandableNetwork, descendant: PseudoDescendant, images: DeviceImages) -> Similarity:
     """Compare every convolution of the collective with every one of a pseudo-descendant's, on the same images.
 
-    A layer's features are its block's outputs (after BatchNorm, ReLU and, where it has one, max-pool), averaged over
+    A layer's features are its block's outputs (after BatchNorm, ReLU and its max-pool, if it has one), averaged over
     the positions of the map: so maps of different sizes compare, and memory depends on channels alone. Of each
     collective layer the largest similarity counts: it is like a descendant if some layer there does the same, and a
     mean would mark a layer down for being unlike layers at other depths.
@@ -168,7 +168,7 @@ def compare(network: ExpandableNetwork, descendant: PseudoDescendant, images: De
 
     Args:
         network, descendant: both are put in evaluation mode.
-        images: of known classes, best ones that neither was trained on; at least two.
+        images: at least two, of known classes; preferably images that neither network was trained on.
 
     Raises:
         ValueError: fewer than two images.

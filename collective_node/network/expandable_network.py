@@ -75,7 +75,7 @@ class ExpandableNetwork(nn.Module):
 
 def build_classifier(features: int, hidden: int, dropout: float) -> nn.Sequential:
     """The thin classifier: two hidden layers with ReLU and dropout, then one output per class (none yet)."""
-    output = nn.Linear(hidden, 1)  # made with a row, because torch warns of a layer without any
+    output = nn.Linear(hidden, 1)  # created with one row, because torch warns of a layer without rows
     replace_parameter(output, "weight", output.weight.detach()[:0])
     replace_parameter(output, "bias", output.bias.detach()[:0])
     output.out_features = 0

@@ -1,4 +1,4 @@
-"""How tensors that belong to parameters follow a growth of the network: momentum, anchors, Fisher diagonals."""
+"""Growth of the tensors that belong to parameters: momentum, anchors and Fisher diagonals follow the network."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Copied:
     copies gets its own fraction of the gradient back at each copy, and the weights that read the copies get the whole.
 
     Attributes:
-        axis: 0 for what makes the channels, 1 for what reads them.
+        axis: 0 for weights that make the channels, 1 for weights that read them.
         source: int64 ``[new]``, the old entry of each new one.
         value, gradient: factors ``[new]``; None: ones.
         positions: along axis 1, how many neighbouring entries belong to one channel (a flattened map).
@@ -51,7 +51,7 @@ class Copied:
 
 @dataclass(frozen=True)
 class Appended:
-    """``count`` new entries at the end of axis 0; what belongs to them starts at 0."""
+    """``count`` new entries at the end of axis 0, which start at 0."""
 
     count: int
 
@@ -66,7 +66,7 @@ class Growth:
 
     Attributes:
         moves: by the name of each parameter that changed its shape (``network.named_parameters()``).
-        inserted: number of the block that is new, None where there is none; the blocks from there on move by one.
+        inserted: number of the new block, None if there is none; the blocks from there on move by one.
     """
 
     moves: Mapping[str, Copied | Appended] = field(default_factory=dict)

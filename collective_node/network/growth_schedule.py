@@ -29,7 +29,7 @@ class Deepen:
 
 Step = Widen | Deepen
 
-#: One step before each of tasks 2 to 21 in the paper (appendix A.1).
+#: The paper's steps, one before each of tasks 2 to 21 (appendix A.1).
 PAPER_STEPS: tuple[Step, ...] = tuple(
     Widen(layer, 64 if step < 8 else 128)
     for step, layer in enumerate((2, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12))
@@ -40,7 +40,7 @@ def parse(texts: Sequence[str]) -> tuple[Step, ...]:
     """Steps from ``widen 2 +64``, ``deepen 5 identity``, ``deepen 5 duplicate`` and ``paper`` (its twenty), in order.
 
     Raises:
-        ValueError: a text is none of these, or widens by nothing.
+        ValueError: a text is none of these, or widens by 0 channels.
     """
     steps: list[Step] = []
     for text in texts:

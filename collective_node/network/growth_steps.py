@@ -74,8 +74,8 @@ def widen(
         index: convolution, 0-based.
         extra: channels to add, at most as many as there are.
         generator: chooses channels, fractions and noise (CPU).
-        noise: standard deviation of what is added to the weights of the new copies, as a share of the standard
-            deviation of the layer's weights. Above 0 the function changes by about as much.
+        noise: standard deviation of the noise that is added to the weights of the new copies, as a share of the
+            standard deviation of the layer's weights. Above 0 the function changes by about as much.
 
     Returns:
         How a tensor that belongs to the parameters follows, such as an optimiser's momentum.
@@ -132,7 +132,7 @@ def _replicated(channels: int, extra: int, generator: torch.Generator) -> tuple[
 
 
 def deepen(network: ExpandableNetwork, index: int, way: Literal["duplicate", "identity"]) -> Growth:
-    """Put a new convolution behind convolution ``index`` (0-based), in front of its max-pool where it has one.
+    """Put a new convolution behind convolution ``index`` (0-based), in front of its max-pool if it has one.
 
     ``identity`` (Net2DeeperNet, Chen et al. 2016): the function stays the same in evaluation mode. Its BatchNorm starts
     from the moments that the layer's outputs would have if they were normally distributed before the ReLU, so that it

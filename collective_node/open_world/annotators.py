@@ -24,7 +24,7 @@ class LabelQuery:
         rows: rows ``[n]`` of this cycle's part of the stream.
         flagged: bool ``[n]``, which of them are in the unknown set.
         unknown: the unknown set: its images in the order of ``rows[flagged]``, scores, features, and the known names.
-        at_most: M, how many classes an oracle names at most; at the page an annotator names as many as are of interest.
+        at_most: M, the largest number of classes that an oracle names; at the page an annotator names any number.
     """
 
     cycle: int
@@ -39,11 +39,11 @@ class Annotator(Protocol):
 
     @property
     def truth(self) -> Truth | None:
-        """The labels of the whole stream, for measuring; None where they are not known."""
+        """The labels of the whole stream, for measuring; None if they are not known."""
         ...
 
     def name(self, query: LabelQuery) -> Named:
-        """Name rows of the stream that show new classes; only classes that are not known."""
+        """Name rows of the stream that show new classes, and no known class."""
         ...
 
 

@@ -84,7 +84,7 @@ class OpenWorld:
 
         Raises:
             InputError: no image looks unknown, or the oracle knows no new class among those that do.
-            RunFailedError: the loss or a weight is not finite any more.
+            RunFailedError: the loss or a weight is no longer finite.
         """
         started = time.perf_counter()
         evaluation, number = self._evaluation, len(collective.cycles)
@@ -161,7 +161,7 @@ class OpenWorld:
         return trained.steps, trained.retain_weight
 
     def _truly_unknown(self, query: LabelQuery, recognition: Recognition) -> int | None:
-        """Images of the unknown set that are of no known class; None where nobody knows."""
+        """Images of the unknown set that are of no known class; None if the truth is unknown."""
         truth = self._annotator.truth
         if truth is None:
             return None

@@ -1,4 +1,5 @@
-"""Metrics of open-set recognition: unknown images of a stream are told from known ones, which are still named rightly.
+"""Metrics of open-set recognition: how well unknown images of a stream are separated from known ones, and known ones
+named.
 
 Scores are the larger, the more unknown. Throughout, the positive class is *unknown*, as in OpenOOD (Yang et al. 2022):
 the true positive rate (TPR) is the share of unknown images that are flagged as unknown, the false positive rate (FPR)
@@ -17,7 +18,7 @@ from collective_node.records import StreamMetrics
 
 
 def stream_metrics(scores: Tensor, unknown: Tensor, correct: Tensor, threshold: float) -> StreamMetrics | None:
-    """All metrics of one stream; None where it has no known or no unknown image, and so nothing to tell apart.
+    """All metrics of one stream; None if it has no known or no unknown image.
 
     Args:
         scores: ``[N]``, the larger, the more unknown.
@@ -48,7 +49,7 @@ def auroc(scores: Tensor, unknown: Tensor) -> float:
 
     Args:
         scores: ``[N]``.
-        unknown: bool ``[N]``; both kinds must be there, here and below.
+        unknown: bool ``[N]``; both kinds must occur, here and below.
     """
     return oscr(scores, unknown, torch.ones_like(unknown))
 
@@ -56,7 +57,8 @@ def auroc(scores: Tensor, unknown: Tensor) -> float:
 def fpr_at_tpr(scores: Tensor, unknown: Tensor, tpr: float) -> float:
     """Share of known images flagged at the highest threshold that flags at least a share ``tpr`` of the unknown.
 
-    No interpolation: one of the thresholds that there are. (With known as the positive class, as in some papers, this
+    There is no interpolation: the threshold is one of the scores. (With known as the positive class, as in some papers,
+        this
     would be another figure: the share of unknown images that pass when 95 % of the known do.)
     """
     if not 0 < tpr <= 1:
@@ -86,7 +88,7 @@ def oscr(scores: Tensor, unknown: Tensor, correct: Tensor) -> float:
     unknown images that pass as known, which is what that paper calls the false positive rate; with straight lines
     between the thresholds that there are. So it is how often, of a known and an unknown image, the known one is named
     rightly and scores lower, ties counting half; at most the accuracy on known images, at most the AUROC, and the AUROC
-    where all known images are named rightly.
+    if all known images are named rightly.
 
     Args:
         scores: ``[N]``.
@@ -104,7 +106,7 @@ def open_set_accuracy(scores: Tensor, unknown: Tensor, correct: Tensor, threshol
 
     Args:
         scores: ``[N]``.
-        unknown: bool ``[N]``; here one kind is enough.
+        unknown: bool ``[N]``; one of the two kinds is enough here.
         correct: bool ``[N]``, read for known images only.
         threshold: an image is flagged when its score is greater (Eq. 3).
     """

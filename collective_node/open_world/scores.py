@@ -50,7 +50,7 @@ class Responses:
 
 
 def fit_score(score: Score, known: Responses, labels: Tensor, *, neighbours: int) -> Callable[[Responses], Tensor]:
-    """Fit the score with this name to known images, where it needs them.
+    """Fit the score with this name to known images, if it needs them.
 
     Args:
         score: which score.
@@ -65,7 +65,7 @@ def fit_score(score: Score, known: Responses, labels: Tensor, *, neighbours: int
     Raises:
         InputError: more neighbours than known images.
         RunFailedError: the features of all known images are the same.
-        ValueError: no known image where the score needs some, or not one label per image.
+        ValueError: there is no known image although the score needs some, or not one label per image.
     """
     match score:
         case "msp":
@@ -93,8 +93,8 @@ def calibrated_threshold(known: Tensor, keep: float) -> float:
         keep: share, above 0 and at most 1.
 
     Raises:
-        InputError: there is no such image.
-        ValueError: a score is not a number, or the share is none.
+        InputError: there is no known image.
+        ValueError: a score is not a number, or ``keep`` is no such share.
     """
     if not 0 < keep <= 1:
         raise ValueError(f"the share of known images to keep is above 0 and at most 1, not {keep}")
@@ -197,8 +197,9 @@ def _divided(rows: Tensor, factor: Tensor) -> Tensor:
 class NearestNeighbour:
     """Distance to the k-th nearest known image, features scaled to length 1 (Sun et al. 2022, arXiv 2204.06507).
 
-    From 0 to 2, or to the square root of 2 where no feature is negative. Meant for images that are not among the known
-    ones, which are their own nearest neighbours. Features that are all 0 stay so: at distance 1 of every other.
+    From 0 to 2, or to the square root of 2 if no feature is negative. Meant for images that are not among the known
+    ones, which are their own nearest neighbours. Features that are all 0 are not scaled: their distance to every other
+    image is 1.
 
     Attributes:
         known: float64 ``[known images, F]``, of length 1.

@@ -51,13 +51,13 @@ class Recognition:
 class Stream:
     """An unlabelled stream, cut into one part for each cycle and one more to measure on after the last.
 
-    A run whose tasks teach only some base classes meets the others nowhere: they are neither known nor new, so their
-    images are left out, where the truth tells which they are.
+    If the tasks of a run teach only some base classes, the others are neither known nor new. Their images are left out
+    if the truth says which they are.
 
     Args:
         images: uint8 ``[N, H, W, C]``.
         heldout: held-out images of the base classes: what thresholds are calibrated on.
-        truth: the stream's labels, where they are known; apart from this they are used for measuring only.
+        truth: the stream's labels, if they are known; apart from this they are used only for measuring.
         untaught: names of the base classes that no task teaches.
 
     Raises:
@@ -98,7 +98,7 @@ class Stream:
         pixels = torch.from_numpy(np.ascontiguousarray(self.images[rows])).to(mean.device)
         stream = DeviceImages(pixels, torch.zeros(len(rows), dtype=torch.int64, device=mean.device), mean, std)
         seen = _responses(network, stream)
-        # Classes that no task teaches are nothing to calibrate on.
+        # Images of classes that no task teaches must not calibrate the threshold.
         is_known = torch.isin(self._heldout.labels.cpu(), torch.tensor(collective.known))
         heldout = _responses(network, self._heldout, torch.nonzero(is_known)[:, 0])
         scores: dict[Score, Tensor] = {}
