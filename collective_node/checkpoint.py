@@ -186,7 +186,7 @@ class Found:
 
 
 def latest(folder: Path) -> Found | None:
-    """The newest checkpoint; None where there is none.
+    """The newest checkpoint; None if there is none.
 
     Raises:
         InputError: it cannot be read.

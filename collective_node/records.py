@@ -70,7 +70,7 @@ class CycleFigures(BaseModel):
             did not.
         classes: the new classes. ``known``: all known ones after the cycle.
         before, after: by score, on this part of the stream before the classes were added, and on the next part after
-            they were; None where that part holds no unknown (or no known) image, or the score could not be taken.
+            they were; None if that part holds no unknown (or no known) image, or the score could not be taken.
         open_accuracy_before, open_accuracy_after: on held-out images of all classes named so far, this cycle's among
             them, and among all known classes, before and after this cycle's training.
         old_open_accuracy_before, old_open_accuracy_after: of those named in earlier cycles alone; None in the first.

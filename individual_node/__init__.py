@@ -1,4 +1,4 @@
-"""The individual's side: verify a learngene, inherit it, adapt it to a few images of one's own.
+"""The individual's side: verify a learngene, inherit it, adapt it to a few images of its own.
 
 Public, each by its own module (nothing is imported here, so that a node can be confined before torch is loaded):
 
@@ -11,7 +11,7 @@ Public, each by its own module (nothing is imported here, so that a node can be 
 - ``individual_node.adaptation``: ``adapt`` (Eq. 9), ``test_accuracy``.
 - ``individual_node.feature_head``: the logistic head on inherited features: ``fit_feature_head``,
   ``FeatureHeadNetwork``.
-- ``individual_node.floor.floor_predictions``: what can be had without any learngene.
+- ``individual_node.floor.floor_predictions``: the accuracy that is possible without any learngene.
 - ``individual_node.personal_model.adapt_to_pictures``: one model of one's own pictures;
   ``individual_node.image_folder`` reads them, ``individual_node.adapted`` saves and loads the model,
   ``individual_node.onnx_export`` writes it as ONNX.

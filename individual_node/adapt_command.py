@@ -122,7 +122,7 @@ def open_bundle(
     config: Path | None = None,
 ) -> Reading:
     """Verify and open a bundle file, by a node, or by a trust store under a pinned root and the audience's encryption
-    key. There is no other way to what may be adapted.
+    key. This is the only way to a learngene that may be adapted.
 
     Raises:
         InputError: too little or too much is given, or a file cannot be read.
@@ -140,7 +140,7 @@ def _configuration(path: Path) -> IndividualConfiguration:
 
 
 def _settings(node: IndividualConfiguration | None, method: str, changes: Sequence[str]) -> IndividualSettings:
-    """The node's own settings, or the defaults, with what was changed by ``NAME=VALUE``."""
+    """The node's own settings, or the defaults, with the changes ``NAME=VALUE``."""
     values: dict[str, object] = {} if node is None else node.individual.model_dump()
     for change in changes:
         name, sign, text = change.partition("=")
@@ -155,7 +155,7 @@ def _settings(node: IndividualConfiguration | None, method: str, changes: Sequen
 
 
 def _value(text: str) -> object:
-    """A value as TOML writes it, or ``none``; other words stand for themselves."""
+    """Read a value as TOML, or ``none``; other words are texts."""
     if text == "none":
         return None
     try:

@@ -1,7 +1,7 @@
 """A model adapted to own pictures, and the folder that holds it: ``model.json`` and ``model.safetensors``.
 
-Everything that using it needs is in there: the class names, the input contract, the weights, and which learngene it
-grew from. Nothing is unpickled, and the tensors are read by the protocol's own strict reader.
+The folder holds everything that its use needs: the class names, the input contract, the weights, and the learngene from
+which it was adapted. Nothing is unpickled, and the protocol's own strict reader reads the tensors.
 """
 
 import json
@@ -34,14 +34,14 @@ _BATCH = 256
 _LARGEST_DESCRIPTION = 1 << 20
 _LARGEST_WEIGHTS = 1 << 30
 _LARGEST_LAYER = 1 << 16
-#: Characters of the longest class name.
+#: Most characters of a class name.
 _LONGEST_CLASS = 100
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Lineage(BaseModel):
-    """Which learngene a model grew from: its release's digest, place in the chain, run and form, and the key id of the
-    collective that signed it."""
+    """The learngene from which a model was adapted: its release's digest, place in the chain, run and form, and the key
+    id of the collective that signed it."""
 
     model_config = _STRICT
 
@@ -53,11 +53,11 @@ class Lineage(BaseModel):
 
 
 class Estimate(BaseModel):
-    """Estimate of a model's accuracy on pictures like those it was taught, from folds of these.
+    """Estimate of a model's accuracy on pictures like its training pictures, from folds of these.
 
     Attributes:
-        folds: parts that the pictures were cut into; each was named by a model that was taught the others.
-        correct: pictures of each class that were named rightly.
+        folds: parts into which the pictures were cut; a model trained on the others named each part.
+        correct: pictures of each class that were named correctly.
     """
 
     model_config = _STRICT
@@ -70,16 +70,16 @@ class Description(BaseModel):
     """``model.json``.
 
     Attributes:
-        classes: what the network's outputs mean, in order.
-        pictures: of each class, that it was taught with.
-        method: how it was adapted; ``network`` says which module that makes.
+        classes: class names in the order of the network's outputs.
+        pictures: number of training pictures of each class.
+        method: how it was adapted; ``network`` names the module.
         architecture: of the learngene, with the input contract.
         own: the individual's own layers, for a network of kind ``individual``.
-        settings, seed: what it was adapted with; for the record.
-        estimate: None where there were too few pictures for one.
+        settings, seed: settings and seed of its adaptation, for the record.
+        estimate: None if there were too few pictures for one.
         weights: SHA-256 of ``model.safetensors``.
-        node: configuration file (an absolute path) of the node by which the learngene was verified, and whose ledger
-            knows when the collective withdraws it; None: it was verified by a trust store alone.
+        node: configuration file (an absolute path) of the node that verified the learngene; its ledger knows whether
+            the collective has withdrawn it. None: a trust store alone verified it.
     """
 
     model_config = _STRICT
@@ -149,7 +149,7 @@ class PictureClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model that can be used: what it is, and its classifier, on the CPU and in evaluation mode."""
+    """A usable model: its description, and its classifier on the CPU and in evaluation mode."""
 
     description: Description
     classifier: PictureClassifier
@@ -159,7 +159,7 @@ def save(model: AdaptedModel, folder: Path) -> None:
     """Write a model's folder (0700), all of it or nothing.
 
     Raises:
-        InputError: there is something at ``folder`` already, or no place for it.
+        InputError: ``folder`` exists, or its parent does not.
         StorageFailedError: it could not be stored durably.
     """
     check_free(folder)
@@ -171,7 +171,7 @@ def load(folder: Path) -> AdaptedModel:
     """Read a model's folder.
 
     Raises:
-        InputError: it is no such folder, or what it holds was changed or does not fit together.
+        InputError: it is no such folder, or its files were changed or do not fit together.
     """
     try:
         text = read_given(folder / DESCRIPTION, "the description", max_bytes=_LARGEST_DESCRIPTION)
@@ -202,7 +202,7 @@ def weights_of(classifier: PictureClassifier) -> bytes:
 
 
 def network_of(description: Description) -> nn.Module:
-    """The module that a description says, its weights not yet those of the model."""
+    """The module that a description names, before the model's weights are loaded."""
     if description.network == "feature-head":
         return FeatureHeadNetwork(description.architecture, ways=len(description.classes))
     return IndividualNetwork(description.architecture, ways=len(description.classes), own=description.own)
@@ -211,7 +211,7 @@ def network_of(description: Description) -> nn.Module:
 def _classifier(description: Description, data: bytes) -> PictureClassifier:
     channels = np.zeros(description.input.channels, np.float32)
     tensors = blob.decode(data)
-    # Without memory first: a description of another's can ask for a network of any size.
+    # Build it without memory first: a foreign description can ask for a network of any size.
     with torch.device("meta"):
         outline = PictureClassifier(network_of(description), channels, channels).state_dict()
     expected = {name: tuple(value.shape) for name, value in outline.items() if not _counts(name)}

@@ -1,4 +1,4 @@
-"""The command ``individual-node``: the node itself, exchanges by files, and what a user does with a learngene."""
+"""The command ``individual-node``: the node itself, exchanges by files, and a user's commands on a learngene."""
 
 from protocol.commands.lazy_group import CommandEntry
 from protocol.commands.node_commands import node_app

@@ -120,7 +120,7 @@ def _form_of(word: str) -> Form:
     """The form of this name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such form.
     """
     form = form_named(word)
     if form is None:

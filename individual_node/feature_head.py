@@ -1,4 +1,4 @@
-"""The head of the condensed form: logistic regression on the inherited features, which stay as they are."""
+"""The head of the condensed form: logistic regression on the inherited features, which are not changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def two_views(stem: nn.Module, top: nn.Module, x: Tensor) -> list[Tensor]:
 def inherited_features(
     blocks: Sequence[ConvolutionBlock], handover: int, images: DeviceImages, rows: NDArray[np.int64]
 ) -> list[Tensor]:
-    """Both views of many images, as :func:`two_views` has them, in bfloat16 where the machine has it.
+    """Both views of many images, as :func:`two_views` has them, in bfloat16 if the machine has it.
 
     Args:
         blocks: the inherited blocks, in evaluation mode.
@@ -141,8 +141,8 @@ def handover_of(architecture: Architecture) -> int:
 class FeatureHeadNetwork(nn.Module):
     """The classifier of one target task: inherited blocks and a logistic head, as one network.
 
-    Computed in float32 throughout. A new one predicts nothing of use until its state is filled, by
-    :func:`fit_feature_head` or from a state that was saved.
+    Computed in float32 throughout. A new network is of no use until :func:`fit_feature_head` or a saved state fills its
+    state.
 
     Args:
         architecture: of a learngene in the form ``condensed``.

@@ -1,7 +1,7 @@
 """The transfer-free floor: whitened patches of the support images as filters, and a logistic head.
 
-After Coates and Ng 2011, *The Importance of Encoding Versus Training with Sparse Coding and Vector Quantization*: with
-no transfer at all it beats every published row of the paper's Table 3, so any learngene has to beat it.
+After Coates and Ng 2011, *The Importance of Encoding Versus Training with Sparse Coding and Vector Quantization*:
+without any transfer it beats every published row of the paper's Table 3, so a learngene must beat it.
 """
 
 import torch

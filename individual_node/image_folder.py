@@ -14,10 +14,10 @@ from protocol.learngene.architecture import InputContract
 from protocol.pictures.reader import PictureReader
 from protocol.visible_text import is_plain, visible_name
 
-#: Called with the number of pictures that are read, and of all.
+#: Called with the number of pictures read so far, and the number of all.
 ReadObserver = Callable[[int, int], None]
 
-#: What operating systems leave in folders; hidden files are passed over too.
+#: Files that operating systems leave in folders; they are skipped, as hidden files are.
 _CLUTTER = frozenset({"desktop.ini", "thumbs.db"})
 _LONGEST_NAME = 100
 
@@ -31,7 +31,7 @@ class OwnPictures:
         files: each picture's file.
         pixels: uint8 ``[N, H, W, C]``, as the input contract says.
         labels: int64 ``[N]``, positions in ``classes``.
-        copies: files that were passed over because the same picture is there already.
+        copies: number of files that were skipped because the class already has the same picture.
     """
 
     classes: tuple[str, ...]
@@ -49,9 +49,9 @@ class OwnPictures:
 def read_tree(
     folder: Path, contract: InputContract, observe: ReadObserver | None = None, *, reader: PictureReader | None = None
 ) -> OwnPictures:
-    """Read ``folder/<class>/<picture>``, by decoders of its own where no ``reader`` is given.
+    """Read ``folder/<class>/<picture>``, with decoders of its own if no ``reader`` is given.
 
-    The same picture twice in a class counts once, or an estimate of the accuracy would be asked what it was taught.
+    A picture that is twice in a class counts once, or the estimate of the accuracy would test on training pictures.
 
     Raises:
         InputError: no such folder, fewer than two classes, a class without pictures, one picture in two classes, or
@@ -86,7 +86,7 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     """Class names and each class's files, both sorted; nothing is opened.
 
     Raises:
-        InputError: as :func:`read_tree`, less what only the pictures themselves say.
+        InputError: as :func:`read_tree`, except for faults inside the pictures.
     """
     classes: dict[str, list[Path]] = {}
     for entry in _entries(folder):
@@ -122,7 +122,7 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted by name, without hidden files and clutter."""
+    """The entries of a folder, sorted by name, without hidden files and clutter."""
     try:
         found = sorted(folder.iterdir())
     except OSError as error:
@@ -131,10 +131,10 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def pictures_of(arguments: Sequence[Path]) -> list[Path]:
-    """The files that a user means, each of them once: a folder stands for the pictures in it.
+    """The files that a user names, each of them once; a folder stands for the pictures in it.
 
     Raises:
-        InputError: a file is not there, or a folder holds none.
+        InputError: a file is missing, or a folder holds no pictures.
     """
     files: list[Path] = []
     for path in arguments:
@@ -144,7 +144,7 @@ def pictures_of(arguments: Sequence[Path]) -> list[Path]:
             files.append(path)
         else:
             raise InputError(f"there is no file {path}")
-    # A folder may hold what is named besides, and a path may be written in several ways.
+    # A folder may hold a file that is also named by itself, and a path may be written in several ways.
     once: dict[str, Path] = {}
     for file in files:
         once.setdefault(os.path.join(os.path.realpath(file.parent), file.name), file)

@@ -6,11 +6,11 @@ from typing import Literal
 
 from protocol.learngene.architecture import Form
 
-#: ``head``: a logistic head on inherited features. ``eq9``: the network is trained by Eq. 9 (by Eq. 6 where nothing is
+#: ``head``: a logistic head on inherited features. ``eq9``: the network is trained by Eq. 9 (by Eq. 6 if nothing is
 #: retained). ``scratch``: the same network, nothing inherited. ``floor``: no network at all.
 Adaptation = Literal["head", "eq9", "scratch", "floor"]
-#: Whose images the Fisher diagonal of Eq. 8 is from: the collective's, which sends it; the individual's own, through
-#: its own current head (Algorithm 1); none, so nothing is retained.
+#: Origin of the Fisher diagonal of Eq. 8: the collective's images, in the learngene; the individual's own, through its
+#: current head (Algorithm 1); or none, so nothing is retained.
 FisherSource = Literal["collective", "individual", "none"]
 
 
@@ -21,9 +21,9 @@ class Method:
     Attributes:
         name: unique.
         form: of the learngene that is inherited, or whose architecture is borrowed; None: no network.
-        adaptation: what is done.
-        fisher: where the Fisher diagonal comes from.
-        frozen: whether the inherited blocks stay as they are, weights and BatchNorm statistics.
+        adaptation: how the target task is solved.
+        fisher: origin of the Fisher diagonal.
+        frozen: whether weights and BatchNorm statistics of the inherited blocks are not changed.
         start: methods with one ``start`` and form begin a target task with the same weights of their own.
     """
 
@@ -36,7 +36,7 @@ class Method:
 
 
 def _variants(name: str, form: Form) -> list[Method]:
-    """Eq. 9 as the collective's Fisher diagonal has it, and what differs from it in one thing."""
+    """Eq. 9 with the collective's Fisher diagonal, and methods that differ from it in one thing."""
     return [
         Method(name, form, "eq9", "collective", frozen=False, start=name),
         Method(f"{name}-individual", form, "eq9", "individual", frozen=False, start=name),

@@ -1,4 +1,4 @@
-"""The model of an individual's ``metrics.json``: its node writes by it, and every reader reads by it."""
+"""The model of an individual's ``metrics.json``: with which its node writes the file and every reader reads it."""
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -32,7 +32,7 @@ class IndividualMetrics(BaseModel):
     Attributes:
         methods: method -> shots -> run-wide task number -> accuracy on the task's test images.
         curves: method -> shots -> learning curve; only of methods that learn by epochs.
-        retain_weight: lambda of Eq. 9 by method (the median, where each task and epoch has its own).
+        retain_weight: lambda of Eq. 9 by method (the median, if each task and epoch has its own).
         inherited: blocks of each inherited learngene in one line, by form.
         revocation_status: of each inherited learngene that is withdrawn, or signed with a compromised key, by form.
         device, threads: what it was computed on.

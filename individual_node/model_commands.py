@@ -1,4 +1,4 @@
-"""The commands ``predict`` and ``export``: what a user does with a model that ``adapt`` made."""
+"""The commands ``predict`` and ``export``: a user's commands on a model that ``adapt`` made."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ def export(
 
 
 def _say_status(description: Description) -> RevocationStatus | None:
-    """Say why the learngene that a model grew from should not be used any more, by the node that verified it."""
+    """Warn if the learngene of a model should not be used any more, as far as the node that verified it knows."""
     if description.node is None:
         return None
     origin = description.learngene

@@ -26,19 +26,20 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 INPUT, OUTPUT = "pictures", "probabilities"
-#: By how much a probability of the file may differ from our own.
+#: Largest allowed difference between a probability of the file and our own.
 TOLERANCE = 1e-4
 
 
 def export(model: AdaptedModel, path: Path, pixels: NDArray[np.uint8]) -> float | None:
-    """Write the ONNX file, once it has been run on pictures ``pixels`` (uint8 ``[N, H, W, C]``) and agrees with us.
+    """Write the ONNX file, after a run on the pictures ``pixels`` (uint8 ``[N, H, W, C]``) has shown that it agrees
+    with the model.
 
     Returns:
-        The largest difference between a probability of the file and our own; None where onnxruntime is not installed,
-        so that nothing was compared.
+        The largest difference between a probability of the file and our own; None if onnxruntime is not installed and
+        nothing was compared.
 
     Raises:
-        InputError: the extra ``onnx`` is not installed, or there is something at ``path`` already.
+        InputError: the extra ``onnx`` is not installed, or ``path`` exists.
         RunFailedError: the file cannot be run, or its probabilities differ by more than ``TOLERANCE``; nothing is
             written.
     """
@@ -63,7 +64,7 @@ def onnx_bytes(model: AdaptedModel) -> bytes:
     for name in ("onnx", "onnxscript"):
         if not installed(name):
             raise InputError(f"the export needs the module {name}; install it with: pip install 'learngene[onnx]'")
-    # Here and below: an optional extra.
+    # Imported here and below, because it is an optional extra.
     import onnx
 
     proto = _exported(model)
@@ -102,13 +103,13 @@ def largest_difference(model: AdaptedModel, data: bytes, pixels: NDArray[np.uint
             unit = np.ascontiguousarray(part.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
             (theirs,) = session.run([OUTPUT], {INPUT: unit})
             found.append(float(np.abs(theirs - model.classifier.probabilities(part)).max()))
-    except Exception as error:  # onnxruntime's own kinds have no common base
+    except Exception as error:  # onnxruntime's own exceptions have no common base class
         raise RunFailedError(f"onnxruntime cannot run the exported model, nothing is written: {error}") from error
     return max(found)
 
 
 def random_pictures(model: AdaptedModel, count: int = 8) -> NDArray[np.uint8]:
-    """Random pictures for the comparison where there are no real ones: coarse squares, as pictures are smooth."""
+    """Random pictures for the comparison if there are no real ones: coarse squares, because pictures are smooth."""
     contract = model.description.input
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 4, 4, contract.channels), dtype=np.uint8)
@@ -122,7 +123,7 @@ def installed(name: str) -> bool:
 
 
 def _strip(graph: "GraphProto") -> None:
-    """Leave out where each operation stood in the source: it names the folders of this machine."""
+    """Remove the source position of each operation: it names folders of this machine."""
     graph.ClearField("metadata_props")
     for entry in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         entry.ClearField("metadata_props")
@@ -136,7 +137,7 @@ def _exported(model: AdaptedModel) -> "ModelProto":
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     try:
-        # The exporter talks of its own steps; what matters comes as an exception.
+        # Hide the exporter's messages about its steps; faults come as exceptions.
         exporter_log.setLevel(logging.ERROR)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")

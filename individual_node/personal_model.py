@@ -1,4 +1,6 @@
-"""Adapting a learngene to one's own pictures: one model of all of them, and from folds of them what to expect of it."""
+"""Adaptation of a learngene to a user's own pictures: one model of all of them, and from folds an estimate of its
+accuracy.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,7 @@ from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
 from protocol.node.events import Observer
 
-#: Settings that decide nothing here: about many target tasks, or about methods that inherit nothing.
+#: Settings without effect here: they concern many target tasks, or methods that inherit nothing.
 ELSEWHERE = frozenset(
     {"methods", "scratch_learning_rate", "networks_at_once", "curve_tasks", "patches", "floor_penalty"}
 )
@@ -39,7 +41,7 @@ def choose_method(name: str | None, form: Form) -> Method:
     """The method of this name, or the first one of the form.
 
     Raises:
-        InputError: there is none of this name for the form.
+        InputError: the form has no method of this name.
     """
     fitting = methods_for(form)
     if name is None:
@@ -61,13 +63,13 @@ def adapt_to_pictures(
     node: Path | None = None,
     observe: Observer | None = None,
 ) -> AdaptedModel:
-    """Teach a model all pictures, after models of parts of them have said what to expect of it.
+    """Train a model on all pictures, after models of parts of them have given an estimate of its accuracy.
 
     Args:
         pictures: of the learngene's input contract.
         folds: parts for the estimate, see :func:`fold_of`.
         seed: of everything random.
-        node: configuration file of the node by which the learngene was verified, if it was one.
+        node: configuration file of the node by which the learngene was verified, if a node did.
 
     Raises:
         InputError: the settings do not fit the learngene or the pictures.
@@ -123,10 +125,12 @@ def adapt_to_pictures(
 
 
 def fold_of(pictures: OwnPictures, folds: int, settings: IndividualSettings, seed: int) -> NDArray[np.int64] | None:
-    """The part of each picture ``[N]``: parts as equal as can be, and each class spread over as many as it can.
+    """The part of each picture ``[N]``: parts are as equal as possible, and each class is spread over as many as
+    possible.
 
-    At most ``folds`` parts, and no more than pictures. None for fewer than two, and where a class has so few pictures
-    that, without those of one part, none would be left to learn from (and one to validate on, with early stopping).
+    At most ``folds`` parts, and no more than pictures. None for fewer than two pictures, and if a class has so few
+    pictures that, without those of one part, none would be left to learn from (with early stopping: and one to validate
+    on).
     """
     folds = min(folds, len(pictures.labels))
     if folds < 2:
@@ -161,7 +165,7 @@ def _taught(
     device: torch.device,
     at: Callable[[int], None],
 ) -> PictureClassifier:
-    """A classifier, in evaluation mode, that was taught the pictures ``rows``; ``at`` is called after each epoch."""
+    """A classifier, in evaluation mode, trained on the pictures ``rows``; ``at`` is called after each epoch."""
     mean, std = learngene.tensors["input.mean"], learngene.tensors["input.std"]
     pixels, labels, ways = pictures.pixels[rows], pictures.labels[rows], len(pictures.classes)
     images = DeviceImages.load(pixels, labels, Normalisation(mean, std), device)

@@ -1,4 +1,6 @@
-"""What an individual's node does: it requests, verifies and inherits learngenes, and adapts to its target tasks."""
+"""The program of an individual's node: it requests, verifies and inherits learngenes, and adapts to its target
+tasks.
+"""
 
 import logging
 import secrets
@@ -84,8 +86,9 @@ class IndividualProgram(PartyProgram[IndividualEndpoint]):
 
 
 def _figures(outcomes: Mapping[str, Mapping[int, Outcome]]) -> dict[str, object]:
-    """Of every method: accuracy by shots and task, learning curves, and the lambda of Eq. 9 (the median, where each
-    task and epoch has its own)."""
+    """Metrics of every method: accuracy by shots and task, learning curves, and the lambda of Eq. 9 (the median, if
+    each task and epoch has its own).
+    """
     curves = {
         method: {
             shots: LearningCurve(

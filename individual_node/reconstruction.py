@@ -12,9 +12,9 @@ from protocol.learngene.architecture import Architecture, Block
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of, load_blocks
 
-#: The individual's own light blocks, as shares of the width that they end with: 64 128 256 512 for 512.
+#: Widths of the individual's own light blocks, as divisors of their last width: 64 128 256 512 for 512.
 LIGHT_SHARES = (8, 4, 2, 1)
-#: A max-pool follows the individual's own first blocks, this many (appendix figure 1).
+#: Number of the individual's own first blocks that a max-pool follows (appendix figure 1).
 OWN_POOLS = 3
 SUGGESTED = OwnLayers()
 
@@ -25,12 +25,12 @@ def own_widths(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, 
     Four in all, so that three inherited ones make the paper's seven (appendix figure 1):
 
     - top blocks: four in front, 1/8, 1/4, 1/2 and all of the channels that the first inherited one takes;
-    - middle blocks: the last two of those in front, and two behind, as wide as the last inherited one;
-    - front blocks: four behind, 1/8, 1/4, 1/2 and all of what the paper's network ends with, 8 times the channels that
-      it begins with; a learngene that does not widen ends as it is (the equal widths of Figure 6 b). None is narrower
-      than the last inherited one.
+    - middle blocks: the last two of those in front, and two behind, with the width of the last inherited one;
+    - front blocks: four behind, 1/8, 1/4, 1/2 and all of the last width of the paper's network, 8 times the channels of
+      its first; behind a learngene that does not widen, all have its width (the equal widths of Figure 6 b). None is
+      narrower than the last inherited one.
 
-    A condensed learngene reaches from the image to the features and needs none.
+    A condensed learngene reaches from the image to the features and needs no own blocks.
     """
     first, last = architecture.blocks[0], architecture.blocks[-1]
     light = tuple(max(1, first.in_channels // share) for share in LIGHT_SHARES)
@@ -47,11 +47,11 @@ def own_widths(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, 
 def own_blocks(architecture: Architecture, own: OwnLayers = SUGGESTED) -> tuple[list[Block], list[Block]]:
     """The individual's own blocks in front of and behind the inherited ones.
 
-    A max-pool follows the first three of them, or as many as the image can still be halved. They normalise as the
-    inherited ones do.
+    A max-pool follows the first three of them, or fewer if the image cannot be halved so often. They have the same
+    normalisation as the inherited ones.
 
     Raises:
-        InputError: what was chosen does not fit the learngene; both shapes are named.
+        InputError: the chosen widths do not fit the learngene; the text names both shapes.
     """
     front, back = own_widths(architecture)
     inherited = architecture.blocks[0]
@@ -86,7 +86,7 @@ class IndividualNetworks(nn.Module):
     """Networks of several target tasks side by side: independent, and trained as one grouped network.
 
     Args:
-        architecture: what the learngene says.
+        architecture: the learngene's architecture.
         ways: classes of each task.
         networks: number of tasks.
         own: depth and width of the individual's own layers.
@@ -134,7 +134,7 @@ class IndividualNetworks(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "IndividualNetworks":
-        """As torch's own, except that frozen blocks stay in evaluation mode."""
+        """Set the mode as torch does, except that frozen blocks stay in evaluation mode."""
         super().train(mode)
         if self._frozen:
             for block in self.inherited:
@@ -148,7 +148,7 @@ class IndividualNetworks(nn.Module):
         return logits.reshape(x.shape[0], self.networks, self.ways)
 
     def network(self, index: int) -> "IndividualNetwork":
-        """One of the networks by itself, in evaluation mode. It shares this memory: it learns as this one does."""
+        """One of the networks by itself, in evaluation mode. It shares the memory of its weights with this one."""
         with torch.device("meta"):
             single = IndividualNetwork(self.architecture, ways=self.ways, own=self.own)
         state = {
@@ -160,7 +160,7 @@ class IndividualNetworks(nn.Module):
 
 
 class IndividualNetwork(nn.Module):
-    """The network of one target task; see :class:`IndividualNetworks`. Its weights are loaded into it."""
+    """The network of one target task; see :class:`IndividualNetworks`. Its weights are loaded later."""
 
     def __init__(self, architecture: Architecture, *, ways: int, own: OwnLayers = SUGGESTED) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def reconstruct(
 ) -> IndividualNetworks:
     """Fresh networks, one per generator, each drawn from its own generator alone, then filled from the learngene.
 
-    So what a target task starts from depends neither on the task before it nor on those that train beside it.
+    So the first weights of a target task depend neither on the task before it nor on those that train beside it.
 
     Args:
         learngene: None for a network of the same architecture that inherits nothing.

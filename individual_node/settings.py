@@ -10,9 +10,9 @@ from individual_node.method_table import METHODS
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Estimator
 
-#: The methods that run where no others are asked for.
+#: The methods that run by default.
 DEFAULT_METHODS = ("condensed", "condensed-eq9", "paper", "scratch", "floor")
-#: Forms whose first inherited block takes the image, whatever learngene comes: nothing can stand in front of it.
+#: Forms whose first inherited block always takes the image: no block can stand in front of it.
 TAKES_THE_IMAGE: Mapping[Form, str] = {
     "condensed": "a condensed learngene begins with its own stem",
     "paper-front": "a learngene from the front of a network takes the image itself",
@@ -23,7 +23,7 @@ Channels = Annotated[int, Field(ge=1, le=4096)]
 
 @dataclass(frozen=True)
 class OwnLayers:
-    """Depth and width of what an individual adds to the inherited blocks; None: as the learngene suggests.
+    """Depth and width of the blocks that an individual adds to the inherited ones; None: as the learngene suggests.
 
     Attributes:
         front, back: channels of its own convolutions in front of and behind the inherited ones.

@@ -61,10 +61,10 @@ class TargetTask:
     def held_out(self, share: float, generator: torch.Generator) -> tuple["TargetTask", "TargetTask"]:
         """Two tasks that divide the support images: those to learn from, and of each class ``share`` to validate on.
 
-        At least one of each class is held out, and at least one is left. Test images are as they were in both.
+        At least one image of each class is held out, and at least one is left. Both tasks have the same test images.
 
         Raises:
-            InputError: a class has a single support image.
+            InputError: a class has only one support image.
         """
         validation = np.zeros(len(self.support), bool)
         for way, count in enumerate(self.images_per_class()):

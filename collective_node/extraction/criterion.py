@@ -37,7 +37,7 @@ class GradientTrend:
     Attributes:
         layers: number of convolutions.
         sigma: threshold; None until the first task has ended.
-        rho: one list per finished task, a share per layer; None where the layer was not there yet.
+        rho: one list per finished task, a share per layer; None if the layer was not there yet.
     """
 
     layers: int
@@ -113,7 +113,7 @@ def settled(trend: Sequence[float | None]) -> bool:
     different levels. If one of the last tasks leaves the level, the layer did not settle.
 
     Args:
-        trend: ``rho`` of one layer in every task; None where the layer was not there yet.
+        trend: ``rho`` of one layer in every task; None if the layer was not there yet.
 
     Returns:
         Whether the layer settled; False also for a layer with fewer than six tasks, which show too little.

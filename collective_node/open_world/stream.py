@@ -33,7 +33,7 @@ class Recognition:
         scores: ``[n]``, by the score that decides; larger is more unknown.
         threshold: above it an image is unknown (Eq. 3).
         features: float32 ``[n, F]``.
-        metrics: by score; None where the truth is not known, and for a score that could not be taken.
+        metrics: by score; None if the truth is not known, and for a score that could not be taken.
     """
 
     rows: NDArray[np.int64]

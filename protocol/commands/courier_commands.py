@@ -71,7 +71,7 @@ def courier(
     command: Annotated[
         list[str], typer.Argument(help="Behind `--`: flower-supernode or flower-superexec, and its options.")
     ],
-    home: Annotated[Path, typer.Option(help="Folder of the courier's own (0700); made where there is none.")],
+    home: Annotated[Path, typer.Option(help="Folder of the courier's own (0700); made if there is none.")],
     config: Annotated[
         Path | None, typer.Option(help="The node's configuration file, in place of --socket and --secret.")
     ] = None,

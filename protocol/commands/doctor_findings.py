@@ -17,7 +17,7 @@ class Finding:
         subject: what was looked at.
         verdict: ``wrong`` is to be put right; ``not enforced`` is what the operating system does not see to here.
         found: in words.
-        advice: what to do; empty where all is well.
+        advice: what to do; empty if all is well.
         stops: whether a node does not start with it.
     """
 

@@ -30,7 +30,7 @@ class Trial(BaseModel):
     Attributes:
         guards: each guard, and whether it holds.
         unread: what it needs and cannot read, with the reason.
-        devices: each of the GPUs' files, and why it cannot be opened; empty where it can.
+        devices: each of the GPUs' files, and why it cannot be opened; empty if it can.
         computed: name of the GPU that it computed on.
         trained: whether a step of training went well.
         refused: system calls that it was refused meanwhile.
@@ -122,7 +122,7 @@ def _open(path: Path) -> None:
 
 
 def _reason(attempt: Callable[[], None]) -> str:
-    """Why it fails; empty where it does not."""
+    """Why it fails; empty if it does not."""
     try:
         attempt()
     except OSError as error:

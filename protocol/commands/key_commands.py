@@ -29,7 +29,7 @@ def keygen(
     kem: Annotated[str, typer.Option(help="Of an encryption key: x25519 or mlkem768-x25519.")] = "x25519",
     key_file: Annotated[
         Path | None,
-        typer.Option(help="File that opens the key, made where there is none; without it a passphrase is asked for."),
+        typer.Option(help="File that opens the key, made if there is none; without it a passphrase is asked for."),
     ] = None,
 ) -> None:
     """Make a private key and print its public half."""

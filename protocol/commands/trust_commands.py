@@ -1,4 +1,4 @@
-"""The commands ``learngene trust init|add|revoke|rotate|renew|show``: what whoever keeps the offline root key does."""
+"""The commands ``learngene trust init|add|revoke|rotate|renew|show``: for the keeper of the offline root key."""
 
 import contextlib
 import re
@@ -26,7 +26,7 @@ _ROLES: tuple[Role, ...] = get_args(Role)
 _WHYS: tuple[_Why, ...] = get_args(_Why)
 
 _DAY = 24 * 3600
-#: Hexadecimal digits of a key id that are enough to name a key.
+#: Fewest hexadecimal digits of a key id that name a key.
 _SHORTEST_KEYID = 8
 #: Days before its end from which every command asks for a renewal.
 _SOON = 30
@@ -273,16 +273,17 @@ def _open(root_key: Path, key_file: Path | None, trust: Path) -> tuple[SigningKe
 
 def _root_key(path: Path, key_file: Path | None) -> SigningKey:
     if not path.exists():
-        # Before a passphrase is asked for.
+        # Check before asking for a passphrase.
         raise InputError(f"there is no root key {path}; without it no trust store can be made or changed")
     return SigningKey.load(path, unlock_with(key_file, purpose=f"the root key {path}"))
 
 
 def _find(store: TrustStore, text: str) -> TrustedKey:
-    """The one key, pinned now or once, that ``text`` names. A party's name is its present key's, as long as it has one.
+    """The one key, pinned now or earlier, that ``text`` names. A party's name means its present key, as long as it has
+    one.
 
     Raises:
-        InputError: none, or several.
+        InputError: no key has this name, or several have.
     """
     every = (*store.keys, *store.revoked)
     present = [key for key in store.keys if key.party == text]

@@ -178,7 +178,7 @@ def _reason(code: int) -> str:
 
 
 def _setting(name: str) -> str:
-    """A kernel setting by its name in sysctl(8); empty where the kernel has none."""
+    """A kernel setting by its name in sysctl(8); empty if the kernel has none."""
     try:
         return Path("/proc/sys", *name.split(".")).read_text("utf-8").strip()
     except OSError:

@@ -70,7 +70,7 @@ def find_group(name: str) -> int:
 
 
 def chosen_user(name: str | None, *groups: int) -> User | None:
-    """Whom this process is to become: None where it stays what it is, because no user is named or it is that user.
+    """Whom this process is to become: None if it stays what it is, because no user is named or it is that user.
     ``groups``: further ones, which only root can give.
 
     Raises:
@@ -138,7 +138,7 @@ def acting_as(user: User | None) -> Iterator[None]:
 
 
 def own_folder(folder: Path, user: User | None) -> Path:
-    """A folder (0700) of that user's, or of this process's own; made where there is none.
+    """A folder (0700) of that user's, or of this process's own; made if there is none.
 
     Raises:
         InputError: it belongs to another user or is open to others, or cannot be made.

@@ -89,7 +89,7 @@ NUMBERS = MappingProxyType({"x86_64": _numbers(1), "aarch64": _numbers(2)})
 
 
 def number(name: str, machine: str | None = None) -> int | None:
-    """Number of a system call; None where the machine (default: this one) has no such call.
+    """Number of a system call; None if the machine (default: this one) has no such call.
 
     Raises:
         KeyError: no machine here has a call of that name, or the machine is not known here.

@@ -42,7 +42,7 @@ class Warden:
     Attributes:
         pid: of the warden.
         channel: the way to it; the other end closes when the warden ends, and the node is to end then.
-        output: where a node writes what belongs on the terminal; None where it was started on none.
+        output: where a node writes what belongs on the terminal; None if it was started on none.
     """
 
     pid: int
@@ -178,7 +178,7 @@ def _serve(
 
 
 def _answer(listener: int, log: int, noted: set[str] | None) -> bool:
-    """Answer one refused call, and note it where its like is not noted yet; False where no process is left to ask."""
+    """Answer one refused call, and note it where its like is not noted yet; False if no process is left to ask."""
     notification = bytearray(_NOTIFICATION_BYTES)
     try:
         fcntl.ioctl(listener, _RECEIVE, notification, True)

@@ -1,7 +1,7 @@
 """The log of crossings: one line for everything that left or entered a site, on disk before it is sent, in one chain.
 
-Each line is canonical JSON and names the SHA-256 of the line before it, so that a line that is changed, taken out, put
-in or moved shows. That lines are missing at the end shows only to whoever kept the last digest.
+Each line is canonical JSON and names the SHA-256 of the line before it, so a changed, removed, inserted or moved line
+is detected. Lines missing at the end are detected only by a reader who kept the last digest.
 """
 
 import os
@@ -18,14 +18,14 @@ from protocol.files import state_files
 
 Direction = Literal["out", "in"]
 
-#: What crossed, or is to cross, where nothing speaks against it; otherwise the decision is a refusal's code.
+#: The decision on what was allowed to cross; otherwise the decision is a refusal's code.
 ALLOWED = "allowed"
-#: What the first line names as the one before it.
+#: Stands in the first line for the digest of the line before.
 NO_LINE = "0" * 64
 #: Stands for the digest of what was refused for its size alone.
 TOO_LARGE = ""
 _MAX_LINE_BYTES = 2048
-#: Of a log whose lines are all kept in memory: some 200,000.
+#: Largest log, in bytes, whose lines are all kept in memory: about 200,000 lines.
 _MOST_KEPT_BYTES = 64 << 20
 _WHAT = "the log of crossings"
 _PATIENCE = 30.0
@@ -33,7 +33,7 @@ _PATIENCE = 30.0
 
 class Crossing(BaseModel):
     """One line: its number from 1, when (unix s), which way, between whom, what kind, how many bytes and their SHA-256
-    (``TOO_LARGE`` where they were too many to be read), what was decided, and the SHA-256 of the line before."""
+    (``TOO_LARGE`` if they were too many to read), the decision, and the SHA-256 of the line before."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
@@ -50,7 +50,7 @@ class Crossing(BaseModel):
 
 
 class Chain(NamedTuple):
-    """A log that was verified: its lines, and the digest of the last one (``NO_LINE`` where there is none)."""
+    """A verified log: its lines, and the digest of the last one (``NO_LINE`` if there is none)."""
 
     crossings: tuple[Crossing, ...]
     head: str
@@ -84,7 +84,7 @@ class Crossings:
         returns.
 
         Args:
-            sha256: of ``data``, where it is known.
+            sha256: of ``data``, if it is known.
 
         Raises:
             StorageFailedError: the line could not be stored, so nothing may be sent.
@@ -109,7 +109,7 @@ class Crossings:
                     previous=previous,
                 )
                 line = canonical_json.encode(crossing.model_dump(by_alias=True)) + b"\n"
-                # What a crash left of a line was never sent; it goes.
+                # Cut off a half line that a crash left: its message was never sent.
                 file.truncate(size)
                 if os.pwrite(descriptor, line, size) != len(line):
                     raise OSError("the line was cut short")
@@ -131,11 +131,11 @@ class Summary(NamedTuple):
 
 
 def verify_chain(file: BinaryIO) -> Chain:
-    """Verify a log: every line canonical, numbered on, and chained to the one before. Half a line at the end, which a
-    crash leaves, is not counted; more than one line's length without an end is no half line.
+    """Verify a log: every line canonical, numbered on, and chained to the one before. Half a line at the end, as a
+    crash leaves it, is not counted; more bytes than the longest line are no half line.
 
     Raises:
-        MalformedError: it is broken; says at which line. InputError: it cannot be read.
+        MalformedError: it is broken; the text names the line. InputError: it cannot be read.
     """
     lines = [*_walk(file)]
     return Chain(tuple(crossing for crossing, _ in lines), lines[-1][1] if lines else NO_LINE)
@@ -217,10 +217,10 @@ def _read(line: bytes) -> Crossing:
 
 
 def _last_line(descriptor: int) -> tuple[int, bytes]:
-    """Where the last whole line ends, and that line without its end; (0, nothing) where there is none.
+    """Where the last whole line ends, and that line without its end; (0, nothing) if there is none.
 
     Raises:
-        MalformedError: more stands behind it than a crash can leave of one line, so that none of it may be cut off.
+        MalformedError: the rest behind it is longer than a half line that a crash leaves, so it must not be cut off.
     """
     size = os.fstat(descriptor).st_size
     # Two lines and both their ends: the last whole one, and what a crash left of the next.

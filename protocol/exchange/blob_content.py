@@ -1,4 +1,6 @@
-"""The content of an opened blob: its tensors are those that the architecture allows, and their values can be used."""
+"""The content of an opened blob: the check that it holds exactly the tensors that the architecture allows, with usable
+values.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -27,7 +29,7 @@ def read_learngene(release: Release, plaintext: bytes) -> Learngene:
 
 
 def check_values(architecture: Architecture, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Refuse values that no computation could have meant: a network that held them would answer NaN.
+    """Refuse values that no correct computation gives: a network with such values would answer NaN.
 
     Raises:
         NonFiniteError: NaN or infinity, a negative Fisher entry or variance, a standard deviation that is not positive.
@@ -41,8 +43,8 @@ def check_values(architecture: Architecture, tensors: Mapping[str, NDArray[np.fl
                 if array.min() < 0:
                     raise NonFiniteError(f"the tensor {name} holds a negative value")
             continue
-        # One pass at the memory's own speed: a sum of squares is finite only if every value is. Only where it is not is
-        # each value looked at: large ones overflow in it too.
+        # One fast pass: a sum of squares is finite only if every value is. If the sum is not finite, each value is
+        # checked, because large finite values overflow the sum too.
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.vdot(array, array)
         if not np.isfinite(squares):

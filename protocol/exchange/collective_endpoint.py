@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
 
 class Withdrawal(NamedTuple):
-    """Answer to a request where the learngene was withdrawn and nothing took its place: an ABORT."""
+    """Answer to a request if the learngene was withdrawn without a replacement: an ABORT."""
 
     abort: bytes
 
@@ -64,16 +64,16 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
     def publish(self, learngene: Learngene, now: int, content_key: bytes) -> StoredRelease:
         """Sign, seal and store a learngene as the next release of the run. Nothing is sent yet.
 
-        The same content again, while its release is the newest of its form, valid and says all that is withdrawn, is
-        that release, no second one. A release withdraws all that were withdrawn before it, of more than
-        ``MOST_WITHDRAWN`` the ones with the highest numbers.
+        If the newest release of the form has the same content, is valid and names all withdrawn releases, that release
+        is returned and no second one is made. A release names all releases that were withdrawn before it; if these are
+        more than ``MOST_WITHDRAWN``, the ones with the highest numbers.
 
         Args:
-            content_key: 32 random bytes that nothing else was sealed with; used only if a new release is made.
+            content_key: 32 random bytes that have sealed nothing else; used only if a new release is made.
 
         Raises:
             PolicyDeniedError, TooLargeError: the policy does not let it leave, or this content was withdrawn.
-            NonFiniteError: it holds values that no computation could have meant.
+            NonFiniteError: it holds values that no correct computation gives.
             ExpiredError: the trust store is past its time.
             StorageFailedError: it could not be stored.
             ValueError: the content key sealed an earlier release.
@@ -103,11 +103,11 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
                 return made
 
     def release_again(self, now: int, content_key: Callable[[], bytes]) -> list[StoredRelease]:
-        """Release what is granted now once more, form by form, where its release does not name all that is withdrawn:
-        then the answer to the next request for any form tells of it. Nothing is made where everything is said.
+        """Release once more, form by form, what is granted now, if its release does not name all withdrawn ones. The
+        answer to the next request for any form then names them. No release is made if all are named.
 
         Args:
-            content_key: draws 32 random bytes, for each release that is made.
+            content_key: draws 32 random bytes for each new release.
 
         Returns:
             The releases that were made.
@@ -141,8 +141,9 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         epoch: int,
         content_key: bytes,
     ) -> StoredRelease | None:
-        """Release a learngene next after ``head``, and withdraw what is withdrawn. None: meanwhile another process of
-        this collective has released or withdrawn something, so that it must be looked at again."""
+        """Release a learngene next after ``head``, and withdraw what is withdrawn. None: another process of this
+        collective has released or withdrawn something meanwhile, and the caller must look again.
+        """
         seq, prev = (head.seq + 1, head.digest) if head is not None else (1, NO_RELEASE)
         release, data = make_release(
             learngene,
@@ -157,7 +158,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
             withdraws=_named(withdrawn),
             plaintext=plaintext,
         )
-        # What may not leave is not written down as released either.
+        # A learngene that may not leave is not recorded as released either.
         payload = leaving_release(self._policy, release)
         try:
             closed = content_keys.close(self._key, content_key, digest_of(release))
@@ -173,7 +174,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         return self._policy.minimum_fisher_samples
 
     def published(self, form: Form) -> StoredRelease | None:
-        """The newest release of a form in this run; None where there is none."""
+        """The newest release of a form in this run; None if there is none."""
         return self._ledger.latest(self._run_id, form)
 
     def releases(self) -> list[StoredRelease]:
@@ -183,11 +184,11 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
     def withdraw(self, digest: str) -> list[StoredRelease]:
         """Withdraw a release of this run, and every other one that holds the same content: they are granted no more.
 
-        Where one is the newest of its form, a request for that form is answered with that word. Otherwise a release
-        says it: those that ``release_again`` or ``publish`` make from now on.
+        If one is the newest of its form, a request for that form is answered with ``withdrawn``. Otherwise every
+        release that ``release_again`` or ``publish`` makes from now on names it.
 
         Returns:
-            All that are withdrawn with it, first to last.
+            All releases that are withdrawn by this call, first to last.
 
         Raises:
             InputError: there is no such release in this run.
@@ -196,13 +197,13 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         return self._ledger.withdraw(self._run_id, digest)
 
     def answer_request(self, request: bytes, now: int) -> Answer | Withdrawal:
-        """Grant the newest release of the form that a request asks for. The same request again has the same answer, as
-        long as its release is not withdrawn, both it and the grant hold at this time, and no newer one tells more of
-        what is withdrawn.
+        """Grant the newest release of the form that a request asks for. The same request gets the same answer as long
+        as its release is not withdrawn, release and grant are valid at this time, and no newer release names more
+        withdrawn ones.
 
         Raises:
-            RefusedError: its subclass for what is wrong with the request; ``PolicyDeniedError`` where nothing of that
-                form is published; ``ExpiredError`` where the newest release does not hold at this time.
+            RefusedError: its subclass for what is wrong with the request; ``PolicyDeniedError`` if nothing of that form
+                is published; ``ExpiredError`` if the newest release is not valid at this time.
         """
         now = self.time(now)
         verified = self._verify_request(request, now)
@@ -221,7 +222,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
             stale = None if answered is None else answered[0]
             answered = self._grant(verified, release, now, instead_of=stale), release
         grant, release = answered
-        # The blob is compared with its release by the gate, once.
+        # The gate compares the blob with its release, so it is not compared here.
         answer = Answer(release.envelope, grant, self._ledger.read_blob(release))
         try:
             self.gate.let_out(peer, answer._asdict())
@@ -230,7 +231,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         return answer
 
     def accept_receipt(self, data: bytes, now: int) -> VerifiedReceipt:
-        """Take a receipt; the same again changes nothing.
+        """Take a receipt; taking it twice changes nothing.
 
         Raises:
             RefusedError: its subclass for what is wrong; ``WrongAudienceError``: a release never granted to the signer.
@@ -260,7 +261,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
             raise
 
     def _release_for(self, request: VerifiedRequest, now: int, epoch: int) -> StoredRelease:
-        """The newest release of the form that is asked for; older ones are never granted again."""
+        """The newest release of the requested form; older ones are never granted again."""
         payload = request.payload
         release = self._ledger.latest(self._run_id, payload.form)
         if release is None:
@@ -298,7 +299,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         return Withdrawal(abort)
 
     def _content_key(self, release: StoredRelease) -> bytes:
-        """What a release of this signing key was sealed with."""
+        """The content key of a release of this signing key."""
         return content_keys.reopen(self._key, release.closed_key, release.digest)
 
     def _opened(self, release: StoredRelease) -> tuple[Learngene, bytes]:
@@ -312,17 +313,17 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         return Learngene(payload.architecture, tensors, payload.fisher, payload.dp), plaintext
 
     def _epoch(self, now: int) -> int:
-        """The epoch of this collective's key, under a trust store that holds now."""
+        """The epoch of this collective's key, under a trust store that is valid now."""
         trust = self._trust()
         trust.check_current(now)
         return self._collective(trust).epoch
 
     def _is_of_this_key(self, release: StoredRelease, epoch: int) -> bool:
-        """Whether individuals believe its signature now."""
+        """Whether individuals now believe this key's signature on the release."""
         return (release.payload.signer, release.payload.key_epoch) == (self._key.keyid, epoch)
 
     def _is_granted_now(self, release: StoredRelease, now: int, epoch: int) -> bool:
-        """Whether the newest release of a form would be granted to who asks."""
+        """Whether the newest release of a form would be granted to a requester."""
         try:
             egress(self._policy, release.envelope)
         except RefusedError:
@@ -333,12 +334,12 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         payload = payloads.decode(Grant, envelope.parse(grant).payload)
         if release.withdrawn or not (holds(release.payload, now) and holds(payload, now)):
             return False
-        # Where a newer release tells more of what is withdrawn, whoever asks is to be told.
+        # If a newer release names more withdrawn ones, every requester must get it.
         tells = _names(release, self._ledger.withdrawn(self._run_id)) or release == self.published(release.payload.form)
         return tells and self._is_of_this_key(release, epoch)
 
     def _says_the_same(self, published: StoredRelease, learngene: Learngene, content: Content, epoch: int) -> bool:
-        """Whether a learngene is what a release holds, under the same key and policy; its place in the chain apart."""
+        """Whether a release holds this learngene under the same key and policy, wherever it stands in the chain."""
         payload = published.payload
         return self._is_of_this_key(published, epoch) and (
             payload.plaintext,
@@ -356,10 +357,10 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
 
 
 def _named(withdrawn: list[StoredRelease]) -> tuple[str, ...]:
-    """What a release can name of the withdrawn ones."""
+    """The withdrawn releases that one release can name."""
     return tuple(former.digest for former in withdrawn[-MOST_WITHDRAWN:])
 
 
 def _names(release: StoredRelease, withdrawn: list[StoredRelease]) -> bool:
-    """Whether a release tells its readers all of the withdrawn ones that a release can tell."""
+    """Whether a release names all withdrawn ones that one release can name."""
     return set(_named(withdrawn)) <= set(release.payload.withdraws)

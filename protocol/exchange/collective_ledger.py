@@ -1,7 +1,7 @@
 """The collective's ledger: its releases, and to whom each was granted; durable before anything is sent.
 
-Blobs lie beside the database as files, written before the row that names them. No content key lies there open:
-they come closed (:mod:`protocol.exchange.content_keys`), so that a ledger can be read without any key.
+Blobs lie beside the database as files, written before the row that names them. Content keys are stored only encrypted
+(:mod:`protocol.exchange.content_keys`), so a ledger can be read without any key.
 """
 
 from dataclasses import dataclass, field
@@ -37,8 +37,9 @@ from protocol.messages.payloads import MOST_WITHDRAWN, NO_RELEASE, Release
 
 @dataclass(frozen=True)
 class StoredRelease:
-    """A release of this collective: its envelope and what that holds, the key to its blob as it is closed with the
-    collective's signing key, whether it was withdrawn."""
+    """A release of this collective: its envelope and payload, its content key encrypted with the collective's signing
+    key, and whether it was withdrawn.
+    """
 
     envelope: bytes
     payload: Release
@@ -108,7 +109,7 @@ class CollectiveLedger(LedgerDatabase):
         """The release with this digest.
 
         Raises:
-            StorageFailedError: there is none.
+            StorageFailedError: the ledger has no such release.
         """
         row = self._row(f"SELECT {_RELEASE_COLUMNS} FROM releases WHERE digest = ?", digest)
         if row is None:
@@ -116,8 +117,8 @@ class CollectiveLedger(LedgerDatabase):
         return _release_of(row)
 
     def withdraw(self, run_id: str, digest: str) -> list[StoredRelease]:
-        """Mark a release of a run as withdrawn, and with it every other one that holds the same content; what is
-        withdrawn stays so.
+        """Mark a release of a run as withdrawn, and with it every other one with the same content. A withdrawal is
+        final.
 
         Returns:
             All of them, first to last.
@@ -149,7 +150,7 @@ class CollectiveLedger(LedgerDatabase):
         """Store a release with its sealed blob and the closed key to it as the next link of its run's chain.
 
         Args:
-            payload: what the envelope ``data`` says, where it is parsed already.
+            payload: the payload of the envelope ``data``, if it was parsed before.
 
         Raises:
             EquivocationError: it is not the next link; the ledger never holds two releases with one number.
@@ -163,7 +164,7 @@ class CollectiveLedger(LedgerDatabase):
             payload = stored.payload
         else:
             stored = StoredRelease(data, payload, content_key.closed, withdrawn=False)
-        # The blob first: a row never names a file that is not there.
+        # Store the blob first: a row never names a missing file.
         self.keep_blob(stored, blob)
         with self._transaction():
             last = self._row("SELECT seq, digest FROM releases WHERE run_id = ? ORDER BY seq DESC", payload.run_id) or (
@@ -195,7 +196,7 @@ class CollectiveLedger(LedgerDatabase):
         return stored
 
     def keep_blob(self, stored: StoredRelease, blob: bytes) -> None:
-        """Store the blob of a release, unless it lies there whole.
+        """Store the blob of a release, unless it is stored and whole.
 
         Raises:
             StorageFailedError: it could not be stored.
@@ -234,7 +235,7 @@ class CollectiveLedger(LedgerDatabase):
         return None if row is None else as_digest(row[0])
 
     def grant(self, request: str) -> tuple[bytes, StoredRelease] | None:
-        """The grant that answers the request with this digest, and its release, if it was answered: the latest."""
+        """The latest grant that answers the request with this digest, and its release; None if it was not answered."""
         row = self._row("SELECT envelope, release FROM grants WHERE request = ? ORDER BY rowid DESC", request)
         return None if row is None else (as_bytes(row[0]), self.release(as_digest(row[1])))
 
@@ -245,7 +246,7 @@ class CollectiveLedger(LedgerDatabase):
         way finds it; only one that granted the same release is replaced.
 
         Args:
-            instead_of: the grant that answered it until now, and that its maker found stale; None: there is none.
+            instead_of: the stale grant that this one replaces as the answer; None: there is none.
 
         Raises:
             EquivocationError: another request with its nonce was answered.

@@ -1,9 +1,9 @@
-"""Content keys at rest: a collective's ledger holds them closed, and only its signing key opens them.
+"""Content keys at rest: a collective's ledger holds them encrypted, and only its signing key opens them.
 
 The key that closes one is derived from the signing key's seed and the release's digest (HKDF-SHA256, RFC 5869, with a
-label of its own, so that nothing else is ever derived to it). That is the simplest that is sound: there is no second
-secret to be made, kept and lost; a release of a former signing key is granted no more, so that its content key goes
-with that key. Each derived key closes one content key only, so that AES-256-GCM's nonce may be zero. The release's
+label of its own, so that no other derivation gives this key). This is the simplest sound way: there is no second secret
+to make, keep and lose. Releases of an old signing key are no longer granted, so their content keys may be lost with it.
+Each derived key encrypts only one content key, so AES-256-GCM's nonce may be zero. The release's
 digest is authenticated too: a closed key that was moved to another release does not open.
 """
 
@@ -30,8 +30,8 @@ class ClosedKey(NamedTuple):
 
     Attributes:
         closed: its ciphertext.
-        name: a digest of it, by which a second use is found. A content key is 256 random bits, which no digest gives
-            away.
+        name: a digest of the content key, by which a second use is found. A content key is 256 random bits, which no
+            digest reveals.
     """
 
     closed: bytes

@@ -23,7 +23,7 @@ _PARTS: dict[Role, dict[str, tuple[str, ...]]] = {
     "collective": {"bundle": ("blob", "grant", "release"), "abort": ("abort",)},
     "individual": {"request": ("request",), "receipt": ("receipt",)},
 }
-#: Long work that a status may name.
+#: Jobs that a status may name.
 _JOBS = ("", "adapt", "evolve")
 #: Codes of a refusal: those of the messages, and that of an error of our own.
 _CODES = (*get_args(AbortCode), "failed")
@@ -36,8 +36,8 @@ class Gate:
     Args:
         policy: of the site.
         crossings: the log of what crosses; a refusal is recorded too.
-        key: the site's own, with which all is signed that leaves.
-        run_id: the run that all belongs to that leaves.
+        key: the site's own signing key: it signs everything that leaves.
+        run_id: the run of everything that leaves.
         is_partner: whether a key id is that of a party to which the site may address a message now.
     """
 
@@ -55,17 +55,17 @@ class Gate:
         self._cleared: deque[tuple[str, str]] = deque(maxlen=_MOST_CLEARED)
 
     def check_size(self, kind: str, data: bytes) -> None:
-        """Refuse what is larger than anything of its kind, before it is even hashed.
+        """Refuse, before hashing it, data that is larger than anything of its kind.
 
         Raises:
-            TooLargeError: it is.
+            TooLargeError: it is larger.
         """
         limit = self._policy.largest_blob if kind == "blob" else envelope.MAX_BYTES
         if len(data) > limit:
             raise TooLargeError(f"a {kind} of {len(data)} bytes, this site takes at most {limit}")
 
     def let_in(self, peer: str, kind: str, data: bytes, refused: RefusedError | None = None) -> None:
-        """Record what came, and why it was refused if it was. What is too large is not hashed.
+        """Record what came in, and why it was refused, if it was. Data that is too large is not hashed.
 
         Raises:
             StorageFailedError: it could not be recorded.
@@ -80,7 +80,7 @@ class Gate:
 
     def let_out(self, peer: str, parts: Mapping[str, bytes]) -> None:
         """Let parts of one answer leave, all or none: messages by their kind, and ``blob`` beside its ``release``. Each
-        is recorded before this returns; where one is refused, that is recorded and nothing is let out.
+        is recorded before this returns; if one is refused, the refusal is recorded and nothing is let out.
 
         Raises:
             PolicyDeniedError: one is not a message of its kind with a content that the policy allows, by this site, of
@@ -89,7 +89,8 @@ class Gate:
             TooLargeError, MalformedError: one is not a message at all.
             StorageFailedError: it could not be recorded, so nothing may be sent.
         """
-        # A blob may be large: each part is hashed once here, and once more before the socket, whatever was said here.
+        # A blob may be large: each part is hashed once here, and once more before the socket, to check that it is the
+        # same.
         digests = {kind: digest_of(data) for kind, data in parts.items()}
         opened: dict[str, Payload] = {}
         # The release comes before the blob that it describes.
@@ -111,8 +112,8 @@ class Gate:
     def _check_own(self, sealed: Envelope, payload: Payload) -> None:
         """Check run, addressee and signature: they leave no room for anything else.
 
-        Ed25519 is deterministic (RFC 8032), so that this site's signature of a payload is one and not another: a valid
-        one could still hold data, where whoever made it chose its random part.
+        Ed25519 is deterministic (RFC 8032), so this site's key makes exactly one signature of a payload. Other valid
+        signatures exist, and their maker could hide data in the random part.
         """
         if (payload.run_id, payload.signer) != (self._run_id, self._key.keyid):
             raise PolicyDeniedError(f"the {payload.kind} is of another run, or not signed by this site")
@@ -145,7 +146,7 @@ class Gate:
 
 
 def egress(policy: Policy, data: bytes, kind: str | None = None) -> bytes:
-    """Return a message unchanged if it may leave (as this ``kind``, where one is given).
+    """Return a message unchanged if it may leave (as this ``kind``, if one is given).
 
     Raises:
         PolicyDeniedError: not an envelope of a kind and content that this policy allows.
@@ -156,7 +157,7 @@ def egress(policy: Policy, data: bytes, kind: str | None = None) -> bytes:
 
 
 def leaving_release(policy: Policy, data: bytes) -> Release:
-    """What a release says, if it may leave.
+    """The payload of a release that may leave.
 
     Raises:
         PolicyDeniedError: no release, or of a content that this policy does not allow.
@@ -168,14 +169,14 @@ def leaving_release(policy: Policy, data: bytes) -> Release:
 
 
 def _message(policy: Policy, data: bytes, kind: str | None) -> tuple[Envelope, Payload]:
-    """A message that may leave, and what it says."""
+    """A message that may leave, and its payload."""
     opened = envelope.parse(data)
     model = payloads.MODELS.get(opened.payload_type)
     if model is None or model.kind not in policy.kinds_out or model.kind != (kind or model.kind):
         raise PolicyDeniedError(f"the policy of this {policy.role} lets no {opened.payload_type} leave")
     # The schema is the list of fields that may leave; for padded kinds it fixes the size too.
     payload = payloads.decode(model, opened.payload)
-    # The envelope's own key id is no field of the payload, and could be a text of any length.
+    # The envelope's own key id is no field of the payload, and could be a text of any length, so it is checked too.
     if opened.keyid != payload.signer:
         raise PolicyDeniedError("the envelope names another signer than its payload")
     if isinstance(payload, Release):

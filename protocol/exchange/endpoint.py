@@ -34,16 +34,16 @@ logger = logging.getLogger(__name__)
 LedgerT = TypeVar("LedgerT", CollectiveLedger, IndividualLedger)
 
 
-#: Who is named in the log for what could not be verified.
+#: Named in the log as the sender of a message that could not be verified.
 UNVERIFIED = "unverified"
 
 
 class Endpoint(Generic[LedgerT]):
     """What both endpoints hold: key, trust store, ledger, policy, run, log of crossings.
 
-    ``trust`` is asked for each piece of work, so that a revocation reaches an endpoint that is open. Every ``now`` is
-    compared with the latest time that the ledger remembers, and the later one decides: what has expired once is not
-    answered again where the clock is set back.
+    ``trust`` is asked for each piece of work, so that a revocation reaches an open endpoint. Every ``now`` is compared
+    with the latest time that the ledger remembers, and the later one decides: if the clock is set back, an expired
+    message stays expired.
     """
 
     role: ClassVar[Role]
@@ -67,7 +67,7 @@ class Endpoint(Generic[LedgerT]):
         self._run_id = run_id
         self._clock_was_behind = False
         self.gate = Gate(policy, crossings, key=self._key, run_id=run_id, is_partner=self._is_partner)
-        # Before anything is said in its name or to it.
+        # Check this before any message in its name or to it.
         self._collective(trust())
 
     @classmethod
@@ -86,7 +86,7 @@ class Endpoint(Generic[LedgerT]):
         """The endpoint of ``party``; ledger and log of crossings lie in its own folder.
 
         Args:
-            state: the party's own folder, made where there is none.
+            state: the party's own folder, made if there is none.
             trust: the trust store's file.
             root: the public key, in hexadecimal, of the root that must have signed it.
             clock: unix seconds, for the log of crossings.
@@ -112,11 +112,11 @@ class Endpoint(Generic[LedgerT]):
         return trust.collective_of(self.role, self._key.keyid)
 
     def time(self, now: int) -> int:
-        """The time to decide by, which never goes back; ``now``: what the clock says. A clock that stands further
-        behind than clocks may differ is named in the log, once.
+        """The time that checks use, which never goes back; ``now``: the clock's time. If the clock is further behind
+        than clocks may differ, this is logged once.
 
         Raises:
-            StorageFailedError: it could not be remembered.
+            StorageFailedError: the time could not be stored.
         """
         later = self._ledger.time_after(now)
         behind = later - now > SKEW
@@ -142,5 +142,5 @@ def behind_line(now: int, latest: int, role: Role) -> str:
 
 
 def holds(payload: Payload, now: int) -> bool:
-    """Whether a message that was made here once may be sent at this time; others would refuse it otherwise."""
+    """Whether a message of this site is valid at this time; other parties would refuse it if not."""
     return payload.issued_at <= now + SKEW and now < payload.expires_at

@@ -26,7 +26,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who reads a bundle that came as a file and not as the answer to an open request.
+    """The reader of a bundle that came as a file and not as the answer to an open request.
 
     Attributes:
         run_id: the run that it must belong to; None: the one that the collective signed.

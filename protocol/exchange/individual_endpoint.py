@@ -84,9 +84,9 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
         return IndividualLedger(state)
 
     def request(self, form: Form, now: int, nonce: bytes, *, fresh: bool = False) -> bytes:
-        """The request for a form, to be sent.
+        """The request for a form, ready to send.
 
-        An unanswered one that holds at this time, under the keys that hold now, is sent again as it is, unless
+        An unanswered request that is valid at this time, under the present keys, is sent again unchanged, unless
         ``fresh``; after an answer a new exchange begins. ``nonce``: 16 random bytes, used only if a new request is
         made.
 
@@ -118,21 +118,22 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
                 now=now,
                 nonce=nonce,
             )
-            # What may not leave is not waited for either.
+            # Check first: if the request may not leave, no answer is awaited either.
             egress(self._policy, data)
             self._ledger.requested(self._run_id, form, data)
         self.gate.let_out(collective.party, {"request": data})
         return data
 
     def inherit(self, release: bytes, grant: bytes, blob: bytes, now: int) -> Inheritance:
-        """Verify a bundle, commit it, and make the receipt. A release that is committed already has its stored receipt,
-        whatever comes with it; a new one where that is past its time, or between other keys than hold now.
+        """Verify a bundle, commit it, and make the receipt. For a committed release the stored receipt is returned,
+        whatever comes with it; a new one is made if the stored one has expired or is between other keys than the
+        present ones.
 
         Raises:
             RefusedError: its subclass for the first step of the verification that fails; nothing is inherited then, and
-                the request stays open. Where release and grant were authentic and only what came as their blob was
-                wrong, the release is remembered as seen, and so is what it withdraws. ``EquivocationError``: its text
-                names the files in which both releases are kept.
+                the request stays open. If release and grant were authentic and only the blob was wrong, the release is
+                remembered as seen, and so is what it withdraws. ``EquivocationError``: its text names the files in
+                which both releases are kept.
         """
         now = self.time(now)
         trust = self._trust()
@@ -151,7 +152,7 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
         except RefusedError as error:
             for kind, data in arrived:
                 self.gate.let_in(UNVERIFIED, kind, data, error)
-            # A committed release has its receipt whatever came with it, but not where our own disk fails.
+            # A committed release gets its receipt whatever came with it, unless our own disk fails.
             if committed is None or isinstance(error, StorageFailedError):
                 raise
         else:
@@ -160,14 +161,14 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
                 self.gate.let_in(collective.party if refused is None else UNVERIFIED, kind, data, refused)
         newest = self._ledger.latest(self._run_id, committed.form)
         assert newest is not None
-        # Read back before the receipt says that it is there.
+        # Read it back before the receipt confirms that it is stored.
         learngene = self._open(newest)
         receipt = self._receipt(committed, collective, now)
         self.gate.let_out(collective.party, {"receipt": receipt})
         return Inheritance(receipt, learngene)
 
     def accept_abort(self, data: bytes, now: int) -> VerifiedAbort:
-        """Take an ABORT of the collective; the same again changes nothing. What it withdraws is remembered.
+        """Take an ABORT of the collective; taking it twice changes nothing. What it withdraws is remembered.
 
         Raises:
             RefusedError: its subclass for what is wrong with it; nothing has changed then.
@@ -187,7 +188,7 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
         return verified
 
     def learngene(self, form: Form) -> VerifiedLearngene | None:
-        """The newest committed learngene of a form, read back from disk; None where none was inherited in this run.
+        """The newest committed learngene of a form, read back from disk; None if none was inherited in this run.
 
         Raises:
             StorageFailedError: its files are gone or were changed, or it was sealed to another encryption key.
@@ -201,13 +202,13 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
 
     def revocation_status(self, release: str, signer: str) -> RevocationStatus | None:
         """Why the release with this digest, signed with the key of this id, should not be used any more; None: nothing
-        is known against it. To be asked at every use, since it may have been good when it was inherited."""
+        is known against it. Ask at every use, since a release can be revoked after it was inherited."""
         if self.withdrawn(release):
             return "withdrawn"
         return "compromised" if self._trust().is_compromised(signer) else None
 
     def bundle(self, form: Form) -> BundleFile | None:
-        """The newest committed learngene of a form as a bundle file holds it, sealed; None where none was inherited in
+        """The newest committed learngene of a form as a bundle file holds it, sealed; None if none was inherited in
         this run.
 
         Raises:
@@ -220,8 +221,9 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
         return BundleFile(sealed.release_bytes, sealed.grant_bytes, sealed.ciphertext)
 
     def verify_file(self, bundle: BundleFile, now: int) -> VerifiedLearngene:
-        """Verify and open a bundle out of a file that was granted to this individual in this run; it is not inherited,
-        but what it withdraws is remembered. A release that the ledger committed in time is accepted after its time too.
+        """Verify and open a bundle file whose grant is for this individual in this run; it is not inherited,
+        but what it withdraws is remembered. A release that the ledger committed before it expired is accepted
+        afterwards too.
 
         Raises:
             RefusedError: its subclass for the first step of the verification that fails.
@@ -244,7 +246,9 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
 
     @contextlib.contextmanager
     def _evidence_kept(self, release: bytes) -> Iterator[None]:
-        """Keep both releases where an authentic one contradicts what was seen; the error says where."""
+        """Keep both releases as evidence if an authentic one contradicts a release seen before; the error names the
+        files.
+        """
         try:
             yield
         except EquivocationError as error:
@@ -257,13 +261,13 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
             raise EquivocationError(f"{error}; keep the evidence: {', '.join(map(str, paths))}") from error
 
     def _is_between(self, payload: Request | Receipt, collective: TrustedKey) -> bool:
-        """Whether a message of this individual is from the key that it has now to the one that the collective has."""
+        """Whether a message of this individual is from its present key to the collective's present key."""
         return (payload.audience, payload.signer) == (collective.keyid, self._key.keyid)
 
     def _verify_and_commit(
         self, release: bytes, grant: bytes, blob: bytes, before: Inherited | None, trust: TrustStore, now: int
     ) -> Inherited:
-        """Verify a bundle and commit it; ``before``: what was committed of this release already."""
+        """Verify a bundle and commit it; ``before``: the learngene that was committed of this release before."""
         envelopes = verify_envelopes(
             release,
             grant,
@@ -304,7 +308,8 @@ class IndividualEndpoint(Endpoint[IndividualLedger]):
         receipt = committed.receipt
         if receipt is not None:
             payload = payloads.decode(Receipt, envelope.parse(receipt).payload)
-            # One that is refused for ever would leave the collective without any: it keeps the first that it accepts.
+            # Replace a receipt that would always be refused, or the collective would never get one; it keeps the first
+            # that it accepts.
             if not (holds(payload, now) and self._is_between(payload, collective)):
                 receipt = None
         state = self._ledger.state(self._run_id, committed.form)

@@ -38,7 +38,7 @@ from protocol.messages import envelope, payloads
 from protocol.messages.payloads import Release, Request
 from protocol.messages.sealing import OVERHEAD_BYTES
 
-#: Envelopes that an individual keeps as evidence of two histories, at most.
+#: Most envelopes that an individual keeps as evidence of two histories.
 MOST_EVIDENCE = 64
 #: The files of an inherited learngene, and how large each may be.
 _PARTS = {
@@ -59,8 +59,8 @@ class State(StrEnum):
     ACKED = "ACKED"
 
 
-#: From which states an answer takes an exchange to which. A crash in between is mended by the same bundle coming again;
-#: ``requested`` begins a new exchange from any state and ``acknowledged`` ends it.
+#: The states from which each state can be reached. After a crash in between, receiving the same bundle again repairs
+#: the state; ``requested`` begins a new exchange from any state and ``acknowledged`` ends it.
 _BEFORE: dict[State, tuple[State, ...]] = {
     State.REQUESTED: (State.RECEIVED,),
     State.RECEIVED: (State.REQUESTED, State.RECEIVED, State.VERIFIED),
@@ -78,10 +78,10 @@ class StoredRequest:
 
     @property
     def payload(self) -> Request:
-        """What it says.
+        """The payload of the request.
 
         Raises:
-            StorageFailedError: it is none, so that it was not stored by this program.
+            StorageFailedError: it is no request, so this program did not store it.
         """
         try:
             return payloads.decode(Request, envelope.parse(self.envelope).payload)
@@ -91,7 +91,7 @@ class StoredRequest:
 
 @dataclass(frozen=True)
 class Inherited:
-    """A committed learngene: which release, under which grant, and the receipt once it was made."""
+    """A committed learngene: its release, its grant, and its receipt if there is one."""
 
     key_epoch: int
     seq: int
@@ -130,7 +130,7 @@ class IndividualLedger(LedgerDatabase):
         return {as_digest(request): _form(form) for request, form, state in rows if _state(state) in _OPEN}
 
     def requested(self, run_id: str, form: Form, request: bytes) -> None:
-        """Store a request before it is sent: any state -> REQUESTED. An earlier request is no longer waited for."""
+        """Store a request before it is sent: any state -> REQUESTED. An earlier request no longer awaits an answer."""
         with self._transaction():
             self._execute(
                 "INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?, NULL)",
@@ -164,7 +164,7 @@ class IndividualLedger(LedgerDatabase):
                 release.prev,
                 envelopes.release_bytes,
             )
-            # Two answers at one moment were each compared with what was seen before either.
+            # Check again: two simultaneous answers were each compared only with what was seen before both.
             seen = self._row("SELECT digest FROM seen WHERE run_id = ? AND key_epoch = ? AND seq = ?", *place)
             if seen != (digest,):
                 raise EquivocationError(
@@ -173,7 +173,7 @@ class IndividualLedger(LedgerDatabase):
             self._withdraw(release.run_id, release.withdraws)
 
     def refused(self, envelopes: VerifiedEnvelopes) -> None:
-        """Go back after a wrong blob: RECEIVED -> REQUESTED, so that the right one may still come.
+        """Go back after a wrong blob: RECEIVED -> REQUESTED, so that the right one can still be received.
 
         Raises:
             StorageFailedError: the exchange stands elsewhere, or is about another release.
@@ -189,13 +189,13 @@ class IndividualLedger(LedgerDatabase):
     def commit(self, learngene: VerifiedLearngene, *, again: bool = False) -> Inherited:
         """Store release, grant and blob together, all or nothing: VERIFIED -> COMMITTED.
 
-        A release that is stored already stays as it is, unless its files were lost or changed.
+        A stored release is not changed, unless its files were lost or changed.
 
         Args:
-            again: store it under the new grant even so: the earlier one's encryption key is gone.
+            again: store a stored release under the new grant: the earlier grant's encryption key is gone.
 
         Returns:
-            What is committed now of this release.
+            The committed learngene of this release.
 
         Raises:
             RollbackError: a later release of the form is committed already.
@@ -218,7 +218,7 @@ class IndividualLedger(LedgerDatabase):
             )
             if namesake is not None:
                 raise EquivocationError(f"another release {release.seq} is committed already; ask the collective")
-            # Only now, when nothing speaks against it any more, and before the row is durable that names the files.
+            # Write the files now: all checks are done, and the row that names them is not durable yet.
             stored = self.inherited(release.run_id, digest)
             if stored is not None and not again and self._is_whole(stored):
                 grant_digest = stored.grant
@@ -246,7 +246,7 @@ class IndividualLedger(LedgerDatabase):
         return Inherited(release.key_epoch, release.seq, release.form, digest, grant_digest, receipt)
 
     def acknowledged(self, run_id: str, inherited: Inherited, receipt: bytes) -> None:
-        """Store a receipt before it is sent, now and whenever the release comes again: COMMITTED -> ACKED where the
+        """Store a receipt before it is sent, now and whenever the release comes again: COMMITTED -> ACKED if the
         exchange ended with this release.
 
         Raises:
@@ -281,8 +281,8 @@ class IndividualLedger(LedgerDatabase):
         ``evidence/<digest>.json`` in the individual's folder: the collective's own signatures are the only proof.
 
         Returns:
-            Where they lie. What was kept first stays: ``MOST_EVIDENCE`` files at most, and what finds no room is not
-            among them.
+            The paths of the kept files. At most ``MOST_EVIDENCE`` files are kept, the first ones; a file for which
+            there is no room is not among them.
 
         Raises:
             StorageFailedError: they could not be stored.
@@ -323,7 +323,7 @@ class IndividualLedger(LedgerDatabase):
             self._withdraw(run_id, (release,))
 
     def withdrawn(self, run_id: str) -> frozenset[str]:
-        """Digests of the releases of a run that the collective has withdrawn, as far as is known here."""
+        """Digests of the releases of a run that the collective has withdrawn, as far as this ledger knows."""
         rows = self._rows("SELECT release FROM withdrawn WHERE run_id = ?", run_id)
         return frozenset(as_digest(row[0]) for row in rows)
 
@@ -336,7 +336,7 @@ class IndividualLedger(LedgerDatabase):
         return self._inherited("form = ?", run_id, form)
 
     def load(self, inherited: Inherited) -> SealedLearngene:
-        """Read a committed learngene back, as sealed as it came; its digests are those of the ledger.
+        """Read a committed learngene back, still sealed, and compare its digests with the ledger's.
 
         Raises:
             StorageFailedError: its files are gone or were changed.
@@ -416,6 +416,6 @@ def _form(value: object) -> Form:
 
 
 def _state(value: object) -> State:
-    # Not the value itself in the text: it may be anything.
+    # The text does not repeat the value, which may be anything.
     found = next((state for state in State if state.value == value), None)
     return refuse_row("it names a state that there is not") if found is None else found

@@ -27,25 +27,25 @@ from protocol.trust.signed_trust import TrustSeen
 
 LEDGER = "ledger.db"
 _FORMAT = 5
-#: "lgen": what SQLite's file format keeps for the application.
+#: "lgen": the application id in SQLite's file format.
 _APPLICATION = 0x6C67656E
 _WHAT = "the ledger"
-#: Bytes of a database, and of its write-ahead log, at most: some million grants.
+#: Most bytes of a database, and of its write-ahead log: enough for some million grants.
 _MOST_BYTES = 1 << 30
-#: Bytes of one value or row at most, and of one answer: SQLite refuses the former, we the latter.
+#: Most bytes of one value or row, which SQLite checks, and of one answer, which we check.
 _LONGEST_ROW, _MOST_ANSWERED = 256 * 1024, 64 << 20
 _LONGEST_ENVELOPE = envelope.MAX_BYTES
 _MOST_INTEGER = 2**53 - 1
-#: The last second that calendars know: 9999-12-31 23:59:59 UTC.
+#: The last second of Python's calendar: 9999-12-31 23:59:59 UTC.
 LAST_SECOND = 253_402_300_799
-#: What follows where a ledger is moved away; see docs/protocol.md.
+#: Advice on the consequences of moving a ledger away; see docs/protocol.md.
 ADVICE = (
     "put the right one back, or move it away with its -wal and -shm: then all that this node promised or inherited is "
     "forgotten (docs/protocol.md, Ledger)"
 )
 
-# What the offline root has said last, so that an older or another word of it is not believed; and the latest time that
-# anything was decided by, so that a clock that is set back does not make the past valid again.
+# The last trust store of the offline root, so that an older or a different one is refused; and the latest time of a
+# decision, so that a clock that is set back does not make expired messages valid again.
 _COMMON_TABLES = """
 CREATE TABLE trust (
     only INTEGER PRIMARY KEY CHECK (only = 1), version INTEGER NOT NULL, digest TEXT NOT NULL, root TEXT NOT NULL,
@@ -67,7 +67,7 @@ class Kind:
         role: the party's.
         tables: SQL that makes its tables.
         files: the folder of its files, beside the database.
-        others_tables: SQL that makes the other party's tables, so that its ledger is told from a broken one.
+        others_tables: SQL that makes the other party's tables, so that its ledger can be told from a broken one.
     """
 
     role: Role
@@ -87,8 +87,8 @@ class LedgerDatabase:
             make_folder(folder)
             if not _is_there(folder):
                 _make(folder, kind.tables)
-            # A node that was taken over may put a journal there at any moment, and SQLite then deletes what it names.
-            # Once it is open, a database in WAL mode asks for none.
+            # A node that was taken over may put a journal there at any moment, and SQLite then deletes the files that
+            # it names. An open database in WAL mode reads no journal.
             one_folder.within(folder, lambda: self._open(path, kind))
             try:
                 self._files = state_files.subfolder(folder, kind.files, "the folder")
@@ -110,10 +110,10 @@ class LedgerDatabase:
             raise
 
     def _check(self, path: Path, kind: Kind) -> None:
-        """Before anything else is asked of it. Nothing in a foreign schema has run by then.
+        """Check the schema before any other query. Nothing in a foreign schema has run by then.
 
         Raises:
-            StorageFailedError: it is not what this version makes. sqlite3.Error: it is no database, or a broken one.
+            StorageFailedError: it is not a database of this version. sqlite3.Error: it is no database, or a broken one.
         """
         database = self._database
         version, application = (
@@ -161,7 +161,7 @@ class LedgerDatabase:
         return self._database.execute(query, values).rowcount
 
     def _rows(self, query: str, *values: object) -> list[Row]:
-        """The answer to a query, bounded; its values are unchecked: see the functions below."""
+        """The answer to a query, of bounded size. Its values are not checked; the functions below check them."""
         with self._lock:
             rows: list[Row] = []
             size = 0
@@ -189,12 +189,12 @@ class LedgerDatabase:
         """Remember the trust store that is believed from now on.
 
         Raises:
-            RollbackError, EquivocationError: another process on this ledger has accepted a newer one meanwhile.
+            RollbackError, EquivocationError: another process has accepted a newer one on this ledger meanwhile.
             StorageFailedError: it could not be stored, so it must not be believed.
         """
         with self._transaction():
             before = self.trust_seen()
-            # Under one pin or one root, versions count on.
+            # Under one pin or one root, versions only increase.
             if before is not None and (before.pinned == seen.pinned or before.root == seen.root):
                 seen.check_after(before)
             self._execute(
@@ -202,16 +202,16 @@ class LedgerDatabase:
             )
 
     def latest_time(self) -> int | None:
-        """The latest time (unix s) that anything was decided by; None before the first."""
+        """The latest time (unix s) of a decision; None before the first."""
         row = self._row("SELECT latest FROM clock")
         return None if row is None else as_integer(row[0], most=LAST_SECOND)
 
     def time_after(self, now: int) -> int:
-        """The time to decide by: ``now``, or the latest one that was decided by before, where the clock stands behind
-        it. Durable when it returns, so that what has expired once stays expired; at most one write a second.
+        """The time that checks use: ``now``, or the latest time of an earlier decision if the clock is behind it.
+        Durable when it returns, so that an expired message stays expired; at most one write a second.
 
         Raises:
-            StorageFailedError: it could not be stored, so nothing may be decided by it.
+            StorageFailedError: it could not be stored, so no check may use it.
         """
         latest = self.latest_time()
         if latest is not None and latest >= now:
@@ -224,7 +224,7 @@ class LedgerDatabase:
         return now
 
     def set_time(self, now: int) -> None:
-        """Forget what was remembered, and count from ``now``: where the clock was once set wrongly forward.
+        """Replace the remembered time by ``now``: needed after the clock was wrongly set forward.
 
         Raises:
             StorageFailedError: it could not be stored.
@@ -238,11 +238,11 @@ class LedgerDatabase:
 
 
 def _is_there(folder: Path) -> bool:
-    """Whether there is a database, all its files looked at. SQLite would follow links to it, wait for pipes, and play
-    back a journal, which may name any file to be deleted; a database that is made here never has one.
+    """Whether there is a database, after checking all its files. SQLite would follow links to it, wait for pipes, and
+    play back a journal, which may name any file to be deleted; a database that is made here never has one.
 
     Raises:
-        InputError: what stands there is not what SQLite may open.
+        InputError: a file there is of a kind that SQLite must not open.
     """
     if state_files.look(folder, f"{LEDGER}-journal", _WHAT, max_bytes=_MOST_BYTES) is not None:
         raise InputError(f"{folder / LEDGER}-journal was put there: this ledger never has one; move it away")
@@ -255,7 +255,7 @@ def _is_there(folder: Path) -> bool:
 
 
 def _make(folder: Path, tables: str) -> None:
-    """Put an empty database there, all of it at once and never with a journal, unless another process just did."""
+    """Create an empty database there, in one step and without a journal, unless another process just did."""
     descriptor = state_files.open_to_write(folder, f"{LEDGER}.lock", "the lock of the ledger", os.O_RDWR)
     try:
         state_files.lock_within(descriptor, 10.0)
@@ -268,7 +268,7 @@ def _make(folder: Path, tables: str) -> None:
 
 @cache
 def _empty(tables: str) -> tuple[bytes, list[Row]]:
-    """An empty database with these tables, and what its schema is."""
+    """An empty database with these tables, and its schema."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
         database.executescript(f"{tables} {_COMMON_TABLES}")
         database.execute(f"PRAGMA user_version = {_FORMAT}")
@@ -285,7 +285,7 @@ def _schema(tables: str) -> list[Row]:
 
 
 def _restrict(database: sqlite3.Connection) -> None:
-    """What SQLite offers against a hostile database file. Extensions are off by default."""
+    """Switch on SQLite's protections against a hostile database file. Extensions are off by default."""
     for limit, value in (
         (sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_ROW),
         (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 16 * 1024),
@@ -302,12 +302,12 @@ def _restrict(database: sqlite3.Connection) -> None:
         database.execute(f"PRAGMA {pragma}")
 
 
-# What is read is checked: STRICT tables hold only for who writes through SQLite.
+# Check what is read: STRICT tables bind only writers that use SQLite.
 def ledger_file(state: Path, name: str, what: str, *, max_bytes: int) -> bytes | None:
-    """A file beside the database; None where there is none.
+    """A file beside the database; None if there is none.
 
     Raises:
-        StorageFailedError: what stands there is no such file.
+        StorageFailedError: the file is not a regular file, or too large.
     """
     try:
         return state_files.read(state, name, what, max_bytes=max_bytes)
@@ -316,10 +316,10 @@ def ledger_file(state: Path, name: str, what: str, *, max_bytes: int) -> bytes |
 
 
 def as_bytes(value: object) -> bytes:
-    """Bytes of a message at most.
+    """Bytes of a value, no longer than a message.
 
     Raises:
-        StorageFailedError: they are not; as below.
+        StorageFailedError: it is no such value; so do the functions below.
     """
     if not isinstance(value, bytes) or len(value) > _LONGEST_ENVELOPE:
         _refuse("bytes")
@@ -345,7 +345,7 @@ def _refuse(what: str) -> NoReturn:
 
 
 def refuse_row(what: str) -> NoReturn:
-    """A row is not one that was written here.
+    """Report that this program did not write a row.
 
     Raises:
         StorageFailedError: always.

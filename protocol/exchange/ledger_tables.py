@@ -1,4 +1,4 @@
-"""The tables of the two ledgers, by which a ledger knows its own kind and the other party's."""
+"""The tables of the two ledgers; by them a ledger recognises its own kind and the other party's."""
 
 from protocol.exchange.ledger_database import Kind
 

@@ -1,4 +1,6 @@
-"""The chain of a run's releases, as far as one individual has seen it: what may come next, and what contradicts it."""
+"""The chain of a run's releases, as far as one individual has seen it: which release may come next, and which one
+contradicts it.
+"""
 
 from dataclasses import dataclass
 
@@ -26,8 +28,8 @@ def check_chain(
     An individual sees the releases of the forms that it asked for, so the chain has gaps: neighbours are compared
     wherever both are known, and a release may not be older than the last one of its own form.
 
-    Numbers count within one ``key_epoch``: whoever stole the key of an earlier one may have signed any number with it,
-    and must not stop the collective that went on with a new key (a fast-forward; the TUF specification, 5.3.11, answers
+    Numbers count within one ``key_epoch``: a thief of an earlier epoch's key may have signed any number with it, and
+    must not stop the collective that continues with a new key (a fast-forward; the TUF specification, 5.3.11, answers
     it in the same way).
     """
     for other in seen:

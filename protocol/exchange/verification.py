@@ -1,7 +1,7 @@
 """Verification of everything that arrives: bytes in, a verified object or a typed refusal out, in one fixed order.
 
-Nothing here reads a file, a clock or the network. What this module has not verified has no type that the rest of the
-software accepts: the ``Verified...`` classes cannot be made anywhere else.
+Nothing here reads a file, a clock or the network. The rest of the software accepts only the ``Verified...`` classes,
+and no other module can make their objects.
 
 The order: the trust store's own time, size, strict JSON, pinned key, signature, type, schema, agreement, time, ledger,
 policy, ciphertext, unsealing, plaintext digest, blob header, allow-list of tensors, values. Each step is one function,
@@ -48,7 +48,7 @@ from protocol.trust.policy import Policy
 from protocol.trust.role import Role
 from protocol.trust.trust_store import TrustedKey, TrustStore
 
-# Known to this module only: who does not hold it cannot construct a verified object.
+# Only this module knows it, and without it no verified object can be constructed.
 _PROOF = object()
 
 
@@ -84,7 +84,7 @@ class VerifiedAbort(_VerifiedMessage[Abort]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Envelopes:
-    """A release and a grant, both signed by the collective's current key; nothing else was looked at yet."""
+    """A release and a grant, both signed by the collective's current key; nothing else is checked yet."""
 
     release: Release
     grant: Grant
@@ -97,12 +97,12 @@ class _Envelopes:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedEnvelopes(_Envelopes, _Verified):
-    """A release and its grant, verified up to and with the policy; the blob has not been looked at yet."""
+    """A release and its grant, verified up to and including the policy; the blob is not checked yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SealedLearngene(_Verified):
-    """A release, its grant and the ciphertext that the release signs; what is inside has not been looked at."""
+    """A release, its grant and the ciphertext that the release signs; its content is not checked yet."""
 
     release: Release
     release_digest: str
@@ -116,7 +116,7 @@ class SealedLearngene(_Verified):
 class VerifiedLearngene(_Verified):
     """A learngene that may be inherited: its tensors are read-only views on the one decrypted blob.
 
-    ``sealed`` is what it came out of, byte for byte as it travelled: so it lies on disk and in bundle files.
+    ``sealed`` holds its sealed form, byte for byte as it travelled; this form is stored on disk and in bundle files.
     """
 
     learngene: Learngene
@@ -140,7 +140,7 @@ RequestWithNonce = Callable[[str, str], str | None]
 def verify_request(
     data: bytes, *, trust: TrustStore, run_id: str, audience: str, known: RequestWithNonce, now: int
 ) -> VerifiedRequest:
-    """Verify a REQUEST for the collective whose key id is ``audience``. The same request again is accepted again.
+    """Verify a REQUEST for the collective whose key id is ``audience``. A repeated request is accepted again.
 
     Raises:
         RefusedError: its subclass for the first step that fails; ``EquivocationError`` for a nonce used before.
@@ -218,7 +218,7 @@ def verify_ciphertext(envelopes: VerifiedEnvelopes, data: bytes) -> SealedLearng
     """Check that the ciphertext is the one that the verified release describes.
 
     Raises:
-        DigestMismatchError: it is not.
+        DigestMismatchError: it is another ciphertext.
     """
     _check_content(data, envelopes.release.ciphertext, "the blob")
     return SealedLearngene(
@@ -233,7 +233,7 @@ def verify_ciphertext(envelopes: VerifiedEnvelopes, data: bytes) -> SealedLearng
 
 
 def decrypt(sealed: SealedLearngene, key: EncryptionKey) -> bytes:
-    """Open a learngene with its audience's key, and return the plaintext. Nothing in it is believed yet.
+    """Open a learngene with its audience's key, and return the plaintext. Nothing in it is trusted yet.
 
     Raises:
         WrongAudienceError: the grant is not sealed to this key. DigestMismatchError: its key does not open the blob.
@@ -290,13 +290,13 @@ def verify_bundle(
 def verify_file(
     release: bytes, grant: bytes, data: bytes, *, holder: Holder, trust: TrustStore, policy: Policy, now: int
 ) -> SealedLearngene:
-    """Verify a bundle out of a file, later or elsewhere than where it was inherited: the whole order up to the
-    ciphertext, without the request. ``open_sealed`` does the rest, for whoever has the audience's encryption key.
+    """Verify a bundle file, later or elsewhere than its inheritance: the whole order up to the ciphertext, without the
+    request. ``open_sealed`` does the rest; it needs the audience's encryption key.
 
-    No request is open any more, so nothing says that the bundle is fresh; that it is not too old is said by its own
-    time. Past that (7 days, ``messages.LIFE``) it is accepted only where the reader's own ledger committed its release
-    in time; then neither time nor chain is checked again, but signatures are, so that a key that is no longer pinned
-    is no longer believed.
+    No request is open any more, so nothing proves that the bundle is fresh; its own validity (7 days,
+    ``payloads.LIFE``) limits its age. After that it is accepted only if the reader's own ledger committed its release
+    in time. Then neither time nor chain is checked again, but signatures are, so that a key that is no longer pinned is
+    no longer believed.
 
     Raises:
         RefusedError: its subclass for the first step that fails.
@@ -318,11 +318,11 @@ def verify_committed(
 ) -> SealedLearngene:
     """Read back, from the party's own disk, a learngene that was verified and committed before.
 
-    Checked: that the bytes are those whose digests the party's ledger holds. Not checked again: signatures, time and
-    trust, which were checked when it arrived. The content is, by ``open_sealed``.
+    This checks that the bytes have the digests in the party's ledger. Signatures, time and trust were checked on
+    arrival and are not checked again. ``open_sealed`` checks the content.
 
     Raises:
-        DigestMismatchError: the files are not the ones that were committed.
+        DigestMismatchError: the files are not the committed ones.
     """
     if digest_of(release) != release_digest or digest_of(grant) != grant_digest:
         raise DigestMismatchError("the stored release or grant was changed after it was committed; request it again")
@@ -347,7 +347,7 @@ def _authenticate(data: bytes, model: type[PayloadT], role: Role, trust: TrustSt
     if opened.payload_type != PAYLOAD_TYPES[model.kind]:
         raise MalformedError(f"the message is {opened.payload_type}, not the expected {model.kind}")
     payload = payloads.decode(model, opened.payload)
-    # The envelope's own key id is not signed; the payload's is.
+    # The envelope's own key id is not signed, but the payload's is.
     if payload.signer != key.keyid:
         raise MalformedError("the payload names another signer than the key that signed it")
     return payload, key
@@ -407,7 +407,7 @@ def _pinned_audience(grant: Grant, trust: TrustStore) -> str:
 
 
 def _check_requested(envelopes: _Envelopes, requests: Mapping[str, Form]) -> None:
-    """Check that the grant answers an open request, for the form that was asked for."""
+    """Check that the grant answers an open request, for the requested form."""
     form = requests.get(envelopes.grant.request)
     if form is None:
         raise WrongAudienceError("the grant answers no open request of this individual; send a new request")

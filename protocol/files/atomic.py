@@ -106,7 +106,7 @@ def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def make_folder(path: Path, *, mode: int = 0o700) -> None:
-    """Make a folder where there is none, and every folder above it that is missing, all with this mode whatever the
+    """Make a folder if there is none, and every folder above it that is missing, all with this mode whatever the
     umask leaves open (``Path.mkdir`` gives its mode to the last one only).
 
     Raises:

@@ -9,7 +9,7 @@ from protocol.files.atomic import make_folder
 
 
 def socket_folder(folder: Path, group: int | None) -> None:
-    """Make the folder of a socket where there is none: this user's (0700), or for a group to enter as well (0750).
+    """Make the folder of a socket if there is none: this user's (0700), or for a group to enter as well (0750).
 
     Raises:
         InputError: it is a link, another user's, or open to others.
@@ -21,7 +21,7 @@ def socket_folder(folder: Path, group: int | None) -> None:
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder (0700) where there is none, and make sure that it is this user's and closed to all others.
+    """Make a folder (0700) if there is none, and make sure that it is this user's and closed to all others.
 
     Raises:
         InputError: it is a link, another user's, or open to others.
@@ -48,7 +48,7 @@ def open_to_group(path: Path, group: int, mode: int) -> None:
 
 
 def _group_folder(folder: Path, group: int) -> None:
-    """Make a folder of this user's where there is none, and let a group enter it (0750).
+    """Make a folder of this user's if there is none, and let a group enter it (0750).
 
     Raises:
         InputError: it is a link or another user's, or this user is not in that group.
@@ -58,7 +58,7 @@ def _group_folder(folder: Path, group: int) -> None:
 
 
 def _own_folder(folder: Path) -> os.stat_result:
-    """Make a folder where there is none, and make sure that it is this user's."""
+    """Make a folder if there is none, and make sure that it is this user's."""
     try:
         make_folder(folder)
         status = folder.lstat()

@@ -34,7 +34,7 @@ _WHY = {
 
 
 def read(state: Path, name: str, what: str, *, max_bytes: int) -> bytes | None:
-    """The content of a file of a state folder; None where there is none.
+    """The content of a file of a state folder; None if there is none.
 
     Args:
         state: the state folder, or any folder whose own path is believed.
@@ -69,7 +69,7 @@ def open_to_read(state: Path, name: str, what: str) -> BinaryIO | None:
 
 
 def open_to_write(state: Path, name: str, what: str, flags: int) -> int:
-    """A descriptor of a file of a state folder, made (0600) where there is none; ``flags``: O_WRONLY or O_RDWR, and
+    """A descriptor of a file of a state folder, made (0600) if there is none; ``flags``: O_WRONLY or O_RDWR, and
     O_APPEND.
 
     Raises:
@@ -102,10 +102,10 @@ def look(state: Path, name: str, what: str, *, max_bytes: int) -> os.stat_result
 
 
 def subfolder(state: Path, name: str, what: str, *, make: bool = True) -> Path:
-    """The path of a folder in a state folder, which is one and no link; made (0700) where there is none.
+    """The path of a folder in a state folder, which is one and no link; made (0700) if there is none.
 
     Args:
-        make: False: leave it where there is none.
+        make: False: leave it if there is none.
 
     Raises:
         InputError: something else stands there, or it cannot be made.

@@ -12,7 +12,7 @@ SHORTEST = 12
 
 
 def unlock_with(key_file: Path | None, *, purpose: str) -> Unlock:
-    """What opens a key: the key file, or a passphrase that is asked for where there is none.
+    """What opens a key: the key file, or a passphrase that is asked for if there is none.
 
     Args:
         purpose: what it opens, for the question.

@@ -39,7 +39,7 @@ _POSITIONS: dict[Form, tuple[BlockRole, ...]] = {
 
 
 def form_named(word: str) -> Form | None:
-    """The form of this name, None where there is none."""
+    """The form of this name, None if there is none."""
     return next((form for form in get_args(Form) if form == word), None)
 
 

@@ -217,7 +217,7 @@ def fisher_diagonal(
         head: from the last block's output to logits ``[n, classes]``; in evaluation mode.
         batches: inputs ``[n, C, H, W]``, one per image, and the images' labels ``[n]`` (read by ``empirical`` only).
         generator: draws the labels of ``sampled`` (CPU).
-        front: from the inputs to the first block; None where the inputs are the first block's. In evaluation mode.
+        front: from the inputs to the first block; None if the inputs are the first block's. In evaluation mode.
 
     Returns:
         The diagonal by parameter name (``block.<i>.<parameter>``), shaped as the parameters and at least 0, and the

@@ -69,7 +69,7 @@ class CropAndFlip:
 
 
 def choose_device(setting: str) -> torch.device:
-    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:<n>``; on CUDA with deterministic algorithms.
+    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:<n>``; on CUDA with deterministic algorithms.
 
     Raises:
         InputError: the device is not there.

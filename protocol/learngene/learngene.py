@@ -50,8 +50,8 @@ class Learngene:
     Attributes:
         architecture: the ordered blocks and the input contract.
         tensors: float32 arrays, named and shaped as ``architecture.tensors(fisher=fisher is not None)`` says.
-        fisher: how the diagonal was estimated, or None where the learngene carries none.
-        privacy: the guarantee under which all of it was made, or None where there is none.
+        fisher: how the diagonal was estimated, or None if the learngene carries none.
+        privacy: the guarantee under which all of it was made, or None if there is none.
     """
 
     architecture: Architecture

@@ -1,4 +1,4 @@
-"""Making the five kinds of message: what the two parties say, signed."""
+"""Functions that make the five kinds of message, each signed."""
 
 from typing import TypedDict
 
@@ -39,7 +39,7 @@ def make_request(
     *, run_id: str, audience: str, form: Form, key: SigningKey, encryption: EncryptionKey, now: int, nonce: bytes
 ) -> bytes:
     """A REQUEST of the individual ``key`` to the collective with key id ``audience``; ``nonce``: 16 random bytes.
-    The content key is to be sealed to ``encryption``."""
+    The content key must be sealed to ``encryption``."""
     payload = Request(
         **_head(run_id, key, now),
         audience=audience,
@@ -69,10 +69,10 @@ def make_release(
 
     Args:
         prev: the digest of the release before, or ``NO_RELEASE``.
-        policy_sha256: of the policy that lets it out.
+        policy_sha256: digest of the policy that lets it out.
         content_key: 32 random bytes that have sealed nothing else.
         withdraws: digests of earlier releases that must not be used any more.
-        plaintext: the learngene's blob, where it is encoded already.
+        plaintext: the learngene's blob, if it was encoded before.
 
     Raises:
         ValueError: a learngene that the format cannot hold.
@@ -112,7 +112,7 @@ def make_grant(
     now: int,
     content_key: bytes,
 ) -> bytes:
-    """A GRANT of the release to whoever signed the request, valid no longer than the release.
+    """A GRANT of the release to the request's signer, valid no longer than the release.
 
     Raises:
         MalformedError: the content key cannot be sealed to the request's public key.
@@ -156,7 +156,7 @@ def make_abort(*, run_id: str, audience: str, code: AbortCode, subject: str | No
 
 
 class _Head(TypedDict):
-    """What every payload begins with."""
+    """The first fields of every payload."""
 
     run_id: str
     signer: str
@@ -165,6 +165,6 @@ class _Head(TypedDict):
 
 
 def _head(run_id: str, key: SigningKey, now: int, *, latest: int | None = None) -> _Head:
-    """The head of a payload that holds for ``LIFE``, but no longer than ``latest`` (unix seconds)."""
+    """The head of a payload that is valid for ``LIFE``, but no longer than ``latest`` (unix seconds)."""
     end = now + LIFE if latest is None else min(now + LIFE, latest)
     return _Head(run_id=run_id, signer=key.keyid, issued_at=now, expires_at=end)

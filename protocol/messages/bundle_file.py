@@ -2,8 +2,8 @@
 
     magic (8 bytes) | version (uint32) | lengths of release, grant, blob (3 x uint64) | release | grant | blob
 
-Integers are little-endian. One bundle has one encoding: no padding, nothing behind the blob. Reading a file believes
-nothing in it; what it holds is verified by ``protocol.exchange.verification.verify_file``.
+Integers are little-endian. One bundle has one encoding: no padding, nothing behind the blob. Reading a file does not
+trust it; ``protocol.exchange.verification.verify_file`` verifies the content.
 """
 
 import io
@@ -17,7 +17,8 @@ from protocol.errors import MalformedError, TooLargeError
 from protocol.files.user_files import opened, write_new
 from protocol.messages import envelope
 
-#: No text file begins so, and a transfer that rewrites line ends destroys it (as PNG's signature, RFC 2083, 3.1).
+#: First bytes of the file: no text file begins so, and a transfer that rewrites line ends destroys them (as PNG's
+#: signature, RFC 2083, 3.1).
 MAGIC = b"\x89LGB\r\n\x1a\n"
 VERSION = 1
 
@@ -26,7 +27,7 @@ _LIMITS = {"release": envelope.MAX_BYTES, "grant": envelope.MAX_BYTES, "blob": b
 
 
 class BundleFile(NamedTuple):
-    """The three parts, each byte for byte as it travelled. Nothing in them is believed yet."""
+    """The three parts, each byte for byte as it travelled. Nothing in them is trusted yet."""
 
     release: bytes
     grant: bytes
@@ -46,7 +47,7 @@ def encode(bundle: BundleFile) -> bytes:
 
 
 def decode(data: bytes) -> BundleFile:
-    """Read the bytes of a file. Its parts are not looked into.
+    """Read the bytes of a file. The parts are not parsed.
 
     Raises:
         TooLargeError: a part is larger than its limit.
@@ -56,10 +57,10 @@ def decode(data: bytes) -> BundleFile:
 
 
 def read(path: Path, *, largest_blob: int = blob.MAX_BLOB_BYTES) -> BundleFile:
-    """Read a file: its header, and where that and the file's size agree, each part once.
+    """Read a file: its header and, if that agrees with the file's size, each part once.
 
     Args:
-        largest_blob: bytes of the largest blob that is read, where a policy says so.
+        largest_blob: bytes of the largest blob that is read, if a policy sets a limit.
 
     Raises:
         InputError: there is no such file.

@@ -1,7 +1,7 @@
 """The envelope: DSSE v1 with one Ed25519 signature (https://github.com/secure-systems-lab/dsse, protocol.md).
 
 Narrower than the specification: canonical JSON, standard base64 only (the specification has verifiers accept the
-URL-safe alphabet too), exactly one signature, and a key id that must be there. So one signed payload has one
+URL-safe alphabet too), exactly one signature, and a key id, which must be present. So one signed payload has one
 envelope, and its digest names it.
 """
 
@@ -20,7 +20,7 @@ _SIGNATURE_BYTES = 64
 
 @dataclass(frozen=True)
 class Envelope:
-    """A parsed envelope. Nothing in it is believed yet: see ``protocol.exchange.verification``."""
+    """A parsed envelope. Nothing in it is trusted yet: see ``protocol.exchange.verification``."""
 
     payload_type: str
     payload: bytes
@@ -35,7 +35,7 @@ def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
 
 
 def sign(payload_type: str, payload: bytes, key: signing_key.SigningKey) -> bytes:
-    """Sign the bytes of a payload: the bytes of its envelope.
+    """Sign the bytes of a payload, and return the bytes of its envelope.
 
     Raises:
         ValueError: the envelope would be larger than ``MAX_BYTES``.

@@ -1,4 +1,4 @@
-"""The five kinds of message: what their payloads hold. Integers, digests and words from fixed lists; no free text."""
+"""The payloads of the five kinds of message: integers, digests and words from fixed lists; no free text."""
 
 from typing import Annotated, ClassVar, Literal, TypeVar
 
@@ -40,15 +40,16 @@ PAYLOAD_TYPES: dict[Kind, str] = {
     "receipt": "application/vnd.learngene.receipt.v1+json",
     "abort": "application/vnd.learngene.abort.v1+json",
 }
-#: Seconds for which a message may be valid.
+#: Longest validity of a message, in seconds.
 LIFE = 7 * 24 * 3600
-#: Seconds by which two parties' clocks may differ.
+#: Largest allowed difference between two parties' clocks, in seconds.
 SKEW = 300
-#: Bytes of every payload that an individual sends, whatever it says; but for the long public key of the hybrid.
+#: Bytes of every payload that an individual sends, whatever its content, except a request with the hybrid's long public
+#: key.
 PADDED_BYTES = 512
 #: Bytes of the payload of a REQUEST whose encryption key is of this kind.
 REQUEST_BYTES: dict[Kem, int] = {"x25519": PADDED_BYTES, "mlkem768-x25519": 3072}
-#: Releases that one release can withdraw.
+#: Most releases that one release can withdraw.
 MOST_WITHDRAWN = 64
 #: ``prev`` of the first release of a run.
 NO_RELEASE = "0" * 64
@@ -83,12 +84,12 @@ class PaddedPayload(Payload):
 
     @property
     def padded_bytes(self) -> int:
-        """The one size that such a payload has."""
+        """The size of every payload of this kind."""
         return PADDED_BYTES
 
 
 class Request(PaddedPayload):
-    """Individual -> collective: I want the learngene in this form, its content key sealed to this public key."""
+    """Individual -> collective: asks for the learngene in this form, with its content key sealed to this public key."""
 
     kind: ClassVar[Kind] = "request"
 
@@ -105,7 +106,7 @@ class Request(PaddedPayload):
 
     @property
     def padded_bytes(self) -> int:
-        """The one size that a request with an encryption key of this kind has."""
+        """The size of every request with an encryption key of this kind."""
         return REQUEST_BYTES[self.hpke_kem]
 
 
@@ -119,8 +120,9 @@ class Receipt(PaddedPayload):
 
 
 class Abort(PaddedPayload):
-    """Either -> the other: I stop, for a reason from the list. ``subject`` is the digest of the message in question:
-    with the code ``withdrawn`` of the release that must not be used any more."""
+    """Either -> the other: the sender stops, for a reason from the list. ``subject`` is the digest of the message in
+    question; with the code ``withdrawn``, of the release that must not be used any more.
+    """
 
     kind: ClassVar[Kind] = "abort"
 
@@ -215,14 +217,14 @@ def decode(model: type[PayloadT], data: bytes) -> PayloadT:
     """
     canonical_json.decode(data)
     try:
-        # Canonical bytes have one reading, so that pydantic's own parser sees what was checked above.
+        # Canonical bytes have one meaning, so pydantic's own parser reads exactly what was checked above.
         payload = model.model_validate_json(data)
     except ValidationError as error:
         raise MalformedError(f"the payload of a {model.kind} does not fit its schema: {fault_line(error)}") from None
     if isinstance(payload, PaddedPayload) and len(data) != payload.padded_bytes:
         expected = payload.padded_bytes
         raise MalformedError(f"the payload of a {model.kind} has {len(data)} bytes, it must have {expected}")
-    # A field left out for its default would say the same in other bytes.
+    # Leaving out a field that has its default would give the same payload in other bytes.
     if encode(payload) != data:
         raise MalformedError(f"the payload of a {model.kind} does not fit its schema: a field is missing")
     return payload

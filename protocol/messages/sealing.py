@@ -1,7 +1,8 @@
 """Sealing: a learngene's blob is encrypted once, and its content key is sealed to each audience by HPKE.
 
 The blob: AES-256-GCM (NIST SP 800-38D) under a fresh content key. The content key: HPKE (RFC 9180, base mode, single
-shot), its ``info`` binding the run, the request, the audience and the ciphertext: a sealed key fits nowhere else.
+shot), with an ``info`` that binds the run, the request, the audience and the ciphertext: a sealed key opens nowhere
+else.
 """
 
 from cryptography.exceptions import InvalidTag
@@ -13,10 +14,10 @@ from protocol.keys.encryption_key import EncryptionKey, seal_to
 from protocol.messages.payloads import Request
 
 CONTENT_KEY_BYTES = 32
-#: By how many bytes a ciphertext is longer than its plaintext: GCM's tag.
+#: Bytes that a ciphertext has more than its plaintext: GCM's tag.
 OVERHEAD_BYTES = 16
 
-# A content key encrypts exactly one plaintext, so that its one nonce never repeats.
+# A content key encrypts exactly one plaintext, so its fixed nonce never repeats.
 _NONCE = bytes(12)
 _BLOB_LABEL = b"learngene blob v1"
 _KEY_LABEL = "learngene content key v1"
@@ -28,8 +29,8 @@ def encrypt(content_key: bytes, plaintext: bytes) -> bytes:
 
 
 def decrypt(content_key: bytes, ciphertext: bytes) -> bytes:
-    """The plaintext of a blob. GCM does not commit to its key: who must be sure that every audience reads the same
-    compares the plaintext's digest with the release's.
+    """The plaintext of a blob. GCM does not commit to its key: to be sure that every audience reads the same plaintext,
+    compare its digest with the release's.
 
     Raises:
         DigestMismatchError: the key is not this ciphertext's.

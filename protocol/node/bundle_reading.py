@@ -1,4 +1,6 @@
-"""From a bundle file to a verified learngene: by the node that it was granted to, or by a trust store and a key."""
+"""From a bundle file to a verified learngene: with the node to which it was granted, or with a trust store and a
+key.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +31,13 @@ class Reading:
     """Result of verifying a bundle file.
 
     Attributes:
-        sealed: what its signatures and its ciphertext say.
-        opened: the content, verified; None where no encryption key was given.
-        trust: the trust store that it was verified under.
+        sealed: the bundle, with signatures and ciphertext verified.
+        opened: the content, verified; None if no encryption key was given.
+        trust: the trust store under which it was verified.
         pinned: whether the trust store's root was pinned, and not taken from the trust store itself.
         asked_ledger: whether a node's ledger was asked for the chain of releases and for withdrawals.
-        late: the file is past its time; the node committed its release in time.
-        withdrawn: that ledger knows that the collective has withdrawn the release.
+        late: the file has expired, but the node committed its release in time.
+        withdrawn: whether that ledger knows that the collective has withdrawn the release.
     """
 
     sealed: SealedLearngene
@@ -59,11 +61,11 @@ def read_bundle(
     """Verify a bundle file now, as the options of a command say.
 
     Args:
-        config: configuration file of the individual's node that it was granted to; or else:
+        config: configuration file of the individual's node to which it was granted. Or instead:
         trust: a trust store.
         root: the pinned root's public key, 64 hexadecimal digits; empty: the trust store's own is believed.
         encryption_key: the audience's; without it the content stays sealed.
-        key_file: what opens that key; without it a passphrase is asked for.
+        key_file: opens that key; without it a passphrase is asked for.
 
     Raises:
         InputError: too little or too much is given, or a file cannot be read.
@@ -92,7 +94,7 @@ def _read_by_node(path: Path, config: Path) -> Reading:
     check_ledger(node)
     keys, policy = load_keys(node), load_policy(node.policy, "individual")
     ledger = IndividualLedger(node.state)
-    # Read once: what is shown is what was verified under, also where the file is replaced meanwhile.
+    # Read it once, so that the trust store that is shown is the one used, even if the file is replaced meanwhile.
     store = TrustFile(node.trust, node.root, ledger).current()
     endpoint = IndividualEndpoint(
         keys=keys,
@@ -119,6 +121,6 @@ def _read_by_node(path: Path, config: Path) -> Reading:
 
 def _encryption_key(path: Path, key_file: Path | None) -> EncryptionKey:
     if not path.exists():
-        # Before a passphrase is asked for.
+        # Check before asking for a passphrase.
         raise InputError(f"there is no encryption key {path}")
     return EncryptionKey.load(path, unlock_with(key_file, purpose=f"the encryption key {path}"))

@@ -21,47 +21,48 @@ def _local_path(value: object, info: ValidationInfo) -> object:
     return Path(os.path.abspath(Path(folder) / Path(value).expanduser()))
 
 
-#: A path that counts from the folder of the configuration file.
+#: A path relative to the folder of the configuration file.
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]
 
-#: What a node may compute on; ``auto`` takes CUDA where there is any.
+#: Devices of a node; ``auto`` takes CUDA if the machine has it.
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
 
 #: Name or number of a user or a group.
 _ACCOUNT = r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$"
 
 
-#: For every table of a configuration file.
+#: pydantic's settings for every table of a configuration file.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class OtherRoleError(InputError):
-    """A configuration is the other role's."""
+    """The configuration is for a node of the other role."""
 
 
 class NodeTable(BaseModel):
     """The table ``[node]``.
 
     Attributes:
-        role: whose node this is; the commands of the other role refuse the file.
+        role: role of the node; the commands of the other role refuse the file.
         party: the node's own name, as its partners' trust stores know it.
         data: folder with the party's images; the node only reads it.
         state: folder of the node's own (0700): ledger, log, checkpoints, metrics.
-        socket: where the node listens for its courier, at most 107 bytes, in a folder of this user's own (0700).
+        socket: path on which the node listens for its courier, at most 107 bytes, in a folder of this user's own
+            (0700).
         socket_group: group of a courier that runs as another user; it may enter the socket's folder, connect, and read
             the secret. Socket and secret then lie in a folder of their own. None: the courier runs as the node's user.
         secret: file with the secret that the node and its courier share.
         key: file with the node's signing key (0600, encrypted).
         encryption_key: file with an individual's encryption key; None at a collective, which receives no learngene.
-        key_file: what opens both; None: a passphrase is asked for when the node starts.
+        key_file: opens both keys; None: a passphrase is asked for when the node starts.
         trust: file with the public keys that this node believes, signed with the root key.
         root: the public key of that root, 64 hexadecimal digits.
         policy: the site's own rules of what may leave; None: the default ones.
         run_id: the run that this node takes part in, 128 random bits in hexadecimal, the same for all its parties.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: processor threads for the mathematics; 0: as many as there are.
+        threads: processor threads for the computation; 0: one for each processor.
         seed: of everything random in the node's training.
-        user: whom the node becomes, for good, where root starts it; None: it stays who started it.
+        user: user that the node becomes for good if root starts it; None: it remains the user that started it.
         unconfined: the operator accepts that the operating system does not confine this node.
     """
 
@@ -123,7 +124,7 @@ class NodeTable(BaseModel):
 class NodeConfiguration(BaseModel):
     """A configuration file. Each party's own class adds its tables as further fields.
 
-    TOML has no null: a setting that may be None, and is not by default, is set to it by the word ``"none"``.
+    TOML has no null: a setting that may be None, and is not by default, is set to None by the word ``"none"``.
     """
 
     model_config = STRICT
@@ -150,10 +151,10 @@ Configuration = TypeVar("Configuration", bound=NodeConfiguration)
 
 
 def load(path: Path, model: type[Configuration], role: Role | None) -> Configuration:
-    """Read and check a configuration file; its relative paths count from the file's own folder.
+    """Read and check a configuration file; relative paths in it start at the file's own folder.
 
     Args:
-        role: whose it must be; None: either role's.
+        role: the role that it must have; None: either.
 
     Raises:
         InputError: there is no such file, it is not TOML, it is the other role's, or a setting is unknown, missing or
@@ -180,12 +181,12 @@ def read(path: Path) -> dict[str, object]:
 
 
 def node_table(path: Path, content: dict[str, object], role: Role | None) -> NodeTable:
-    """The table ``[node]`` alone of what was read from ``path``; the party's own tables are not looked at.
+    """The table ``[node]`` of the tables read from ``path``; the party's own tables are not checked.
 
-    Every command that takes a configuration passes here before it makes or changes anything.
+    Every command with a configuration calls this before it makes or changes anything.
 
     Args:
-        role: whose the configuration must be; None: either role's.
+        role: the role that the configuration must have; None: either.
 
     Raises:
         OtherRoleError: it is the other role's. InputError: a setting in it is unknown, missing or wrong.

@@ -1,6 +1,6 @@
-"""Confinement: what the operating system keeps a process from, applied before its first thread and tried out at once.
+"""Confinement of a process by the operating system, applied before its first thread and tested at once.
 
-Landlock holds a process to the paths that it names, seccomp to the system calls that it needs.
+Landlock limits a process to named paths, seccomp to the system calls that it needs.
 """
 
 import os
@@ -43,16 +43,16 @@ def apply(
 
     Args:
         configuration: the file that it is started with.
-        packages: those of this project that it runs.
-        unconfined: the operator accepts that nothing is enforced, and nothing is.
-        warden: notes the system calls that are refused; None: they are refused all the same.
-        notes: of what was done before, for :class:`Confinement`.
+        packages: this project's packages that the node runs.
+        unconfined: the operator accepts that nothing is enforced; then nothing is.
+        warden: records refused system calls; None: they are refused without a record.
+        notes: notes on earlier steps, for :class:`Confinement`.
 
     Raises:
         InputError: its folders lie inside each other.
         RunFailedError: this kernel cannot confine it and the operator did not accept that.
     """
-    # Once more: since the start looked, it may have waited for a passphrase, and links may lead elsewhere by now.
+    # Check once more: the start may have waited for a passphrase, and links may lead elsewhere by now.
     check_apart(node, configuration)
     if unconfined:
         return not_confined()
@@ -71,19 +71,19 @@ def confine(
     cuda: bool = False,
     warden: Warden | None = None,
 ) -> Confinement:
-    """Confine this process; its children inherit it, and the program that it becomes. A node must have one thread only:
-    others would stay outside. A courier's others end when it becomes its program.
+    """Confine this process; its children and the program that it becomes inherit the confinement. A node must have only
+    one thread, because others would stay unconfined. Other threads of a courier end when it becomes its program.
 
     Args:
-        rules: what it may reach.
+        rules: the paths that it may reach, and how.
         own: the one folder that it may write to; its temporary and cache folders are made in it.
-        apart: folders that it is not to reach, which is tried where they exist.
-        cuda: with the system calls that a GPU needs.
-        warden: notes the system calls that are refused to a node.
+        apart: folders that it must not reach; this is tested if they exist.
+        cuda: also allow the system calls that a GPU needs.
+        warden: records the refused system calls of a node.
 
     Raises:
-        RunFailedError: the kernel cannot, a guard does not hold, or a node has a second thread; nothing of the process
-            may go on then.
+        RunFailedError: the kernel cannot confine it, a guard does not hold, or a node has a second thread; the process
+            must then end.
     """
     check_offered(profile)
     found = restrict(rules, own, profile, apart=apart, cuda=cuda, warden=warden)
@@ -101,10 +101,10 @@ def restrict(
     cuda: bool = False,
     warden: Warden | None = None,
 ) -> Confinement:
-    """Confine as :func:`confine` does, as far as this kernel goes; the caller looks at what holds then.
+    """Confine as :func:`confine` does, as far as this kernel allows; the caller checks the result.
 
     Raises:
-        RunFailedError: the kernel refused what it offers, or a node has a second thread.
+        RunFailedError: the kernel refused a protection that it offers, or a node has a second thread.
     """
     # Not by psutil: no foreign code is loaded before the process is confined.
     if profile is NODE and len(os.listdir("/proc/self/task")) != 1:
@@ -116,9 +116,9 @@ def restrict(
         version, filters = landlock.abi(), seccomp.offered()
         if version:
             landlock.restrict(rules, tcp=profile.network)
-        # What is left of its state from the last time is touched by a confined process only.
+        # Only a confined process touches the files that the last one left in its state.
         _own_temporary_folders(own)
-        # Afterwards it cannot ask any more.
+        # Read this now: a confined process cannot.
         privileged = try_privileges()
         if filters and profile is not NODE:
             seccomp.restrict(COURIER_CALLS)
@@ -163,7 +163,7 @@ def _own_temporary_folders(own: Path) -> None:
             state_files.remove(folder)
             folder.mkdir(mode=0o700)
         except StorageFailedError as error:
-            # Folders thousands deep, say, which whoever wrote there before has left.
+            # An earlier process may have left folders that are thousands of levels deep.
             raise InputError(str(error)) from None
         except OSError as error:
             raise InputError(f"{folder} cannot be made: {error.strerror}; check who owns {own}") from None

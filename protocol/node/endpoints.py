@@ -28,17 +28,17 @@ def node_of(config: Path, role: Role) -> NodeTable:
     """The table ``[node]`` of a configuration file of a node of this role.
 
     Raises:
-        InputError: it cannot be read, or is another role's.
+        InputError: it cannot be read, or is for another role.
     """
     return node_table(config, read(config), role)
 
 
 def open_endpoint(node: NodeTable, kind: type[EndpointT], *, new: bool = False) -> EndpointT:
-    """The node's own endpoint. Its ledger is the node's too: every answer is the one that the node would give.
+    """The node's own endpoint. It uses the node's own ledger, so every answer is the one that the node would give.
 
     Args:
-        new: make the ledger where there is none, as the node does when it starts; where a key, the policy or the trust
-            store is wrong, nothing is made.
+        new: make the ledger if there is none, as the node does when it starts; if a key, the policy or the trust store
+            is wrong, nothing is made.
 
     Raises:
         InputError: there is no ledger, a key does not open, or the trust store is missing.
@@ -55,7 +55,7 @@ def open_endpoint(node: NodeTable, kind: type[EndpointT], *, new: bool = False) 
 
 
 def endpoint_of(node: NodeTable, keys: NodeKeys, kind: type[EndpointT]) -> EndpointT:
-    """A node's endpoint, its keys opened already. Raises as ``open_endpoint``, except for keys."""
+    """A node's endpoint, from keys that are open. Raises as ``open_endpoint``, except for keys."""
     return kind.open(
         node.state,
         party=node.party,
@@ -69,7 +69,7 @@ def endpoint_of(node: NodeTable, keys: NodeKeys, kind: type[EndpointT]) -> Endpo
 
 
 def collective_ledger(node: NodeTable) -> CollectiveLedger:
-    """The collective's ledger by itself: what is read from it or marked in it needs no key.
+    """The collective's ledger by itself: reading and marking in it need no key.
 
     Raises:
         InputError: there is none. StorageFailedError: it cannot be opened.
@@ -89,8 +89,8 @@ def check_ledger(node: NodeTable) -> None:
 
 
 def known_status(config: Path, *, run_id: str, release: str, signer: str) -> RevocationStatus | None:
-    """Why a learngene should not be used any more, as far as the individual's node with this configuration knows: by
-    its ledger and its trust store. Where the node is gone or belongs to another user, nothing is known.
+    """Why a learngene should not be used any more, by the ledger and the trust store of the individual's node with this
+    configuration; None if the node is gone or belongs to another user.
 
     Args:
         run_id: the run of the release.
@@ -101,7 +101,7 @@ def known_status(config: Path, *, run_id: str, release: str, signer: str) -> Rev
         InputError: the configuration or the trust store cannot be read any more.
         RefusedError: the trust store is refused. StorageFailedError: the ledger cannot be read.
     """
-    # Not Path.is_file, which fails where a folder on the way is closed to us.
+    # Not Path.is_file, which fails if a folder on the way is closed to us.
     if not os.path.isfile(config):
         return None
     node = node_of(config, "individual")
@@ -111,7 +111,7 @@ def known_status(config: Path, *, run_id: str, release: str, signer: str) -> Rev
     try:
         if release in ledger.withdrawn(run_id):
             return "withdrawn"
-        # Under the node's own memory: an older trust store than it has accepted may lack the revocation.
+        # Use the node's own memory: an older trust store than the accepted one may lack the revocation.
         store = TrustFile(node.trust, node.root, ledger).current()
     finally:
         ledger.close()

@@ -1,4 +1,4 @@
-"""Progress of long work: who is told of it, and a node's own record of it, which never crosses the socket."""
+"""Progress of long work: the type of an observer, and a node's own record, which never crosses the socket."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from protocol.errors import StorageFailedError
 from protocol.files import state_files
 
-#: Told of work as it goes on: how much is done, of how much, and what it is.
+#: Is called during long work with the units done, their total, and a description.
 Observer = Callable[[int, int, str], None]
 
 
@@ -19,7 +19,8 @@ class Events:
     Args:
         path: the log; its folder exists.
         clock: unix seconds.
-        interval: progress of one kind of event is written at most this often (s); what ends a count always is.
+        interval: shortest time in seconds between two lines of one kind of event; the last one of a count is always
+            written.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time, interval: float = 0.5) -> None:
@@ -30,8 +31,8 @@ class Events:
         """Record that ``done`` of ``total`` units of an event are finished.
 
         Raises:
-            InputError: what stands there is no log: nothing is written through a link or into a pipe.
-            StorageFailedError: the disk does not take it.
+            InputError: the file is no regular file: nothing is written through a link or into a pipe.
+            StorageFailedError: the line could not be stored.
         """
         now = self._clock()
         if done < total and now - self._last.get(event, float("-inf")) < self._interval:

@@ -1,4 +1,4 @@
-"""Start of a node process: one thread only until the socket is bound and the process confined, then the program.
+"""Start of a node process: with only one thread until the socket is bound and the process confined, then the program.
 
 The order matters: a thread that exists before Landlock stays outside it, and importing torch starts threads. So this
 module and all that it imports stay free of torch and numpy.
@@ -54,11 +54,11 @@ def launch(
     lifeline: int | None = None,
     unconfined: bool = False,
 ) -> None:
-    """Run a node until it is told to end. Where what it is started with is wrong, nothing is made or changed.
+    """Run a node until it is told to end. If its configuration or files are wrong, nothing is made or changed.
 
     Args:
         path: its configuration file.
-        role: whose it must be; None: the program is either role's.
+        role: the role that it must have; None: the program serves either role.
         model: ``module:class`` of the party's own :class:`NodeConfiguration`.
         program: ``module:function`` that makes the :class:`Program` from configuration, confinement and keys. Both
             are imported only after the process is confined.
@@ -77,11 +77,11 @@ def launch(
     start = _Start(path, content, node, model, ("protocol", own), user, group, unconfined or node.unconfined, lifeline)
     if not start.unconfined:
         confine.check_offered()
-    # Before anything is forked or imported: what lies in the state must not run.
+    # Check before forking or importing: code in the state folder must not run.
     reachable_files.check_apart(node, path)
     os.umask(0o077)
     os.chdir(WORKING_FOLDER)
-    # Nor a core file with keys in it, nor a look into this process or its pipes by others of the same user.
+    # Forbid core files with keys in them, and access to this process or its pipes by other processes of the same user.
     privileges.forbid_core_files()
     privileges.let_others_look(False)
     try:
@@ -95,13 +95,13 @@ def launch(
     warden = None
     if not start.unconfined:
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
-        # Before there are keys in memory that it would have as well.
+        # Fork the warden before keys are in memory, which it would inherit.
         warden = start_warden(log, user, keeps=lock, door=node.socket, clean=visible_line)
     listener = _listen(start)
     try:
         if warden is not None:
             warden.bound()
-        # Before the process is confined: a confined one need not be able to read a key file.
+        # Open keys before the process is confined: a confined one needs no access to key files.
         secret, keys = _load_secret(start), open_keys(node, user, _unlock(node, taken(unlock)))
         privileges.let_others_look(True)
         confined = _confine(start, warden)
@@ -117,7 +117,7 @@ def launch(
             _say_ready(node, log)
         serve(listener, secret, made, lifeline, warden=None if warden is None else warden.channel.fileno())
     finally:
-        # A confined process cannot, and its warden does.
+        # A confined process cannot remove it; its warden does.
         with contextlib.suppress(PermissionError):
             node.socket.unlink(missing_ok=True)
         listener.close()
@@ -126,8 +126,9 @@ def launch(
 
 @dataclass(frozen=True)
 class _Start:
-    """What a node is started with: see :func:`launch`; its tables as they were read, the packages of this project that
-    it runs, whom it becomes, and the group of its courier."""
+    """Everything that a node's start needs: see :func:`launch`; the tables of its configuration, the packages of this
+    project that it runs, the user that it becomes, and the group of its courier.
+    """
 
     path: Path
     content: dict[str, object]
@@ -148,11 +149,11 @@ def _check_none_runs(start: _Start) -> None:
 
 
 def _checked(start: _Start) -> bytes:
-    """What opens the node's keys, once they, its folders and its trust store were read as the node will read them;
-    called in a child, so that there are no keys in memory before there is a warden.
+    """Check keys, folders and trust store by reading them as the node will, and return what opens the keys. Called in a
+    child, so that no keys are in memory before the warden is forked.
 
-    Nothing more is imported for it: a process that is not confined yet, and then holds keys, is no place for code of
-    others. So the party's own settings, and what a policy says, are read by the confined node alone.
+    It imports nothing more: an unconfined process that holds keys must not run other people's code. So only the
+    confined node reads the party's own settings and the policy.
 
     Raises:
         InputError, RefusedError: something is wrong with a folder, a key or the trust store.
@@ -171,7 +172,7 @@ def _checked(start: _Start) -> bytes:
     with privileges.acting_as(user):
         read_trust(node.trust, root=node.root).collective_of(node.role, keys.signing.keyid)
     privileges.give_up(user, capabilities=not start.unconfined)
-    # A change of user takes it back.
+    # A change of user resets this.
     privileges.end_with_parent()
     check_readable(node, start.packages)
     return unlock.secret
@@ -188,11 +189,11 @@ def _check_policy_is_there(node: NodeTable) -> None:
 
 
 def _open_state(start: _Start) -> tuple[int, int]:
-    """Make the state folder, and the folder of the socket, where there is none; its lock, held, and its log."""
+    """Make the state folder and the folder of the socket if they are missing; return the held lock and the log."""
     node = start.node
     privileges.own_folder(node.state, start.user)
     with privileges.acting_as(start.user):
-        # The warden of one that has just ended lets go a moment later.
+        # The warden of a node that has just ended releases the lock a moment later.
         lock = state_files.hold(node.state, seconds=_LOCK_SECONDS)
         state_files.check_room(node.state)
         log = state_files.open_to_write(node.state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
@@ -210,14 +211,14 @@ def _load_secret(start: _Start) -> bytes:
 
 def _listen(start: _Start) -> socket.socket:
     with privileges.acting_as(start.user):
-        # The secret first: who finds the socket open can read it.
+        # Make the secret first: a courier that finds the socket open can then read it.
         if start.group is not None:
             open_to_group(start.node.secret, start.group, 0o640)
         return listen(start.node.socket, group=start.group)
 
 
 def _confine(start: _Start, warden: Warden | None) -> Confinement:
-    """Go on as the node's user, with what the operating system lets a node do."""
+    """Become the node's user and confine the process."""
     if start.unconfined:
         privileges.give_up(start.user, capabilities=False)
         check_readable(start.node, start.packages)
@@ -234,13 +235,13 @@ def _confine(start: _Start, warden: Warden | None) -> Confinement:
 
 
 def _leave_the_network() -> tuple[str, ...]:
-    """Enter an empty network namespace, and return a note where that is refused. The guards hold all the same."""
+    """Enter an empty network namespace, and return a note if that is refused. The other guards hold without it."""
     refused = namespaces.enter_network(loopback=False)
     return (f"no network namespace of its own: {refused}",) if refused else ()
 
 
 def _leave_the_terminal(warden: Warden | None) -> None:
-    """Leave standard input empty; what is printed goes to the warden where it would have gone to a terminal."""
+    """Leave standard input empty; if output went to a terminal, send it to the warden."""
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     if warden is not None and warden.output is not None:
@@ -253,7 +254,7 @@ def _leave_the_terminal(warden: Warden | None) -> None:
 
 
 def node_identity(node: NodeTable) -> tuple[User | None, int | None]:
-    """Whom the node becomes, None where it stays who it is; and the number of the group of its courier, if it has one.
+    """The user that the node becomes, None if it does not change; and the number of its courier's group, if it has one.
 
     Raises:
         InputError: there is no such user or group, or only root could become that user.
@@ -263,8 +264,8 @@ def node_identity(node: NodeTable) -> tuple[User | None, int | None]:
 
 
 def open_keys(node: NodeTable, user: User | None, unlock: Unlock | None = None) -> NodeKeys:
-    """A node's keys, where root starts it for ``user``: they belong to that user, or to root, so that the node itself
-    cannot read them again. ``unlock``: as for :func:`protocol.node.load_keys.load_keys`.
+    """A node's keys. If root starts it for ``user``, they belong to that user or to root; root's files the node cannot
+    read again. ``unlock``: as for :func:`protocol.node.load_keys.load_keys`.
 
     Raises:
         InputError: as :func:`protocol.node.load_keys.load_keys`.
@@ -279,7 +280,7 @@ def _owner_of_keys(node: NodeTable, user: User | None) -> User | None:
 
 
 def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
-    """Check whether this process, as who it is by now, can read its data and the program.
+    """Check whether this process, as its present user, can read its data and the program.
 
     Raises:
         InputError: it cannot.
@@ -292,14 +293,14 @@ def check_readable(node: NodeTable, packages: Iterable[str]) -> None:
             )
 
 
-def imported(name: str) -> Any:  # noqa: ANN401 - the caller says what it expects
+def imported(name: str) -> Any:  # noqa: ANN401 - the caller states the type
     """What ``module:attribute`` names."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def _log_to(log: int) -> bool:
-    """Write log records to this descriptor, and to standard error where it is a terminal, and return whether it is."""
+    """Write log records to this descriptor, and to standard error if it is a terminal; return whether it is."""
     handlers: list[logging.Handler] = [logging.StreamHandler(open(os.dup(log), "w", encoding="utf-8"))]  # noqa: SIM115
     shown = sys.stderr.isatty()
     if shown:
@@ -311,8 +312,8 @@ def _log_to(log: int) -> bool:
 
 
 def _say_ready(node: NodeTable, log: int) -> None:
-    """Print one line where no terminal shows the log, unless what is printed goes into the log itself."""
-    # The reader of our output may be gone.
+    """Print one line if no terminal shows the log, unless output goes into the log itself."""
+    # The reader of our output may have closed the pipe.
     with contextlib.suppress(OSError):
         if not os.path.samestat(os.fstat(1), os.fstat(log)):
             say(f"{node.party} listens on {node.socket}; its log is {node.state / LOG}")

@@ -9,7 +9,7 @@ from protocol.node.configuration import NodeTable
 
 
 def opener(node: NodeTable) -> Unlock:
-    """What opens a node's keys: its key file, or a passphrase that is asked for.
+    """The key file that opens a node's keys, or a passphrase, which is asked for.
 
     Raises:
         InputError: the key file cannot be used, or there is no terminal to ask on.

@@ -1,4 +1,4 @@
-"""A node's figures, kept in its own state folder; they never cross the socket. Each party has a model of its own."""
+"""A node's metrics, kept in its own state folder; they never cross the socket. Each party has a model of its own."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from protocol.files.atomic import write_atomically
 
 #: Name of the file in a node's state folder.
 METRICS_FILE = "metrics.json"
-#: A node with ten thousand target tasks writes less.
+#: Largest file in bytes; a node with ten thousand target tasks writes less.
 _MOST_BYTES = 16 << 20
 
 #: A share in per cent.
@@ -32,10 +32,10 @@ def write_metrics(state: Path, metrics: BaseModel) -> None:
 
 
 def read_metrics(state: Path, model: type[_Metrics]) -> _Metrics | None:
-    """The figures that a node stored; None where there are none. A node that was taken over may have written any.
+    """The figures that a node stored; None if there are none. A node that was taken over may have written anything.
 
     Raises:
-        InputError: what stands there is not what such a node writes.
+        InputError: the file is not one that such a node writes.
     """
     data = state_files.read(state, METRICS_FILE, "the figures", max_bytes=_MOST_BYTES)
     if data is None:

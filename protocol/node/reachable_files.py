@@ -1,4 +1,4 @@
-"""Rules: which files a node and a courier may reach, and which folders must not lie inside each other."""
+"""The files that a node and a courier may reach, and the folders that must not lie inside each other."""
 
 import contextlib
 import importlib.util
@@ -15,7 +15,7 @@ from protocol.node.configuration import NodeTable
 
 #: Programs, shared libraries and the tables that the dynamic loader reads.
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime")
-#: What a numerical library asks about the machine it runs on: single files, since the folders tell of other processes.
+#: Single files with facts about the machine that numerical libraries read: the folders also show other processes.
 _MACHINE = (
     "/proc/cpuinfo",
     "/proc/meminfo",
@@ -33,17 +33,17 @@ _MACHINE = (
     "/sys/devices/system/node/node*/distance",
     "/sys/devices/system/node/node*/meminfo",
 )
-#: Folders of which names may be listed, and nothing in them read: how many processors there are.
+#: Folders whose names may be listed but whose files may not be read: they show the number of processors.
 _LISTED = ("/sys/devices/system/cpu", "/sys/devices/system/node")
-#: What a process asks about itself. Not ``net``, ``mountinfo`` or ``fd``.
+#: Files that a process reads about itself. Not ``net``, ``mountinfo`` or ``fd``.
 _ITSELF = ("maps", "status", "stat", "statm", "cgroup", "limits", "auxv", "environ", "cmdline", "comm")
 #: Limits that a container or a service sets, in the process's own control group.
 _LIMITS = ("cpu.max", "memory.max", "cpu.cfs_quota_us", "cpu.cfs_period_us", "memory.limit_in_bytes")
 _GPU_FACTS = ("/proc/driver/nvidia*", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/devices", "/sys/module")
 _GPU_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
-#: Those of them that every program on a GPU opens.
+#: The device files that every program on a GPU opens.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia[0-9]*", "/dev/dri/renderD*", "/dev/kfd")
-#: What finding a host by its name and checking a certificate read. Folders where files in them are replaced.
+#: Files for finding a host by name and checking a certificate. A folder stands here if its files get replaced.
 _NETWORK = (
     "/etc/resolv.conf",
     "/run/systemd/resolve",
@@ -63,8 +63,8 @@ _NETWORK = (
 
 
 def node_rules(node: NodeTable, packages: Iterable[str]) -> dict[Path, Access]:
-    """What a node may reach: its data (to read), its state (all), its trust store's folder, the interpreter with the
-    named packages, and its devices."""
+    """The paths that a node may reach: its data (to read), its state (all), its trust store's folder, the interpreter
+    with the named packages, and its devices."""
     rules = program_rules(packages)
     if node.device != "cpu":
         rules |= gpu_rules()
@@ -74,19 +74,19 @@ def node_rules(node: NodeTable, packages: Iterable[str]) -> dict[Path, Access]:
 
 
 def gpu_rules() -> dict[Path, Access]:
-    """What computing on a GPU needs."""
+    """The paths that computing on a GPU needs."""
     return dict.fromkeys(_existing(_GPU_FACTS), READ) | dict.fromkeys(_existing(_GPU_DEVICES), DEVICE | READ)
 
 
 def courier_rules(home: Path, files: Iterable[Path]) -> dict[Path, Access]:
-    """What a courier may reach: its home, the interpreter, the network's tables and, to read, these files."""
+    """The paths that a courier may reach: its home, the interpreter, the network's tables and, to read, these files."""
     rules = program_rules(["protocol", "flwr"]) | dict.fromkeys(_existing(_NETWORK), READ)
     return rules | dict.fromkeys(files, Access.READ_FILE) | {home: OWN}
 
 
 def program_rules(packages: Iterable[str]) -> dict[Path, Access]:
-    """What any Python program needs: the interpreter, its libraries, the named packages wherever they lie, and facts
-    about the machine."""
+    """The paths that any Python program needs: the interpreter, its libraries, the named packages wherever they lie,
+    and facts about the machine."""
     rules = dict.fromkeys([*_existing(_SYSTEM), *code_folders(packages)], READ_AND_RUN)
     itself = [f"/proc/self/{name}" for name in _ITSELF]
     rules |= dict.fromkeys([*_existing((*_MACHINE, *itself)), *_own_limits()], Access.READ_FILE)
@@ -96,7 +96,7 @@ def program_rules(packages: Iterable[str]) -> dict[Path, Access]:
 
 
 def _own_limits() -> list[Path]:
-    """Files of this process's control group, and of those that it lies in, which say how much it may use."""
+    """Files with the limits of this process's control group and of the groups above it."""
     root = Path("/sys/fs/cgroup")
     found = []
     with contextlib.suppress(OSError):
@@ -109,28 +109,28 @@ def _own_limits() -> list[Path]:
 
 
 def code_folders(packages: Iterable[str]) -> list[Path]:
-    """Where the interpreter, the installed packages and the named ones lie."""
+    """The folders of the interpreter, the installed packages and the named ones."""
     # A virtual environment's interpreter lies outside it.
     code = [sys.prefix, sys.base_prefix, *(folder for package in packages for folder in _folders(package))]
     return [Path(folder) for folder in dict.fromkeys(code)]
 
 
 def check_apart(node: NodeTable, configuration: Path | None = None) -> None:
-    """Refuse folders that lie inside each other: rules hold for all that is beneath a path.
+    """Refuse folders that lie inside each other: a rule holds for everything beneath its path.
 
     Args:
         configuration: the file that the node is started with.
 
     Raises:
-        InputError: they do, something that the node starts with lies where it may write, or the trust store's folder
-            holds folders that are not the node's.
+        InputError: they do, a file that the node starts with lies in a folder that it may write, or the trust store's
+            folder holds folders that are not the node's.
     """
     data, state = node.data.resolve(), node.state.resolve()
     if state.is_relative_to(data):
         raise InputError(f"node.state {state} lies inside node.data: a node only reads its data; choose another folder")
     if data.is_relative_to(state):
         raise InputError(f"node.data {data} lies inside node.state: a node may write there; keep its images elsewhere")
-    # A node that was taken over could rewrite what it is started with next: the program and its settings.
+    # A node that was taken over could rewrite the program and settings of its next start.
     for place in map(Path, filter(None, (sys.prefix, sys.base_prefix, *sys.path, *_folders("protocol")))):
         if place.is_absolute() and place.resolve().is_relative_to(state):
             raise InputError(
@@ -152,10 +152,10 @@ def check_apart(node: NodeTable, configuration: Path | None = None) -> None:
 
 def _check_trust_folder(folder: Path, own: Collection[Path]) -> None:
     """Refuse a folder of many things, such as a home or one that holds other parties' folders: the node reads all of
-    the trust store's folder, because a new trust store takes the place of the old one."""
+    the trust store's folder, because a new trust store replaces the old file."""
     if not folder.is_dir():
         return
-    # Links are left aside: a rule opens what lies beneath a folder, not where a link in it leads.
+    # Links are skipped: a rule opens the files beneath a folder, not the targets of links in it.
     with os.scandir(folder) as entries:
         inside = {Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)}
     if others := sorted(inside - set(own)):
@@ -185,7 +185,7 @@ def _folders(package: str) -> list[str]:
 
 
 def gpu_devices() -> list[Path]:
-    """Files through which programs reach this machine's GPUs; empty where it has none."""
+    """Files through which programs reach this machine's GPUs; empty if it has none."""
     return [path for path in _existing(_GPU_FILES) if stat.S_ISCHR(path.stat().st_mode)]
 
 

@@ -14,24 +14,24 @@ from protocol.errors import InputError, LearngeneError, RunFailedError
 from protocol.output import say
 
 _WELL, _WRONG, _FAILED, _INTERRUPTED = b"w", b"i", b"f", b"c"
-#: What a pipe holds on Linux without a reader (pipe(7)).
+#: Bytes that a pipe on Linux holds without a reader (pipe(7)).
 _MOST_BYTES = 64 * 1024
 
 
 def rehearse(work: Callable[[], bytes], *, seconds: float | None = None) -> int:
-    """Do ``work`` in a child of this process, which forks it: no module that it imports and no byte that it reads is in
-    this process afterwards.
+    """Do ``work`` in a forked child of this process: no module that it imports and no byte that it reads is in this
+    process afterwards.
 
     Args:
-        work: gives bytes, at most 64 KiB, that its caller is to have later.
-        seconds: for which the child may work before it is killed; None: as long as it likes.
+        work: returns bytes for the caller, at most 64 KiB.
+        seconds: time after which the child is killed; None: no limit.
 
     Returns:
         The reading end of a pipe that holds these bytes.
 
     Raises:
-        InputError, RunFailedError: what ``work`` raised, in one line; that the child was killed. KeyboardInterrupt: it
-            was interrupted.
+        InputError, RunFailedError: the error that ``work`` raised, in one line; or the child was killed.
+            KeyboardInterrupt: it was interrupted.
     """
     (said, says), (held, holds) = os.pipe(), os.pipe()
     child = os.fork()
@@ -44,7 +44,7 @@ def rehearse(work: Callable[[], bytes], *, seconds: float | None = None) -> int:
             word = _read_all(told, seconds)
     except BaseException:
         os.close(held)
-        # It may wait for a passphrase.
+        # The child may wait for a passphrase.
         os.kill(child, signal.SIGKILL)
         raise
     finally:

@@ -22,18 +22,19 @@ from protocol.trust.role import Role
 
 logger = logging.getLogger(__name__)
 
-#: In a node's log between a job and why it will never be done as things are: what the node was given is wrong.
+#: Stands in a node's log between a job and the fault in the node's input because of which it cannot be done.
 CANNOT = " cannot be done: "
 
 
 class Program(Protocol):
-    """What a party's node process does."""
+    """The program of a party's node process."""
 
     role: Role
     party: str
 
     def handle(self, command: Frame) -> Frame:
-        """Answer one command, soon: long work goes into a :class:`Job`. The node's own policy decides, not the command.
+        """Answer one command without delay: long work goes into a :class:`Job`. The node's own policy decides, not the
+        command.
 
         Raises:
             RefusedError: answered with its coarse code; the text stays in the local log.
@@ -44,7 +45,7 @@ class Program(Protocol):
         """Return the same answer if it may leave: the last check before the socket.
 
         Raises:
-            RefusedError: it may not.
+            RefusedError: it may not leave.
         """
         ...
 
@@ -70,7 +71,7 @@ class Job:
             return self._name
 
     def start(self, name: str, work: Callable[[], None]) -> bool:
-        """Start ``work`` and return at once. False where other work is still going on: nothing was started then."""
+        """Start ``work`` and return at once. Return False, and start nothing, if other work is going on."""
         with self._lock:
             if self._state == "working":
                 return False
@@ -105,7 +106,7 @@ def refusal(code: str) -> Frame:
 
 
 def answer(program: Program, command: Frame) -> Frame:
-    """The program's answer; every error becomes a coarse code, its detail goes to the local log only."""
+    """The program's answer; every error becomes a coarse code; its details go only to the local log."""
     try:
         return program.let_out(program.handle(command))
     except RefusedError as error:
@@ -126,12 +127,12 @@ def serve(
 
     Args:
         listener: the bound socket.
-        secret: what a courier must know.
+        secret: the secret that a courier must know.
         program: the party's own answers.
-        lifeline: reading end of a pipe; where it closes, the whole process ends at once. Everything that counts is
-            stored atomically before it is announced, so nothing is lost by that.
-        warden: the way to the warden (``protocol.confinement.warden``). It closes when the warden ends, and the process
-            ends as well: the kernel's refusals would not be noted any more.
+        lifeline: reading end of a pipe; when it closes, the whole process ends at once. Results are stored atomically
+            before they are announced, so nothing is lost.
+        warden: the connection to the warden (``protocol.confinement.warden``); when it closes, the process ends too,
+            because refusals would no longer be logged.
     """
     if lifeline is not None:
         _end_with(lifeline, "lifeline", 0, "the lifeline closed: this node ends")
@@ -181,7 +182,7 @@ def _end_with(descriptor: int, name: str, code: int, why: str) -> None:
             logger.exception("the %s cannot be read", name)
         logger.log(logging.ERROR if code else logging.INFO, why)
         logging.shutdown()
-        # At once, whatever the other threads are doing.
+        # End at once, whatever the other threads are doing.
         os._exit(code)
 
     threading.Thread(target=wait, name=name, daemon=True).start()

@@ -116,7 +116,7 @@ class DecoderProcess(Generic[_Job]):
             raise LostError from None
 
     def take(self) -> Iterator[tuple[_Job, Code, bytes]]:
-        """The answers that have come; pixels are empty where the code is another.
+        """The answers that have come; pixels are empty if the code is another.
 
         Raises:
             LostError: it ended, or what it says is no answer.

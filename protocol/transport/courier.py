@@ -17,7 +17,7 @@ from protocol.transport.simulation_paths import simulation_paths
 
 #: Message type of every command.
 MESSAGE_TYPE = "query.learngene"
-#: Code of an answer where the command did not reach a node, or its answer did not come back.
+#: Code of an answer if the command did not reach a node, or its answer did not come back.
 UNREACHABLE = "unreachable"
 
 _BYTES = "bytes"
@@ -27,7 +27,7 @@ app = ClientApp()
 
 @app.query("learngene")
 def carry(message: Message, context: Context) -> Message:
-    """Bring one command to the node of this SuperNode, and its answer back."""
+    """Bring one command to the node of this SuperNode, and bring back its answer."""
     try:
         answer = to_record(_ask_node(message.content, context))
     except (DisconnectedError, HandshakeError, InputError):
@@ -72,7 +72,7 @@ def door(context: Context) -> tuple[Path, Path]:
     """Socket and secret of this SuperNode's node: as ``--node-config`` says, or the simulation's.
 
     Raises:
-        InputError: neither.
+        InputError: there is neither.
     """
     given, secret = context.node_config.get("socket"), context.node_config.get("secret")
     if isinstance(given, str) and isinstance(secret, str):

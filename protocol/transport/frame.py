@@ -13,11 +13,11 @@ from typing import Literal
 from protocol.errors import MalformedError, TooLargeError
 
 MAX_HEADER_BYTES = 64 * 1024
-#: All parts of a frame together.
+#: Most bytes of all parts of a frame together.
 MAX_PARTS_BYTES = 512 * 1024 * 1024
 MAX_ENTRIES = 64
 MAX_WORD_CHARACTERS = 1024
-#: How a node's long work stands, as its answer to ``status`` says.
+#: State of a node's long work, in its answer to ``status``.
 JobState = Literal["idle", "working", "done", "failed"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -29,7 +29,7 @@ class Frame:
     """One command to a node, or its answer.
 
     Attributes:
-        name: what is asked for or answered, such as ``status`` or ``refused``.
+        name: name of the command or answer, such as ``status`` or ``refused``.
         numbers: named 64-bit integers.
         fields: named short ASCII texts.
         parts: named bytes, at most ``MAX_PARTS_BYTES`` together.
@@ -81,7 +81,7 @@ def decode_header(header: bytes) -> tuple[Frame, dict[str, int]]:
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise MalformedError("a frame's header is not JSON in ASCII") from error
     _check(content)
-    # One canonical form: no repeated key, no other order or spacing.
+    # Only the canonical form is accepted: no repeated key, no other order or spacing.
     if _encode(content) != header:
         raise MalformedError("a frame's header is not in its canonical form")
     return Frame(content["word"], content["numbers"], content["words"]), content["parts"]

@@ -55,7 +55,7 @@ def receive_frame(connection: socket.socket, *, seconds: float = 60.0, wait: flo
 
     Raises:
         DisconnectedError: the other side went away or is too slow.
-        MalformedError, TooLargeError: what arrived is outside the format; the connection is to be closed then.
+        MalformedError, TooLargeError: what arrived is outside the format; the caller must then close the connection.
     """
     first = _receive(connection, 1, time.monotonic() + (seconds if wait is None else wait))
     deadline = time.monotonic() + seconds
@@ -97,7 +97,7 @@ def open_handshake(connection: socket.socket, secret: bytes, *, seconds: float =
 
 
 def ask(path: Path, secret: bytes, command: Frame, *, patience: float = 600.0) -> Frame:
-    """Connect to a node, bring one command and return its answer, for which ``patience`` seconds are allowed."""
+    """Connect to a node, send one command and return its answer, which may take ``patience`` seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(10.0)
         try:
@@ -151,7 +151,7 @@ def check_place(path: Path) -> None:
     size = len(os.fsencode(path))
     if size > MAX_PATH_BYTES:
         raise InputError(f"the socket's path has {size} bytes, the system allows {MAX_PATH_BYTES}; shorten it: {path}")
-    # What is wrong with the way there is said where the folder is made.
+    # A fault in the path above is reported when the folder is made.
     with contextlib.suppress(OSError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise InputError(f"{path} exists and is not a socket; choose another path for the socket")
@@ -165,7 +165,8 @@ def make_secret(path: Path) -> bytes:
 
 
 def load_secret(path: Path, *, node: int | None = None, group: int | None = None) -> bytes:
-    """Read a secret of ``SECRET_BYTES`` bytes in hexadecimal. It belongs to this user, to root or to the node's user.
+    """Read a secret of ``SECRET_BYTES`` bytes in hexadecimal. The file must belong to this user, to root or to the
+    node's user.
 
     Args:
         path: its file.
@@ -187,8 +188,8 @@ def load_secret(path: Path, *, node: int | None = None, group: int | None = None
 
 
 def load_couriers_secret(path: Path, socket_path: Path) -> bytes:
-    """Read the secret of a node as its courier, who knows of the node's user and its group what the folder of the
-    socket says: only the node can make it.
+    """Read the secret of a node as its courier, which learns the node's user and group from the socket's folder: only
+    the node can make that folder.
 
     Raises:
         InputError: as :func:`load_secret`.
@@ -216,7 +217,7 @@ def _send(connection: socket.socket, data: bytes, deadline: float) -> None:
 
 
 def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
-    # Memory grows with what arrives, never with what a header only announces.
+    # Memory grows with the bytes that arrive, never with a size that a header announces.
     received = bytearray()
     while len(received) < size:
         _limit(connection, deadline)

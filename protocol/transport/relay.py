@@ -1,4 +1,6 @@
-"""The relay: orders one round and carries opaque bytes. Untrusted: the worst that it can do is that nothing happens."""
+"""The relay: starts one round and carries opaque bytes. It is not trusted: the worst that it can cause is that nothing
+happens.
+"""
 
 import logging
 import threading
@@ -19,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 Exchange = Callable[[int, Frame], Frame]
 
-#: Both, so that a node with its default settings finds what its methods need.
+#: Both forms, so that a node with default settings gets what its methods need.
 DEFAULT_FORMS = "condensed,paper"
 #: Seconds between two looks at long work.
 POLL_SECONDS = 2.0
@@ -50,7 +52,7 @@ def run_round(
     sleep: Callable[[float], None],
     check_alive: Callable[[], None],
 ) -> None:
-    """Order one round: the collective evolves; every individual inherits each form; all individuals adapt.
+    """Run one round: the collective evolves; every individual inherits each form; all individuals adapt.
 
     Every command may be repeated without harm, so a round that broke off is simply run again.
 
@@ -59,11 +61,11 @@ def run_round(
         nodes: Flower's numbers of the nodes; one of them must say that it is the collective.
         forms: the forms of learngene to publish.
         on_event: told of each step in a line of plain words.
-        sleep: waits so many seconds.
-        check_alive: called between two looks at long work; raises where a node has died.
+        sleep: waits the given number of seconds.
+        check_alive: called between two looks at long work; raises an error if a node has died.
 
     Raises:
-        PartyFailedError: a node refused or failed. Where only individuals failed, the others have finished before.
+        PartyFailedError: a node refused or failed. If only individuals failed, the others have finished before.
         RunFailedError: there is no single collective, or no node answers.
     """
     ask = _patient(exchange, sleep, check_alive)
@@ -138,7 +140,7 @@ class _Party:
         return {name: answer.parts[name] for name in names}
 
     def works(self, job: str) -> bool:
-        """Whether the work still goes on; raises where it failed, or where a node that started again lost it."""
+        """Whether the work still goes on; raises an error if it failed, or if a restarted node lost it."""
         words = self.order("status").fields
         state = words.get("state") if words.get("job") == job else "lost"
         if state not in ("working", "done"):
@@ -202,7 +204,7 @@ def _patient(exchange: Exchange, sleep: Callable[[float], None], check_alive: Ca
 def exchange_over(grid: Grid, check_alive: Callable[[], None], *, timeout: float = 900.0) -> Exchange:
     """Commands and answers as Flower messages, each answered within ``timeout`` seconds or counted as unreachable.
 
-    ``check_alive`` is called while an answer is waited for; it raises where waiting makes no sense any more.
+    ``check_alive`` is called while an answer is waited for; it raises an error if waiting has become pointless.
     """
 
     def exchange(node: int, command: Frame) -> Frame:
@@ -222,10 +224,10 @@ def exchange_over(grid: Grid, check_alive: Callable[[], None], *, timeout: float
 
 
 def check_flower() -> None:
-    """Raise where Flower has given up: its main thread is gone, and only the ServerApp's thread is left.
+    """Raise an error if Flower has given up: its main thread has ended, and only the ServerApp's thread is left.
 
     Raises:
-        RunFailedError: it is.
+        RunFailedError: it has.
     """
     if not threading.main_thread().is_alive():
         raise RunFailedError("Flower has ended the run")

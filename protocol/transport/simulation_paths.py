@@ -1,4 +1,4 @@
-"""Where the sockets of a simulated run lie: found by nodes and couriers alike."""
+"""Paths of the sockets of a simulated run, which nodes and couriers both compute."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from protocol.transport.local_socket import MAX_PATH_BYTES
 
 
 def simulation_folder(flower_run: int) -> Path:
-    """Where the sockets of a simulated run lie: computed by both sides alike, never sent by the relay."""
+    """The folder of a simulated run's sockets: both sides compute it, and the relay never sends it."""
     longest = f"learngene-{os.getuid()}/{flower_run}/{'9' * 6}.sock"
     for base in (tempfile.gettempdir(), "/tmp"):
         if len(os.fsencode(f"{base}/{longest}")) <= MAX_PATH_BYTES:
@@ -25,5 +25,5 @@ def simulation_paths(flower_run: int, partition: int) -> tuple[Path, Path]:
 
 
 def is_simulated(path: Path) -> bool:
-    """Whether a socket lies where :func:`simulation_paths` puts those of a run, of whatever user."""
+    """Whether a socket lies where :func:`simulation_paths` puts those of a run, of any user."""
     return re.fullmatch(r".*/learngene-[0-9]+/[0-9]+/[0-9]+\.sock", os.fspath(path), re.DOTALL) is not None

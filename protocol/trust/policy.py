@@ -1,4 +1,4 @@
-"""The site's own policy: what may leave it, and what of a release it accepts."""
+"""The site's own policy: what may leave it, and which releases it accepts."""
 
 from typing import Literal, get_args
 
@@ -14,7 +14,7 @@ from protocol.messages import sealing
 from protocol.messages.payloads import Kind, Release
 from protocol.trust.role import Role
 
-#: What a role can ever send. A policy may only narrow it.
+#: All kinds that a role can send. A policy may only narrow the list.
 KINDS_OUT: dict[Role, tuple[Kind, ...]] = {
     "collective": ("abort", "grant", "release"),
     "individual": ("abort", "receipt", "request"),
@@ -30,11 +30,11 @@ class Policy(BaseModel):
         minimum_fisher_samples: a Fisher diagonal from fewer samples neither leaves nor is accepted: from few samples it
             follows single training images. It can be raised, not lowered.
         largest_blob: bytes of the largest blob that may leave or is accepted.
-        kems: kinds of encryption key to which a collective seals; the hybrid alone withstands a quantum computer.
+        kems: kinds of encryption key to which a collective seals; only the hybrid withstands a quantum computer.
         forms: forms of learngene that may leave or are accepted.
         fisher: whether a Fisher diagonal may leave or is accepted.
-        largest_epsilon_micro: a release must state differential privacy of all that it holds, epsilon at most this, in
-            millionths; None: it need not.
+        largest_epsilon_micro: largest epsilon, in millionths, of the differential privacy that a release must state for
+            its whole content; None: it need not state any.
         smallest_delta_exponent: such a release must state a delta of 10 to the minus this, or smaller.
     """
 
@@ -70,8 +70,8 @@ class Policy(BaseModel):
 
 
 def check_release(policy: Policy, release: Release) -> None:
-    """What a release may hold, the same on the way out and on the way in: the tensors of its architecture, so never a
-    classifier, and a Fisher diagonal only from many samples.
+    """Check the content of a release, on the way out and on the way in: only the tensors of its architecture, so never
+    a classifier, and a Fisher diagonal only from many samples.
 
     Raises:
         PolicyDeniedError: the policy does not allow it.

@@ -1,4 +1,4 @@
-"""The policy file of a site, ``policy.toml``: what its operator lets leave, narrower than the default."""
+"""The policy file of a site, ``policy.toml``: the operator's rules on what may leave, narrower than the default."""
 
 import os
 import stat
@@ -16,7 +16,8 @@ _MAX_BYTES = 64 * 1024
 
 
 def load_policy(path: Path | None, role: Role) -> Policy:
-    """The policy in a file; its default where there is none (``path`` is None). A file sets what it names.
+    """The policy in a file; its default if there is none (``path`` is None). A file changes only the settings that it
+    names.
 
     Raises:
         InputError: it cannot be read, another user than its owner may write it, or its content is not allowed.

@@ -10,7 +10,8 @@ from protocol.keys import signing_key
 from protocol.keys.signing_key import PublicKey, SigningKey
 from protocol.messages.envelope import pre_authentication_encoding
 
-#: Of the statement by which one root key hands over to the next; its own, so that no signature passes as the other.
+#: DSSE type of the statement by which one root key hands over to the next. No other statement has it, so no other
+#: signature passes as a handover.
 HANDOVER_TYPE = "application/vnd.learngene.root-handover.v1+json"
 _MOST_HANDOVERS = 64
 _Signature = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
@@ -31,7 +32,7 @@ class Handover(BaseModel):
         """The handover that both keys sign.
 
         Raises:
-            InputError: they are the same key.
+            InputError: both are the same key.
         """
         if old.public_hex == new.public_hex:
             raise InputError("the new root key is the old one; make another with: learngene keygen")
@@ -59,8 +60,9 @@ def _statement(old: str, new: str) -> bytes:
 
 
 class Roots(BaseModel):
-    """The part of a trust store that says whose signature it needs: the only part that is read before that signature
-    is checked."""
+    """The part of a trust store that says which root must sign it: the only part that is read before the signature is
+    checked.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -80,5 +82,5 @@ class Roots(BaseModel):
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """Every root that this store's has come from, the first one first, and at last its own."""
+        """Every root that led to this store's root, from the first to its own."""
         return (*(handover.old for handover in self.handovers), self.root)

@@ -21,14 +21,14 @@ from protocol.messages.envelope import Envelope, pre_authentication_encoding
 from protocol.trust.root_handover import Roots
 from protocol.trust.trust_store import TrustStore
 
-#: Bytes of the largest ``trust.json``; some five thousand keys.
+#: Bytes of the largest ``trust.json``; room for about five thousand keys.
 MAX_BYTES = 1 << 20
 PAYLOAD_TYPE = "application/vnd.learngene.trust.v1+json"
 
 
 @dataclass(frozen=True)
 class TrustSeen:
-    """What a party remembers of the last trust store that it accepted.
+    """A party's memory of the last trust store that it accepted.
 
     Attributes:
         version: of the store.
@@ -43,7 +43,7 @@ class TrustSeen:
     pinned: str
 
     def check_after(self, before: "TrustSeen") -> None:
-        """Refuse the way back.
+        """Refuse a step back to an earlier version, and a second store with the same version.
 
         Raises:
             RollbackError: ``before`` is a later version.
@@ -82,7 +82,7 @@ def sign_trust(store: TrustStore, root: SigningKey) -> bytes:
 def verify_trust(data: bytes, *, root: str, seen: TrustSeen | None) -> tuple[TrustStore, TrustSeen]:
     """Read a trust store that the pinned root signed, or a root that it leads to.
 
-    Time is not looked at: whoever uses the store asks ``check_current`` with the time of what is verified under it.
+    Expiry is not checked here: the user of the store calls ``check_current`` with the time of the message to verify.
 
     Args:
         data: what ``trust.json`` holds.
@@ -90,7 +90,7 @@ def verify_trust(data: bytes, *, root: str, seen: TrustSeen | None) -> tuple[Tru
         seen: what this party remembers of the last store that it accepted.
 
     Returns:
-        The store, and what is to be remembered of it before it is used.
+        The store, and the memory of it that must be stored before it is used.
 
     Raises:
         TooLargeError: more than ``MAX_BYTES``.
@@ -114,8 +114,8 @@ def verify_trust(data: bytes, *, root: str, seen: TrustSeen | None) -> tuple[Tru
 
 
 def claimed_root(data: bytes) -> str:
-    """The root's public key as the file itself names it. Nothing is proven by that: only a root that was pinned
-    out of band tells a trust store from a forged one.
+    """The root's public key as the file itself names it. This proves nothing: only a root that was pinned out of band
+    tells a trust store from a forged one.
 
     Raises:
         TooLargeError: more than ``MAX_BYTES``.
@@ -125,7 +125,7 @@ def claimed_root(data: bytes) -> str:
 
 
 def _check_signature(opened: Envelope, pinned: str) -> None:
-    """From the pinned root along the handovers to the store's own root, and then that root's signature."""
+    """Check the handovers from the pinned root to the store's own root, and then that root's signature."""
     roots = _decode(opened.payload, Roots)
     if pinned not in roots.roots:
         raise UnknownKeyError(
@@ -141,11 +141,11 @@ def _check_signature(opened: Envelope, pinned: str) -> None:
 
 
 def _check_progress(store: TrustStore, now_seen: TrustSeen, seen: TrustSeen) -> None:
-    """Against what was accepted before: no way back, and no second history."""
+    """Compare the store with the last accepted one: no earlier version, and no second history."""
     vouched = store.roots[store.roots.index(now_seen.pinned) :]
     if seen.pinned != now_seen.pinned and seen.root not in vouched:
-        # The operator has pinned a root since that does not stand for what was accepted: the way out after a root key
-        # was stolen, and a store signed with it whose version nothing can surpass.
+        # The operator has since pinned a root that did not lead to the accepted store. This is the way out after a
+        # thief of a root key has signed a store whose version nothing can surpass.
         return
     now_seen.check_after(seen)
     if seen.root not in vouched:

@@ -1,4 +1,4 @@
-"""``trust.json`` on disk: read under the pinned root, again when it changed; written by whoever has the root key."""
+"""``trust.json`` on disk: read under the pinned root, again when it changed; written by the owner of the root key."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ from protocol.visible_text import visible_name
 
 
 class TrustMemory(Protocol):
-    """Where a party remembers the last trust store that it accepted: its ledger."""
+    """A party's memory of the last trust store that it accepted, in its ledger."""
 
     def trust_seen(self) -> TrustSeen | None: ...
 
@@ -26,7 +26,7 @@ class TrustMemory(Protocol):
 class TrustFile:
     """A node's ``trust.json``. A caller gets what the file holds now, so that a revocation reaches a running node.
 
-    A file that is refused, or is gone, leaves nothing believed: what it held before may be what was just revoked.
+    If the file is refused or missing, no key is believed: a key that it held before may have just been revoked.
 
     Args:
         path: the file; it is replaced as a whole (renamed over), never edited.
@@ -40,12 +40,12 @@ class TrustFile:
         self._read: tuple[_Stamp, TrustStore] | None = None
 
     def current(self) -> TrustStore:
-        """The trust store; whether it is past its time is for its user to check.
+        """The trust store; its user must check whether it has expired.
 
         Raises:
             InputError: the file cannot be read.
             RefusedError: it is refused; see :func:`protocol.trust.signed_trust.verify_trust`.
-            StorageFailedError: what is to be remembered of it could not be stored, so it is not believed.
+            StorageFailedError: the memory of it could not be stored, so it is not believed.
         """
         with self._lock:
             if self._read is None or self._read[0] != _stamp_of(self._path):
@@ -64,8 +64,8 @@ def read_trust(path: Path, *, root: str | None) -> TrustStore:
 
     Args:
         path: ``trust.json``.
-        root: the pinned root's public key, 64 hexadecimal digits. None: the root that the file itself names, so that
-            the answer proves that the file is whole, and nothing about who made it.
+        root: the pinned root's public key, 64 hexadecimal digits. None: the root that the file itself names, so the
+            check proves only that the file is whole, and nothing about its maker.
 
     Raises:
         InputError: the file cannot be read.
@@ -80,11 +80,11 @@ def write_trust(path: Path, store: TrustStore, root: SigningKey, *, new: bool = 
     """Sign a trust store with its root key and write it, replacing the file as a whole.
 
     Args:
-        new: nothing may be there yet.
+        new: the file must not exist yet.
 
     Raises:
         InputError: there is no such folder, ``root`` is not the store's root key, or a file is there already.
-        StorageFailedError: it could not be stored durably; what was there is still there.
+        StorageFailedError: it could not be stored durably; the old file is unchanged.
     """
     data = sign_trust(store, root)
     if new:
@@ -116,7 +116,7 @@ def _read(path: Path) -> tuple[_Stamp, bytes]:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"the trust store {path} is not a file")
-            # The stamp is older than the content or fits it, so that no change goes unseen.
+            # The stamp is never newer than the content, so no change is missed.
             return _stamp(status), file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise InputError(

@@ -25,7 +25,7 @@ from protocol.trust.root_handover import Handover, Roots
 #: Why a learngene that was inherited should not be used any more: its collective has taken it back, or the key that
 #: signed it was revoked since because another may have it.
 RevocationStatus = Literal["withdrawn", "compromised"]
-#: Why a key is believed no more: another may have it, its owner has left, or a newer key has its place.
+#: Why a key is no longer believed: another may have it, its owner has left, or a newer key has its place.
 Reason = Literal["compromised", "retired", "superseded"]
 
 _MOST_KEYS = 8192
@@ -39,9 +39,9 @@ _Version = Annotated[int, Field(ge=1, le=_LAST_VERSION)]
 
 
 class TrustedKey(BaseModel):
-    """A pinned public key: ``public`` (raw, 64 hexadecimal digits), whose it is and for which role.
+    """A pinned public key: ``public`` (raw, 64 hexadecimal digits), its owner and role.
 
-    ``epoch`` counts the signing keys that this party has had; a RELEASE names the one it was signed in.
+    ``epoch`` counts the signing keys that this party has had; a RELEASE names the epoch in which it was signed.
     """
 
     model_config = _CONFIG
@@ -63,7 +63,9 @@ class TrustedKey(BaseModel):
 
 
 class RevokedKey(TrustedKey):
-    """A key that was pinned once: why it is believed no more, and the ``version`` of the store that first said why."""
+    """A key that was pinned earlier: why it is no longer believed, and the ``version`` of the store that first said
+    so.
+    """
 
     reason: Reason
     version: _Version
@@ -77,8 +79,8 @@ class TrustStore(Roots):
         handovers: how earlier roots led to this one.
         version: counts the changes; a later one replaces an earlier one.
         expires_at: unix seconds after which nothing in it is believed.
-        keys: what is believed; at most one key for a party and role.
-        revoked: what is believed no more. Such a key never comes back.
+        keys: the believed keys, at most one for a party and role.
+        revoked: the keys that are no longer believed. They never come back.
     """
 
     model_config = _CONFIG
@@ -104,7 +106,7 @@ class TrustStore(Roots):
         return self
 
     def with_key(self, public: str, role: Role, party: str, *, epoch: int | None = None) -> "TrustStore":
-        """The next version, with one key more (``public``: 64 hexadecimal digits). ``epoch`` counts on by itself.
+        """The next version, with one more key (``public``: 64 hexadecimal digits). ``epoch`` increases by itself.
 
         Raises:
             InputError: the key must not be pinned, is or was pinned already, the party has a key, or its name is not
@@ -123,11 +125,11 @@ class TrustStore(Roots):
             raise InputError(f"the key of {party} cannot be pinned: {fault_line(error)}") from None
 
     def without_key(self, keyid: str, reason: Reason) -> "TrustStore":
-        """The next version, in which this key is revoked. One that has left or was replaced in good faith may turn out
-        to be compromised later; never the other way.
+        """The next version, in which this key is revoked. A retired or replaced key can be marked as compromised later,
+        but never the reverse.
 
         Raises:
-            InputError: it is not pinned, or revoked already with no lesser reason.
+            InputError: it is not pinned, or was revoked before for a reason that is not weaker.
         """
         key = self._by_keyid.get(keyid)
         if key is not None:
@@ -141,8 +143,8 @@ class TrustStore(Roots):
         return self._next(revoked=tuple(worse if key is gone else key for key in self.revoked))
 
     def with_rotated_key(self, party: str, role: Role, public: str, *, epoch: int | None = None) -> "TrustStore":
-        """The next version, with this key (64 hexadecimal digits) in the place of the party's own, one epoch later, or
-        in a later ``epoch``.
+        """The next version, with this key (64 hexadecimal digits) in the place of the party's present key, in the next
+        epoch or a later ``epoch``.
 
         Raises:
             InputError: the party has no key for this role, or the new key must not be pinned.
@@ -175,8 +177,8 @@ class TrustStore(Roots):
             raise InputError(f"the root cannot be rotated: {fault_line(error)}") from None
 
     def taken_over(self, root: str, expires_at: int) -> "TrustStore":
-        """The next version, under another root (public key, 64 hexadecimal digits) that this store's does not lead to:
-        for when its key is lost. Keys, epochs and revocations stay, so that releases go on counting as they did.
+        """The next version, under another root (public key, 64 hexadecimal digits) without a handover, after the old
+        root key was lost. Keys, epochs and revocations stay, so that the numbers of releases go on.
 
         Raises:
             InputError: the new root must not be one.
@@ -215,8 +217,9 @@ class TrustStore(Roots):
         return key
 
     def is_compromised(self, keyid: str) -> bool:
-        """Whether the key with this id was pinned once and revoked since because another may have it: then whatever it
-        signed, at any time, may be compromised too."""
+        """Whether the key with this id was pinned earlier and was revoked because another may have it: then everything
+        that it signed, at any time, may be compromised too.
+        """
         key = self._revoked_by_keyid.get(keyid)
         return key is not None and key.reason == "compromised"
 
@@ -235,21 +238,22 @@ class TrustStore(Roots):
         """The collective's pinned key, as a party of this ``role`` whose key has the id ``own`` needs it.
 
         Raises:
-            InputError: a collective's own key is not in the store; an individual finds no collective there, or several.
+            InputError: a collective's own key is not in the store; or, for an individual, the store has no collective,
+                or several.
         """
         if role == "individual":
             return self.only("collective")
-        # Every individual would refuse what a key that is not pinned signs.
+        # Every individual would refuse the signatures of a key that is not pinned.
         try:
             return self.key_for(own, "collective")
         except (UnknownKeyError, RevokedKeyError) as error:
             raise InputError(f"the collective's own key is not in its trust store: {error}") from None
 
     def check_current(self, now: int) -> None:
-        """Refuse a store past its time.
+        """Refuse an expired store.
 
         Raises:
-            ExpiredError: it is; a new version is needed.
+            ExpiredError: it has expired; a new version is needed.
         """
         if now > self.expires_at:
             raise ExpiredError("the trust store is past its time; get a new version from whoever keeps the root key")
@@ -274,7 +278,7 @@ class TrustStore(Roots):
                 "the trust store has the last version that there can be, so somebody else may have signed it; begin"
                 " from an earlier copy with a new root: trust init --from"
             )
-        # Not model_copy: the whole store is validated again.
+        # Not model_copy, so that the whole store is validated again.
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return TrustStore.model_validate({**fields, "version": self.version + 1, **changes})
 

@@ -48,7 +48,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Work:
-    """The pieces of work on one bundle. ``learngene``: what it was made of, None where nothing is to be signed."""
+    """The pieces of work on one bundle. ``learngene``: what it was made of, None if nothing is to be signed."""
 
     bundle: Bundle
     learngene: Learngene | None = None

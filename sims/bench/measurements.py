@@ -84,7 +84,7 @@ class BundleBenchmark(BaseModel):
     """Everything that ``learngene bench bundle`` measured.
 
     Attributes:
-        within_target: whether the median ratio of "verify + parse" to SHA-256 is at most ``target``; None where the
+        within_target: whether the median ratio of "verify + parse" to SHA-256 is at most ``target``; None if the
             learngene is smaller than ``TARGET_BYTES``.
         opening_share: opening's part in the time of the whole verification.
     """

@@ -79,8 +79,8 @@ class Attempt:
     """An attack that was made, and what came of it; ``detail`` says how it was stopped, or what came out.
 
     Attributes:
-        expected: the refusal that was expected, None where nothing stops it.
-        refusal: what was refused, None where nothing was.
+        expected: the refusal that was expected, None if nothing stops it.
+        refusal: what was refused, None if nothing was.
     """
 
     name: str

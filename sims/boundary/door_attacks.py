@@ -121,7 +121,7 @@ def _handshake_attacks(site: Site, folder: Path) -> list[Attack]:
 
 def _held(read: Callable[[socket.socket], object], begin: bytes, *, slowly: bool) -> str:
     """What ends a reader within four times its deadline, while a byte comes now and then or never: the class of its
-    error; empty where it is still reading."""
+    error; empty if it is still reading."""
     here, there = socket.socketpair()
     ended: list[str] = []
 

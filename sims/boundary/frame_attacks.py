@@ -23,7 +23,7 @@ class Reader:
     """A node that reads frames.
 
     Attributes:
-        connect: to it, past its handshake where there is one.
+        connect: to it, past its handshake if there is one.
         beside: a folder beside which a file may turn up.
         patience: for which an answer is waited for (s).
         site: whose node it is.

@@ -65,7 +65,7 @@ class _Service:
     Attributes:
         port: on the loopback.
         enter: moves a child, between fork and exec, to where it listens.
-        apart: why it is in no network of its own; empty where it is.
+        apart: why it is in no network of its own; empty if it is.
     """
 
     port: int
@@ -186,7 +186,7 @@ def _started(folder: Path, command: list[str], given: Mapping[str, str], *inheri
 
 
 def _connection(port: int) -> str:
-    """The error of a connection by this process; empty where there is one."""
+    """The error of a connection by this process; empty if there is one."""
     try:
         socket.create_connection(("127.0.0.1", port), _SECONDS).close()
     except OSError as error:

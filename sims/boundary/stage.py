@@ -48,7 +48,7 @@ class Stage:
         mark: text in that process's memory, and nowhere else.
         operators: text in the environment that attackers are started from.
         terminal: the operator's.
-        handle: of the victim's image, as the kernel names files past their paths; empty where it gives none.
+        handle: of the victim's image, as the kernel names files past their paths; empty if it gives none.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def code_attacks(folder: Path) -> list[Attack]:
     begun: list[str] = []
 
     def start() -> str:
-        """Why the node did not start with all that planted; empty where it did. It is started once."""
+        """Why the node did not start with all that planted; empty if it did. It is started once."""
         if not begun:
             (folder / "sites").mkdir()
             begun.append(_plant_and_start(make_sites(folder / "sites").collective, where))

@@ -20,7 +20,7 @@ PYTHON = "/usr/bin/python3"
 
 
 def lacks_another_user() -> str:
-    """What this machine lacks for a process of another user; empty where nothing."""
+    """What this machine lacks for a process of another user; empty if nothing."""
     if os.geteuid() != 0:
         return "only root can start a process of another user"
     return "" if os.access(PYTHON, os.X_OK) else f"there is no {PYTHON}, which another user can run"

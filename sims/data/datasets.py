@@ -20,7 +20,7 @@ class KnownDataset:
         title: what people call it.
         division: the role of every class; None: the folder's ``split.json`` says it.
         size: height and width of the images in a world, pixels; of ``folder`` only where the split names none.
-        origin: what happens without a folder; empty where a folder must be given.
+        origin: what happens without a folder; empty if a folder must be given.
         wanted: what ``data`` must hold.
     """
 

@@ -74,7 +74,7 @@ class ImageSource:
 
     @property
     def notice(self) -> str:
-        """The plain words that every output must carry where the images are a stand-in; empty where they are real."""
+        """The plain words that every output must carry where the images are a stand-in; empty if they are real."""
         return notice(self.name, self.kind, self.reason)
 
 
@@ -205,7 +205,7 @@ class _Found:
 
 
 def _find(data: Path, dataset: DatasetName) -> _Found | None:
-    """The folder tree in ``data``; None where it holds the published CIFAR-100.
+    """The folder tree in ``data``; None if it holds the published CIFAR-100.
 
     Raises:
         InputError: it holds neither, or the tree lacks classes or images.

@@ -45,7 +45,7 @@ def listing_digest(root: Path, files: Sequence[str], size: int) -> str:
 
 
 def kept(folder: Path, digest: str, count: int, size: int) -> NDArray[np.uint8] | None:
-    """The images ``[count, size, size, 3]`` that were kept under a digest; None where there are none that fit."""
+    """The images ``[count, size, size, 3]`` that were kept under a digest; None if there are none that fit."""
     path = folder / f"{digest}{_SUFFIX}"
     try:
         private_folder(folder)

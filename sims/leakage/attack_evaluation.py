@@ -56,7 +56,7 @@ class Statistics:
     """What was computed about the same units on a release and on every shadow.
 
     Attributes:
-        release: ``[N, D]``; None where there is no release besides the shadows.
+        release: ``[N, D]``; None if there is no release besides the shadows.
         truth: of the release: which units it was trained on, bool ``[N]``; None as above.
         shadows: ``[K, N, D]``.
         inside: bool ``[K, N]``.
@@ -73,7 +73,7 @@ class Evaluation:
     """How well an attack does.
 
     Attributes:
-        release: each rate with its bootstrap interval over units; None where no release was attacked, or where so few
+        release: each rate with its bootstrap interval over units; None if no release was attacked, or where so few
             units of a kind stand behind it that the interval would mean nothing.
         shadows: each rate as a mean over the shadows as targets, with Student's interval over them.
         curve: mean true positive rate over the shadows at each rate of ``grid``.

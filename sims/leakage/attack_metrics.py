@@ -38,7 +38,7 @@ RATES = ("auroc", "tpr_at_1_percent", "tpr_at_01_percent", "advantage", "balance
 
 @dataclass(frozen=True)
 class Bounds:
-    """A value and the ends of its 95 % interval; the ends are equal to it where there is none."""
+    """A value and the ends of its 95 % interval; the ends are equal to it if there is none."""
 
     value: float
     low: float

@@ -245,7 +245,7 @@ def load(path: Path) -> Leakage:
 
 
 def of_run(folder: Path) -> Leakage | None:
-    """What was measured about a run; None where nothing was.
+    """What was measured about a run; None if nothing was.
 
     Raises:
         InputError: another version wrote it.

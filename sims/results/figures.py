@@ -314,7 +314,7 @@ def gradient_trend_figure(results: Results) -> bytes | None:
     return _png(figure)
 
 
-#: File name -> what draws it; None where the run has nothing to draw.
+#: File name -> what draws it; None if the run has nothing to draw.
 FIGURES: Mapping[str, Callable[[Results], bytes | None]] = {
     "accuracy.png": accuracy_figure,
     "curves.png": curves_figure,

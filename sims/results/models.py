@@ -141,7 +141,7 @@ class LearngeneFacts(BaseModel):
 
 class CollectiveResult(BaseModel):
     """What the collective reports of itself. ``parameters``: weights by network; ``weights_sha256``: equal for equal
-    weights; ``privacy``: what the guarantee of its learngenes rests on, where there is one."""
+    weights; ``privacy``: what the guarantee of its learngenes rests on, if there is one."""
 
     model_config = _FROZEN
 
@@ -261,6 +261,6 @@ def load(run_folder: Path) -> Results:
 
 
 def metric_of(found: StreamMetrics | None, metric: Metric) -> Percent | None:
-    """One metric of a stream; None where it could not be measured."""
+    """One metric of a stream; None if it could not be measured."""
     value: Percent | None = getattr(found, metric, None)
     return value

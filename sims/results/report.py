@@ -136,7 +136,7 @@ def _embedded(name: str, image: bytes) -> Figure:
 
 
 def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], leakage: Leakage | None = None) -> str:
-    """The report's HTML; everything that comes from a file is escaped. ``leakage``: None where nothing was measured."""
+    """The report's HTML; everything that comes from a file is escaped. ``leakage``: None if nothing was measured."""
     kept, record = read_settings(run_folder), read_record(run_folder)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown

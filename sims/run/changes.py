@@ -17,7 +17,7 @@ _Party = TypeVar("_Party", bound=BaseModel)
 
 
 def nearest(target: str, known: Sequence[str]) -> str:
-    """The setting that a wrong one was meant for, first among those of its party; empty where none is near."""
+    """The setting that a wrong one was meant for, first among those of its party; empty if none is near."""
     party, _, name = target.rpartition(".")
     for candidates in ([one for one in known if one.startswith(f"{party}.")], known):
         names = {one.rpartition(".")[2]: one for one in reversed(candidates)}
@@ -72,7 +72,7 @@ def changed(party: str, settings: _Party, changes: Mapping[str, str]) -> _Party:
 
 
 def _value(text: str, kind: object) -> object:
-    """What pydantic is given for a text: a list, where the setting is one and empty where the text is; None, where it
+    """What pydantic is given for a text: a list, where the setting is one and empty if the text is; None, where it
     may be; else the text."""
     kinds = (kind, *get_args(kind))
     if text == "none" and NoneType in kinds:

@@ -47,9 +47,9 @@ class Enclosure:
     """A command in an enclosure. ``close`` ends it with every process below it.
 
     Attributes:
-        refused: why it has no network of its own; empty where it has.
+        refused: why it has no network of its own; empty if it has.
         said: the one line that the command wrote to the descriptor ``READY``.
-        end: how the command ended, in a few words for behind its name; empty where ``close`` ended it.
+        end: how the command ended, in a few words for behind its name; empty if ``close`` ended it.
     """
 
     def __init__(

@@ -169,7 +169,7 @@ class NodeProcesses:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """Children, grandchildren and so on of a process, also those in other sessions; empty where it has ended."""
+    """Children, grandchildren and so on of a process, also those in other sessions; empty if it has ended."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -207,7 +207,7 @@ def _ending(code: int) -> str:
 
 
 def _last_line(log: Path) -> str:
-    """The last line of a log in brackets, where there is one: it usually says why."""
+    """The last line of a log in brackets, if there is one: it usually says why."""
     lines = [line for line in _end_of(log) if line.strip()]
     return f" ({visible_line(lines[-1].strip(), length=200)})" if lines else ""
 

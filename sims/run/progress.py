@@ -38,7 +38,7 @@ class Event:
         party: whose file it stands in; ``run`` for the run's own.
         kind: ``task``, ``epoch``, ``crossing``...
         time: unix seconds.
-        done, total: a counter; total 0 where there is none.
+        done, total: a counter; total 0 if there is none.
         text: words for a reader.
     """
 

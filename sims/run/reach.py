@@ -25,7 +25,7 @@ def reach_of_run(refused: str) -> Reach:
     """Who reaches a run of `learngene run`.
 
     Args:
-        refused: what refused it a network of its own; empty where nothing did.
+        refused: what refused it a network of its own; empty if nothing did.
     """
     if not refused:
         return "run"

@@ -35,7 +35,7 @@ class RunRecord(BaseModel):
 
     Attributes:
         seconds: wall-clock times by name.
-        reach: who reached what it listened on; None where an older version did not write it down.
+        reach: who reached what it listened on; None if an older version did not write it down.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

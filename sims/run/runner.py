@@ -254,7 +254,7 @@ def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None)
     A folder that the run never used is removed again.
 
     Returns:
-        What could not be written and why, to stand at the end of a line; empty where all was.
+        What could not be written and why, to stand at the end of a line; empty if all was.
     """
     if not folder.is_dir():
         return ""

@@ -43,7 +43,7 @@ class SameUserOnly:
 
 
 def caller(client: tuple[str, int], server: tuple[str, int]) -> int | None:
-    """User of the open socket at the other end of a connection of this machine; None where there is none.
+    """User of the open socket at the other end of a connection of this machine; None if there is none.
 
     Args:
         client, server: IPv4 address and port of either end.

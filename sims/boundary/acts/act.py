@@ -213,7 +213,7 @@ class Trial:
         seen: how it is seen that it reached something.
         node, courier, user: what it comes to when a node makes it, a courier, a process of another user; None: it is
             no attack there, or is not made.
-        lacks: what this machine lacks for the control, asked when the stage is set; empty where nothing.
+        lacks: what this machine lacks for the control, asked when the stage is set; empty if nothing.
         prepare: is done before each run, with its token.
     """
 
