@@ -1,1 +1,1 @@
-"""The boundary, attacked: a real deployment on this machine, attempts on it, and what came of them."""
+"""Attacks on the boundary: a real deployment on this machine, attempts on it, and their outcome."""

@@ -15,13 +15,13 @@ from sims.boundary.sites import HOSTILE, Site, started
 from sims.boundary.stage import Stage, set_stage
 from sims.boundary.trials import Attacker, attacks_of
 
-#: Each with what it comes to.
+#: Each trial with its expected outcome.
 TRIALS = tuple((trial, trial.node) for trial in EVERY if trial.node is not None)
 
 
 @contextlib.contextmanager
 def node_attacks(folder: Path) -> Iterator[list[Attack]]:
-    """All attacks on the node, with everything that they need, which ends with the ``with``.
+    """All attacks on the node, with everything that they need, until the ``with`` ends.
 
     Args:
         folder: new or empty, and short: sockets lie in it.
@@ -45,7 +45,7 @@ def hostile_node(stage: Stage, site: Site, *, unconfined: bool) -> Iterator[Atta
             site,
             unconfined=unconfined,
             module=HOSTILE,
-            # A launcher that protects nothing hands on what the shell has.
+            # A launcher that protects nothing passes on the shell's environment.
             environment=stage.shell if unconfined else {},
             stdin=stage.terminal.descriptor,
             inherited=(left_open, terminal),

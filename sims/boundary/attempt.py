@@ -1,4 +1,4 @@
-"""One attempt on the boundary: the attack, its control without protection, and what came of both."""
+"""One attempt on the boundary: the attack, its control without protection, and the outcome of both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from typing import Literal
 
 from sims.boundary.acts.expectation import Expected, Holds, Open
 
-#: What the attack is made on: the node's process, the courier's, a process of another user, a node's next start,
-#: a run of a simulation, what crosses, a whole Flower deployment, or all that leaves a process.
+#: Target of the attack: the node's process, the courier's, a process of another user, a node's next start,
+#: a run of a simulation, the messages, a whole Flower deployment, or everything that leaves a process.
 Area = Literal["node", "courier", "users", "starts", "runs", "messages", "deployment", "canaries"]
-#: Of the control: the same attack where nothing protects. One that fails shows that the attack is worthless.
+#: Outcome of the control, which is the same attack without protection. If it fails, the attack proves nothing.
 Control = Literal["succeeded", "failed"]
-#: Of the attack: stopped as it was expected to be; not stopped; not stoppable on this kernel (which is said and never
-#: counted as stopped); or it failed in another way than was expected, which shows nothing of the boundary.
+#: Outcome of the attack: stopped as expected; not stopped; not stoppable on this kernel (which is reported and never
+#: counted as stopped); or it failed in an unexpected way, which proves nothing about the boundary.
 Confined = Literal["blocked", "escaped", "not enforced", "not shown"]
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What was refused: the call, and the name of its error or a code of the protocol; ``detail`` says it in words."""
+    """A refusal: the call, and the name of its error or a code of the protocol; ``detail`` describes it."""
 
     call: str
     error: str
@@ -27,26 +27,26 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Escaped:
-    """The attack reached what it wanted; ``detail`` says what came out."""
+    """The attack succeeded; ``detail`` says what came out."""
 
     detail: str = "it went through"
 
 
 @dataclass(frozen=True)
 class NotEnforced:
-    """This kernel lacks what would stop it."""
+    """This kernel lacks the guard that would stop the attack."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """It neither reached anything nor was it refused."""
+    """The attack neither succeeded nor was it refused."""
 
     detail: str
 
 
-#: What came of an attack on the real thing.
+#: Outcome of an attack on the protected process.
 Found = Refusal | Escaped | NotEnforced | Failed
 
 
@@ -56,13 +56,12 @@ class Attack:
 
     Attributes:
         name: short and unique: ``read the other party's images``.
-        area: what it is made on.
+        area: its target.
         tries: what is tried, in a sentence for a reader of the table.
-        holds: the refusal that is expected; or that nothing stops it, and why: going through then counts as not
-            enforced.
-        control: makes it where nothing protects; whether it succeeded.
-        confined: makes it on the real thing.
-        lacks: what this machine lacks for its control; the attack is then left out, and said to be.
+        holds: the expected refusal; or the reason why nothing stops it: success then counts as not enforced.
+        control: makes it without protection; returns whether it succeeded.
+        confined: makes it on the protected process.
+        lacks: what this machine lacks for its control; the attack is then left out, and reported as left out.
     """
 
     name: str
@@ -76,11 +75,11 @@ class Attack:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attack that was made, and what came of it; ``detail`` says how it was stopped, or what came out.
+    """An attack that was made, and its outcome; ``detail`` says how it was stopped, or what came out.
 
     Attributes:
-        expected: the refusal that was expected, None if nothing stops it.
-        refusal: what was refused, None if nothing was.
+        expected: the expected refusal, None if nothing stops it.
+        refusal: the actual refusal, None if there was none.
     """
 
     name: str
@@ -94,12 +93,12 @@ class Attempt:
 
     @property
     def holds(self) -> bool:
-        """Whether the boundary held and the control shows that the attack is worth something."""
+        """Whether the boundary held and the control shows that the attack works."""
         return self.control == "succeeded" and self.confined == "blocked"
 
 
 def make(attack: Attack) -> Attempt:
-    """Make an attack, its control first. What goes wrong in the attack itself is not shown, and never stopped."""
+    """Make an attack, its control first. An error in the attack itself counts as not shown, never as stopped."""
     control: Control = "failed"
     try:
         control = "succeeded" if attack.control() else "failed"
@@ -118,7 +117,7 @@ def make(attack: Attack) -> Attempt:
 
 
 def judge(holds: Holds, found: Found) -> tuple[Confined, str]:
-    """The verdict, and what there is to say of it."""
+    """The verdict, and its reason."""
     match found:
         case Escaped(detail):
             return ("not enforced", holds.why) if isinstance(holds, Open) else ("escaped", detail)

@@ -1,4 +1,6 @@
-"""The command ``learngene boundary``: it sets up both parties on this machine, attacks them, and says what came."""
+"""The command ``learngene boundary``: it sets up both parties on this machine, attacks them, and reports the
+outcome.
+"""
 
 import contextlib
 import os
@@ -70,7 +72,7 @@ def attack(areas: Sequence[Area], tell: Callable[[str], None]) -> Outcome:
     """Make every attack of these areas, each with its control.
 
     Args:
-        tell: is told what goes on, line by line.
+        tell: gets the progress, line by line.
 
     Raises:
         RunFailedError: an area could not be set up.
@@ -102,7 +104,8 @@ def attacks(area: Area) -> Iterator[list[Attack]]:
         yield found
 
 
-#: Module and function of each area's attacks. They are loaded when they are made: torch and Flower take seconds.
+#: Module and function of each area's attacks. They are loaded only when the attacks are made, because torch and Flower
+#: take seconds to load.
 _SOURCES: Mapping[Area, tuple[str, str]] = {
     "node": ("attacks_from_a_node", "node_attacks"),
     "courier": ("courier_attacks", "courier_attacks"),
@@ -113,7 +116,7 @@ _SOURCES: Mapping[Area, tuple[str, str]] = {
     "deployment": ("deployment_attacks", "deployment_attacks"),
     "canaries": ("canaries", "canary_attacks"),
 }
-#: What stops these attacks is in the programs, so they are made on a kernel that confines no process, too.
+#: Areas whose attacks the programs stop: they are made also on a kernel that confines no process.
 _UNCONFINED_TOO: tuple[Area, ...] = ("messages", "canaries")
 
 

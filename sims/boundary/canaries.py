@@ -1,7 +1,7 @@
 """Canaries: marked images in each party's data, and a search for them in everything that leaves a process.
 
-Real node processes go through a whole round, over a relay that keeps all that it carries. What is searched is what
-stands in front of the encryption of Flower's connection; the one part that is sealed, the learngene, is opened first.
+Real node processes do a whole round, over a relay that keeps everything that it carries. The search covers the bytes
+before Flower encrypts its connection; the only sealed part, the learngene, is opened first.
 """
 
 import base64
@@ -38,12 +38,12 @@ from sims.data.worlds import COLLECTIVE, individual_name, make_world
 
 Images = NDArray[np.uint8]
 
-#: Canaries of each party.
+#: Number of canaries of each party.
 CANARIES = 3
 _SIZE = 32
-#: Every so many rows of a party's images one is a canary.
+#: Distance in rows from one canary to the next in a party's images.
 _EVERY = 8
-#: Colour values that a canary has: few enough that compressing one is no copying.
+#: Number of colour values in a canary: few enough that compression does not simply copy it.
 _COLOURS = 64
 _COLLECTIVE = {
     "width": 0.0625,
@@ -57,7 +57,7 @@ _COLLECTIVE = {
 }
 _INDIVIDUAL = {"methods": ["condensed"], "epochs": 1, "curve_tasks": 1}
 _WINDOWS = 8
-#: What a search comes to where nothing is refused, as there is nothing to be found.
+#: Expected outcome of a search: nothing is refused, and nothing is found.
 NOTHING = "nothing found"
 
 
@@ -71,7 +71,7 @@ class Canary:
 
     @property
     def name(self) -> str:
-        """Whose it is, and its number."""
+        """Its owner and number."""
         return f"{self.party}'s canary {self.number}"
 
 
@@ -88,7 +88,7 @@ def encodings(image: Images, normalisation: Normalisation) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     for side, turned in (("", image), (", mirrored", image[:, ::-1])):
-        # As the networks' own images are made, operation by operation.
+        # The same operations as for the networks' images.
         scaled = turned.astype(np.float32) / np.float32(255)
         normalised = (scaled - normalisation.mean) / normalisation.std
         arrays: dict[str, NDArray[np.generic]] = {
@@ -129,11 +129,11 @@ class Search:
         self._pieces = Pieces({name: name.encode() for name in self._texts}, lambda name: self._texts[name.decode()])
 
     def found_in(self, chunks: Iterable[bytes]) -> set[str]:
-        """Whose canaries stand in these bytes, and in which encoding."""
+        """The canaries that stand in these bytes, with their encoding."""
         return {name for chunk in chunks for name in self._pieces.found_in(chunk)}
 
     def samples(self) -> Iterator[tuple[str, bytes]]:
-        """Several parts of every encoding of every canary, each with the name under which it is to be found."""
+        """Several parts of every encoding of every canary, each with the name under which the search must find it."""
         for name, texts in self._texts.items():
             for encoding, text in texts.items():
                 last = len(text) - SURELY_FOUND
@@ -141,18 +141,18 @@ class Search:
                     yield f"{name} ({encoding})", text[start : start + SURELY_FOUND]
 
 
-#: Makes something to be searched in which certain bytes stand.
+#: Makes a place for the search in which the given bytes stand.
 Planting = Callable[[bytes], contextlib.AbstractContextManager[Iterable[bytes]]]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Something that is searched.
+    """A place that is searched.
 
     Attributes:
-        search: for whose canaries.
-        content: its bytes, in chunks, read anew each time.
-        with_planted: the same kind of thing, with these bytes in it.
+        search: the search, for the canaries of one party.
+        content: its bytes, in chunks, read again each time.
+        with_planted: the same kind of place, with these bytes in it.
     """
 
     name: str
@@ -165,7 +165,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Round:
-    """A round that is over; all its processes are still there.
+    """A finished round whose processes are all still running.
 
     Attributes:
         folder: the relay's.
@@ -179,7 +179,7 @@ class Round:
     canaries: Mapping[str, tuple[Canary, ...]]
 
     def carried(self, party: str) -> list[bytes]:
-        """Everything that came out of a party's node, in front of any encryption of a connection."""
+        """Everything that came out of a party's node, before any encryption of a connection."""
         node = list(self.canaries).index(party)
         database = sqlite3.connect(f"file:{self.folder / DATABASE}?mode=ro", uri=True)
         with contextlib.closing(database):
@@ -189,7 +189,7 @@ class Round:
         return [bytes(row[0]) for row in rows]
 
     def opened(self) -> list[bytes]:
-        """The learngenes that crossed, as they were before they were sealed."""
+        """The plaintexts of the learngenes that crossed."""
         site = self.sites.collective
         ledger = CollectiveLedger(site.node.state)
         try:
@@ -218,7 +218,7 @@ def played(folder: Path, *, unconfined: bool = False) -> Iterator[Round]:
         unconfined: start the node processes unconfined, on a kernel that cannot confine them.
 
     Raises:
-        RunFailedError: it did not come to its end.
+        RunFailedError: it did not finish.
     """
     source = draw_stand_in("canaries", train_per_class=20, test_per_class=12)
     world = make_world(source, source.division, WorldPlan(target_tasks={10: 1}), 0, folder / "world")
@@ -291,7 +291,7 @@ def places(over: Round) -> list[Place]:
 
 
 def _crossing_places(over: Round, theirs: Mapping[str, Search]) -> list[Place]:
-    """What crossed."""
+    """Places with what crossed."""
     collective, individual = over.sites.collective, over.sites.individual
 
     def carried(party: str) -> Callable[[], Iterable[bytes]]:
@@ -319,7 +319,7 @@ def _crossing_places(over: Round, theirs: Mapping[str, Search]) -> list[Place]:
 
 
 def _relay_places(over: Round, every: Search, lacks: str) -> list[Place]:
-    """What the relay holds and has written."""
+    """Places with what the relay holds and has written."""
     return [
         Place(
             "canaries in the relay's memory",
@@ -340,7 +340,7 @@ def _relay_places(over: Round, every: Search, lacks: str) -> list[Place]:
 
 
 def _log_places(over: Round, theirs: Mapping[str, Search]) -> list[Place]:
-    """What the nodes say of themselves."""
+    """Places with the nodes' own logs."""
     written = ("*.log", "*.jsonl", "*.json", "ledger.db*", "temporary/**/*", "cache/**/*")
     return [
         Place(
@@ -355,7 +355,7 @@ def _log_places(over: Round, theirs: Mapping[str, Search]) -> list[Place]:
 
 
 def _node_places(over: Round, theirs: Mapping[str, Search], lacks: str) -> list[Place]:
-    """What each node holds of the other party."""
+    """Places with what each node holds of the other party."""
     collective, individual = over.sites.collective, over.sites.individual
     found: list[Place] = []
     for site, other in ((collective, individual), (individual, collective)):
@@ -388,7 +388,7 @@ def _memory(over: Round, party: str) -> Callable[[], Iterable[bytes]]:
 
 
 def _in_message(content: Callable[[], Iterable[bytes]]) -> Planting:
-    """The same messages, one of them longer by what is planted."""
+    """The same messages, one of them extended by the planted bytes."""
 
     def plant(planted: bytes) -> contextlib.AbstractContextManager[Iterable[bytes]]:
         first, *others = content()
@@ -430,7 +430,7 @@ def attack_on(place: Place) -> Attack:
 
     def control() -> bool:
         samples = list(place.search.samples())
-        # Apart, so that none is found by what stands beside it.
+        # Separated, so that none is found because of its neighbour.
         with place.with_planted(b"".join(b"\0" * 16 + part for _, part in samples)) as content:
             return place.search.found_in(content) >= {name for name, _ in samples}
 

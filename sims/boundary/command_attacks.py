@@ -1,4 +1,4 @@
-"""From outside: commands and messages of a hostile relay, or of a hostile collective, brought to real nodes."""
+"""Attacks from outside: commands and messages of a hostile relay or a hostile collective to real nodes."""
 
 import contextlib
 import secrets
@@ -48,8 +48,9 @@ def paired_sites(folder: Path, *others: tuple[str, SigningKey]) -> Sites:
 
 @contextlib.contextmanager
 def command_attacks(folder: Path, *, unconfined: bool = False) -> Iterator[list[Attack]]:
-    """Commands, messages and frames brought to the real node processes of both parties; the control is a node that does
-    what it is told and believes what comes."""
+    """Commands, messages and frames brought to the real node processes of both parties; the control is a node that
+    obeys every command and believes every message.
+    """
     other = SigningKey.generate()
     sites = paired_sites(folder, ("individual-2", other))
     collective, individual = sites.collective, sites.individual

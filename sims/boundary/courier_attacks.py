@@ -22,12 +22,12 @@ from sims.boundary.attempt import Attack
 from sims.boundary.stage import Stage, set_stage
 from sims.boundary.trials import Attacker, attacks_of
 
-# Seconds for an answer.
+# Longest time for an answer, in seconds.
 _PATIENCE = 60.0
 
 
 def _named(text: str) -> str:
-    """The same for a courier, whose victim is its own site's node."""
+    """Reword an attack's text for a courier, whose victim is its own site's node."""
     words = (
         ("the other party's", "its node's"),
         ("the other node", "its node"),
@@ -41,8 +41,7 @@ def _named(text: str) -> str:
     return text
 
 
-#: Each with what it comes to. A courier is to reach the network, and its node's door with the secret for it; there,
-#: nothing is an attack.
+#: Each trial with its expected outcome. A courier may reach the network and its node's door; doing so is no attack.
 TRIALS = tuple(
     (replace(trial, name=f"courier: {_named(trial.name)}", tries=_named(trial.tries)), trial.courier)
     for trial in EVERY
@@ -52,7 +51,7 @@ TRIALS = tuple(
 
 @contextlib.contextmanager
 def courier_attacks(folder: Path) -> Iterator[list[Attack]]:
-    """All attacks on the courier, with everything that they need, which ends with the ``with``.
+    """All attacks on the courier, with everything that they need, until the ``with`` ends.
 
     Args:
         folder: new or empty, and short: sockets lie in it.
@@ -72,7 +71,7 @@ def hostile_courier(stage: Stage, home: Path, *, confined: bool, by_hand: bool =
     """Beside the node of the site that is attacked: a program in place of Flower's SuperNode.
 
     Args:
-        home: folder of the courier's own, to be made.
+        home: folder of the courier's own, which is made.
         confined: start it by ``learngene courier``; else by itself.
         by_hand: what it prints goes to the operator's terminal.
     """
@@ -87,7 +86,7 @@ def hostile_courier(stage: Stage, home: Path, *, confined: bool, by_hand: bool =
 
 
 def copy_acts(home: Path) -> tuple[str, str]:
-    """Put the acts into a folder, with the two pipes of one who makes them; the paths of these."""
+    """Copy the acts and two pipes into a folder. Returns the pipes' paths."""
     shutil.copytree(Path(acts.__file__).parent, home / "acts", ignore=shutil.ignore_patterns("__pycache__"))
     pipes = home / "asked", home / "answered"
     for pipe in pipes:
@@ -102,10 +101,10 @@ def answering(
     """A process that makes the acts in ``home``, started as a careless operator starts it.
 
     Args:
-        user: whose it is, where it is another's; it is given nothing then.
+        user: owner of the process, if another user; it then gets no resources.
         by_hand: what it prints goes to the operator's terminal.
     """
-    # For both, so that neither end waits for the other.
+    # Opened for reading and writing, so that neither end waits for the other.
     questions, answers = (os.open(home / name, os.O_RDWR | os.O_CLOEXEC) for name in ("asked", "answered"))
     with contextlib.ExitStack() as stack:
         for descriptor in (questions, answers):
@@ -141,10 +140,10 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _line(pipe: int, process: "subprocess.Popen[bytes]") -> bytes:
-    """What the process says next.
+    """The next line of the process.
 
     Raises:
-        RunFailedError: it ended, or says nothing.
+        RunFailedError: it ended, or wrote nothing in time.
     """
     line, deadline = b"", time.monotonic() + _PATIENCE
     while not line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Attacks through a whole Flower deployment: an app archive in the way of our packages, and a hostile relay.
+"""Attacks through a whole Flower deployment: an app archive that shadows our packages, and a hostile relay.
 
 A message costs seconds there, so each app runs once, before the first attack is asked for, and does everything at once
 to two SuperNodes: one under ``learngene courier``, and one without it, for the controls.
@@ -44,7 +44,7 @@ _OPEN_NETWORK = Open(
 )
 
 _ASK_SECONDS, _ANSWERED = 30.0, ("200", "404")
-#: Asks a SuperLink with TLS; prints the status.
+#: Program that asks a SuperLink with TLS and prints the status.
 _ASK = """
 import http.client, ssl, sys
 unchecked = ssl._create_unverified_context()
@@ -56,12 +56,12 @@ print(connection.getresponse().status)
 
 @dataclass(frozen=True)
 class _Theft:
-    """What the hostile ClientApp tries.
+    """One attack of the hostile ClientApp.
 
     Attributes:
-        act: of ``sims.boundary.hostile_app``, with what it is made on.
-        shows: whether what came back shows that it succeeded.
-        holds: the refusal that is expected, or why there is none.
+        act: of ``sims.boundary.hostile_app``, with its target.
+        shows: whether the answer shows that it succeeded.
+        holds: the expected refusal, or why there is none.
     """
 
     name: str
@@ -73,7 +73,7 @@ class _Theft:
 
 @contextlib.contextmanager
 def deployment_attacks(folder: Path) -> Iterator[list[Attack]]:
-    """The attacks, when both apps have run; where this kernel cannot confine a courier, what needs that is found to be
+    """The attacks, after both apps have run; if this kernel cannot confine a courier, attacks that need this count as
     not enforced.
 
     Args:
@@ -122,7 +122,7 @@ def deployment_attacks(folder: Path) -> Iterator[list[Attack]]:
 
 
 def _installed(command: tuple[str, ...]) -> tuple[str, ...]:
-    """With the whole path of its program, which lies beside the interpreter."""
+    """The command with the absolute path of its program, which lies beside the interpreter."""
     return (str(Path(sys.executable).parent / command[0]), *command[1:])
 
 
@@ -243,7 +243,7 @@ def _shadowing(outside: _Found, inside: _Found) -> Attack:
 
 
 def _relay_attacks(naive: _Found, real: _Found) -> list[Attack]:
-    """What a relay could do that overheard bundles."""
+    """Attacks of a relay that has overheard bundles."""
     return [
         _relay_attack(naive, real, *described)
         for described in (
@@ -270,7 +270,7 @@ def _relay_attacks(naive: _Found, real: _Found) -> list[Attack]:
 
 
 def _relay_attack(naive: _Found, real: _Found, name: str, title: str, tries: str, code: str) -> Attack:
-    """It succeeded where a bundle was taken that should not be."""
+    """One attack of the relay; it succeeds if a node takes a bundle that it should not take."""
 
     def taken(answers: _Found) -> bool:
         answer = answers[name]
@@ -375,7 +375,7 @@ def _run_relay(
 
 
 def _run(deployment: Deployment, folder: Path, *, server: str, client: str) -> list[_Found]:
-    """Run an app on both SuperNodes; what its ServerApp wrote down."""
+    """Run an app on both SuperNodes, and return what its ServerApp wrote."""
     out = folder.with_suffix(".json")
     config = {
         "project": {
@@ -406,7 +406,7 @@ def _run(deployment: Deployment, folder: Path, *, server: str, client: str) -> l
 
 @contextlib.contextmanager
 def _ear() -> Iterator[tuple[int, bytearray]]:
-    """A listener on a port, and what it hears."""
+    """A listener on a port, and the bytes that it hears."""
     heard = bytearray()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A node's door: who knocks without the secret, who never speaks, and who pretends to be a node."""
+"""Attacks at a node's door: by clients without the secret, by silent clients, and by false nodes."""
 
 import contextlib
 import socket
@@ -24,9 +24,9 @@ from sims.boundary.frame_attacks import PATIENCE, SOON, connected
 from sims.boundary.sites import Site
 from sims.boundary.unprotected import UnprotectedNode, serving
 
-#: What the node's own log says where it refuses a proof (``protocol.transport.local_socket.HandshakeError``).
+#: The line in the node's own log when it refuses a proof (``protocol.transport.local_socket.HandshakeError``).
 _LOGGED = {"HandshakeError": "the courier does not know this node's socket secret"}
-# Deadline of a reader that is tried by itself, in place of the node's own (s).
+# Deadline in seconds of a reader that is tested by itself; shorter than the node's own.
 _DEADLINE = 0.3
 _COMMAND = Frame("inherit", parts={"blob": b"a learngene"})
 
@@ -38,7 +38,7 @@ def door_attacks(site: Site, folder: Path) -> list[Attack]:
 
 
 def _spoken(path: Path, proof: bytes | None) -> bool:
-    """Whether a node answers who shows this proof, or none, to its greeting."""
+    """Whether a node answers a client that shows this proof, or none, after its greeting."""
     header = encode_header(Frame("status"))
     frame = struct.pack(">I", len(header)) + header
     with connected(path) as connection:
@@ -74,8 +74,8 @@ def _overheard(path: Path, secret: bytes) -> bytes:
 
 
 def _handshake_attacks(site: Site, folder: Path) -> list[Attack]:
-    """Commands from who does not know the socket's secret; the controls are a door without a handshake, and one whose
-    greeting is always the same."""
+    """Commands from a client that does not know the socket's secret; the controls are a door without a handshake, and
+    one whose greeting is always the same."""
     path, secret = site.node.socket, load_secret(site.node.secret)
 
     def unprotected(*, handshake: bool) -> bool:
@@ -194,7 +194,7 @@ def _slow_attack(name: str, tries: str, real: Callable[[socket.socket], None], b
 
 
 def _false_node_attack(folder: Path) -> Attack:
-    """Somebody else listens where the courier expects its node."""
+    """Another process listens where the courier expects its node."""
 
     def believing(path: Path) -> None:
         with connected(path) as connection:
@@ -215,7 +215,7 @@ def _false_node_attack(folder: Path) -> Attack:
 
 
 def _overhears(folder: Path, bring: Callable[[Path], object]) -> tuple[bool, str]:
-    """Whether a false node was brought the command; and the class of the error that came to who brings it."""
+    """Whether a false node received the command; and the class of the error that the client got."""
     path = folder / "false.sock"
     path.unlink(missing_ok=True)
     received, error = bytearray(), ""

@@ -1,6 +1,7 @@
 """A Flower deployment on this machine: a SuperLink with TLS, authenticated SuperNodes, and apps submitted to them.
 
-The SuperLink answers this user only (``sims.run.superlink``): nobody else on this machine can submit an app meanwhile.
+The SuperLink answers only this user (``sims.run.superlink``): no other user of this machine can submit an app
+meanwhile.
 """
 
 import ipaddress
@@ -89,7 +90,7 @@ class Deployment:
         )
 
     def run(self, app: Path) -> str:
-        """Submit an app and follow it to its end; its log.
+        """Submit an app, follow it to its end, and return its log.
 
         Raises:
             RunFailedError: it did not complete.
@@ -106,7 +107,7 @@ class Deployment:
         return log
 
     def flwr(self, *arguments: str) -> str:
-        """What a command of ``flwr`` prints.
+        """The output of a command of ``flwr``.
 
         Raises:
             RunFailedError: it failed.
@@ -224,7 +225,7 @@ def make_node_key(path: Path) -> Path:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
+    """A free port of the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,6 @@
-"""Frames that no courier of ours sends, to a real node; the control is a node that reads them without limits."""
+"""Attacks by frames that no courier of ours sends, on a real node; the control is a node that reads them without
+limits.
+"""
 
 import contextlib
 import socket
@@ -26,7 +28,7 @@ class Reader:
         connect: to it, past its handshake if there is one.
         beside: a folder beside which a file may turn up.
         patience: for which an answer is waited for (s).
-        site: whose node it is.
+        site: the node's site.
     """
 
     connect: Callable[[], contextlib.AbstractContextManager[socket.socket]]
@@ -35,7 +37,7 @@ class Reader:
     site: Site
 
 
-#: An attack by frames: what came of it.
+#: An attack by frames; returns its outcome.
 ByFrames = Callable[[Reader], Refusal | Escaped]
 
 
@@ -80,7 +82,7 @@ def _attack(found: _Registered, site: Site, folder: Path) -> Attack:
 
     def confined() -> Found:
         came = found.by(Reader(real, site.node.state, PATIENCE, site))
-        # Whatever came, the node serves on.
+        # After any frame, the node must go on serving.
         return came if site.ask(Frame("status")).name == "status" else Escaped("the node is gone")
 
     return Attack(found.name, "messages", found.tries, found.holds, control, confined)
@@ -88,7 +90,7 @@ def _attack(found: _Registered, site: Site, folder: Path) -> Attack:
 
 @contextlib.contextmanager
 def connected(path: Path) -> Iterator[socket.socket]:
-    """A connection to what listens there."""
+    """A connection to the process that listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE)
         connection.connect(str(path))
@@ -104,7 +106,7 @@ def _framed(header: bytes) -> bytes:
 
 
 def _held(reader: Reader, data: bytes) -> Refusal | Escaped:
-    """Reached where the node goes on waiting for what was announced."""
+    """Succeeds if the node goes on waiting for the announced bytes."""
     with reader.connect() as connection:
         connection.sendall(data)
         try:

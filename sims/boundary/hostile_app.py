@@ -1,4 +1,4 @@
-"""A hostile Flower app, in the archive as ``protocol/transport/courier.py``: so it stands in the way of ours.
+"""A hostile Flower app, placed in the archive as ``protocol/transport/courier.py``, where it shadows ours.
 
 It knows nothing of this project but Flower. Its ServerApp sends the aims, its ClientApp reads what it can and returns
 it, and the ServerApp writes that down.
@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-#: At most so many bytes of each thing come back.
+#: Most bytes that come back of each thing.
 _ENOUGH = 4096
 _PATIENCE = 90.0
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw")
@@ -28,7 +28,7 @@ server = ServerApp()
 
 @app.query("learngene")
 def steal(message: Message, context: Context) -> Message:
-    """Do what every aim says, and return what came of it."""
+    """Try every aim, and return the outcomes."""
     aims = json.loads(str(message.content.config_records["aims"]["json"]))
     found = {name: _attempt(*aim) for name, aim in aims.items()}
     found["which code is this"] = {"found": __file__.encode().hex()}
@@ -44,7 +44,7 @@ def _attempt(act: str, target: str, more: str) -> dict[str, str]:
         return {"found": acts[act](target, more).hex()}
     except OSError as error:
         return {"call": calls.get(act, "open"), "error": errno.errorcode.get(error.errno or 0, str(error.errno))}
-    except Exception as error:  # whatever it is, it is no refusal
+    except Exception as error:  # any other error is no refusal
         return {"call": "", "error": type(error).__name__}
 
 

@@ -1,4 +1,4 @@
-"""A node's program that is in the attacker's hands: it attacks as it is asked to. The real launcher starts it.
+"""A node's program that the attacker controls: it makes the attacks that it is told. The real launcher starts it.
 
 ``python -m sims.boundary.hostile_program --config FILE [--unconfined] [--lifeline N]``, as a node's ``start``.
 """
@@ -49,7 +49,7 @@ def outcome_of(answer: Frame) -> Outcome:
 
 
 def make(configuration: NodeConfiguration, confinement: Confinement, keys: NodeKeys) -> HostileProgram:
-    """What the launcher calls."""
+    """Make the program; the launcher calls this."""
     return HostileProgram(configuration.node.party, confinement)
 
 

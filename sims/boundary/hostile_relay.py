@@ -1,4 +1,4 @@
-"""A hostile ServerApp: it brings the couriers, which are ours, messages that it overheard, and writes the answers down.
+"""A hostile ServerApp: it sends overheard messages to our couriers, and records the answers.
 
 In the archive it is ``relay_of_an_attacker.py``; in ``overheard.json`` beside it stand the messages, by batch and name.
 """

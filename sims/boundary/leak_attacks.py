@@ -1,4 +1,6 @@
-"""From inside: data in the answers of node processes whose programs were taken over, and what the gate says of it."""
+"""Attacks from inside: data hidden in the answers of node processes whose programs were taken over, and the gate's
+decision.
+"""
 
 import contextlib
 import time
@@ -54,7 +56,7 @@ def _leak_attack(leak: Leak, site: Site) -> Attack:
 
 
 def _refusal(answer: Frame, site: Site, before: int) -> Found:
-    """Where the gate stopped it: the first message that it refused, as its log says; else the answer itself."""
+    """The point at which the gate stopped it: the first refused message in its log, or else the answer itself."""
     if answer.name != "refused":
         return Failed(f"it was answered {answer.name!r}, without the data")
     crossings = read_crossings(site.node.state / "crossings.jsonl")[before:]

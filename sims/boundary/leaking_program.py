@@ -27,11 +27,11 @@ from protocol.trust.role import Role
 from sims.boundary.leaks.all_leaks import LEAKS
 from sims.boundary.leaks.leak import DATA_BYTES, PARTNER, honest_messages
 
-#: What the command says where the gate is to be left out: that is the control.
+#: Word of the command that leaves out the gate, for the control.
 WITHOUT_GATE = "without-gate"
 #: The command on which the program writes to its courier itself.
 PAST_THE_GATE = "past-the-gate"
-#: The command that is answered late where the bit of the data that its word ``bit`` names is set, and by how many
+#: The command whose answer is delayed if the bit of the data that its word ``bit`` names is set, and the delay in
 #: seconds.
 DELAY, DELAY_SECONDS = "delay", 0.15
 
@@ -78,11 +78,11 @@ class LeakingProgram:
         return answer
 
     def let_out(self, answer: Frame) -> Frame:
-        """The gate's word, unless it is left out."""
+        """Ask the gate, unless it is left out."""
         return self._gate.let_frame_out(answer, self.party) if self._guarded else answer
 
     def _clear(self, answer: Frame) -> None:
-        """Have the gate let out whatever it will."""
+        """Let the gate clear all messages that it allows."""
         parts = answer.parts
         try:
             self._gate.let_out("the-other", parts)
@@ -93,12 +93,12 @@ class LeakingProgram:
 
 
 def make(configuration: NodeConfiguration, confinement: Confinement, keys: NodeKeys) -> Program:
-    """What the launcher calls."""
+    """Make the program; the launcher calls this."""
     return LeakingProgram(configuration, keys)
 
 
 def _write_past(answer: Frame) -> None:
-    """Write to whoever is connected, without asking anybody: what runs in a process has its descriptors."""
+    """Write to the connected client without the gate: code in a process can use its descriptors."""
     for number in range(3, 256):
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.fstat(number).st_mode):

@@ -1,6 +1,7 @@
-"""A journal beside a node's ledger that names somebody else's file: SQLite deletes what a journal names so.
+"""Attacks with a journal beside a node's ledger that names another file: SQLite deletes a file that is named in this
+way.
 
-The operator's commands open the ledger unconfined, beside a node that may have been taken over and writes there too.
+The operator's commands open the ledger unconfined, beside a node that writes there too and may have been taken over.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ _MAGIC = bytes.fromhex("d9d505f920a163d7")
 _PAGE, _SECTOR, _LOCK_BYTE = 4096, 512, 0x40000000
 # Seconds for which a race is run, where it is not won; a control's is won sooner or later.
 _RACE, _CONTROLS_RACE = 4.0, 30.0
-#: Puts the journal there and takes it away again, without an end.
+#: Program that puts the journal there and removes it again, without end.
 _SWAP = """
 import os, sys, time
 away, there = sys.argv[1:]
@@ -69,7 +70,7 @@ def ledger_attacks(folder: Path) -> list[Attack]:
 
 
 def _naively(state: Path) -> None:
-    """As a program that only looks first."""
+    """Open it as a program that only checks first."""
     if (state / "ledger.db-journal").exists():
         raise StorageFailedError("there is a journal")
     _by_sqlite(state)

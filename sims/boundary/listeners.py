@@ -1,4 +1,4 @@
-"""A listener of every kind that a process on this machine could tell something to."""
+"""Listeners of every kind to which a process on this machine could send data."""
 
 import contextlib
 import secrets

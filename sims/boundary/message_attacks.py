@@ -1,4 +1,4 @@
-"""Attacks on what crosses: through the gate from inside, by commands from outside, by frames, and by sizes."""
+"""Attacks on messages: through the gate from inside, by commands from outside, by frames, and by sizes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from sims.boundary.leak_attacks import leak_attacks
 
 @contextlib.contextmanager
 def message_attacks(folder: Path, *, unconfined: bool = False) -> Iterator[list[Attack]]:
-    """All attacks on messages, and the node processes that they are made on, which end with the ``with``.
+    """All attacks on messages, with the node processes that they target, until the ``with`` ends.
 
     Args:
         folder: new or empty, and short: sockets lie in it.

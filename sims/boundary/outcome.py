@@ -1,4 +1,4 @@
-"""What came of all attempts: the table that a reader sees, the same as JSON, and whether the boundary held."""
+"""The outcome of all attempts: a table for a reader, the same as JSON, and whether the boundary held."""
 
 import platform
 from collections import Counter
@@ -47,7 +47,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that was tried, in its order, and what was left out."""
+    """All attempts in their order, and the attacks that were left out."""
 
     attempts: tuple[Attempt, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -58,19 +58,20 @@ class Outcome:
 
     @property
     def worthless(self) -> tuple[Attempt, ...]:
-        """Those whose control did not succeed: they show nothing."""
+        """Attempts whose control did not succeed: they prove nothing."""
         return tuple(attempt for attempt in self.attempts if attempt.control == "failed")
 
     @property
     def held(self) -> bool:
-        """Whether nothing escaped, all was shown, and every control succeeded. What is not enforced is told, and no
-        failure."""
+        """Whether nothing escaped, every attempt proved something, and every control succeeded. Attacks that are not
+        enforced are reported, but are no failure.
+        """
         failed = self.count("escaped") or self.count("not shown") or self.worthless
         return bool(self.attempts) and not failed
 
     @property
     def failure(self) -> str:
-        """Why it did not hold, in some words."""
+        """The reason why it did not hold, in a few words."""
         if self.count("escaped"):
             return "the boundary did not hold"
         if not self.attempts:

@@ -1,4 +1,4 @@
-"""Code that a node leaves in its state, in every place where a careless next start would look for some."""
+"""Code that a node leaves in its state, in every place where a careless next start would look for code."""
 
 import importlib.util
 import marshal
@@ -16,7 +16,7 @@ _VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 @dataclass(frozen=True)
 class Plant:
-    """One place.
+    """One place for planted code.
 
     Attributes:
         name: of the attack.
@@ -99,7 +99,7 @@ PLANTS = (
 
 
 def content(plant: Plant, mark: Path) -> tuple[str, bytes]:
-    """Path in the state and content of what is planted: it leaves a mark where it runs, and ends the process."""
+    """Path in the state and content of what is planted: if it runs, it makes the mark and ends the process."""
     code = f"import os; os.close(os.open({str(mark)!r}, os.O_CREAT | os.O_WRONLY, 0o600)); os._exit(0)\n"
     if not plant.compiled:
         return plant.path, code.encode()
@@ -115,11 +115,11 @@ def content(plant: Plant, mark: Path) -> tuple[str, bytes]:
 
 
 def runs_unprotected(plant: Plant, state: Path, mark: Path) -> bool:
-    """Whether it runs where a careless start looks for it.
+    """Whether it runs in a careless start.
 
     Args:
         state: a folder of its own, made.
-        mark: what it leaves where it runs.
+        mark: the file that it makes if it runs.
     """
     path, data = content(plant, mark)
     (state / path).parent.mkdir(parents=True, exist_ok=True)

@@ -19,19 +19,19 @@ _BEFORE = b"as it was"
 _HELD, _WHOLE = 0.5, 60.0
 _DEEP = 2000
 
-#: How it was seen not to be followed.
+#: Ways in which a start does not follow it.
 REPLACED, LEFT, REFUSED = "replaced", "not followed", "start refused"
 
 
 @dataclass(frozen=True)
 class Planted:
-    """A link or a pipe of a name in the state folder.
+    """A link or a pipe with this name in the state folder.
 
     Attributes:
         name: of the file; what a start does with it otherwise is in ``tries``.
         kind: ``link`` leads to a file outside; ``folder`` is a link to a folder outside; ``pipe`` makes whoever opens
             it wait; ``deep`` is a folder in a folder, some thousand times.
-        ends: what may become of it.
+        ends: the outcomes that are allowed.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Planted:
     ends: tuple[str, ...]
 
     def plant(self, state: Path, outside: Path) -> None:
-        """Put it there; ``outside``: a folder of its own for what it leads to."""
+        """Put it there; ``outside``: an own folder for its target."""
         state.mkdir(mode=0o700, exist_ok=True)
         outside.mkdir(mode=0o700, parents=True)
         path, target = state / self.name, outside / "target"
@@ -59,7 +59,7 @@ class Planted:
             path.symlink_to(target)
 
     def followed(self, outside: Path) -> bool:
-        """Whether anything is different in what it leads to."""
+        """Whether its target has changed."""
         target = outside / "target"
         if self.kind == "link":
             return target.read_bytes() != _BEFORE or target.stat().st_mode & 0o777 != 0o640
@@ -68,7 +68,7 @@ class Planted:
         return False
 
     def naively(self, state: Path) -> None:
-        """What a start that does not look does."""
+        """Act as a start that does not check."""
         path = state / self.name
         if self.kind == "deep":
             shutil.rmtree(path)
@@ -135,7 +135,7 @@ def goes_through_unprotected(planted: Planted, folder: Path) -> bool:
 
 
 def start_on(site: Site, planted: Planted, outside: Path, *, unconfined: bool) -> Found:
-    """What a real start of a site makes of it."""
+    """The outcome of a real start of a site with it."""
     planted.plant(site.node.state, outside)
     path = site.node.state / planted.name
     try:

@@ -60,12 +60,12 @@ with grpc.insecure_channel("ipv4:127.0.0.1:" + sys.argv[1]) as channel:
 
 @dataclass(frozen=True)
 class _Service:
-    """Something that listens.
+    """A service that listens.
 
     Attributes:
         port: on the loopback.
         enter: moves a child, between fork and exec, to where it listens.
-        apart: why it is in no network of its own; empty if it is.
+        apart: why it has no network of its own; empty if it has.
     """
 
     port: int
@@ -75,7 +75,7 @@ class _Service:
 
 @contextlib.contextmanager
 def run_attacks(folder: Path) -> Iterator[list[Attack]]:
-    """All of them, with everything that they need, which ends with the ``with``.
+    """All attacks on runs, with everything that they need, until the ``with`` ends.
 
     Args:
         folder: new or empty.
@@ -113,7 +113,7 @@ def _enclosed(folder: Path, command: Callable[[int], list[str]], given: Mapping[
 
 
 def _superlink(folder: Path) -> contextlib.AbstractContextManager[_Service]:
-    """A run's own."""
+    """The SuperLink of a run."""
     given = environment.of_run(folder, folder)
     return _enclosed(folder, lambda ready: isolated_start.command("sims.run.superlink", [str(ready)]), given)
 
@@ -138,7 +138,7 @@ def _plain_superlink(folder: Path) -> Iterator[_Service]:
 
 @contextlib.contextmanager
 def _ray(folder: Path, *, kept: bool) -> Iterator[_Service]:
-    """Ray as a run has it, or as it is."""
+    """Ray as a run starts it, or as Ray starts by itself."""
     given = environment.of_run(folder, folder)
     if kept:
         keep_ray_to_itself(given)
@@ -199,7 +199,7 @@ def _unless_apart(service: _Service, found: Callable[[], Found]) -> Found:
 
 
 def _from_outside(name: str, tries: str, real: _Service, plain: _Service) -> Attack:
-    """By a process of the same user that joined nothing."""
+    """Attacks by a process of the same user outside the run's network."""
 
     def confined() -> Found:
         error = _connection(real.port)
@@ -304,7 +304,7 @@ def _judged(said: str, reached: tuple[str, ...], expected: Expected) -> Found:
 
 
 def _by_another_user(real: _Service, plain: _Service) -> Attack:
-    """Where a run has no network of its own, other users get as far as this."""
+    """Attacks by another user: the limit of their reach if a run has no network of its own."""
     expected = protocol("request", "403")
     return Attack(
         "ask a run's SuperLink as another user",

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 #: Bytes, as they are encoded, that must agree before a piece is called found: more than the names of the tensors, which
 #: the release says openly and the blob's header repeats.
 CONFIRMED = 64
-#: Any copy of so many bytes of an encoded piece is found, wherever it begins: it holds a whole aligned word, and enough
-#: around that to be confirmed.
+#: Any copy of this many bytes of an encoded piece is found, wherever it begins: it holds a whole aligned word, and
+#: enough around that for the confirmation.
 SURELY_FOUND = CONFIRMED + 7
 
 _WORD = 8
@@ -102,7 +102,7 @@ def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def memory_of(pid: int) -> Iterator[bytes]:
     """What a process holds in memory of its own: everything that it can write to or that is in no file, in chunks that
-    overlap; nothing more where it ends meanwhile.
+    overlap; it stops early if the process ends meanwhile.
 
     Raises:
         PermissionError: this process may not read another one's memory.

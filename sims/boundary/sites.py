@@ -26,7 +26,7 @@ from sims.run.processes import NodeProcess, NodeProcesses
 #: Program of a node process that does what its courier asks for, however hostile (``sims.boundary.hostile_program``).
 HOSTILE = "sims.boundary.hostile_program"
 _TRUST_SECONDS = 7 * 24 * 3600
-#: Of a marker that a party's images hold, and nothing else does; bytes.
+#: Bytes of a marker that a party's images hold and nothing else does.
 MARKER_BYTES = 32
 
 
@@ -63,7 +63,7 @@ class Site:
         return self.data / "private.bin"
 
     def ask(self, command: Frame, *, patience: float = 60.0) -> Frame:
-        """Bring a command to the node process of this site as its courier does.
+        """Send a command to the node process of this site as its courier does.
 
         Raises:
             DisconnectedError: none answers within ``patience`` (s).
@@ -103,7 +103,7 @@ def make_sites(
 
     Args:
         folder: new or empty; short, as the sockets lie in it.
-        data: each party's images, which are copied; a folder of a few random files where none is given.
+        data: each party's images, which are copied; a folder of a few random files if none is given.
         tables: what the tables ``[collective]`` and ``[individual]`` of the configurations hold.
     """
     root, run_id = SigningKey.generate(), secrets.token_hex(16)

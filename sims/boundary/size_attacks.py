@@ -1,4 +1,4 @@
-"""What the sizes of an individual's messages say; the control is the same message without its padding."""
+"""Attacks by the sizes of an individual's messages; the control is the same message without its padding."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -19,7 +19,7 @@ _PADDED = protocol("measure", "one size")
 
 
 def size_attacks(sites: Sites) -> list[Attack]:
-    """For each kind of message of an individual's."""
+    """The attacks, one for each kind of message of an individual."""
     key = sites.individual.keys.signing
     there, now = sites.collective.keys.signing.keyid, unix_seconds()
 

@@ -1,7 +1,8 @@
-"""Where a hostile process attacks: the other party's real node, its files, a terminal, listeners; and who saw what.
+"""The surroundings of a hostile process: the other party's real node, its files, a terminal, listeners, and the checks
+for success.
 
-Whether an attack reached anything is judged here, from outside: by bytes that the attacker brought home, by what came
-to a listener, by what changed.
+Success of an attack is judged here, from outside: by bytes that the attacker returned, by what a listener heard, by
+what changed.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ _SPOILED = ("movable", "writable", "cuttable", "removable", "replaceable", "chmo
 
 
 class Stage:
-    """What stands around the attackers, until the ``with`` of :func:`set_stage` ends.
+    """The surroundings of the attackers, until the ``with`` of :func:`set_stage` ends.
 
     Attributes:
         pid: of the other party's node process.
@@ -67,7 +68,7 @@ class Stage:
         return self.sites.individual
 
     def aims(self, own: Path, site: Site, token: str) -> dict[str, str]:
-        """Everything that an act may need, anew for each run.
+        """Everything that an act may need, made for each run.
 
         Args:
             own: a folder that the attacker may write to.
@@ -181,7 +182,7 @@ class Stage:
         return any(token.encode() in file(site).read_bytes() for site in self.sites.all)
 
     def stopped(self) -> bool:
-        """Whether the other party's node stands still."""
+        """Whether the other party's node is stopped."""
         return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
 
     def scratch(self) -> bytes:
@@ -189,7 +190,7 @@ class Stage:
         return Path(f"/proc/{self.pid}/environ").read_bytes()
 
     def type(self, token: str) -> None:
-        """What the operator does at the terminal."""
+        """Type as the operator does at the terminal."""
         self.terminal.type(token + "\n")
 
     def sibling(self, token: str) -> bool:
@@ -219,7 +220,7 @@ class Stage:
         return os.geteuid() in (0, (self.package / "__init__.py").stat().st_uid)
 
     def held_up(self) -> bool:
-        """Whether who opens a file of the package would have to wait."""
+        """Whether a process that opens a file of the package would have to wait."""
         try:
             os.close(os.open(self.package / "__init__.py", os.O_RDONLY | os.O_NONBLOCK))
         except BlockingIOError:
@@ -234,7 +235,7 @@ class Stage:
         )
 
     def wake(self, seconds: float) -> None:
-        """From now on for so long: wake whoever waits on the first word of a file of the package."""
+        """For this time, wake every process that waits on the first word of a file of the package."""
         threading.Thread(target=self._wake, args=(time.monotonic() + seconds,), daemon=True).start()
 
     def _wake(self, deadline: float) -> None:
@@ -309,7 +310,7 @@ def _handle(path: Path) -> bytes:
 
 
 def _set_user_id_program(path: Path) -> None:
-    """A program that runs as somebody else, where this process can make one."""
+    """A program that runs as another user, if this process can make one."""
     shutil.copyfile(os.path.realpath(shutil.which("id") or "/usr/bin/id"), path)
     with contextlib.suppress(PermissionError):
         os.chown(path, _NOBODY, -1)

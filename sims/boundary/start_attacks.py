@@ -1,4 +1,4 @@
-"""What a node that was taken over leaves behind for its next start; that it ends; and starts by hand on a terminal."""
+"""Attacks by files that a node leaves for its next start, on the end of a node, and on starts by hand on a terminal."""
 
 import base64
 import contextlib
@@ -38,7 +38,7 @@ _PATIENCE, _STAYS = 60.0, 1.0
 
 @contextlib.contextmanager
 def start_attacks(folder: Path) -> Iterator[list[Attack]]:
-    """All of them, with everything that they need, which ends with the ``with``.
+    """All attacks on starts, with everything that they need, until the ``with`` ends.
 
     Args:
         folder: new or empty, and short: sockets lie in it.

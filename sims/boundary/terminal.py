@@ -28,18 +28,18 @@ class Terminal:
         os.close(self.descriptor)
 
     def set_up(self) -> None:
-        """As it was at first: nothing typed, nothing shown, size and mode."""
+        """Restore the first state: nothing typed, nothing shown, first size and mode."""
         termios.tcsetattr(self.descriptor, termios.TCSANOW, self._usual)
         termios.tcflush(self.descriptor, termios.TCIOFLUSH)
         fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("=4H", 24, 80, 0, 0))
         self.shown()
 
     def type(self, text: str) -> None:
-        """What the operator does at the keyboard."""
+        """Type as the operator does at the keyboard."""
         os.write(self._keyboard, text.encode())
 
     def shown(self) -> bytes:
-        """What it has shown since this was asked last."""
+        """The output since the last call."""
         found = b""
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self._keyboard, 4096):
@@ -47,7 +47,7 @@ class Terminal:
         return found
 
     def waiting(self) -> bytes:
-        """What was typed and not read yet; it is read by this."""
+        """The typed bytes that were not read yet; this call reads them."""
         os.set_blocking(self.descriptor, False)
         try:
             with contextlib.suppress(BlockingIOError):

@@ -1,4 +1,4 @@
-"""Attacks out of acts: each is made by an attacker whom nothing holds, and by one with everything in place."""
+"""Attacks made of acts: each is made by an unconfined attacker, and by one with all protections in force."""
 
 import os
 import secrets
@@ -20,14 +20,14 @@ _SHOWS, _SHOWS_HERE, _STAYS_AWAY = 2.0, 1.0, 0.05
 
 @dataclass(frozen=True)
 class Attacker:
-    """Somebody who makes acts.
+    """An attacker, who makes acts.
 
     Attributes:
         make: makes an act of that name, with its aims.
         site: that it is in.
         own: a folder that it may write to.
-        alive: whether it still is; one that ended became something else.
-        user: whose it is, where that is another's than ours.
+        alive: whether it is still running; one that ended has become another program.
+        user: user of the attacker, if it is not ours.
     """
 
     make: Callable[[str, Mapping[str, str]], Outcome]
@@ -44,11 +44,11 @@ def attacks_of(
     control: Attacker,
     confined: Attacker | RunFailedError,
 ) -> list[Attack]:
-    """The attacks of these trials, each with what it comes to.
+    """The attacks of these trials, each with its expected outcome.
 
     Args:
-        control: an attacker whom nothing holds.
-        confined: one with everything in place; or why this kernel cannot have it.
+        control: an unconfined attacker.
+        confined: one with all protections in force; or why this kernel cannot have it.
     """
     return [_attack(stage, trial, holds, area, control, confined) for trial, holds in trials]
 
@@ -77,7 +77,7 @@ def _attack(
 
 
 def _refusal(outcome: Outcome) -> Found:
-    """What came of an act that reached nothing."""
+    """The outcome of an act that did not succeed."""
     text = outcome.evidence.decode(errors="replace")
     match outcome.word:
         case "stopped":
@@ -88,7 +88,7 @@ def _refusal(outcome: Outcome) -> Found:
 
 
 def _made(stage: Stage, trial: Trial, attacker: Attacker, patience: float) -> tuple[bool, Outcome]:
-    """Make the act: whether it reached anything, and what it says. Afterwards all is as it was."""
+    """Make the act; returns whether it succeeded, and its outcome. Afterwards the surroundings are restored."""
     token, site = secrets.token_hex(16), attacker.site
     stage.set_up(attacker.own)
     if attacker.user is not None:

@@ -1,5 +1,5 @@
-"""A node as it would be without this project's protections: it does what it is told, believes what comes, and says
-what went wrong. The controls of attacks on the real one are made on it.
+"""A node without this project's protections: it obeys every command, believes every message, and reports errors in
+full. The controls of attacks on the real node use it.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class UnprotectedNode:
         self.inherited = self.receipts = self.deliveries = 0
 
     def handle(self, command: Frame) -> Frame:
-        """What is asked for, or the text of what went wrong."""
+        """The requested answer, or the text of the error."""
         self.deliveries += 1
         try:
             return self._fulfil(command)
@@ -64,7 +64,7 @@ class UnprotectedNode:
                 )
                 return Frame("request", parts={"request": data})
             case "evolve":
-                # What is learned from few images holds them.
+                # A Fisher diagonal of few images reveals them.
                 self._model = self._private()
                 return Frame("accepted")
             case "publish":

@@ -15,7 +15,7 @@ from sims.boundary.trials import Attacker, attacks_of
 
 #: Number of a user that owns nothing.
 STRANGER = 64_001
-#: One that every user can run, unlike a project's own.
+#: An interpreter that every user can run, unlike a project's own.
 PYTHON = "/usr/bin/python3"
 
 
@@ -30,7 +30,7 @@ def _lacks(stage: Stage) -> str:
     return lacks_another_user()
 
 
-#: Each with what it comes to.
+#: Each trial with its expected outcome.
 TRIALS = tuple(
     (replace(trial, name=f"another user: {trial.name}", lacks=_lacks), trial.user)
     for trial in EVERY
@@ -40,7 +40,7 @@ TRIALS = tuple(
 
 @contextlib.contextmanager
 def user_attacks(folder: Path) -> Iterator[list[Attack]]:
-    """All of them, with everything that they need, which ends with the ``with``.
+    """All attacks by another user, with everything that they need, until the ``with`` ends.
 
     Args:
         folder: new or empty, and short: sockets lie in it. Everybody may pass through it from now on, so that what

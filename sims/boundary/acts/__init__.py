@@ -1,2 +1,3 @@
-"""What a hostile process does: an act for each attack, with what is to refuse it. Only the standard library is needed:
-in a courier this package is copied and runs by itself."""
+"""Acts of a hostile process: one for each attack, with the refusal that is expected. The package needs only the
+standard library: it is copied into a courier's folder and runs there by itself.
+"""

@@ -1,8 +1,8 @@
-"""How an act is registered, names the calls that it makes, and answers.
+"""Registration of acts, the calls that an act makes by name, and its answer.
 
-An act gets its aims (paths, process ids, ports) by name. It returns what it got hold of, or ``DONE`` where the attack
-lies in the doing. Every call that could be refused is made in a :func:`step` or by :func:`call`, so that a refusal is
-known by the call and its error. Whether anything was reached is judged from outside.
+An act gets its aims (paths, process ids, ports) by name. It returns what it read, or ``DONE`` if the attack is an
+action. Every call that could be refused is made in a :func:`step` or by :func:`call`, so that a refusal names the call
+and its error. Success is judged from outside.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Aims = Mapping[str, str]
 Act = Callable[[Aims], bytes]
 
-#: The system did what it was asked for, and there is nothing more to bring home.
+#: Evidence of an act that only does something: the system allowed it.
 DONE = b"done"
 
 #: Numbers of system calls: (x86-64, arm64).
@@ -78,7 +78,7 @@ class StoppedError(Exception):
     """A call was refused.
 
     Attributes:
-        call: which.
+        call: its name.
         error: the name of its error, or a word.
     """
 
@@ -89,13 +89,13 @@ class StoppedError(Exception):
         super().__init__(text or (str(error) if isinstance(error, OSError) else self.error))
 
 
-#: The last step of this process that went well: where nothing came of an act that was done, it is its last call.
+#: The last successful step of this process; the last call of an act that was done without effect.
 _last = ""
 
 
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
-    """Make one call inside; where it fails, it is known by this name."""
+    """Make one call inside the ``with``; if it fails, the refusal has this name."""
     global _last
     try:
         yield
@@ -105,7 +105,7 @@ def step(name: str) -> Iterator[None]:
 
 
 def call(name: str, *arguments: object) -> int:
-    """A system call by its number, past the C library.
+    """Make a system call by its number, without the C library.
 
     Raises:
         StoppedError: it failed.
@@ -126,8 +126,9 @@ def checked(result: int, name: str) -> int:
 
 
 def otherwise(value: int, name: str, *arguments: object) -> int:
-    """As :func:`call`, for what only prepares an attack: where it is refused, ``value``. So the call that counts is
-    made in any case, and a filter that refuses it does so before it looks at what it is made on."""
+    """As :func:`call`, for a call that only prepares an attack: if it is refused, return ``value``. So the decisive
+    call is made in any case; a filter refuses it before the kernel looks at its arguments.
+    """
     try:
         return call(name, *arguments)
     except StoppedError:
@@ -135,8 +136,9 @@ def otherwise(value: int, name: str, *arguments: object) -> int:
 
 
 def in_child(work: Callable[[], bytes]) -> bytes:
-    """Do it in a child process, for what changes the process that does it; where none can be started, in this one: it
-    is refused there as well, or else the attack went through."""
+    """Run code that changes its own process in a child process; if none can be started, in this one: it is refused here
+    too, or the attack has succeeded.
+    """
     reading, writing = os.pipe()
     try:
         child = os.fork()
@@ -182,11 +184,11 @@ def _word(argument: object) -> object:
 
 @dataclass(frozen=True)
 class Seen:
-    """How it is seen that an act reached something: by what it brought home, and by what it changed.
+    """Signs that an act succeeded: in its evidence, and in what it changed.
 
     Attributes:
-        evidence: whether what it brought home shows it.
-        effect: whether the world shows it, given the token of this run; looked at even where the act was stopped.
+        evidence: whether its evidence shows success.
+        effect: whether its surroundings show success, given the token of this run; checked even if the act was stopped.
     """
 
     evidence: "Callable[[Stage, bytes], bool] | None" = None
@@ -209,12 +211,12 @@ class Trial:
     Attributes:
         act: its name.
         name: of the attack, short and unique.
-        tries: what is tried, in a sentence for a reader of the table.
-        seen: how it is seen that it reached something.
-        node, courier, user: what it comes to when a node makes it, a courier, a process of another user; None: it is
-            no attack there, or is not made.
+        tries: the attack in a sentence for a reader of the table.
+        seen: the signs of its success.
+        node, courier, user: the expected outcome if a node, a courier or a process of another user makes it; None: it
+            is no attack there, or is not made.
         lacks: what this machine lacks for the control, asked when the stage is set; empty if nothing.
-        prepare: is done before each run, with its token.
+        prepare: runs before each run, with its token.
     """
 
     act: str
@@ -260,12 +262,12 @@ def act(
 
 
 class Outcome(NamedTuple):
-    """What came of an act.
+    """The outcome of an act.
 
     Attributes:
         word: ``done``, ``stopped`` (a call was refused), ``broken`` (anything else went wrong).
-        evidence: what it got; or why it did not.
-        call: the call that was refused, or the last that went well.
+        evidence: what it read; or why it failed.
+        call: the refused call, or the last successful one.
         error: of the call that was refused.
     """
 
@@ -283,5 +285,5 @@ def perform(name: str, aims: Aims) -> Outcome:
         return Outcome("done", ACTS[name](aims), _last)
     except StoppedError as error:
         return Outcome("stopped", str(error).encode(), error.call, error.error)
-    except Exception as error:  # whatever it is, it is no refusal
+    except Exception as error:  # any other error is no refusal
         return Outcome("broken", f"{type(error).__name__}: {error}".encode())

@@ -9,7 +9,7 @@ from .act import Aims, StoppedError, act, read
 from .expectation import files
 from .seen import PRIVATE
 
-#: How torch says why a file did not open.
+#: Matches torch's message about a file that did not open.
 _WHY = re.compile(r"unable to open file .*\((\d+)\)")
 
 

@@ -1,16 +1,16 @@
-"""What is to stop an attack: the call that is refused, with which error, and by which guard."""
+"""The expected end of an attack: the call that is refused, with which error, and by which guard."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-#: What can refuse. ``files``: Landlock's paths. ``system calls``: seccomp's list. ``scopes``: Landlock's domain
-#: (signals, abstract sockets, debugging). ``network``: the namespace, and seccomp's families of sockets.
+#: The guards that can refuse. ``files``: Landlock's paths. ``system calls``: seccomp's list. ``scopes``: Landlock's
+#: domain (signals, abstract sockets, debugging). ``network``: the namespace, and seccomp's families of sockets.
 #: ``privileges``: no capability, no_new_privs. ``launcher``: what a process was never given, or what was closed.
 #: ``users``: the owner and the mode of a file, the owner of a process. ``protocol``: the project's own code.
 Guard = Literal["files", "system calls", "scopes", "network", "privileges", "launcher", "users", "protocol"]
 
-#: In place of an error: the call went well, and nothing came of it. What a filter says that lies, or a signal that is
-#: not delivered.
+#: Stands for an error if the call succeeded but had no effect: a filter pretended success, or a signal was not
+#: delivered.
 NO_EFFECT = "no effect"
 
 
@@ -19,9 +19,9 @@ class Expected:
     """The refusal that an attack expects.
 
     Attributes:
-        call: what is refused: a system call, a command, a step of the protocol.
-        errors: as what: names of errors (``EACCES``), coarse codes (``expired``), classes of errors, ``NO_EFFECT``.
-        guard: what refuses it.
+        call: the refused system call, command, or step of the protocol.
+        errors: the allowed errors: names (``EACCES``), coarse codes (``expired``), classes of errors, ``NO_EFFECT``.
+        guard: the guard that refuses it.
     """
 
     call: str
@@ -34,12 +34,12 @@ class Expected:
 
 @dataclass(frozen=True)
 class Open:
-    """Nothing stops it, and why; what would, if anything."""
+    """Why nothing stops the attack, and what would, if anything."""
 
     why: str
 
 
-#: What an attack comes to where everything is in place.
+#: Expected outcome of an attack if all protections are in force.
 Holds = Expected | Open
 
 
@@ -59,7 +59,7 @@ def scopes(call: str, *errors: str) -> Expected:
 
 
 def network(call: str, *errors: str) -> Expected:
-    """Refused as there is no network; EPERM unless other errors are named."""
+    """Refused because there is no network; EPERM unless other errors are named."""
     return Expected(call, errors or ("EPERM",), "network")
 
 
@@ -69,12 +69,12 @@ def privileges(call: str, *errors: str) -> Expected:
 
 
 def launcher(call: str, *errors: str) -> Expected:
-    """Nothing is there to make the call on."""
+    """Refused because the process was never given anything to make the call on."""
     return Expected(call, errors, "launcher")
 
 
 def users(call: str, *errors: str) -> Expected:
-    """Refused as it is another user's; EACCES unless other errors are named."""
+    """Refused because it belongs to another user; EACCES unless other errors are named."""
     return Expected(call, errors or ("EACCES",), "users")
 
 

@@ -13,7 +13,7 @@ from .expectation import files, launcher, system_calls, users
 from .seen import PRIVATE, gets, root_only
 
 _AT_FDCWD = -100
-# Seconds that a race is run where it is not won, and how often it must have been refused then.
+# Seconds after which a race that is not won ends, and how often it must have been refused by then.
 _RACE, _REFUSALS = 3.0, 20
 _OPEN = files("open")
 _OTHERS = users("open")

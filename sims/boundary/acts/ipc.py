@@ -40,7 +40,7 @@ def shared_segment(aims: Aims) -> bytes:
 
 @act("attach another's memory segment", "shmat of a number that is guessed", MEMORY, _SHMAT, _SHMAT)
 def existing_segment(aims: Aims) -> bytes:
-    """One that somebody else made and whose number is known or guessed."""
+    """A segment that another process made; its number is known or guessed."""
     libc.shmat.restype = ctypes.c_void_p
     address = libc.shmat(int(aims["segment"]), None, 0)
     if address in (None, ctypes.c_void_p(-1).value):
@@ -159,7 +159,7 @@ def lock_shared_file(aims: Aims) -> bytes:
 
 @act("watch how busy the machine is", "/proc/stat", gets(lambda stage: b"cpu"), *[files("open")] * 2)
 def read_load(aims: Aims) -> bytes:
-    """A bit a second, for whoever can make it busy."""
+    """A covert channel of one bit a second: the sender makes the machine busy."""
     with step("open"):
         descriptor = os.open("/proc/stat", os.O_RDONLY)
     with os.fdopen(descriptor, "rb") as file:
@@ -168,7 +168,7 @@ def read_load(aims: Aims) -> bytes:
 
 @act("watch what others read", "mincore of a shared file", GRANTED, system_calls("mincore"), SHARED_MACHINE)
 def probe_page_cache(aims: Aims) -> bytes:
-    """Which pages of a shared library somebody has read of late."""
+    """Find which pages of a shared library another process has read lately."""
     descriptor = os.open(aims["system_file"], os.O_RDONLY)
     size = min(os.fstat(descriptor).st_size, 1 << 20)
     libc.mmap.restype = ctypes.c_void_p

@@ -1,4 +1,4 @@
-"""What a process learns of the machine: its network, its mounts, its name."""
+"""Facts that a process can learn about the machine: its network, its mounts, its name."""
 
 import array
 import fcntl

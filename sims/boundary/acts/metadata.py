@@ -1,4 +1,4 @@
-"""What lies about a file beside its content: modes, owners, times, attributes; and being told of changes."""
+"""A file's metadata: modes, owners, times, attributes; and notices of changes."""
 
 import fcntl
 import os
@@ -33,7 +33,7 @@ def _noted(stage: "Stage", token: str) -> bool:
 
 
 def presence(stage: "Stage", evidence: bytes) -> bool:
-    """A name that is there was told from one that is not."""
+    """The act could tell an existing name from a missing one."""
     return evidence == b"10"
 
 
@@ -195,7 +195,7 @@ def watch_by_signal(aims: Aims) -> bytes:
     lacks=lambda stage: "" if stage.owns_package else "only who owns the package can hold a lease on it",
 )
 def hold_readers_up(aims: Aims) -> bytes:
-    # The kernel would end this process, to tell it that somebody waits.
+    # The kernel would end this process with a signal that another one waits.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     descriptor = os.open(aims["package_file"], os.O_RDONLY)
     try:

@@ -20,8 +20,9 @@ _NAMES = {getattr(socket, name): name for name in ("EAI_AGAIN", "EAI_FAIL", "EAI
 
 
 def some_socket() -> socket.socket:
-    """A Unix socket, for who may not make one: a node has its own door, and a filter refuses a call before it looks at
-    what it is made on."""
+    """A Unix socket, or a stand-in if this process may not make one: a node's own socket will do, because a filter
+    refuses a call before the kernel looks at its arguments.
+    """
     try:
         return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except PermissionError:
@@ -33,7 +34,7 @@ def some_socket() -> socket.socket:
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends; as :func:`some_socket` for who may not make them."""
+    """Two connected sockets; stand-ins, as in :func:`some_socket`, if this process may not make them."""
     try:
         return socket.socketpair()
     except PermissionError:
@@ -181,7 +182,7 @@ def listen_in_own_folder(aims: Aims) -> bytes:
 
 @act("connect by its own door", "connect on the socket that it was given", GRANTED, system_calls("connect"))
 def connect_own_socket(aims: Aims) -> bytes:
-    """Where it may make a socket, by that."""
+    """Connect a socket of its own, if it may make one."""
     with some_socket() as one:
         one.settimeout(_SECONDS)
         with step("connect"):

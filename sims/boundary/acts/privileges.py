@@ -34,7 +34,7 @@ _SU = "/usr/bin/su"
     lacks=root_only,
 )
 def regain_capabilities(aims: Aims) -> bytes:
-    """Root's capabilities come back with the next program, where nothing forbids it."""
+    """Root's capabilities come back with the next program, unless they are forbidden."""
     found = run(sys.executable, "-c", _TELL_CAPABILITIES)
     if found == b"capabilities False\n":
         raise StoppedError("execve", NO_EFFECT)
@@ -210,7 +210,7 @@ def choose_crash_program(aims: Aims) -> bytes:
     GRANTED,
 )
 def end_warden(aims: Aims) -> bytes:
-    """In a node that is given up (sims.boundary.start_attacks): what is refused later is noted nowhere."""
+    """Made in a node that is not used afterwards (sims.boundary.start_attacks): later refusals would not be logged."""
     for number in range(3, 64):
         with contextlib.suppress(OSError):
             # One of a pair has no name; the node's door, and whoever came through it, have the door's.

@@ -1,4 +1,4 @@
-"""The other node's process: its memory, what /proc tells of it, its open files."""
+"""Attacks on the other node's process: its memory, its entries in /proc, its open files."""
 
 import ctypes
 import os

@@ -21,20 +21,20 @@ _SIGCHLD, _CLONE_PARENT, _SET_NAME = 17, 0x00008000, 15
 _X86 = platform.machine() == "x86_64"
 _LOADER = "/lib64/ld-linux-x86-64.so.2" if _X86 else "/lib/ld-linux-aarch64.so.1"
 _CAT = "/usr/bin/cat"
-#: What the C library says of an error, to a program whose locale is C.
+#: The C library's messages for errors, in the locale C.
 _SAYS = {b"Permission denied": "EACCES", b"Operation not permitted": "EPERM"}
 # A function of four arguments that makes the system call openat with them.
 _OPENAT_CODE = "b801010000 4989ca 0f05 c3" if _X86 else "080780d2 010000d4 c0035fd6"
 
 
 def fork() -> int:
-    """A child, by whatever system call the C library takes for it."""
+    """Start a child, by the system call that the C library uses."""
     with step("fork"):
         return os.fork()
 
 
 def run(*command: str, environment: Mapping[str, str] | None = None, program: int | str = "") -> bytes:
-    """What a program prints, started by fork and execve.
+    """Start a program by fork and execve, and return its output.
 
     Args:
         program: descriptor or path of the program, where it is not the first word.

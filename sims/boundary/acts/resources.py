@@ -16,7 +16,7 @@ _OWN_DISK = Open(
 
 @act("fill the disk", "writes on and on into its own state", GRANTED, _OWN_DISK, _OWN_DISK)
 def fill_disk(aims: Aims) -> bytes:
-    """Some megabytes: nothing counts them."""
+    """Writes some megabytes; no quota limits them."""
     path = f"{aims['own']}/filling"
     try:
         with step("write"), open(path, "wb") as file:
@@ -29,7 +29,7 @@ def fill_disk(aims: Aims) -> bytes:
 
 
 def _lacks_limits(stage: object) -> str:
-    """Only where this process may raise a hard limit."""
+    """Why this act cannot be tried here; empty if a hard limit may be raised."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard + 1))
@@ -52,7 +52,7 @@ def raise_limits(aims: Aims) -> bytes:
         with step("setrlimit"):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard + 1))
     except ValueError as error:
-        # What the module makes of EPERM, above the hard limit.
+        # The module's error for EPERM, above the hard limit.
         with step("setrlimit"):
             raise PermissionError(1, str(error)) from None
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

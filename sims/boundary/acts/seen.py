@@ -1,4 +1,4 @@
-"""How it is seen that an act reached something, and what its control needs of a machine."""
+"""Signs that an act succeeded, and what its control needs of a machine."""
 
 import os
 import socket
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def gets(what: "Callable[[Stage], bytes]") -> Seen:
-    """By these bytes in what it brought home."""
+    """Sign: these bytes are in its evidence."""
     return Seen(evidence=lambda stage, evidence: what(stage) in evidence)
 
 
 def changes(effect: "Callable[[Stage, str], bool]") -> Seen:
-    """By what is different now."""
+    """Sign: something has changed."""
     return Seen(effect=effect)
 
 
 def unlike(name: str, changed: Callable[[bytes | None, bytes, str], bool]) -> Seen:
-    """By a file of the victim's: what it holds now, what it held, and the token."""
+    """Sign: a file of the victim; the test gets its present content, its old content, and the token."""
 
     def effect(stage: "Stage", token: str) -> bool:
         path = stage.victim.data / name
@@ -32,15 +32,15 @@ def unlike(name: str, changed: Callable[[bytes | None, bytes, str], bool]) -> Se
     return changes(effect)
 
 
-#: By the kernel's doing what it was asked for.
+#: Sign: the kernel allowed the call.
 GRANTED = Seen(evidence=lambda stage, evidence: evidence == DONE)
-#: By bytes that stand in the victim's data and nowhere else.
+#: Sign: bytes that stand in the victim's data and nowhere else.
 PRIVATE = gets(lambda stage: stage.victim.marker)
-#: By bytes that stand in the memory of the victim's process and nowhere else.
+#: Sign: bytes that stand in the memory of the victim's process and nowhere else.
 MEMORY = gets(lambda stage: stage.mark.encode())
-#: By the token's arrival at a listener.
+#: Sign: the token has arrived at a listener.
 HEARD = changes(lambda stage, token: stage.heard(token))
-#: By the victim's standing still.
+#: Sign: the victim is stopped.
 STOPPED = changes(lambda stage, token: stage.stopped())
 
 
@@ -48,12 +48,12 @@ STOPPED = changes(lambda stage, token: stage.stopped())
 
 
 def root_only(stage: "Stage") -> str:
-    """Only root can do it at all."""
+    """Needs root."""
     return "" if os.geteuid() == 0 else "only root can make the control"
 
 
 def tracing(stage: "Stage") -> str:
-    """Only where a process may look into another of the same user."""
+    """Needs the right to look into another process of the same user."""
     scope = Path("/proc/sys/kernel/yama/ptrace_scope")
     if os.geteuid() == 0 or not scope.exists() or scope.read_text().strip() == "0":
         return ""
@@ -61,7 +61,7 @@ def tracing(stage: "Stage") -> str:
 
 
 def writable(folder: Callable[[], str]) -> "Callable[[Stage], str]":
-    """Only where this user may write there, without a name (O_TMPFILE)."""
+    """Needs the right to write there without a name (O_TMPFILE)."""
 
     def lacks(stage: "Stage") -> str:
         try:
@@ -74,7 +74,7 @@ def writable(folder: Callable[[], str]) -> "Callable[[Stage], str]":
 
 
 def family(number: int, kind: int, protocol_number: int = 0) -> "Callable[[Stage], str]":
-    """Only where this kernel has such sockets, and lets this user have one."""
+    """Needs a kernel with such sockets that lets this user have one."""
 
     def lacks(stage: "Stage") -> str:
         try:
@@ -87,7 +87,7 @@ def family(number: int, kind: int, protocol_number: int = 0) -> "Callable[[Stage
 
 
 def attributes(stage: "Stage") -> str:
-    """Only where the file system keeps extended attributes."""
+    """Needs a file system with extended attributes."""
     try:
         os.setxattr(stage.victim.private, "user.note", b"x")
     except OSError as error:
@@ -96,7 +96,7 @@ def attributes(stage: "Stage") -> str:
 
 
 def setting(name: str, allowed: tuple[str, ...]) -> "Callable[[Stage], str]":
-    """Only where a setting of the kernel does not forbid it to everybody, root aside."""
+    """Needs a kernel setting that does not forbid it to all users but root."""
 
     def lacks(stage: "Stage") -> str:
         path = Path("/proc/sys") / name.replace(".", "/")
@@ -108,12 +108,12 @@ def setting(name: str, allowed: tuple[str, ...]) -> "Callable[[Stage], str]":
 
 
 def needs(path: str, what: str) -> "Callable[[Stage], str]":
-    """Only where there is such a file."""
+    """Needs such a file."""
     return lambda stage: "" if os.path.exists(path) else f"this machine has no {what}"
 
 
 def since(major: int, minor: int, what: str) -> "Callable[[Stage], str]":
-    """Only from this kernel on."""
+    """Needs this kernel or a later one."""
 
     def lacks(stage: "Stage") -> str:
         found = [int("".join(filter(str.isdigit, part)) or 0) for part in os.uname().release.split(".")[:2]]

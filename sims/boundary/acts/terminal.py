@@ -1,5 +1,6 @@
-"""The operator's terminal, where a careless operator starts a node on one: it is one file for what is printed, what is
-typed and how it behaves."""
+"""Attacks on the operator's terminal, from a node that a careless operator starts on one: a single file serves for
+output, input and settings.
+"""
 
 import contextlib
 import fcntl
@@ -25,7 +26,7 @@ _QUERY = b"\x1b[21t"
 
 
 def _terminal(aims: Aims) -> int | None:
-    """A descriptor of a terminal, where this process was given one."""
+    """A descriptor of a terminal, if this process was given one."""
     for number in (0, 1, 2, int(aims["terminal"])):
         try:
             found = os.fstat(number)
@@ -49,7 +50,9 @@ def _given(aims: Aims) -> int:
 
 
 def _some(aims: Aims) -> int:
-    """Where there is none, its standard input: a filter refuses a request before it looks at what it is made on."""
+    """A terminal or, without one, standard input: a filter refuses a request before the kernel looks at the
+    descriptor.
+    """
     return _terminal(aims) or 0
 
 
@@ -61,7 +64,7 @@ def _some(aims: Aims) -> int:
     lacks=setting("dev.tty.legacy_tiocsti", ("1",)),
 )
 def type_into_terminal(aims: Aims) -> bytes:
-    """What the operator's shell would read next."""
+    """Write what the operator's shell would read next."""
 
     def work() -> bytes:
         for prepare in (os.setsid, lambda: fcntl.ioctl(_some(aims), _TIOCSCTTY, 1)):

@@ -15,7 +15,7 @@ _BIND, _RECURSIVE, _PRIVATE = 4096, 16384, 1 << 18
 
 
 def _own_mounts() -> None:
-    """A mount table of this process's own, where it may have one, so that nothing stays behind."""
+    """A mount table of this process's own, if it may have one, so that no mount remains."""
     if libc.unshare(_NEW_MOUNTS) == 0:
         libc.mount(b"none", b"/", None, ctypes.c_ulong(_RECURSIVE | _PRIVATE), None)
 

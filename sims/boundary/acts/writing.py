@@ -1,4 +1,4 @@
-"""Writing where others read: the other's files, places that all processes share, what its own next start reads."""
+"""Writing to files that others read: the other party's files, shared places, and files of its own next start."""
 
 import base64
 import os
@@ -39,7 +39,7 @@ def _append(path: str, text: str) -> bytes:
 
 
 def _nameless(folder: str) -> bytes:
-    """A file without a name in that folder: whoever can make one could name it ``evil.pth``. Nothing stays behind."""
+    """A file without a name in that folder: a process that can make one could name it ``evil.pth``. No file remains."""
     with step("open"):
         os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
     return DONE

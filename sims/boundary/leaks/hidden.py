@@ -1,4 +1,4 @@
-"""How much data one message of an individual can carry where nothing tells it from what belongs there."""
+"""The amount of data that one message of an individual can carry without any check noticing it."""
 
 from collections.abc import Mapping
 

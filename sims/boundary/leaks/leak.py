@@ -1,4 +1,4 @@
-"""A way of hiding data in an answer, and what all of them are made of."""
+"""A way of hiding data in an answer, and the building blocks of all of them."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -24,23 +24,23 @@ from protocol.trust.policy import Policy
 from protocol.trust.role import Role
 from sims.boundary.acts.expectation import Expected, Holds, protocol
 
-#: Steps of the gate (``protocol.exchange.egress``) at which something is refused.
+#: Steps of the gate (``protocol.exchange.egress``) that can refuse.
 LET_OUT, LET_FRAME_OUT = "let_out", "let_frame_out"
-#: Whoever takes a collective over may tell everybody its content key.
+#: A content key that the attacker knows: one who takes a collective over may publish its content key.
 KNOWN_KEY = b"\x5a" * sealing.CONTENT_KEY_BYTES
 #: Bytes of a party's data that a program tries to get out.
 DATA_BYTES = 64
 
-#: Whom a node's messages are addressed to, as far as its gate is told.
+#: The addressee of a node's messages, as its gate knows it.
 PARTNER = SigningKey.from_seed(bytes(32))
 
-#: Of the honest learngene.
+#: Description of the honest learngene's Fisher diagonal.
 FISHER = FisherDescription(source="collective", estimator="sampled", samples=1024, clip_micro=0)
 
 
 @dataclass(frozen=True)
 class Honest:
-    """What a node's own messages are, before anything is hidden in them.
+    """A node's honest messages, before data is hidden in them.
 
     Attributes:
         key: the party's signing key, which a program that was taken over has.
@@ -53,16 +53,15 @@ class Honest:
 
 @dataclass(frozen=True)
 class Leak:
-    """One way.
+    """One way of hiding data.
 
     Attributes:
         name: short and unique.
-        role: whose node it is.
+        role: the node's role.
         tries: a sentence for a reader.
-        hide: makes the answer; ``DATA_BYTES`` bytes of data are to be hidden.
-        read: what may hold the data, out of an answer that came over the socket.
-        holds: the refusal by the gate that is expected; or why the gate cannot stop it: then all that is known is how
-            much comes out.
+        hide: makes an answer that hides ``DATA_BYTES`` bytes of data.
+        read: extracts the bytes that may hold the data from an answer that came over the socket.
+        holds: the expected refusal by the gate; or why the gate cannot stop it, in which case only the amount is known.
         carries: bytes of data that come out.
     """
 
@@ -99,7 +98,7 @@ def honest_messages(role: Role, key: SigningKey, encryption: EncryptionKey, *, r
     """An honest message of each kind that a role sends.
 
     Args:
-        encryption: an individual's, which the request names; whose it is does not matter to the gate.
+        encryption: the encryption key that an individual's request names; the gate does not check its owner.
     """
     asker = key if role == "individual" else PARTNER
     to = PARTNER.keyid
@@ -134,14 +133,14 @@ def honest_messages(role: Role, key: SigningKey, encryption: EncryptionKey, *, r
 
 
 def fields(data: bytes) -> dict[str, Value]:
-    """The payload of a message, as its JSON says it."""
+    """The payload of a message, as JSON."""
     value = json.loads(envelope.parse(data).payload)
     assert isinstance(value, dict)
     return value
 
 
 def altered(data: bytes, key: SigningKey, **changes: Value) -> bytes:
-    """The same message with other or further fields, filled to its former size where it is padded, and signed anew."""
+    """The same message with other or further fields, padded to its former size if it was padded, and signed again."""
     opened = envelope.parse(data)
     value = fields(data) | changes
     if "pad" in value and "pad" not in changes:
@@ -178,13 +177,13 @@ def with_tensor(honest: Honest, name: str, dtype: str, data: bytes) -> Frame:
 
 
 def tensors_of(honest: Honest) -> dict[str, NDArray[np.float32]]:
-    """The tensors of the honest release, to be changed."""
+    """A copy of the honest release's tensors, for changes."""
     plaintext = sealing.decrypt(KNOWN_KEY, honest.parts["blob"])
     return {name: array.copy() for name, array in blobs.decode(plaintext).items()}
 
 
 def opened_blob(answer: Frame) -> bytes:
-    """What an answer's blob holds, for who knows the content key."""
+    """The plaintext of an answer's blob, decrypted with the content key."""
     return sealing.decrypt(KNOWN_KEY, answer.parts["blob"])
 
 

@@ -44,13 +44,13 @@ def _receipt(scene: Scene, release: str, key: SigningKey | None = None) -> Frame
 
 
 def _answered(target: Target, request: bytes) -> Refusal | Escaped:
-    """Reached where a request is answered with a blob."""
+    """Succeeds if a request is answered with a blob."""
     answer = target.ask(Frame("publish", parts={"request": request}))
     return outcome("publish", answer, reached="blob" in answer.parts)
 
 
 def _counted(target: Target, commands: Sequence[Frame]) -> Refusal | Escaped:
-    """Reached where the last command adds a receipt."""
+    """Succeeds if the last command adds a receipt."""
     for command in commands[:-1]:
         target.ask(command)
     before = target.receipts()

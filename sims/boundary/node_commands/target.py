@@ -1,4 +1,4 @@
-"""The node that is attacked by commands, who attacks it, and how an attack is registered."""
+"""The node that is attacked by commands, its attackers, and the registration of attacks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class Target:
     """A node that is attacked by commands.
 
     Attributes:
-        ask: brings it a command.
-        inherited: what it has taken; another answer than before: it took something.
+        ask: sends it a command.
+        inherited: state of what it has inherited; if it changes, the node took something.
         receipts: receipts that it has counted.
-        private: what stands in its data and must not come out.
+        private: bytes in its data that must not come out.
         image: path of the file in which that stands.
         folder: its own, whose path must not come out either.
     """
@@ -56,7 +56,7 @@ class Target:
 
 
 class Forger:
-    """Who signs as a collective: itself hostile, or a stranger."""
+    """A signer that acts as a collective: the hostile collective, or a stranger."""
 
     def __init__(self, key: SigningKey, run_id: str) -> None:
         self.key, self.run_id, self.seq = key, run_id, 0
@@ -102,12 +102,12 @@ class Forger:
 
 @dataclass(frozen=True)
 class Scene:
-    """Who attacks.
+    """The attackers.
 
     Attributes:
         sites: where.
         forger: the collective, hostile.
-        stranger: somebody whom nobody pinned.
+        stranger: a signer whose key no party has pinned.
         other: key of a further individual, whom both trust.
     """
 
@@ -117,7 +117,7 @@ class Scene:
     other: SigningKey
 
 
-#: An attack by commands: what came of it.
+#: An attack by commands; returns its outcome.
 ByCommands = Callable[[Target, Scene], Refusal | Escaped]
 
 
@@ -136,7 +136,7 @@ COMMANDS: list[Command] = []
 
 
 def against(role: Role, name: str, tries: str, command: str, code: str) -> Callable[[ByCommands], ByCommands]:
-    """Register an attack. ``command`` is what is refused, and ``code`` what is answered."""
+    """Register an attack. ``command`` is the refused command, and ``code`` the answer."""
 
     def register(by: ByCommands) -> ByCommands:
         COMMANDS.append(Command(role, name, tries, protocol(command, code), by))
@@ -146,18 +146,18 @@ def against(role: Role, name: str, tries: str, command: str, code: str) -> Calla
 
 
 def outcome(command: str, answer: Frame, *, reached: bool) -> Refusal | Escaped:
-    """What the answer to a command says; without a code, its own word."""
+    """The code of the answer to a command; without a code, its name."""
     return Escaped() if reached else Refusal(command, answer.fields.get("code", answer.name))
 
 
 def shown_by(target: Target, *commands: Frame) -> Refusal | Escaped:
-    """Reached where the answers to commands hold something private."""
+    """Succeeds if the answers to commands hold something private."""
     answers = [target.ask(command) for command in commands]
     return outcome(commands[-1].name, answers[-1], reached=any(map(target.shows, answers)))
 
 
 def inheriting(target: Target, parts: Mapping[str, bytes]) -> Refusal | Escaped:
-    """Reached where what was forged is inherited."""
+    """Succeeds if the forged bundle is inherited."""
     before = target.inherited()
     answer = target.ask(Frame("inherit", parts=parts))
     return outcome("inherit", answer, reached=target.inherited() != before)
