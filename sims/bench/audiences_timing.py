@@ -62,7 +62,7 @@ def measure_audiences(
             made = clock()
             ledger.add_grant(verified, release, grant)
             stored = clock()
-            # Once more by itself, as nothing less than a whole grant can be asked for.
+            # Seal once more by itself, because the endpoint makes only whole grants.
             sealing.seal_content_key(CONTENT_KEY, verified.payload, b"")
             sealed = clock()
             steps = (read - start, made - read, stored - made, sealed - stored)

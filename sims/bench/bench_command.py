@@ -38,7 +38,7 @@ from sims.bench.measurements import (
 from sims.bench.memory import measure_memory
 
 _MOST_MEGABYTES = 256
-# Times by which the same work may differ on a machine that does nothing else.
+# Factor by which the time of the same work may differ on an idle machine.
 _BUSY = 1.5
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -97,7 +97,7 @@ def bundle(
         write_atomically(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n")
         say(f"{json_file}")
     if figure is not None:
-        # Only here: without matplotlib, which the extra `sim` has, everything else goes.
+        # Imported here: everything else works without matplotlib, which is in the extra `sim`.
         from sims.bench.figure import audiences_figure
 
         write_atomically(figure, audiences_figure(result))
@@ -106,7 +106,7 @@ def bundle(
 
 def _measure(megabytes: float, repeats: int, audiences: int, kem: Kem, folder: Path) -> BundleBenchmark:
     clock = time.perf_counter
-    # Without a thread, which would be measured too.
+    # Without a thread, because it would be measured too.
     with progress_bar(thread=False) as observe:
         observe(0, repeats, "making a learngene")
         learngene = random_learngene(architecture_of(round(megabytes * MEGABYTE)), np.random.default_rng(0))
@@ -205,7 +205,7 @@ def _folder(folder: Path | None) -> Path:
 
 
 def _machine() -> dict[str, str]:
-    """What the times belong to."""
+    """The machine on which the times were measured."""
     return {
         "processor": _processor(),
         "python": platform.python_version(),

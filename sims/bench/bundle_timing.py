@@ -42,19 +42,19 @@ from sims.bench.measurements import (
     spread,
 )
 
-#: Seconds that go on steadily.
+#: Returns the seconds of a monotonic clock.
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Work:
-    """The pieces of work on one bundle. ``learngene``: what it was made of, None if nothing is to be signed."""
+    """The pieces of work on one bundle. ``learngene``: its content; None if nothing must be signed."""
 
     bundle: Bundle
     learngene: Learngene | None = None
 
     def sign(self) -> bytes:
-        """Canonical encoding, both digests, the release's signature. The ciphertext is at hand."""
+        """Canonical encoding, both digests, the release's signature. The ciphertext exists before."""
         assert self.learngene is not None
         plaintext = blob.encode(self.learngene.tensors)
         contents = {
@@ -70,16 +70,16 @@ class Work:
         return ciphertext, sealing.seal_content_key(CONTENT_KEY, request, self._info)
 
     def open(self) -> bytes:
-        """HPKE and AES-GCM backwards."""
+        """Open the content key (HPKE) and the blob (AES-GCM)."""
         return verification.decrypt(self._sealed, self._key)
 
     def verify_and_parse(self) -> VerifiedLearngene:
-        """The envelopes and the plaintext, where nothing is to be decrypted: signatures to values."""
+        """Verify the envelopes and a plaintext, from signatures to values, without decryption."""
         self._envelopes()
         return verification.verify_plaintext(self._sealed, self.bundle.plaintext)
 
     def verify_ciphertext(self) -> SealedLearngene:
-        """What `learngene verify` does without a key: signatures, and the ciphertext's digest."""
+        """Verify as `learngene verify` does without a key: signatures, and the ciphertext's digest."""
         return verification.verify_file(
             self.bundle.release,
             self.bundle.grant,
@@ -91,7 +91,7 @@ class Work:
         )
 
     def verify_whole(self) -> VerifiedLearngene:
-        """Everything that an individual does with a bundle that arrives."""
+        """Do everything that an individual does with a bundle that arrives."""
         return verification.verify_bundle(
             self.bundle.release,
             self.bundle.grant,
@@ -105,7 +105,7 @@ class Work:
         )
 
     def prepare(self) -> None:
-        """Do beforehand what no piece of work is meant to hold."""
+        """Prepare what no piece of work should include."""
         _ = self._sealed, self._key, self._info
 
     @cached_property
@@ -146,7 +146,7 @@ def works(bundle: Bundle, learngene: Learngene) -> dict[str, Callable[[], object
     work = Work(bundle, learngene)
     work.prepare()
     source = np.frombuffer(bundle.plaintext, np.uint8)
-    # Into memory that is there already: otherwise it is the kernel's clearing of fresh pages that is measured.
+    # Copy into existing memory: otherwise the kernel's clearing of fresh pages would be measured.
     target = np.empty_like(source)
     return {
         SHA256: lambda: hashlib.sha256(bundle.plaintext).digest(),
@@ -163,8 +163,9 @@ def works(bundle: Bundle, learngene: Learngene) -> dict[str, Callable[[], object
 def measure(
     pieces: Mapping[str, Callable[[], object]], repeats: int, clock: Clock, observe: Observer
 ) -> dict[str, list[float]]:
-    """Seconds of every piece in every repeat. All pieces follow one another within each repeat, each time beginning
-    with another one, so that what else the machine does hits all of them alike."""
+    """Seconds of every piece in every repeat. All pieces follow one another within each repeat, each time starting with
+    another one, so that other load on the machine affects all of them alike.
+    """
     names = list(pieces)
     for name in names:
         pieces[name]()
@@ -182,7 +183,7 @@ def measure(
 
 
 def timings(seconds: Mapping[str, Sequence[float]], size: int) -> tuple[Timing, ...]:
-    """The table of what ``measure`` measured on ``size`` bytes; ratios are taken within each repeat."""
+    """The table of the times that ``measure`` took on ``size`` bytes; ratios are taken within each repeat."""
     return tuple(
         Timing(
             name=name,

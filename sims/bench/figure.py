@@ -24,7 +24,7 @@ def audiences_figure(result: BundleBenchmark) -> bytes:
     middle = sorted(milliseconds)[len(milliseconds) // 2]
     time.plot(range(1, measured.audiences + 1), milliseconds, ".", markersize=3, color=_BLUE)
     time.axhline(middle, color=_BLACK, linewidth=1, label=f"median {middle:.2f} ms")
-    # A disk that stalls now and then would press everything else to the axis.
+    # A disk that stalls sometimes would compress everything else at the axis.
     time.set_ylim(0, max(2 * middle, 1.2 * sorted(milliseconds)[int(0.99 * (len(milliseconds) - 1))]))
     time.set_xlabel("grants made")
     time.set_ylabel("ms for one grant")

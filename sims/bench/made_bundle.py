@@ -91,7 +91,7 @@ def random_learngene(architecture: Architecture, rng: np.random.Generator) -> Le
 
 
 def make_bundle(learngene: Learngene, kem: Kem) -> Bundle:
-    """An individual's request for this learngene, and what answers it."""
+    """An individual's request for this learngene, and the bundle that answers it."""
     request = request_of(INDIVIDUAL, encryption_key(kem))
     release, ciphertext = make_release(
         learngene,

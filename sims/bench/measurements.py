@@ -1,4 +1,4 @@
-"""What ``learngene bench bundle`` measures, as it is written to a file."""
+"""The measurements of ``learngene bench bundle``, as they are written to a file."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,18 @@ from pydantic import BaseModel, ConfigDict
 
 from protocol.keys.kem import Kem
 
-#: What "verify + parse" may take, in times of SHA-256 of the same bytes, for a learngene of this size or a larger one:
-#: beside fewer bytes the envelopes, which are as long as ever, weigh more.
+#: Largest ratio of "verify + parse" to SHA-256 of the same bytes, for a learngene of at least this size. In a smaller
+#: one the envelopes, whose size is fixed, count more.
 TARGET = 1.15
 TARGET_BYTES = 56_000_000
-#: Names of what is measured; the table shows them.
+#: Names of two measured pieces of work, as the table shows them.
 SHA256, COPY = "SHA-256", "memory copy"
 VERIFY_AND_PARSE, OPEN, WHOLE = "verify + parse", "open", "whole verification"
 MEGABYTE = 1_000_000
 
 
 class Range(BaseModel):
-    """Median, smallest and largest of what the repeats gave."""
+    """Median, smallest and largest value of the repeats."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +40,7 @@ class Timing(BaseModel):
 
 
 class Memory(BaseModel):
-    """How many bytes a process grew at most by a piece of work, beyond the bytes that it had received."""
+    """The most bytes that a process grew during a piece of work, beyond the received bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,7 +55,7 @@ class Audiences(BaseModel):
         verify, seal_and_sign, store: the request's verification, making the grant, its durable row in the ledger.
         seal: HPKE alone, which is part of ``seal_and_sign``.
         each: the three together, in the order in which the grants were made.
-        grant_bytes: of one grant; those of the same key encapsulation are as long as one another, but for a digit.
+        grant_bytes: of one grant; grants with the same key encapsulation differ in length by one digit at most.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -72,11 +72,11 @@ class Audiences(BaseModel):
     blob_bytes: int
 
     def shared_bytes(self, audiences: int) -> int:
-        """What is sent to so many individuals where all share the one release and blob."""
+        """Bytes sent to this number of individuals if all share one release and blob."""
         return self.release_bytes + self.blob_bytes + audiences * self.grant_bytes
 
     def separate_bytes(self, audiences: int) -> int:
-        """What would be sent with a blob and a release for each of them."""
+        """Bytes that would be sent with a blob and a release for each of them."""
         return audiences * (self.release_bytes + self.blob_bytes + self.grant_bytes)
 
 
@@ -111,7 +111,7 @@ class BundleBenchmark(BaseModel):
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> Range:
-    """Of each value to the other one of the same repeat."""
+    """The ratio of each value to the other one of the same repeat."""
     return spread([value / other for value, other in zip(values, others, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""How much memory a piece of work on a bundle takes: asked of a process that has done nothing else."""
+"""Memory that a piece of work on a bundle takes, measured in a process that has done nothing else."""
 
 import json
 import resource
@@ -24,7 +24,8 @@ _RESET_PEAK = "5"
 
 
 def measure_memory(bundle: Bundle, folder: Path) -> tuple[Memory, ...]:
-    """Peak memory beyond the received bytes, each in a process of its own; the copy says that a copy would be seen.
+    """Peak memory beyond the received bytes, each in a process of its own; one measurement copies the bundle on
+    purpose, to show that a copy is detected.
 
     Raises:
         RunFailedError: a process ended without an answer.
@@ -62,7 +63,7 @@ def _measured_elsewhere(folder: Path, name: str, kem: Kem) -> int:
 
 
 def _reset_peak() -> int:
-    """Memory in use, in bytes; from here on the peak counts anew, where the system can do that."""
+    """Memory in use, in bytes; the peak is reset to it, if the system can do that."""
     try:
         _CLEAR.write_text(_RESET_PEAK)
     except OSError:

@@ -25,7 +25,7 @@ class Reader:
     """A node that reads frames.
 
     Attributes:
-        connect: to it, past its handshake if there is one.
+        connect: connects to it, after its handshake if there is one.
         beside: a folder beside which a file may turn up.
         patience: for which an answer is waited for (s).
         site: the node's site.

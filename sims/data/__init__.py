@@ -1,1 +1,1 @@
-"""Where a simulation's images come from."""
+"""The images of a simulation: sources, division into classes, worlds."""

@@ -1,7 +1,7 @@
 """The published CIFAR-100: recognised by its checksums, and read without running any code in it.
 
-Its files are pickles that Python 2 wrote. What they are read with makes plain values only: text, numbers, lists, and of
-an array its type, shape and bytes.
+Its files are pickles that Python 2 wrote. Our reader makes only plain values: text, numbers, lists, and the type, shape
+and bytes of an array.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from protocol.visible_text import visible_name
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 FOLDER, ARCHIVE = "cifar-100-python", "cifar-100-python.tar.gz"
-#: MD5 of the published archive and of its files: they tell what was published; safety does not rest on them.
+#: MD5 of the published archive and of its files: they identify the published files; safety does not depend on them.
 CHECKSUMS: Mapping[str, str] = {
     ARCHIVE: "eb9058c3a382ffc7106e4002c42a8d85",
     "train": "16019d7e3df5f24257cddd939b257f8d",
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
-#: Bytes: of the archive, and of its files together; the published ones have 169 and 187 million.
+#: Most bytes of the archive, and of its files together; the published ones have 169 and 187 million.
 MAX_BYTES = 256 << 20
 
 _FILES = ("train", "test", "meta")
@@ -47,7 +47,7 @@ class Published:
 
 
 def read_folder(root: Path) -> Published:
-    """The published files in ``root/cifar-100-python``.
+    """Read the published files in ``root/cifar-100-python``.
 
     Raises:
         InputError: one is missing, or is not the published one.
@@ -60,7 +60,7 @@ def read_folder(root: Path) -> Published:
 
 
 def read_archive(archive: Path) -> Published:
-    """The published archive; nothing is unpacked to the disk.
+    """Read the published archive; nothing is unpacked to the disk.
 
     Raises:
         InputError: it is not the published one.
@@ -74,7 +74,7 @@ def keep(data: bytes, root: Path) -> None:
     """Write the files of a fetched archive to ``root/cifar-100-python``: all of them, or nothing.
 
     Raises:
-        InputError: it is not the published archive. StorageFailedError: the disk does not take them.
+        InputError: it is not the published archive. StorageFailedError: they could not be stored.
     """
     wrong = f"what {URL} sent is not the published archive (checksum): try again later"
     write_folder_atomically(root / FOLDER, _members(data, URL, wrong))
@@ -130,20 +130,20 @@ def _listed(values: object, name: bytes, kind: type[_Value]) -> list[_Value]:
 
 
 def plain_values(data: bytes) -> object:
-    """The values of a pickle that Python 2 wrote, text as bytes. Of an array only what it says of itself is kept, and
-    every other class and function is refused.
+    """The values of a pickle that Python 2 wrote, text as bytes. Of an array only its own data are kept; every other
+    class and function is refused.
 
     Raises:
         ValueError: it holds something else, or is damaged.
     """
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # an unpickler raises whatever its input makes it do
+    except Exception as error:  # an unpickler can raise any error, depending on its input
         raise ValueError(f"no plain values: {type(error).__name__}") from None
 
 
 class _Array:
-    """Stands for numpy's array: nothing of numpy's own is called with what a file says."""
+    """Stands for numpy's array: none of numpy's own code is called with a file's content."""
 
     def __init__(self, *arguments: object) -> None:
         self.kind: object = None
@@ -164,10 +164,10 @@ class _Type:
         self.kind = kind
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like, of which a byte has none."""
+        """Ignore byte order and similar state: bytes have none."""
 
 
-# The one that is written in Python: the other, in C, takes memory for as many values as a pickle says that it has.
+# Use the unpickler written in Python: the one in C allocates memory for as many values as a pickle announces.
 class _PlainUnpickler(pickle._Unpickler):
     _STAND_INS: Mapping[tuple[str, str], type] = {
         ("numpy.core.multiarray", "_reconstruct"): _Array,

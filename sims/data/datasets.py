@@ -1,4 +1,4 @@
-"""The datasets that simulations know: how classes are divided, how large images are, where they come from."""
+"""The known datasets: division of the classes, size of the images, and their source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ DatasetName = Literal["cifar100", "imagenet100", "folder"]
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """What is fixed for a dataset before any image is seen.
+    """The facts about a dataset that are known before any image is read.
 
     Attributes:
-        title: what people call it.
+        title: its usual name.
         division: the role of every class; None: the folder's ``split.json`` says it.
         size: height and width of the images in a world, pixels; of ``folder`` only where the split names none.
-        origin: what happens without a folder; empty if a folder must be given.
-        wanted: what ``data`` must hold.
+        origin: the source of the images without a folder; empty if a folder must be given.
+        wanted: the required content of ``data``.
     """
 
     title: str
@@ -75,7 +75,7 @@ def check_data_named(name: DatasetName, *, data: bool, stand_in: bool) -> None:
 
     Args:
         data: whether a folder of images was named.
-        stand_in: whether the stand-in was asked for.
+        stand_in: whether the user chose the stand-in.
 
     Raises:
         InputError: the dataset needs a folder, or has no stand-in.

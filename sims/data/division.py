@@ -10,7 +10,7 @@ from protocol.errors import InputError, fault_line
 from protocol.files.user_files import read_given
 from protocol.visible_text import visible_name
 
-#: Stands in a folder tree of images beside ``train/`` and ``test/``, or beside the class folders.
+#: Name of the file; it stands in a folder tree of images beside ``train/`` and ``test/``, or beside the class folders.
 SPLIT_FILE = "split.json"
 #: Height and width to which the images of a tree are brought whose split says nothing else, pixels.
 SPLIT_SIZE = 32
@@ -54,7 +54,7 @@ class Split(BaseModel):
     Attributes:
         base, open_world, novel: names of the class folders by role.
         size: height and width of the images in the world, pixels; the collective's network halves it five times.
-        names: what people call the classes; for readers of the file, used nowhere.
+        names: usual names of the classes; for readers of the file, not used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -72,7 +72,7 @@ class Split(BaseModel):
 
     @property
     def division(self) -> Division:
-        """The roles alone."""
+        """The division into roles, without the rest."""
         return Division(self.base, self.open_world, self.novel)
 
 

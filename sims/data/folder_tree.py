@@ -16,9 +16,9 @@ from sims.data.division import Division
 
 Part = Literal["train", "test"]
 
-#: Files that count as images in a folder tree; others are passed over.
+#: Suffixes of the files that count as images in a folder tree; others are skipped.
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-#: Of a tree without test images one image in so many of each class is set aside for testing (500 and 100 of 600).
+#: In a tree without test images, one image in this many of each class is set aside for testing (500 and 100 of 600).
 ONE_IN = 6
 
 _PARTS = ("train", "val", "test")
@@ -47,7 +47,7 @@ class FolderTree:
 def is_tree(folder: Path, division: Division) -> bool:
     """Whether a folder looks like the root of a tree of these classes: it has ``train/`` and ``test/`` or
     ``val/``, or class folders."""
-    # Two: a class may be called `train` itself, as one of CIFAR-100's is.
+    # Require two: a class may itself be called `train`, as one of CIFAR-100's is.
     return _has_parts(folder) or sum((folder / label).is_dir() for label in division.classes) >= 2
 
 
@@ -55,11 +55,11 @@ def list_tree(root: Path, division: Division) -> FolderTree:
     """Find the image files of every class.
 
     Test images are those of ``test/<class>/`` or ``val/<class>/``, whichever shares classes with ``train/<class>/``.
-    Where neither does - class folders side by side under ``root``, or ``train/``, ``val/`` and ``test/`` that hold
+    If neither does - class folders side by side under ``root``, or ``train/``, ``val/`` and ``test/`` that hold
     different classes - one in six of each class is set aside, always the same files.
 
     Args:
-        root: folder of the tree; class folders that the division does not name are passed over.
+        root: folder of the tree; class folders that the division does not name are skipped.
 
     Raises:
         InputError: a class folder is missing or holds no image.
@@ -85,7 +85,8 @@ def list_tree(root: Path, division: Division) -> FolderTree:
 
 def read_images(files: Sequence[str], size: int, reader: PictureReader) -> NDArray[np.uint8]:
     """Images of any size and kind as ``[N, size, size, 3]`` uint8, RGB, as an individual reads its own pictures: turned
-    upright, the shorter side brought to ``size``, the middle cut out. An image that is so already keeps its pixels.
+    upright, the shorter side brought to ``size``, the middle cut out. An image that already has this form is not
+    changed.
 
     Raises:
         InputError: a file cannot be read as an image.

@@ -29,7 +29,7 @@ DIVISION = Division(
     novel=tuple(f"glyph_{index:03d}" for index in range(80, CLASSES)),
 )
 
-STROKES = 20  # the alphabet that all classes share: what is learned of it on base classes serves the novel ones
+STROKES = 20  # the alphabet that all classes share: features learned on base classes also serve the novel ones
 STROKES_PER_CLASS = 4
 STROKE_PIXELS = 64  # resolution at which one stroke is drawn before it is sampled
 CLUTTER = 3  # stray strokes in the background of every picture

@@ -1,4 +1,4 @@
-"""Where images come from: a folder tree, the published CIFAR-100 archive, or the built-in stand-in."""
+"""Sources of images: a folder tree, the published CIFAR-100 archive, or the built-in stand-in."""
 
 import threading
 import urllib.request
@@ -24,12 +24,12 @@ from sims.data.picture_cache import keep, kept, listing_digest
 
 Kind = Literal["folder", "download", "stand-in"]
 
-#: Where a downloaded dataset, and what was decoded of a folder, is kept.
+#: Folder for downloaded datasets and decoded images.
 CACHE = Path("~/.learngene/data")
 #: Seconds without an answer after which the network counts as absent.
 NETWORK_TIMEOUT = 8.0
 
-#: In the cache: images that were decoded before, and how many make a tree worth keeping.
+#: Folder of decoded images in the cache, and the fewest images for which a tree is kept there.
 _DECODED, _WORTH_KEEPING = "decoded", 2000
 
 _URL, _ARCHIVE_FOLDER, _ARCHIVE = cifar100_archive.URL, cifar100_archive.FOLDER, cifar100_archive.ARCHIVE
@@ -56,7 +56,7 @@ class ImageSource:
 
     Attributes:
         name: ``cifar100``, ``imagenet100``, ``glyphs`` (the stand-in), or the name of a folder of one's own.
-        kind: where the images come from, as results name it.
+        kind: the source of the images, as results name it.
         classes: class names that the labels index.
         division: the roles of the classes.
         train: training images.
@@ -74,7 +74,7 @@ class ImageSource:
 
     @property
     def notice(self) -> str:
-        """The plain words that every output must carry where the images are a stand-in; empty if they are real."""
+        """The notice that every output must carry if the images are a stand-in; empty if they are real."""
         return notice(self.name, self.kind, self.reason)
 
 
@@ -99,10 +99,10 @@ def load_source(
     ``data`` may be a folder tree (``sims.data.folder_tree.list_tree`` says which), for ``folder`` with its
     ``split.json``; of the other datasets also the parent ``DIR`` of a tree ``DIR/<dataset>``, for CIFAR-100 a folder
     that holds the published archive (``cifar-100-python.tar.gz`` or its unpacked folder). Without it the published
-    CIFAR-100 is taken from ``cache`` or downloaded there; where there is no network the stand-in is drawn.
+    CIFAR-100 is taken from ``cache`` or downloaded there; without a network the stand-in is drawn.
 
     Args:
-        data: what the user gave; never replaced by the stand-in.
+        data: the user's folder; never replaced by the stand-in.
         dataset: decides on classes and size; every image is brought to it.
         stand_in: draw the stand-in without looking further.
         cache: folder of downloads, and of the images that were decoded from large trees.
@@ -205,7 +205,7 @@ class _Found:
 
 
 def _find(data: Path, dataset: DatasetName) -> _Found | None:
-    """The folder tree in ``data``; None if it holds the published CIFAR-100.
+    """Find the folder tree in ``data``; None if it holds the published CIFAR-100.
 
     Raises:
         InputError: it holds neither, or the tree lacks classes or images.
@@ -220,7 +220,7 @@ def _find(data: Path, dataset: DatasetName) -> _Found | None:
             )
         split = read_split(data / SPLIT_FILE)
         name = data.resolve().name or dataset
-        if name in DATASETS:  # the figures of a published division are not those of this one
+        if name in DATASETS:  # the paper's figures for the published division do not hold for this one
             name = f"{name} (own split)"
         return _Found(name, split.division, split.size, list_tree(data, split.division))
     for folder in (data, data / dataset):
@@ -250,7 +250,7 @@ def _read_found(found: _Found, cache: Path, say: Callable[[str], None]) -> Image
 def _pixels(
     parts: Sequence[Sequence[str]], found: _Found, cache: Path, say: Callable[[str], None]
 ) -> list[NDArray[np.uint8]]:
-    """The images of each part, decoded, or as they were kept when they were decoded last."""
+    """The images of each part, decoded now or taken from the cache."""
     root, layout, size = found.tree.root, found.tree.layout, found.size
     files, folder = [file for part in parts for file in part], cache.expanduser() / _DECODED
     ends = np.cumsum([len(part) for part in parts])[:-1].tolist()
@@ -265,7 +265,7 @@ def _pixels(
         pixels = read_images(files, size, reader)
     if not reader.confined:
         say("This kernel does not confine the program that decoded them: use images whose origin you trust.")
-    # Nothing is kept of files that changed meanwhile.
+    # Files that changed meanwhile are not kept.
     if worth_keeping and listing_digest(root, files, size) == digest:
         keep(folder, digest, pixels)
     return np.split(pixels, ends)
@@ -324,7 +324,7 @@ def _request(url: str, method: str) -> urllib.request.Request:
 
 
 def _unreachable(url: str) -> str | None:
-    """Why ``url`` does not answer, or None. A thread asks, as the look-up of a name obeys no time-out of ours."""
+    """Why ``url`` does not answer, or None. A thread does it, because a name look-up has no time-out."""
     answer: list[str | None] = []
 
     def ask() -> None:

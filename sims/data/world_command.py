@@ -72,7 +72,7 @@ def make(
         target_tasks={shots: n for shots, n in ((10, target_tasks_10), (20, target_tasks_20)) if n},
     )
     data = typed_data(data, stand_in=stand_in)
-    # Both before minutes of download.
+    # Check both before a download of minutes.
     check_free(out.expanduser())
     division, counts = count_images(data, dataset=name, stand_in=stand_in)
     check_enough(counts, division, plan)

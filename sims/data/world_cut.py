@@ -1,4 +1,4 @@
-"""Cuts a dataset: which images each party of a world gets, and which target tasks; the same for the same seed."""
+"""Cuts a dataset: which images each party of a world gets, and which target tasks; equal seeds give equal cuts."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,8 @@ class Duplicates(BaseModel):
     """Identical pictures of the dataset (by the digest of their pixels), in images.
 
     Attributes:
-        dropped: left out wholly, because they recur across roles or across train and test.
-        repeated: further copies left out inside one role's train or test images, where one stays.
+        dropped: left out completely, because they recur across roles or across train and test.
+        repeated: further copies left out inside one role's train or test images, where one copy stays.
     """
 
     model_config = _STRICT
@@ -93,7 +93,7 @@ def _unique_rows(source: ImageSource, division: Division) -> tuple[dict[tuple[st
     recurs inside a role's train or test images stays once, at its first place.
     """
     roles = dict(zip(_ROLES, (division.base, division.open_world, division.novel), strict=True))
-    homes: dict[bytes, tuple[str, str] | None] = {}  # None: at home in two places
+    homes: dict[bytes, tuple[str, str] | None] = {}  # None: it occurs in two places
     found: dict[tuple[str, str], list[list[tuple[int, bytes]]]] = {}
     for part, images in (("train", source.train), ("test", source.test)):
         by_class = _rows_by_class(images, len(source.classes))

@@ -1,4 +1,4 @@
-"""How a dataset is to be cut into a world, and whether its images suffice for that."""
+"""The plan by which a dataset is cut into a world, and the check that its images suffice."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -20,8 +20,8 @@ class WorldPlan(BaseModel):
         ways: classes of a target task.
         target_tasks: for each shot count (support images a class) the number of target tasks; task ``t`` has a shot
             count when ``t`` is below its number, so the tasks of the smaller number are the first of the larger.
-        fewest_train_images: what every base class must offer the collective, images.
-        fewest_test_images: what every novel class must offer each individual for testing, images.
+        fewest_train_images: training images that every base class must have for the collective.
+        fewest_test_images: test images that every novel class must have for each individual.
     """
 
     model_config = _STRICT

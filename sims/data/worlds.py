@@ -39,7 +39,7 @@ class Dataset(BaseModel):
 
 
 class WorldDescription(BaseModel):
-    """``world.json``: what stands beside the party folders and says nothing about any single image."""
+    """``world.json``: the description beside the party folders, without data about any single image."""
 
     model_config = _STRICT
 
@@ -123,7 +123,7 @@ def check_free(out: Path) -> None:
 
 
 def make_world(source: ImageSource, division: Division, plan: WorldPlan, seed: int, out: Path) -> World:
-    """Cut ``source`` into party folders under ``out``; whole or not at all, and the same bytes for the same arguments.
+    """Cut ``source`` into party folders under ``out``; completely or not at all; equal arguments give equal bytes.
 
     Layout, with ``N`` the images of a file, ``[N, H, W, 3]`` uint8 for images and ``[N]`` int64 for labels::
 

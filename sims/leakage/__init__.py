@@ -1,1 +1,1 @@
-"""What a released learngene gives away of its collective's training images, measured by attacking it."""
+"""Leakage of a released learngene about its collective's training images, measured by attacks."""

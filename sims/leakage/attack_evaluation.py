@@ -1,5 +1,6 @@
-"""Attacks on units with shadows: which there are, and how well each tells apart the units of a release, of every shadow
-attacked in its turn, and of units whose membership is made up."""
+"""Attacks on units with shadows: their list, and how well each separates members from others on a release, on every
+shadow as a target, and with made-up membership.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from sims.leakage.attack_metrics import (
 )
 from sims.leakage.likelihood_ratio import offline, online, others
 
-#: Units of each kind behind a release's own rates, at least.
+#: Fewest units of each kind for a release's own rates.
 FEWEST = 10
 
 
@@ -31,7 +32,7 @@ class Attack:
     """One way to turn statistics into a score.
 
     Attributes:
-        name: as tables have it.
+        name: its name in tables.
         test: ``plain``: the statistic itself; ``online`` and ``offline``: LiRA.
         columns: the statistics that it reads.
         fisher: whether one of them needs the Fisher diagonal.
@@ -53,7 +54,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was computed about the same units on a release and on every shadow.
+    """Statistics of the same units on a release and on every shadow.
 
     Attributes:
         release: ``[N, D]``; None if there is no release besides the shadows.
@@ -70,11 +71,11 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well an attack does.
+    """The success of an attack.
 
     Attributes:
-        release: each rate with its bootstrap interval over units; None if no release was attacked, or where so few
-            units of a kind stand behind it that the interval would mean nothing.
+        release: each rate with its bootstrap interval over units; None if no release was attacked, or if a kind has too
+            few units for a meaningful interval.
         shadows: each rate as a mean over the shadows as targets, with Student's interval over them.
         curve: mean true positive rate over the shadows at each rate of ``grid``.
     """
@@ -108,16 +109,16 @@ def evaluate(
 
 
 def by_chance(attack: Attack, found: Statistics, made_up: Sequence[Mask]) -> Bounds:
-    """Mean AUROC over the shadows where it is made up who is in which: nothing can be told apart.
+    """Mean AUROC over the shadows with made-up membership, where there is nothing to find.
 
-    Student's interval over targets takes them for independent, and they are not: each serves as a reference for all
-    others, and the same units stand in all. What is found by chance in these very shadows holds all of that.
+    Student's interval over targets assumes that they are independent, but they are not: each serves as a reference for
+    all others, and all hold the same units. The result by chance on the same shadows includes these dependences.
 
     Args:
-        made_up: who is said to be in which shadow, each bool ``[K, N]`` in complementary pairs.
+        made_up: made-up membership of the units in the shadows, each bool ``[K, N]`` in complementary pairs.
 
     Returns:
-        The mean over ``made_up``, and between which values 95 % of them lie.
+        The mean over ``made_up``, and the bounds between which 95 % of them lie.
     """
     means = []
     for halves in made_up:
@@ -132,7 +133,7 @@ def _enough(truth: Mask) -> bool:
 
 
 def _shadow_scores(attack: Attack, found: Statistics) -> NDArray[np.float64]:
-    """Of every unit on every shadow as a target, ``[K, N]``."""
+    """Scores of every unit on every shadow as a target, ``[K, N]``."""
     scores = []
     for number, own in enumerate(found.shadows):
         rest = others(number, len(found.shadows))

@@ -1,7 +1,7 @@
 """How well an attack tells two kinds apart: AUROC, true positives at few false ones, advantage, and their intervals.
 
-Scores are the larger, the more likely the unit (an image, a class) was used in training; ``positive`` says whether it
-was. Equal scores are flagged together.
+A larger score means the unit (an image, a class) was more likely used in training; ``positive`` says whether it was.
+Equal scores are flagged together.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def tpr_at_fpr(scores: Scores, positive: Mask, fpr: float) -> float:
 
 
 def advantage(scores: Scores, positive: Mask) -> float:
-    """The largest ``TPR - FPR`` over all thresholds (Yeom et al. 2018), 0 at least.
+    """The largest ``TPR - FPR`` over all thresholds (Yeom et al. 2018), at least 0.
 
     The threshold is the best in hindsight, so it is above 0 by chance alone: compare it with its negative control.
     """
@@ -109,7 +109,7 @@ def rates(scores: Scores, positive: Mask, threshold: float) -> Rates:
 def bootstrap(
     scores: Scores, positive: Mask, threshold: float, resamples: int, rng: np.random.Generator
 ) -> dict[str, Bounds]:
-    """Each rate with its 95 % percentile interval over positives and negatives drawn anew, each kind by itself."""
+    """Each rate with its 95 % percentile interval over resampled units, positives and negatives separately."""
     own = rates(scores, positive, threshold)
     kinds = np.flatnonzero(positive), np.flatnonzero(~positive)
     drawn = []

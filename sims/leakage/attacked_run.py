@@ -1,4 +1,4 @@
-"""What a measured attack starts from: the learngene as the individual holds it, and the collective's images."""
+"""The target of a measured attack: the learngene as the individual holds it, and the collective's images."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -26,12 +26,13 @@ class AttackedRun:
     """A run and its released learngene.
 
     Attributes:
-        learngene: of the form ``condensed``, opened with the first individual's key: all that an individual receives.
+        learngene: of the form ``condensed``, opened with the first individual's key: everything that an individual
+            receives.
         images: the collective's folder, reduced to the base classes that its tasks taught; the stream to those and the
             open-world classes.
         truth: the labels of that stream.
         absent: images to train on and further ones, by name, of classes that the collective never saw.
-        dataset: name and source of the images; ``notice``: what every output must say about them.
+        dataset: name and source of the images; ``notice``: the notice that every output must carry about them.
     """
 
     folder: Path
@@ -49,8 +50,8 @@ def released(folder: Path) -> Learngene:
     """The learngene of the form ``condensed`` that the first individual of a run has inherited, opened with its key.
 
     Raises:
-        InputError: it is no run, nothing was inherited in it, or without a Fisher diagonal.
-        StorageFailedError: what was inherited was changed on disk, or is of another version.
+        InputError: it is no run, or its first individual inherited no learngene with a Fisher diagonal.
+        StorageFailedError: the inherited files were changed on disk, or are of another version.
     """
     read_record(folder)
     config = folder / "nodes" / "individual-1" / "config.toml"
@@ -78,7 +79,7 @@ def open_attacked(folder: Path, learngene: Learngene) -> AttackedRun:
     home = world.folder_of("collective")
     whole, truth = collective_images.read(home), collective_images.read_truth(home)
     count = len(whole.classes)
-    rng = np.random.default_rng([kept.settings.seed, count])  # as the collective itself draws its tasks
+    rng = np.random.default_rng([kept.settings.seed, count])  # drawn as the collective itself draws its tasks
     tasks = sequence(count, settings.classes_per_task, settings.tasks, rng)
     taught = sorted({number for task in tasks for number in task})
     untaught = set(whole.classes) - {whole.classes[number] for number in taught}
@@ -97,7 +98,7 @@ def open_attacked(folder: Path, learngene: Learngene) -> AttackedRun:
 
 
 def subset(images: CollectiveImages, classes: Sequence[int]) -> CollectiveImages:
-    """The base images of some classes, numbered anew in this order; the stream as it is.
+    """The base images of some classes, numbered from 0 in this order; the stream is unchanged.
 
     Raises:
         ValueError: there is no class.
@@ -116,7 +117,7 @@ def subset(images: CollectiveImages, classes: Sequence[int]) -> CollectiveImages
 
 
 def take(images: LabelledImages, classes: Sequence[int]) -> LabelledImages:
-    """The images of some classes, numbered anew in this order."""
+    """The images of some classes, numbered from 0 in this order."""
     renumbered = np.full(max(*images.labels.tolist(), *classes, 0) + 1, -1, dtype=np.int64)
     renumbered[list(classes)] = np.arange(len(classes))
     labels = renumbered[images.labels]

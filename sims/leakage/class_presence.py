@@ -25,7 +25,7 @@ ATTACKS = (
     Attack("LiRA online, Fisher match", "online", (_FISHER,), fisher=True),
     Attack("LiRA online, all", "online", (_CONFIDENCE, _BATCHNORM, _FISHER), fisher=True),
 )
-#: Classes whose presence is asked for, at most: half of them present, half absent.
+#: Most classes whose presence is asked for: half of them present, half absent.
 MOST_CLASSES = 16
 
 
@@ -58,9 +58,9 @@ def choose_classes(
     most: int,
     rng: np.random.Generator,
 ) -> CandidateClasses:
-    """Draw classes to ask for: as many that the collective learned as others.
+    """Draw classes to ask for: equally many that the collective learned and others.
 
-    Two present classes at least are in every shadow. An absent class gives as many images as a present one has.
+    At least two present classes are in every shadow. An absent class gives as many images as a present one has.
 
     Raises:
         InputError: there are too few classes of either kind.
@@ -75,7 +75,7 @@ def choose_classes(
     chosen = [others[number] for number in np.sort(rng.permutation(len(others))[:each])]
     kept = subset(images, [*present, *(number for number in range(count) if number not in present)])
     per_class = int(np.bincount(kept.train_labels).max()), int(np.bincount(kept.heldout_labels).max())
-    # The asked: present ones, then absent ones; then all that are always there.
+    # First the classes that are asked for, present ones, then absent ones; then those in every shadow.
     renumbered = np.array([*range(each), *range(2 * each, count + each)], dtype=np.int64)
     train = [(kept.train_images, renumbered[kept.train_labels])]
     heldout = [(kept.heldout_images, renumbered[kept.heldout_labels])]
@@ -102,7 +102,7 @@ def measure(
     all classes; the second half is measured.
 
     Args:
-        per_class: so many in each half at most.
+        per_class: most images in each half.
     """
     images, labels = classes.images.heldout_images, classes.images.heldout_labels
     fit_rows, asked_rows = [], []

@@ -1,8 +1,8 @@
-"""What a Fisher diagonal shows of single images behind it: their activations, and which images they were.
+"""What a Fisher diagonal reveals about the single images behind it: their activations, and which images they were.
 
 For one image and a linear layer the squared gradient is the outer product of the squared sensitivities and the squared
-activations: the diagonal *is* the activations, up to their sign and one factor. The more images are averaged, the less
-each shows; how fast, and against what an attacker knows anyway, is measured here.
+activations: the diagonal *is* the activations, up to their sign and one factor. Averaging over more images shows less
+of each. Here we measure how fast, compared with what an attacker knows anyway.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,15 +23,15 @@ from sims.leakage.probe import LabelledImages, Probe
 from sims.leakage.release_variants import noisy_values
 
 _EVERY = "mean"
-#: Images at once while a diagonal is taken.
+#: Images processed at once while a diagonal is computed.
 _AT_ONCE = 64
 
 
 def activations_from_fisher(diagonal: Tensor) -> Tensor:
     """Root-mean-square activations, up to a factor, that best explain a diagonal ``[O, ...]`` as one outer product.
 
-    The leading right singular vector of the diagonal with one row for each output, its square root: exact for one image
-    and a linear layer, or a convolution on maps of one position. Shaped as a row, at least 0.
+    The square root of the leading right singular vector of the diagonal with one row for each output: exact for one
+    image and a linear layer, or a convolution on maps of one position. Shaped as a row, at least 0.
     """
     rows = diagonal.flatten(1).double()
     _, _, right = torch.linalg.svd(rows, full_matrices=False)
@@ -53,10 +53,10 @@ def standardised(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Templates:
-    """What an attacker computes of each image to compare it with a diagonal, by layer: ``[N, P]``, standardised.
+    """An attacker's features of each image for the comparison with a diagonal, by layer: ``[N, P]``, standardised.
 
     Attributes:
-        activations: root-mean-square of what each kernel weight sees.
+        activations: root-mean-square of each kernel weight's inputs.
         gradients: squared gradients, with the attacker's own head.
     """
 
@@ -65,14 +65,14 @@ class Templates:
 
     @classmethod
     def of(cls, probe: Probe, images: LabelledImages) -> "Templates":
-        """Of every image and every convolution."""
+        """The templates of every image and every convolution."""
         return cls(
             activations=_joined([{n: v.sqrt() for n, v in part.items()} for part in probe.patch_energies(images)]),
             gradients=_joined(list(probe.squared_gradients(images))),
         )
 
     def correlations(self, diagonals: Sequence[Tensor]) -> dict[str, Tensor]:
-        """By template, ``[N, layers]``."""
+        """Correlations by template, ``[N, layers]``."""
         guessed = [activations_from_fisher(diagonal).flatten() for diagonal in diagonals]
         flat = [diagonal.flatten() for diagonal in diagonals]
         return {
@@ -83,7 +83,8 @@ class Templates:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What diagonals from so many images show, each value a mean over draws of images with its 95 % interval.
+    """What diagonals from a given number of images reveal; each value is a mean over draws of images with its 95 %
+    interval.
 
     Attributes:
         samples: images behind the diagonal.
@@ -92,10 +93,10 @@ class Reconstruction:
         layer: number of the convolution, counted from the image (without noise), or ``mean``: the mean over all.
         inside: correlation with images behind the diagonal.
         outside: with images that are not.
-        guess: correlation of images behind it with the mean template of the others: what is known without a diagonal.
+        guess: correlation of images behind it with the mean template of the others, which is known without a diagonal.
         auroc: how often an image behind it correlates more than one that is not.
-        match: how often an image behind it correlates more than all of the at least ``crowd`` images that are not.
-        made_up: ``auroc`` where it is made up which images are behind it: nothing can be found.
+        match: how often an image behind it correlates more than every image that is not (at least ``crowd`` of them).
+        made_up: negative control: ``auroc`` with made-up labels; should be 0.5.
     """
 
     samples: int
@@ -127,16 +128,16 @@ def measure_reconstruction(
     """Take diagonals from ``samples`` of the collective's images, again and again, and compare images with them.
 
     Args:
-        network: the collective's condensed network, with the classifier that nobody else has.
+        network: the collective's condensed network, with the classifier, which no one else has.
         probe: the attacker's view of the same release.
         images: the collective's images.
-        asked: rows of them that the attacker compares: at most half of them, drawn anew each time, are behind the
-            diagonal. The others are training images too: what tells the two apart is the diagonal and nothing else.
+        asked: rows of them that the attacker compares: at most half of them, drawn for each repetition, are behind the
+            diagonal. The others are training images too, so only the diagonal can separate the two.
         outputs: output number of each class of the collective, ``[classes]``.
         noise: scales besides 0.
 
     Returns:
-        For each number of samples, scale of noise, template and layer.
+        One result for each number of samples, scale of noise, template and layer.
     """
     rows_asked = torch.from_numpy(asked)
     shown = LabelledImages(images.pixels[rows_asked].cpu().numpy(), images.labels[rows_asked].cpu().numpy())
@@ -216,7 +217,7 @@ def with_few_images_behind(
     estimator: Estimator,
     rng: np.random.Generator,
 ) -> list[Learngene]:
-    """Leaky releases: the same learngene, each time with diagonals from one half of a few images.
+    """Make leaky releases: the same learngene, each time with a diagonal from one half of a few images.
 
     Args:
         asked: rows of the few images.
@@ -243,8 +244,8 @@ def class_behind_fisher(
     estimator: Estimator,
     rng: np.random.Generator,
 ) -> Bounds:
-    """A leaky release: its diagonal is from ``samples`` images of one class. How often that class's other images match
-    it better than those of another class, mean over the classes.
+    """Attack a leaky release, whose diagonal is from ``samples`` images of one class: how often that class's other
+    images match it better than those of another class, mean over the classes.
 
     Args:
         heldout: images of every class, with the labels of ``images``.
@@ -287,7 +288,7 @@ class _Draw:
 
 
 def _guesses(parts: Sequence[Tensor], behind: NDArray[np.bool_]) -> dict[str, float]:
-    """By layer, and the mean over all: correlation of images behind a diagonal with the mean template of the others."""
+    """Correlation of images behind a diagonal with the mean template of the others, by layer, and the mean over all."""
     mask = torch.from_numpy(behind).to(parts[0].device)
     by_layer = [float(correlations(part[mask], part[~mask].mean(0)).mean()) for part in parts]
     return {_EVERY: float(np.mean(by_layer))} | {str(number): one for number, one in enumerate(by_layer, start=1)}
@@ -300,7 +301,7 @@ def _by_layer(templates: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> tuple[Tensor, ...]:
-    """Of all images, standardised, by layer."""
+    """The templates of all images, standardised, by layer."""
     return tuple(standardised(torch.cat([part[name] for part in parts]).flatten(1)) for name in parts[0])
 
 

@@ -1,4 +1,4 @@
-"""The command ``learngene leakage``: attack the released learngene of a run, and say what it gives away."""
+"""The command ``learngene leakage``: attack the released learngene of a run, and report what it reveals."""
 
 import shlex
 import time
@@ -120,10 +120,10 @@ def _command(run: Path, settings: LeakageSettings, changes: list[str]) -> str:
 
 
 def _open_folder(folder: Path, *, resume: bool) -> None:
-    """Make the folder of a measurement, or with ``resume`` take what is there.
+    """Make the folder of a measurement, or with ``resume`` use the existing one.
 
     Raises:
-        InputError: it holds something and is not to be resumed, or cannot be written.
+        InputError: it is not empty and ``resume`` is not given, or it cannot be written.
     """
     try:
         make_folder(folder)
@@ -136,7 +136,7 @@ def _open_folder(folder: Path, *, resume: bool) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows on standard error what is being done, how much of it is through, and the time left."""
+    """Shows the current work, its progress and the time left on standard error."""
     with ProgressView(console(error=True)) as view:
 
         def tell(text: str, done: int, total: int) -> None:

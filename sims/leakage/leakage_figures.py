@@ -54,7 +54,7 @@ def membership_figure(found: Leakage) -> bytes | None:
 
 @as_delivered
 def reconstruction_figure(found: Leakage) -> bytes | None:
-    """How well images behind a Fisher diagonal are told from others, against the number of images behind it."""
+    """How well images behind a Fisher diagonal are separated from others, against the number of images behind it."""
     rows = [row for row in found.reconstruction if row.layer == "mean"]
     if not rows:
         return None
@@ -107,7 +107,7 @@ def reconstruction_figure(found: Leakage) -> bytes | None:
     return _png(figure)
 
 
-#: Name of the file, and what draws it.
+#: The drawing function of each figure, by the name of its file.
 FIGURES: Mapping[str, Callable[[Leakage], bytes | None]] = {
     "leakage_membership.png": membership_figure,
     "leakage_reconstruction.png": reconstruction_figure,

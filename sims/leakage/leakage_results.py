@@ -1,4 +1,4 @@
-"""``leakage.json``: everything that was measured about one release, and in words exactly what that was."""
+"""``leakage.json``: everything that was measured about one release, with a description in words."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from sims.leakage.leakage_settings import LeakageSettings
 if TYPE_CHECKING:
     from sims.leakage.fisher_reconstruction import Reconstruction  # torch takes seconds to load
 
-#: Where the results of ``learngene leakage`` stand in a run's folder.
+#: Folder and file of the results of ``learngene leakage`` in a run's folder.
 FOLDER, FILE = "leakage", "leakage.json"
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -64,7 +64,7 @@ class AttackResult(BaseModel):
     Attributes:
         release: on the released learngene itself, intervals over units (bootstrap).
         shadows: on every shadow in its turn, intervals over those targets (Student's t).
-        by_chance: AUROC over the same shadows with made-up membership, and where 95 % of such lie.
+        by_chance: AUROC over the same shadows with made-up membership, and bounds that hold 95 % of these values.
         curve: mean true positive rate over the shadows at each false positive rate of the result's grid.
     """
 
@@ -107,11 +107,11 @@ class ReconstructionResult(BaseModel):
 
 
 class Control(BaseModel):
-    """Whether an attack does what it must where the answer is known.
+    """Test of an attack with a known answer.
 
     Attributes:
         kind: ``positive``: it must succeed; ``negative``: there is nothing to find.
-        auroc: what it reached.
+        auroc: the AUROC that it reached.
         holds: a positive one: the whole interval is above one half; a negative one: one half is inside the interval.
     """
 
@@ -124,12 +124,12 @@ class Control(BaseModel):
 
     @classmethod
     def positive(cls, text: str, bounds: Bounds) -> "Control":
-        """A leaky release."""
+        """A positive control: a leaky release."""
         return cls(kind="positive", text=text, auroc=Measure.of(bounds), holds=bounds.low > 0.5)
 
     @classmethod
     def negative(cls, text: str, bounds: Bounds) -> "Control":
-        """Membership that is made up."""
+        """A negative control: made-up membership."""
         holds = bounds.low <= 0.5 <= bounds.high
         return cls(kind="negative", text=text, auroc=Measure.of(bounds), holds=holds)
 
@@ -175,7 +175,7 @@ class Leakage(BaseModel):
 
 
 def sentences(found: Leakage) -> list[str]:
-    """Exactly what was measured, and what came of it."""
+    """The measurement and its results in sentences."""
     said = []
     for question, units in (("membership", "image"), ("class presence", "class")):
         rows = [row for row in found.attacks if row.question == question]
@@ -245,7 +245,7 @@ def load(path: Path) -> Leakage:
 
 
 def of_run(folder: Path) -> Leakage | None:
-    """What was measured about a run; None if nothing was.
+    """The results for a run; None if it was not measured.
 
     Raises:
         InputError: another version wrote it.

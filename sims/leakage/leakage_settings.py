@@ -1,26 +1,26 @@
-"""How a release is attacked: every number, its default and its limits."""
+"""The settings of a leakage measurement: every number, its default and its limits."""
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class LeakageSettings(BaseModel):
-    """How a release is attacked.
+    """Settings of the attacks on a release.
 
     Attributes:
         shadows: shadow collectives for each question, an even number.
-        candidates: images whose membership is asked for, at most; half of them members.
-        classes: classes whose presence is asked for, at most; half of them present.
+        candidates: most images whose membership is asked for; half of them members.
+        classes: most classes whose presence is asked for; half of them present.
         noise: scales of noise, in standard deviations of each tensor.
         samples: images behind a Fisher diagonal.
         repetitions: draws of those images.
-        head_images: the attacker fits its head on so many further images of each class at most.
-        class_images: images of each class that class presence is measured on, at most.
+        head_images: most further images of each class on which the attacker fits its head.
+        class_images: most images of each class on which class presence is measured.
         control_shadows: collectives of the positive control, an even number.
         control_candidates: of each class in the positive control, an even number.
         control_epochs: passes of the positive control over its few images.
         compared: training images that are compared with diagonals; at most half of them are behind one.
         resamples: bootstrap samples behind each interval of the release.
-        made_up: times that membership is made up, for what chance gives.
+        made_up: number of made-up memberships for the result by chance.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""What was measured about a release, as tables for a terminal."""
+"""The results of a leakage measurement as tables for a terminal."""
 
 from rich.console import Group, RenderableType
 from rich.text import Text

@@ -1,4 +1,5 @@
-"""The likelihood-ratio attack LiRA (Carlini et al. 2022, arXiv:2112.03570) with Gaussians, and who is in which shadow.
+"""The likelihood-ratio attack LiRA (Carlini et al. 2022, arXiv:2112.03570) with Gaussians, and the membership of units
+in shadows.
 
 A *unit* is what may or may not have been used in training: an image, or a class. A *shadow* is a collective that the
 attacker trained, knowing which units went in.
@@ -20,7 +21,7 @@ def paired_halves(groups: Sequence[int], shadows: int, rng: np.random.Generator)
 
     Shadows come in pairs, 2j and 2j + 1, that hold complementary halves of every group: each unit is in exactly half
     of the shadows, and every shadow is as large as the next. To attack a shadow of known contents, leave out its pair
-    (:func:`others`): then each unit is in as many as it is out of, and nothing but the scores tells it apart.
+    (:func:`others`): then half of the other shadows contain each unit, and only the scores can show its membership.
 
     Args:
         groups: units of each group, even numbers; they stand one group after the other.
@@ -55,17 +56,17 @@ def online(target: Scores, shadows: Scores, inside: Mask) -> Scores:
         inside: which units each shadow was trained on, bool ``[K, N]``.
 
     Raises:
-        ValueError: a unit is in fewer than one shadow or out of fewer than one, or the shapes do not fit.
+        ValueError: a unit is in no shadow or in all, or the shapes do not fit.
     """
     _check(target, shadows, inside)
     return _log_density(target, shadows, inside) - _log_density(target, shadows, ~inside)
 
 
 def offline(target: Scores, shadows: Scores, inside: Mask) -> Scores:
-    """How far above what shadows *without* the unit show the release is, in standard deviations, ``[N]``.
+    """Distance of the release above the shadows *without* the unit, in standard deviations, ``[N]``.
 
-    The paper's one-sided test: ``1 - Pr[N(mean_out, s_out) > x]`` grows with it. Of one statistic that is the larger,
-    the more likely the unit was used; arguments as of :func:`online`.
+    The paper's one-sided test: ``1 - Pr[N(mean_out, s_out) > x]`` grows with it. For one statistic whose larger values
+    mean that the unit was more likely used; arguments as of :func:`online`.
     """
     _check(target, shadows, inside)
     if target.shape[1] != 1:
@@ -75,7 +76,7 @@ def offline(target: Scores, shadows: Scores, inside: Mask) -> Scores:
 
 
 def _log_density(target: Scores, shadows: Scores, counted: Mask) -> Scores:
-    """Up to a constant that is the same for both hypotheses."""
+    """Logarithm of the density, up to a constant that is the same for both hypotheses."""
     mean, covariance = _moments(shadows, counted)
     factor = np.linalg.cholesky(covariance)
     standardised = np.linalg.solve(factor, (target - mean).T)

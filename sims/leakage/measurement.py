@@ -44,7 +44,7 @@ from sims.run.stopwatch import Stopwatch
 
 #: False positive rates of the curves.
 GRID = tuple(float(value) for value in np.logspace(-3, 0, 31))
-#: Classes of the positive control for membership, at most.
+#: Most classes of the positive control for membership.
 _CONTROL_CLASSES = 5
 #: Images of one class behind the diagonal of the positive control for class presence.
 _CONTROL_SAMPLES = 8
@@ -56,12 +56,12 @@ _CANDIDATES, _HALVES, _CLASSES, _CLASS_HALVES, _CONTROL, _CONTROL_HALVES, _TWIN,
 #: Folders of the shadows of each question, and the streams of their seeds.
 _SHADOWS = {"membership": 10, "control": 11, "classes": 12}
 
-#: Gets (what, done, of how many).
+#: Reports progress: gets the work, the number done, and the total.
 Say = Callable[[str, int, int], None]
 
 
 class _Twin(BaseModel):
-    """What was measured on a collective like the run's own, whose classifier is at hand; ``made_of`` is a digest."""
+    """Results on a collective like the run's own, whose classifier is known; ``made_of`` is a digest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,7 +72,7 @@ class _Twin(BaseModel):
 
 
 class _Measurement:
-    """One measurement: what every part of it needs."""
+    """One measurement, with everything that its parts need."""
 
     def __init__(self, run: AttackedRun, settings: LeakageSettings, folder: Path, say: Say) -> None:
         self.run, self.settings, self.folder, self.say = run, settings, folder, say
@@ -154,7 +154,7 @@ class _Measurement:
         return Statistics(tables[0], truth, np.array(tables[1:]), inside)
 
     def attack_images(self) -> tuple[list[AttackResult], membership.Candidates]:
-        """Images of the release, of every shadow, and of the overfitted control."""
+        """Attack membership of images in the release, in every shadow, and in the overfitted control."""
         settings = self.settings
         candidates = membership.choose_candidates(self.run.images, settings.candidates, self.rng(_CANDIDATES))
         halves = candidates.halves(settings.shadows, self.rng(_HALVES))
@@ -165,7 +165,7 @@ class _Measurement:
         return rows, candidates
 
     def overfitted_control(self) -> None:
-        """Collectives that learn a few images by heart: every attack on membership by weights must succeed."""
+        """Control with collectives that memorise a few images: every attack on membership by weights must succeed."""
         settings = self.settings
         few = subset(self.run.images, range(min(_CONTROL_CLASSES, len(self.run.images.classes))))
         count = settings.control_candidates * len(few.classes)
@@ -176,17 +176,17 @@ class _Measurement:
         of = membership.measure(candidates, settings.head_images, self.device, fisher=False)
         found = Statistics(None, None, np.array([of(learngene) for learngene in shadows]), halves)
         for attack in membership.ATTACKS:
-            if attack.fisher:  # what was learned by heart has no gradient; their control is in `twin`
+            if attack.fisher:  # memorised images have no gradient; the control of these attacks is in `twin`
                 continue
             result = evaluate(attack, found, GRID, settings.resamples, self.rng(_BOOTSTRAP))
             text = f"membership, {attack.name}: a collective that learned {len(halves[0]) // 2} images by heart"
             self.controls.append(Control.positive(text, result.shadows["auroc"]))
 
     def attack_classes(self) -> tuple[list[AttackResult], class_presence.CandidateClasses]:
-        """Classes of the release and of every shadow."""
+        """Attack the presence of classes in the release and in every shadow."""
         settings, run = self.settings, self.run
         classes = class_presence.choose_classes(run.images, run.absent, settings.classes, self.rng(_CLASSES))
-        # Or the annotator of an open world would name what the shadow must not know.
+        # Otherwise the annotator of an open world would name classes that the shadow must not know.
         asked = set(classes.images.classes[: len(classes.members)])
         streamed, truth = without_in_stream(classes.images, run.truth, asked)
         classes = class_presence.CandidateClasses(streamed, classes.members)
@@ -199,7 +199,7 @@ class _Measurement:
         return rows, classes
 
     def twin(self, candidates: membership.Candidates) -> _Twin:
-        """Reconstruction, on a collective trained as the run's own was: the run keeps no condensed classifier."""
+        """Measure reconstruction on a collective trained as the run's own: the run keeps no condensed classifier."""
         settings, images = self.settings, self.run.images
         made_of = hashlib.sha256(
             (settings.model_dump_json() + self.recipe.settings.model_dump_json()).encode()
@@ -258,7 +258,7 @@ class _Measurement:
     def _reached_with_few_images(
         self, evolved: Evolved, few: NDArray[np.int64], own: LabelledImages, rng: np.random.Generator
     ) -> dict[str, Bounds]:
-        """AUROC of each attack that reads the diagonal, where one half of a few images is behind it.
+        """AUROC of each attack that reads the diagonal, if one half of a few images is behind it.
 
         Args:
             few: rows of the collective's images.
@@ -292,7 +292,7 @@ class _Measurement:
         }
 
     def twin_controls(self, twin: _Twin) -> None:
-        """One image behind a diagonal must be found, one class behind it too; what is made up must not."""
+        """Controls: one image or one class behind a diagonal must be found; made-up membership must not."""
         for row in twin.reconstruction:
             if row.noise or row.layer != "mean":
                 continue
@@ -300,7 +300,7 @@ class _Measurement:
                 text = f"reconstruction, {row.template}: a diagonal of one image"
                 self.controls.append(Control(kind="positive", text=text, auroc=row.auroc, holds=row.auroc.low > 0.5))
             if row.samples == max(one.samples for one in twin.reconstruction):
-                # Twice the interval of some repetitions: one in twenty would leave a single one by chance.
+                # Twice the interval: by chance, one of twenty values lies outside a single interval.
                 half, text = row.made_up.value - row.made_up.low, f"reconstruction, {row.template}: made-up images"
                 holds = abs(row.made_up.value - 0.5) <= 2 * half
                 self.controls.append(Control(kind="negative", text=text, auroc=row.made_up, holds=holds))
@@ -315,11 +315,11 @@ class _Measurement:
 def measure(run: AttackedRun, settings: LeakageSettings, folder: Path, command: str, say: Say) -> Leakage:
     """Attack a run's release; shadows and intermediate results lie in ``folder``, which exists.
 
-    What is there already from an earlier call with the same arguments is used.
+    Results of an earlier call with the same arguments are used again.
 
     Raises:
         InputError: too few images, candidates or classes; or the folder holds something else.
-        RunFailedError: a collective's loss is not a number any more.
+        RunFailedError: a collective's loss is no longer a number.
     """
     threads = run.kept.settings.threads
     if threads:

@@ -30,10 +30,10 @@ ATTACKS = (
 
 @dataclass(frozen=True)
 class Candidates:
-    """Images whose membership is asked for, and what the attacker knows besides.
+    """Images whose membership is asked for, and the attacker's other knowledge.
 
     Attributes:
-        images: the candidates, class by class; of each class first members, then as many others.
+        images: the candidates, class by class; of each class first members, then equally many others.
         members: which of them the collective of the images was trained on.
         rest: the collective's images without the candidates: all others, which this attacker knows.
         classes: number of classes.
@@ -53,14 +53,14 @@ class Candidates:
         return [int(count) for count in np.bincount(self.images.labels, minlength=self.classes)]
 
     def halves(self, shadows: int, rng: np.random.Generator) -> Mask:
-        """Who is in which shadow: half of the candidates of every class."""
+        """Membership in each shadow: half of the candidates of every class."""
         return paired_halves(self.groups, shadows, rng)
 
     def training(self, inside: Mask, *, alone: bool = False) -> CollectiveImages:
         """The folder of a collective that is trained on some candidates and has the others held out.
 
         Args:
-            alone: without the rest: a collective that sees nothing but candidates.
+            alone: without the rest: the collective sees only candidates.
         """
         used, unused = self.images.select(np.flatnonzero(inside)), self.images.select(np.flatnonzero(~inside))
         rest = self.rest
@@ -77,7 +77,7 @@ class Candidates:
 
 
 def choose_candidates(images: CollectiveImages, count: int, rng: np.random.Generator) -> Candidates:
-    """Draw at most ``count`` candidates: of each class as many training images as held-out ones.
+    """Draw at most ``count`` candidates: of each class equally many training images and held-out ones.
 
     Held-out images are never trained on, not even by name in the open world.
 
@@ -126,7 +126,7 @@ def measure(
     """From a release to the statistics of every candidate, ``[N, 4]``.
 
     Args:
-        own_per_class: the attacker's head is fitted on so many further training images of each class.
+        own_per_class: further training images of each class on which the attacker's head is fitted.
     """
     rest = LabelledImages(candidates.rest.train_images, candidates.rest.train_labels)
     own = rest.select(first_of_each(rest.labels, own_per_class))

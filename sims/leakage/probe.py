@@ -36,7 +36,7 @@ class LabelledImages:
         return len(self.labels)
 
     def select(self, rows: NDArray[np.int64]) -> "LabelledImages":
-        """Some of them, in this order."""
+        """The images of these rows, in this order."""
         return LabelledImages(self.images[rows], self.labels[rows])
 
 
@@ -75,20 +75,21 @@ class Probe:
 
     @torch.no_grad()
     def features(self, images: LabelledImages, *, mirrored: bool = False) -> Tensor:
-        """What the last block makes of each image, float32 ``[N, F]``."""
+        """The last block's output for each image, float32 ``[N, F]``."""
         return torch.cat([self.blocks(x.flip(3) if mirrored else x).flatten(1) for x, _ in self._batches(images, 256)])
 
     @torch.no_grad()
     def logits(self, images: LabelledImages, *, mirrored: bool = False) -> Tensor:
-        """Of the attacker's head, float64 ``[N, classes]``."""
+        """Logits of the attacker's head, float64 ``[N, classes]``."""
         return self._logits(self.features(images, mirrored=mirrored)).double()
 
     def statistics(self, images: LabelledImages, *, fisher: bool) -> NDArray[np.float64]:
-        """One row of :data:`STATISTICS` for each image, ``[N, 4]``; all are the larger, the better the release fits.
+        """One row of :data:`STATISTICS` for each image, ``[N, 4]``; for each, a larger value means that the release
+        fits the image better.
 
-        ``loss``: less cross-entropy; ``confidence``: ``log p / (1 - p)`` of the label; both of the attacker's head,
-        over the image and its mirror image. ``batchnorm``: less squared distance of the image's channel means from the
-        running means, in running variances, over all layers. ``fisher``: cosine of the image's squared gradient and
+        ``loss``: negative cross-entropy; ``confidence``: ``log p / (1 - p)`` of the label; both of the attacker's head,
+        over the image and its mirror image. ``batchnorm``: negative squared distance of the image's channel means from
+        the running means, in running variances, over all layers. ``fisher``: cosine of the image's squared gradient and
         the Fisher diagonal, mean over the convolutions; 0 without the diagonal.
         """
         labels = torch.from_numpy(np.array(images.labels)).to(self._device)
@@ -122,7 +123,7 @@ class Probe:
 
     @torch.no_grad()
     def patch_energies(self, images: LabelledImages) -> Iterator[dict[str, Tensor]]:
-        """Mean square of what each kernel weight of a convolution sees of an image, ``[n, I, 3, 3]``, by name."""
+        """Mean square of each kernel weight's inputs from an image, ``[n, I, 3, 3]``, by name."""
         for x, _ in self._batches(images, _GRADIENTS_AT_ONCE):
             found: dict[str, Tensor] = {}
             for number, layer in enumerate(self.layers):

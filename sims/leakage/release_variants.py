@@ -1,4 +1,6 @@
-"""What an attacker may have received: a learngene without its Fisher diagonal, with it, or with noise on it all."""
+"""Variants of a release that an attacker may have: a learngene without its Fisher diagonal, with it, or with noise on
+all of it.
+"""
 
 from dataclasses import dataclass
 
@@ -10,7 +12,7 @@ from protocol.learngene.learngene import Learngene
 
 @dataclass(frozen=True)
 class Variant:
-    """What reaches the attacker.
+    """What the attacker has.
 
     Attributes:
         fisher: whether it reads the Fisher diagonal.
@@ -34,8 +36,9 @@ def variants(noise: tuple[float, ...]) -> tuple[Variant, ...]:
 def with_noise(learngene: Learngene, scale: float, rng: np.random.Generator) -> Learngene:
     """A learngene with Gaussian noise on weights, BatchNorm statistics and Fisher diagonal.
 
-    The noise of a tensor has ``scale`` times the standard deviation of that tensor's values; what cannot be negative
-    (variances, the diagonal) is cut off at 0. The input's normalisation stays. No noise: the same object.
+    The noise of a tensor has ``scale`` times the standard deviation of that tensor's values; values that cannot be
+    negative (variances, the diagonal) are cut off at 0. The input's normalisation is unchanged. Without noise, the same
+    object is returned.
     """
     if scale == 0:
         return learngene

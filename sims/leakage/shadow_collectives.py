@@ -27,7 +27,7 @@ _TENSORS, _DESCRIPTION = "learngene.safetensors", "learngene.json"
 
 
 class _Description(BaseModel):
-    """What stands beside a shadow's tensors; ``made_of`` is the digest of images, settings and seed."""
+    """The description beside a shadow's tensors; ``made_of`` is the digest of images, settings and seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +50,7 @@ class Recipe:
     device: torch.device
 
     def evolve(self, images: CollectiveImages, seed: int, working: Path) -> Evolved:
-        """Train a collective; what it writes lies in ``working``.
+        """Train a collective, which writes its files to ``working``.
 
         Raises:
             InputError, RunFailedError: as :func:`collective_node.pipeline.evolve`.
@@ -72,13 +72,13 @@ class Recipe:
 
 
 def as_the_run(settings: CollectiveSettings) -> CollectiveSettings:
-    """A run's settings without what changes nothing about the learngene in the form ``condensed``."""
+    """A run's settings without those that do not affect the learngene in the form ``condensed``."""
     changes = {"forms": ("condensed",), "compare_scores": (), "compare_strategies": (), "annotator": "oracle"}
     return CollectiveSettings.model_validate(settings.model_dump() | changes)
 
 
 def overfitted(settings: CollectiveSettings, classes: int, epochs: float) -> CollectiveSettings:
-    """Settings that leak on purpose: one task of all classes, learned by heart, without anything against that.
+    """Settings that leak on purpose: one task of all classes, memorised, without any protection.
 
     Args:
         epochs: passes over the few images, for the network and again for the stem.
@@ -142,7 +142,7 @@ def train_shadows(
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed left in the folder of some shadows."""
+    """Remove files that a killed process left in the folder of some shadows."""
     for path in folder.glob("*/.working-*"):
         shutil.rmtree(path, ignore_errors=True)
 

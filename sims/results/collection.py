@@ -1,4 +1,4 @@
-"""Collects what the nodes of a run stored, by run-wide task number, into ``results.json``."""
+"""Collects the metrics that the nodes of a run stored, by run-wide task number, into ``results.json``."""
 
 import os
 import platform
@@ -31,14 +31,14 @@ NOT_COMPARABLE = "These figures cannot be compared with the paper's."
 
 
 def collect(run_folder: Path) -> Results:
-    """Merge what the nodes of a run stored, write ``results.json`` (atomically) and return it.
+    """Merge the metrics that the nodes of a run stored, write ``results.json`` (atomically) and return it.
 
     Reads ``settings.json``, ``run.json``, ``world/collective/manifest.json``, and of each node ``metrics.json`` and
     ``crossings.jsonl``. In a simulation one person owns all of it; apart, each site keeps its own.
 
     Raises:
         InputError: ``run_folder`` is no run.
-        RunFailedError: a node's file is missing or wrong, or the result of a task is missing or stands twice.
+        RunFailedError: a node's file is missing or wrong, or the result of a task is missing or given twice.
     """
     settings = read_settings(run_folder).settings
     record = read_record(run_folder)
@@ -128,8 +128,8 @@ def _merge_curves(metrics: list[IndividualMetrics]) -> dict[str, dict[int, Curve
 
 
 _SECONDS: IncEx = {"__all__": {"seconds"}}
-#: What ``results.json`` holds elsewhere: times in ``seconds``, how a node ran in ``nodes``, digests of releases in
-#: ``crossings``, as they differ between equal runs.
+#: Fields that ``results.json`` holds elsewhere, because they differ between equal runs: times in ``seconds``, how a
+#: node ran in ``nodes``, digests of releases in ``crossings``.
 _ELSEWHERE: IncEx = {
     "device": True,
     "threads": True,
@@ -180,14 +180,14 @@ def _dataset(run_folder: Path) -> Dataset:
     return dataset.model_copy(update={"notice": f"{notice} {NOT_COMPARABLE}" if notice else None})
 
 
-#: Fields of a crossing that belong to the log that holds it, not to what crossed.
+#: Fields of a crossing that belong to its log, not to the message.
 _OF_ONE_LOG = {"number", "previous", "decision"}
 
 
 def _crossings(collective: Path, individuals: list[Path]) -> Iterator[Crossing]:
     """Yield every crossing once: each individual's records in their order, matched with the collective's by content.
 
-    What only the collective recorded (sent and lost, or received from nobody known) comes last.
+    Crossings that only the collective recorded (sent and lost, or received from an unknown sender) come last.
     """
     unmatched: dict[Hashable, deque[audit.Crossing]] = {}
     for record in _read_crossings(collective):

@@ -215,8 +215,9 @@ def open_world_scores_figure(results: Results) -> bytes | None:
 
 @as_delivered
 def open_world_accuracy_figure(results: Results) -> bytes | None:
-    """Accuracy before and after each cycle's training, by score and strategy: what is kept of the base classes, what is
-    learned of the open-world ones."""
+    """Accuracy before and after each cycle's training, by score and strategy: what is remembered of the base classes,
+    and learned of the open-world ones.
+    """
     kinds = [kind for kind in results.collective.open_world.every if kind.cycles]
     if not kinds:
         return None
@@ -314,7 +315,7 @@ def gradient_trend_figure(results: Results) -> bytes | None:
     return _png(figure)
 
 
-#: File name -> what draws it; None if the run has nothing to draw.
+#: The drawing function of each figure, by file name; it returns None if the run has nothing to draw.
 FIGURES: Mapping[str, Callable[[Results], bytes | None]] = {
     "accuracy.png": accuracy_figure,
     "curves.png": curves_figure,
@@ -358,7 +359,7 @@ def _curve(axes: Axes, results: Results, method: str, shots: int, colour: str, m
 
 
 def _dumbbell(axes: Axes, place: float, before: float | None, after: float | None, colour: str) -> None:
-    """A hollow mark before, a full one after, and a line between them; what is None is left out."""
+    """A hollow mark before, a full one after, and a line between them; a value that is None is left out."""
     if before is not None and after is not None:
         axes.plot([before, after], [place, place], color=colour, linewidth=1.8, zorder=2)
     if before is not None:

@@ -1,4 +1,4 @@
-"""The models of ``results.json``: read by them, written by them, and described by ``results.schema.json``."""
+"""The models of ``results.json``: with them the file is read, written, and described in ``results.schema.json``."""
 
 import json
 from importlib import resources
@@ -140,8 +140,8 @@ class LearngeneFacts(BaseModel):
 
 
 class CollectiveResult(BaseModel):
-    """What the collective reports of itself. ``parameters``: weights by network; ``weights_sha256``: equal for equal
-    weights; ``privacy``: what the guarantee of its learngenes rests on, if there is one."""
+    """The collective's own report. ``parameters``: weights by network; ``weights_sha256``: equal for equal
+    weights; ``privacy``: the mechanism behind the guarantee of its learngenes, if there is one."""
 
     model_config = _FROZEN
 

@@ -17,7 +17,7 @@ class PaperFigures:
     open_world: tuple[float, float]
 
 
-#: By the dataset's name: figures of one dataset say nothing about another.
+#: The paper's figures by the dataset's name: figures of one dataset do not hold for another.
 PAPER_FIGURES: Mapping[str, PaperFigures] = {
     "cifar100": PaperFigures(
         novel={

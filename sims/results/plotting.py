@@ -1,7 +1,7 @@
 """Matplotlib with its own defaults: no user's ``matplotlibrc`` is read, so none changes our figures.
 
-Importing Matplotlib reads a file of that name in the working folder, then in the user's home, and fails where it is no
-text. So it is imported here and nowhere else, and what is drawn is drawn inside :func:`as_delivered`.
+Importing Matplotlib reads a file of that name in the working folder, then in the user's home, and fails if it is no
+text. So Matplotlib is imported only here, and every figure is drawn inside :func:`as_delivered`.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ __all__ = [
     "as_delivered",
 ]
 
-#: What is not about looks, and takes effect when it is set.
+#: Settings that do not concern the look, and take effect when they are set.
 _LEFT_ALONE = {"backend", "backend_fallback", "interactive", "toolbar", "timezone"}
 
 
@@ -73,7 +73,7 @@ def _delivered() -> dict[Any, Any]:
     settings: dict[Any, Any] = {
         name: value for name, value in matplotlib.rcParamsDefault.items() if name not in _LEFT_ALONE
     }
-    # A name may hold a dollar sign, and is no formula.
+    # A name may contain a dollar sign, but is no formula.
     return {**settings, "text.parse_math": False}
 
 

@@ -19,13 +19,13 @@ from sims.run.run_folder import read_settings
 PRIVACY_FIGURE = "accuracy_against_epsilon.png"
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
-#: Settings in which a run without a guarantee differs from one with private weights by necessity: those of the other
-#: training, and what only one of the two has.
+#: Settings in which a run without a guarantee must differ from one with private weights: those of the other training,
+#: and those that only one of the two has.
 _OF_ONE_KIND = frozenset({"forms", "cycles", "descendant_epochs"})
 
 
 class Accuracy(BaseModel):
-    """A mean and half its 95 % interval, in per cent; ``over``: what the ``count`` independent values are."""
+    """A mean and half its 95 % interval, in per cent; ``over``: the kind of the ``count`` independent values."""
 
     model_config = _FROZEN
 
@@ -70,10 +70,10 @@ class PrivacyTable(BaseModel):
 
 
 def of_folders(folders: Sequence[Path]) -> PrivacyTable:
-    """Put finished runs together that differ in epsilon and seed only.
+    """Combine finished runs that differ only in epsilon and seed.
 
     Raises:
-        InputError: no run has a guarantee; the runs differ in more; or one stands twice.
+        InputError: no run has a guarantee; the runs differ in more; or a run is given twice.
     """
     runs = [(folder, load(folder)) for folder in folders]
     private = [(folder, found.collective.privacy) for folder, found in runs if found.collective.privacy is not None]
@@ -149,7 +149,7 @@ def _point(epsilon: float | None, runs: Sequence[tuple[Path, Results]]) -> Point
 
 
 def _accuracy(results: Sequence[Results], method: str, shots: int) -> Accuracy:
-    """Over runs where there are several: the tasks of one run share a collective."""
+    """Accuracy over runs if there are several: the tasks of one run share a collective."""
     if len(results) == 1:
         found = results[0].methods[method][shots]
         return Accuracy(mean=found.mean, ci95=found.ci95, over="target tasks", count=found.tasks)

@@ -36,7 +36,7 @@ from sims.results.wording import (
 from sims.run.reach import SENTENCES
 from sims.run.run_folder import read_record, read_settings
 
-#: What `unconfined` means, in words for a reader of any report.
+#: Meaning of `unconfined`, for a reader of the report.
 UNCONFINED = (
     "The node processes ran with the ordinary rights of one user of one computer: the operating system did not stop "
     "one of them from opening another party's folder. That no picture crossed rests here on the code that ran, on the "
@@ -44,7 +44,7 @@ UNCONFINED = (
     "how the parties are separated; it is not a boundary against hostile code."
 )
 
-#: What `confined` means.
+#: Meaning of `confined`, for a reader of the report.
 CONFINED = (
     "The operating system kept every node process to its own folders and its one socket: Landlock and seccomp, applied "
     "before the node's first thread and tried out in the process itself. Flower's processes of a simulation are not "
@@ -52,7 +52,7 @@ CONFINED = (
     "on a deployment."
 )
 
-#: The widest figure fills the page.
+#: Scale at which the widest figure fills the page.
 _CSS_PIXELS_PER_INCH = 84
 _PNG, _LARGEST_FIGURE = b"\x89PNG\r\n\x1a\n", 32 << 20
 _CAPTIONS = {
@@ -121,7 +121,7 @@ def _read_figure(path: Path) -> bytes:
     """Read a PNG of the run folder and no other file: the page may be passed on, and a link may lead anywhere.
 
     Raises:
-        InputError: it is none.
+        InputError: it is no PNG file of the run folder.
     """
     image = read_given(path, "a figure", max_bytes=_LARGEST_FIGURE)
     if not image.startswith(_PNG):

@@ -8,15 +8,16 @@ from protocol.errors import InputError
 if TYPE_CHECKING:
     from sims.results.models import CollectiveResult, Results
 
-#: Of what each makes a row, a panel or a bar of a figure; characters of a name beside one.
+#: Most methods, shot counts and so on, each of which makes a row, a panel or a bar of a figure; and most characters of
+#: a name beside one.
 _MOST_METHODS, _MOST_SHOTS, _MOST_LAYERS, _MOST_TASKS, _MOST_CYCLES, _LONGEST_LABEL = 100, 8, 400, 2000, 60, 100
 
 
 def check(results: "Results", what: str) -> None:
-    """Refuse results that no figure can be made of; ``what`` names them.
+    """Refuse results from which no figure can be made; ``what`` names them.
 
     Raises:
-        InputError: there is something.
+        InputError: the results exceed a bound.
     """
     for fault in [*_faults(results), *_faults_of_collective(results.collective)]:
         raise InputError(f"{what} is not what this version writes: {fault}")

@@ -42,7 +42,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval | None:
     """Interval of ``first - second`` over the tasks that both have; None if there are none.
 
-    Pairing removes what the tasks themselves differ by, so it tells methods apart with far fewer tasks.
+    Pairing removes the differences between tasks, so far fewer tasks are enough to separate methods.
 
     Args:
         first, second: run-wide task number -> accuracy.

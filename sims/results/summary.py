@@ -16,7 +16,7 @@ from sims.results.models import METRICS, Comparison, Dataset, Metric, Results, l
 from sims.results.statistics import mean_interval
 from sims.run.run_folder import read_settings
 
-#: Of a cycle; ``forgotten``: points of accuracy on the base classes that the cycle cost.
+#: The figures of a cycle; ``forgotten``: points of accuracy on the base classes that the cycle cost.
 CycleFigure = Literal[
     "unknown_set",
     "truly_unknown",
@@ -33,7 +33,7 @@ CycleFigure = Literal[
 ]
 CYCLE_FIGURES: tuple[CycleFigure, ...] = get_args(CycleFigure)
 
-#: Settings that may differ between runs of one experiment: where the images lay, and what computed.
+#: Settings that may differ between runs of one experiment: the place of the images, and the computing device.
 CIRCUMSTANCES = frozenset({"seed", "data", "threads", "collective_device", "individual_device"})
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -85,7 +85,7 @@ class CycleOverRuns(BaseModel):
 
 
 class ComparisonOverRuns(BaseModel):
-    """The cycles with one score and one strategy; ``own``: those that the runs went on with."""
+    """The cycles with one score and one strategy; ``own``: those of the runs themselves."""
 
     model_config = _FROZEN
 
@@ -111,7 +111,7 @@ class Summary(BaseModel):
 
 
 def of_folders(folders: Sequence[Path]) -> Summary:
-    """Summarise finished runs that differ in their seed only.
+    """Summarise finished runs that differ only in their seed.
 
     Raises:
         InputError: a folder holds no finished run; two runs have one seed; or they differ in more than the seed.
@@ -135,7 +135,7 @@ def of_folders(folders: Sequence[Path]) -> Summary:
 
 
 def summarise(runs: Sequence[tuple[Path, Results]]) -> Summary:
-    """Summarise runs that differ in their seed only.
+    """Summarise runs that differ only in their seed.
 
     Raises:
         ValueError: no run.
@@ -243,7 +243,7 @@ def _there(figures: Mapping[_Name, OverRuns | None]) -> dict[_Name, OverRuns]:
 
 
 def different(one: dict[str, object], other: dict[str, object]) -> list[str]:
-    """Names of what two experiments differ in; of a party's settings each by itself."""
+    """Names of the settings in which two experiments differ; a party's settings are compared one by one."""
     names = []
     for name in sorted(one.keys() | other.keys()):
         left, right = one.get(name), other.get(name)

@@ -1,4 +1,4 @@
-"""How numbers and comparisons are put into words, the same in every output."""
+"""The words for numbers and comparisons, the same in every output."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,7 +8,7 @@ from collective_node.settings import Score, Strategy
 from sims.results.models import Metric
 from sims.run.settings import RunSettings
 
-#: What a figure is called.
+#: The name of each metric in texts.
 METRIC_NAMES: Mapping[Metric, str] = {
     "auroc": "AUROC",
     "fpr95": "FPR95",
@@ -30,24 +30,24 @@ class WithInterval(Protocol):
 
 
 def number_text(value: float | None, sign: bool = False) -> str:
-    """``71.6``, with ``sign`` ``+71.6``; a dash for what is not there."""
+    """``71.6``, with ``sign`` ``+71.6``; a dash for a missing value."""
     if value is None:
         return "–"
     text = f"{value:+.1f}" if sign else f"{value:.1f}"
     if float(text) == 0:
-        text = "0.0"  # no sign before what is nothing
+        text = "0.0"  # no sign before zero
     return text.replace("-", "−")  # a minus sign, no hyphen
 
 
 def interval_text(result: WithInterval | None, sign: bool = False) -> str:
-    """``71.6 ± 2.3``, with ``sign`` ``+71.6 ± 2.3``; a dash for what is not there."""
+    """``71.6 ± 2.3``, with ``sign`` ``+71.6 ± 2.3``; a dash for a missing value."""
     if result is None:
         return "–"
     return f"{number_text(result.mean, sign)} ± {number_text(result.ci95)}"
 
 
 def change_text(before: float | None, after: float | None) -> str:
-    """``71.6 → 70.2``; a dash for what is not there."""
+    """``71.6 → 70.2``; a dash for a missing value."""
     return "–" if before is None and after is None else f"{number_text(before)} → {number_text(after)}"
 
 

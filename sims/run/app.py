@@ -1,4 +1,4 @@
-"""The main job as a Flower ServerApp: cuts a world, starts the node processes, orders the round, writes the report."""
+"""The main job as a Flower ServerApp: cuts a world, starts the node processes, runs the round, writes the report."""
 
 import contextlib
 import os
@@ -46,7 +46,7 @@ from sims.run.stopwatch import Stopwatch
 #: Start of the line in the run's log that names its folder.
 FOLDER_LINE = "run folder: "
 
-#: How long the trust stores of a run hold, longer than it can be resumed in earnest.
+#: Validity of a run's trust stores in seconds, longer than any run is resumed in practice.
 _TRUST_SECONDS = 365 * 24 * 3600
 
 app = ServerApp()
@@ -69,7 +69,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
     except BaseException as error:
-        with contextlib.suppress(StorageFailedError):  # whoever started the run tries again
+        with contextlib.suppress(StorageFailedError):  # the process that started the run tries again
             run.end(str(error) or type(error).__name__)
         raise
     finally:
@@ -135,7 +135,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
 
         def check_alive() -> None:
             check_flower()
-            # Where the process that started Flower's simulation has gone, Flower itself may go on without an end.
+            # If the process that started Flower's simulation has ended, Flower itself may go on without end.
             if os.getppid() != starter:
                 raise RunFailedError("Flower has ended the run")
             processes.check_alive()
@@ -165,7 +165,7 @@ class _Site:
 
     @property
     def home(self) -> Path:
-        """What the node is started with, and cannot write."""
+        """The folder of the files with which the node is started; it cannot write them."""
         return self.folder / "nodes" / self.party
 
     @property
@@ -210,7 +210,7 @@ class _Site:
                 "device": settings.collective_device if collective else settings.individual_device,
                 "threads": settings.threads,
                 "seed": settings.seed,
-                # Where the kernel confines a process, a simulation's nodes are confined as a deployment's are.
+                # If the kernel can confine a process, a simulation's nodes are confined as a deployment's are.
                 "unconfined": not confine.offered(),
             },
             self.role: {
@@ -223,7 +223,7 @@ class _Site:
 
 
 def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], None]) -> None:
-    """Cut the world, or open the one that a resumed run has already."""
+    """Cut the world, or open the existing one of a resumed run."""
     folder = run.folder / "world"
     if folder.exists():
         world = load_world(folder)
@@ -286,7 +286,7 @@ def _make_keys(sites: list[_Site]) -> str:
             continue
         store = TrustStore(root=root.public_hex, expires_at=int(time.time()) + _TRUST_SECONDS)
         for other in sites:
-            # Its own key and those of the other role: individuals do not know each other.
+            # The store holds its own key and those of the other role: individuals do not know each other.
             if other.role != site.role or other.party == site.party:
                 store = store.with_key(public[other.party], other.role, other.party)
         write_trust(site.trust, store, root)
@@ -300,7 +300,7 @@ def _signing_key(path: Path, unlock: Unlock) -> SigningKey:
 
 
 def _with_reasons(error: PartyFailedError, processes: NodeProcesses) -> LearngeneError:
-    """Add the reasons in the failed nodes' own logs to what the relay knows.
+    """Add the reasons in the failed nodes' own logs to the relay's error.
 
     In a simulation one person owns all logs, and nothing of them crosses the protocol. The error is an InputError if
     every node was given wrong input: a second run would fail in the same way.

@@ -17,7 +17,7 @@ _Party = TypeVar("_Party", bound=BaseModel)
 
 
 def nearest(target: str, known: Sequence[str]) -> str:
-    """The setting that a wrong one was meant for, first among those of its party; empty if none is near."""
+    """The known setting that is most similar to a wrong one, first among those of its party; empty if none is near."""
     party, _, name = target.rpartition(".")
     for candidates in ([one for one in known if one.startswith(f"{party}.")], known):
         names = {one.rpartition(".")[2]: one for one in reversed(candidates)}

@@ -1,13 +1,14 @@
-"""The enclosure of a run: a small process that keeps all that the run starts in a network of its own, and ends it all.
+"""The enclosure of a run: a small process that keeps everything that the run starts in a network of its own, and ends
+it.
 
 ``python -I -m sims.run.enclosure LIFELINE READY ENDED RECORD COMMAND...`` leaves the machine's network, becomes the
 parent of every orphan below it (prctl(2), PR_SET_CHILD_SUBREAPER), starts the command and waits. When the lifeline
-closes, which it does however the run's own command ends, or when the command has ended, it kills every process below
-it, also one that left its parents and its session. A run survives that at any moment.
+closes, which happens however the run's own command ends, or when the command has ended, it kills every process below
+it, also one that left its parents and its session. A run can be killed in this way at any moment without harm.
 
-It is two processes, a guard and its child the keeper, which does the work. Where the keeper is killed, all that was
-below it becomes the guard's, and the guard ends it; where the guard is killed, the keeper is told by the kernel. It is
-made against accidents: a program of the same user that stops one of the two and kills the other leaves processes.
+It is two processes, a guard and its child the keeper, which does the work. If the keeper is killed, the processes below
+it become the guard's, and the guard ends them; if the guard is killed, the kernel tells the keeper. It protects against
+accidents: a program of the same user that stops one of the two and kills the other leaves processes.
 """
 
 import contextlib
@@ -32,14 +33,14 @@ from sims.run.environment import REACH
 from sims.run.reach import reach_of_run
 
 _SET_CHILD_SUBREAPER = 36
-# Loaded here: between fork and exec nothing may be loaded, only called.
+# Loaded here, because nothing may be loaded between fork and exec.
 _LIBC = ctypes.CDLL(None)
-#: Seconds until what is killed has ended; a process that waits for a disk takes its time.
+#: Seconds for killed processes to end; a process that waits for a disk takes long.
 _KILL_SECONDS = 10.0
 _POLL_SECONDS = 0.2
-#: What the run's own command writes to the lifeline before it closes it; whoever is killed writes nothing.
+#: What the run's own command writes to the lifeline before it closes it; a killed process writes nothing.
 _FAREWELL = b"."
-#: What the record of a run says whose own command was killed.
+#: Reason in the record of a run whose own command was killed.
 KILLED = "the command that started the run was killed"
 
 
@@ -47,7 +48,7 @@ class Enclosure:
     """A command in an enclosure. ``close`` ends it with every process below it.
 
     Attributes:
-        refused: why it has no network of its own; empty if it has.
+        refused: why it has no network of its own; empty if it has one.
         said: the one line that the command wrote to the descriptor ``READY``.
         end: how the command ended, in a few words for behind its name; empty if ``close`` ended it.
     """
@@ -64,10 +65,10 @@ class Enclosure:
         """Start the command, by the number of its descriptor ``READY``, in ``folder``.
 
         Args:
-            record: run folder in whose record the enclosure writes why the run ended, where this process is killed.
+            record: run folder in whose record the enclosure writes why the run ended, if this process is killed.
 
         Raises:
-            InputError: the project is installed where an isolated process does not look.
+            InputError: an isolated process cannot find the installed project.
         """
         reader, self._lifeline = os.pipe()
         self._ready, ready = os.pipe()
@@ -101,7 +102,7 @@ class Enclosure:
         return self._process.pid
 
     def wait_until_ready(self, seconds: float) -> bool:
-        """Return when the command has written its line; false where it ended without, or takes longer."""
+        """Return when the command has written its line; false if it ended without one, or takes longer."""
         lines, deadline = b"", time.monotonic() + seconds
         while lines.count(b"\n") < 2 and (remaining := deadline - time.monotonic()) > 0:
             if not select.select([self._ready], [], [], remaining)[0] or not (part := os.read(self._ready, 4096)):
@@ -132,7 +133,7 @@ class Enclosure:
         os.close(self._lifeline)
         os.close(self._ready)
         self._lifeline = -1
-        # Both of its processes hold the other end: whichever is left says how it went.
+        # Both of its processes hold the other end: the remaining one reports the result.
         told, deadline = b"", time.monotonic() + _KILL_SECONDS + 5.0
         while (remaining := deadline - time.monotonic()) > 0 and select.select([self._ended], [], [], remaining)[0]:
             if not (part := os.read(self._ended, 4096)):
@@ -169,10 +170,10 @@ def main() -> None:
     os.close(ready)
     signal.signal(signal.SIGTERM, lambda number, frame: _pass_on(keeper))
     code = _wait_for(keeper)
-    # It is gone, and its number may be another's by now.
+    # It has ended, and another process may have its number by now.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if code != 0:
-        # It did not do its work to the end. Whatever was below it is now below this process.
+        # It did not finish its work. The processes below it are now below this process.
         _finish(lifeline, ended, record, f"lost the process that kept it: it {_how(code)}")
 
 
@@ -215,7 +216,7 @@ def _keep(
 
 
 def _finish(lifeline: int, ended: int, record: str, how: str) -> None:
-    """End all processes below this one, and report how that went."""
+    """End all processes below this one, and report the result."""
     all_ended = end_children()
     with contextlib.suppress(BrokenPipeError):
         os.write(ended, f"{json.dumps([all_ended, how])}\n".encode())
@@ -231,10 +232,11 @@ def _finish(lifeline: int, ended: int, record: str, how: str) -> None:
 def end_children(seconds: float = _KILL_SECONDS) -> bool:
     """Kill all processes below this one, which is the parent of every orphan there. Returns whether none is left.
 
-    Who forks and ends again and again is met sooner or later: each one of them becomes a child of this process.
+    A process that forks and ends again and again is caught in time: each of its children becomes a child of this
+    process.
 
     Args:
-        seconds: until it is given up.
+        seconds: after which it gives up.
     """
     deadline = time.monotonic() + seconds
     while not _none_left() and time.monotonic() < deadline:
@@ -261,14 +263,14 @@ def _children() -> Iterable[int]:
     """Children of this process, which has one thread; ended ones too."""
     own = os.getpid()
     try:
-        # Not psutil, which looks at every process of the machine: who forks quickly would get away.
+        # Not psutil, which looks at every process of the machine: a process that forks quickly would escape.
         return [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text("ascii").split()]
     except OSError:  # a kernel without this file
         return [child.pid for child in psutil.Process().children()]
 
 
 def _end_of(pid: int) -> int | None:
-    """Take the exit codes of all children that have ended; the one of this number, where it is among them."""
+    """Take the exit codes of all children that have ended; return that of this number, if it is among them."""
     found = None
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:

@@ -1,7 +1,7 @@
-"""The environment of everything that a run starts: what it takes over from the user's own, and what we set.
+"""The environment of everything that a run starts: variables from the user's own environment, and those that we set.
 
-Nothing else gets through: a variable of Ray's, Flower's or Python's, or a proxy, that happens to be set in the user's
-shell would change who reaches a run, which code it loads, or where it sends what.
+No other variable is passed on: one of Ray's, Flower's or Python's, or a proxy, in the user's shell would change who
+reaches a run, which code it loads, or where it sends data.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from protocol.confinement import isolated_start
 
-#: What a run takes over beside what every isolated process does: where matplotlib keeps its list of fonts.
+#: Variables that a run takes over besides those of every isolated process: the folder of matplotlib's list of fonts.
 PASSED_ON = isolated_start.PASSED_ON | {"MPLCONFIGDIR"}
 
 #: Folder for everything temporary of a run.

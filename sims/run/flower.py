@@ -16,7 +16,7 @@ from sims.run.enclosure import Enclosure
 from sims.run.own_folder import OwnFolder, make_own_folder, make_temporary_folder
 from sims.run.reach import SENTENCES, reach_of_run
 
-#: Flower's own folder: apart from the user's ``~/.flwr``, so that nothing there changes or is picked up.
+#: Flower's own folder: apart from the user's ``~/.flwr``, so that files there are neither changed nor used.
 DEFAULT_HOME = Path("~/.learngene/flower")
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -72,7 +72,7 @@ class FlowerRun:
 
     def status(self) -> str:
         """Flower's word: ``pending``, ``starting``, ``running``, ``finished:completed``, ``finished:failed``,
-        ``finished:stopped``; ``lost`` where the SuperLink itself has ended."""
+        ``finished:stopped``; ``lost`` if the SuperLink itself has ended."""
         if self.enclosure.ended:
             return "lost"
         answer = self._command("list", "--run-id", self.run_id, "local", "--format", "json")
@@ -148,12 +148,12 @@ def submit(
         run_config: overrides of the app's own configuration; paths in it must be absolute.
         nodes: simulated SuperNodes, the collective included.
         home: where Flower keeps its files; each run gets a folder of its own in it, which ``close`` removes.
-        record: the run's own folder, for what is to be written down where this process is killed.
+        record: the run's own folder, in whose record the end is written if this process is killed.
         say: gets a line before each part that takes seconds.
 
     Raises:
         InputError: ``home`` cannot be written.
-        RunFailedError: Flower cannot be started or refuses the app; everything that was started has ended then.
+        RunFailedError: Flower cannot be started or refuses the app; everything that was started has then ended.
     """
     try:
         own = make_own_folder(home.expanduser(), "run-")

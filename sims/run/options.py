@@ -1,7 +1,7 @@
 """The options of a run. Each is declared here once: its key, its type and check, its default, and its help.
 
 ``learngene run`` has a flag for each (:mod:`sims.run.run_command`), each Flower app a key in its ``pyproject.toml``.
-A test holds these files to this one. :mod:`sims.run.settings` resolves the options against a profile.
+A test checks that these files agree with this one. :mod:`sims.run.settings` resolves the options against a profile.
 """
 
 import re
@@ -20,21 +20,21 @@ from sims.run.profiles import DEFAULT_PROFILE, PROFILES, ProfileName, profile_na
 #: A value of a run configuration (``flwr run --run-config``).
 Value = str | int | float | bool
 
-#: Where the runs lie if ``out`` is empty.
+#: Folder of the runs if ``out`` is empty.
 DEFAULT_OUT = Path("~/.learngene/runs")
 
-#: The environment variable that names the folder of real images where no ``data`` is given.
+#: The environment variable that names the folder of real images if no ``data`` is given.
 DATA_VARIABLE = "LEARNGENE_DATA"
 
 
 @dataclass(frozen=True)
 class Flag:
-    """What the command line knows of an option beyond its name, type and help.
+    """Facts for the command line about an option beyond its name, type and help.
 
     Attributes:
-        stands_for: what the option's default, which is empty or 0, stands for; empty: for itself, or for nothing.
+        stands_for: meaning of the option's default, which is empty or 0; empty: the default has no other meaning.
         metavar: name of its value in the help; empty: the name of its type.
-        variable: environment variable that gives its value where the flag is missing.
+        variable: environment variable that gives its value if the flag is missing.
         path: the value is a path, and may be relative to the working directory.
         repeated: the flag may be repeated.
     """
@@ -74,7 +74,7 @@ def _key(name: str) -> str:
 
 
 class Options(BaseModel):
-    """Everything that a user can say about a run. A default that is empty or 0 leaves the choice to the profile or the
+    """All options of a run. A default that is empty or 0 leaves the choice to the profile or the
     machine. The aliases are the keys of the run configuration, and the flags of ``learngene run``."""
 
     model_config = ConfigDict(
@@ -110,11 +110,11 @@ class Options(BaseModel):
         "'collective.expansion=widen 2 +64,deepen 5 identity'; may be repeated. --dry-run lists them.",
     )
     resume: bool = Field(False, description="Go on with the latest unfinished run of the same settings in --out.")
-    #: Of the run itself; without a flag, as ``learngene run`` makes it.
+    #: The run's own folder; without a flag, because ``learngene run`` makes it.
     folder: Text = ""
 
     def of_the_folder(self) -> "Options":
-        """The same without what a folder that holds the settings of a run says itself."""
+        """The same options without those that follow from a folder with the settings of a run."""
         return Options(dataset=self.dataset, folder=self.folder, resume=self.resume)
 
 

@@ -14,7 +14,7 @@ from protocol.files.atomic import make_folder
 from protocol.files.private_folders import private_folder
 from protocol.transport.local_socket import MAX_PATH_BYTES
 
-#: The longest path that Ray binds a socket to, below its temporary folder.
+#: The longest path of a socket that Ray binds, below its temporary folder.
 _LONGEST_OF_RAY = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 
@@ -32,7 +32,7 @@ class OwnFolder:
 
 
 def make_own_folder(parent: Path, prefix: str) -> OwnFolder:
-    """Make a new folder in ``parent``, and remove those of the same prefix that a killed command left behind.
+    """Make a new folder in ``parent``, and remove folders with the same prefix that a killed command left.
 
     Raises:
         OSError: ``parent`` cannot be written.
@@ -55,7 +55,7 @@ def make_temporary_folder() -> OwnFolder:
     """Make a folder for the temporary files of a run. Its path is short enough for Ray's sockets.
 
     Raises:
-        InputError: the folder cannot be made, or somebody else has made it.
+        InputError: the folder cannot be made, or another user has made it.
     """
     own = f"learngene-{os.getuid()}"
     bases = [tempfile.gettempdir(), "/tmp"]

@@ -20,9 +20,9 @@ from protocol.node.launcher import LOG
 from protocol.trust.role import Role
 from protocol.visible_text import visible_line
 
-#: Longest reason that is taken from a log, characters.
+#: Most characters of a reason from a log.
 _REASON_CHARACTERS = 400
-#: Of a log that is read, bytes.
+#: Most bytes of a log that are read.
 _LOG_BYTES = 256 * 1024
 #: An error or a refusal in a node's log, as ``protocol.node.launcher`` and ``protocol.node.server`` write it.
 _LOG_RECORD = re.compile(r"[-0-9]{10} [:0-9]{8},\d{3} (?:ERROR |WARNING (?=refused ))(.*)")
@@ -33,7 +33,7 @@ class NodeProcess:
     """A node process that this process started, with its party, its log and its socket.
 
     Attributes:
-        log_start: where in the log this process begins (bytes); what stands before is of an earlier one.
+        log_start: position in bytes at which this process's log begins; the lines before it are of an earlier one.
     """
 
     party: str
@@ -82,7 +82,7 @@ class NodeProcesses:
         stdin: int = subprocess.DEVNULL,
         inherited: Sequence[int] = (),
     ) -> NodeProcess:
-        """Start ``<role>_node start``, isolated; what it prints goes to ``node.log`` in its state folder (0700).
+        """Start ``<role>_node start``, isolated; its output goes to ``node.log`` in its state folder (0700).
 
         Args:
             module: another program that takes the same options.
@@ -95,7 +95,7 @@ class NodeProcesses:
         log = state / LOG
         name, given = (f"{role}_node", ["start"]) if module is None else (module, [])
         arguments = [*given, "--config", str(configuration), *options, "--lifeline", str(self._reader)]
-        # The node may have put anything there when it ran before.
+        # An earlier process of the node may have put anything there.
         output = state_files.open_to_write(state, LOG, "the log", os.O_WRONLY | os.O_APPEND)
         try:
             log_start = os.fstat(output).st_size
@@ -116,7 +116,7 @@ class NodeProcesses:
         return node
 
     def check_alive(self) -> None:
-        """Raise where a node process has ended.
+        """Raise an error if a node process has ended.
 
         Raises:
             RunFailedError: names the party, the process, how it ended and its log.
@@ -145,7 +145,7 @@ class NodeProcesses:
                 time.sleep(0.1)
 
     def end(self, grace: float = 5.0) -> None:
-        """Close the lifeline, then end by force what is still there after ``grace`` seconds. May be called again."""
+        """Close the lifeline, then kill processes that still run after ``grace`` seconds. May be called again."""
         for descriptor in (self._writer, self._reader):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -194,8 +194,8 @@ def end_all(processes: Iterable[psutil.Process], grace: float = 3.0) -> None:
 
 
 def _wait_for(processes: Sequence[psutil.Process], seconds: float) -> Sequence[psutil.Process]:
-    """Those that are still alive after so many seconds."""
-    # Not psutil.wait_procs, which takes the exit code of a child from whoever started it.
+    """The processes that are still alive after the given seconds."""
+    # Not psutil.wait_procs, which takes the exit code of a child away from the code that started it.
     deadline = time.monotonic() + seconds
     while (processes := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -35,10 +35,10 @@ def profile_table(dataset: DatasetName) -> str:
 
 
 def with_table(text: str, dataset: DatasetName) -> str:
-    """``text`` with a dataset's table between its two marks.
+    """``text`` with the table put between its two markers.
 
     Raises:
-        ValueError: it lacks the marks.
+        ValueError: the text lacks the markers.
     """
     before, mark, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

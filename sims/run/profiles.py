@@ -1,4 +1,4 @@
-"""The profiles: a run's training numbers and target tasks by its size and dataset."""
+"""The profiles: settings of a run's training and target tasks, by its size and dataset."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -78,7 +78,7 @@ _AT_32: Mapping[ProfileName, Profile] = {
 }
 
 # A picture of 84x84 has 6.9 times the pixels of one of 32x32 and costs about as much more (measured: 6.4 to 7.9 times a
-# training step), so fewer are looked at. The times are estimates from that: we have not got the images.
+# training step), so fewer are used. The times are estimates from this, because we do not have the images.
 _AT_84: Mapping[ProfileName, Profile] = {
     "smoke": Profile(
         purpose="shows that every part works; its accuracies mean nothing",

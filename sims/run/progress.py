@@ -20,10 +20,10 @@ from protocol.output import plain, redraws
 from protocol.visible_text import visible_line
 from sims.run.run_folder import individuals_of, state_folder
 
-#: In plain output, one line of the same counter at most this often (seconds).
+#: Shortest time in seconds between two lines of the same counter in plain output.
 PLAIN_INTERVAL = 10.0
 _EVENTS, _CROSSINGS = "events.jsonl", "crossings.jsonl"
-#: Bytes of a log that are read at one look, and of a line.
+#: Most bytes of a log that are read at once, and most bytes of a line.
 _MOST_AT_ONCE, _LONGEST_LINE = 1 << 20, 1 << 16
 #: Larger times and counters have no meaning; a float keeps smaller ones exactly.
 _MOST = 2.0**53
@@ -35,7 +35,7 @@ class Event:
     """Something that happened in a run.
 
     Attributes:
-        party: whose file it stands in; ``run`` for the run's own.
+        party: the party whose file holds it; ``run`` for the run's own.
         kind: ``task``, ``epoch``, ``crossing``...
         time: unix seconds.
         done, total: a counter; total 0 if there is none.
@@ -52,7 +52,7 @@ class Event:
 
 class Tail:
     """New whole lines of a file that another process appends to; it may be a node that was taken over. A half-written
-    last line waits for its end; what is longer than any line is passed over, and so is what is no file."""
+    last line waits for its end; lines that are too long are skipped, and so is anything that is no regular file."""
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
         self._path = path
@@ -62,7 +62,7 @@ class Tail:
                 self._offset = os.fstat(file.fileno()).st_size
 
     def poll(self) -> list[dict[str, object]]:
-        """JSON objects of the lines since the last call; other lines are passed over."""
+        """JSON objects of the lines since the last call; other lines are skipped."""
         file = self._open()
         if file is None:
             return []
@@ -73,7 +73,7 @@ class Tail:
             except OSError:
                 return []
         whole = data[: data.rfind(b"\n") + 1]
-        # So much without an end is no line of ours.
+        # A program of ours writes no line of this length.
         self._offset += len(whole) if whole or len(data) < _MOST_AT_ONCE else len(data)
         found = []
         for line in whole.splitlines():
@@ -95,7 +95,7 @@ class RunWatcher:
 
     Args:
         folder: the run folder; its nodes may appear later.
-        from_end: pass over what is there already, as for a run that is resumed.
+        from_end: skip existing lines, as for a resumed run.
     """
 
     def __init__(self, folder: Path, *, from_end: bool = False) -> None:

@@ -1,5 +1,6 @@
-"""Ray's environment: all its sockets on the loopback, a token without which none of its services answers, and its files
-in a folder (0700) that goes with the run."""
+"""Ray's environment: all its sockets on the loopback, a token that all its services require, and its files in a folder
+(0700) that is removed with the run.
+"""
 
 import atexit
 import secrets
@@ -15,7 +16,7 @@ from sims.run.own_folder import make_temporary_folder
 def keep_ray_to_itself(environment: MutableMapping[str, str]) -> None:
     """Set all of Ray's variables in ``environment``; what the user had set of them is removed.
 
-    To be called before Ray is imported.
+    Call it before Ray is imported.
 
     Raises:
         InputError: there is no folder for its files.

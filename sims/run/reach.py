@@ -1,4 +1,4 @@
-"""Who reaches what a run listens on: one of three words, and a sentence for each."""
+"""Who can reach a run's sockets: one of three words, and a sentence for each."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -22,10 +22,10 @@ SENTENCES: Mapping[Reach, str] = {
 
 
 def reach_of_run(refused: str) -> Reach:
-    """Who reaches a run of `learngene run`.
+    """The reach of a run of `learngene run`.
 
     Args:
-        refused: what refused it a network of its own; empty if nothing did.
+        refused: why it could not get a network of its own; empty if it has one.
     """
     if not refused:
         return "run"

@@ -22,7 +22,7 @@ from sims.run.options import Flag, Options, Value, keys, read_options
 from sims.run.run_folder import reserve_folder
 from sims.run.settings import RunSettings, check_machine, resolve, typed_data
 
-#: What the command line gives for an option; None: nothing was typed.
+#: Value of an option on the command line; None: it was not given.
 _Given = Value | list[str] | None
 
 #: Options without a flag: the dataset is the command's argument, and the command makes the run's folder itself.

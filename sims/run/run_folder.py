@@ -1,4 +1,4 @@
-"""The folder of one run: made once, locked while the run goes on, found again to be resumed."""
+"""The folder of one run: made once, locked while the run goes on, and found again for a resume."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ from sims.run.reach import Reach
 from sims.run.settings import RunSettings
 
 SETTINGS_FILE, RECORD_FILE, LOCK_FILE = "settings.json", "run.json", "lock"
-#: Of a record or the settings of a run.
+#: Most bytes of a record or of the settings of a run.
 _MAX_BYTES = 16 << 20
 
 Status = Literal["running", "failed", "finished"]
@@ -35,7 +35,7 @@ class RunRecord(BaseModel):
 
     Attributes:
         seconds: wall-clock times by name.
-        reach: who reached what it listened on; None if an older version did not write it down.
+        reach: who could reach its sockets; None if an older version did not record it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +60,7 @@ class SettingsFile(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _earlier(cls, document: object) -> object:
-        """Format 1 has other words, and repeats where the images came from, which the world says."""
+        """Convert format 1, which has other words and repeats the source of the images, which the world states."""
         found = in_format_2(document)
         if found is not document and isinstance(found, dict):
             found.pop("dataset", None)
@@ -101,7 +101,7 @@ class OpenRun:
         try:
             self.update(status="failed", failure=failure)
         except StorageFailedError:
-            # Over the old one, in the place that it has already. Behind the end of JSON may stand any white space.
+            # Overwrite the old record in place, because the disk may be full. White space may follow the JSON.
             path = self.folder / RECORD_FILE
             text = _text(self.record).encode()
             try:
@@ -121,8 +121,7 @@ class OpenRun:
         """Write down that a run has failed if its own process ended without doing so.
 
         Args:
-            before: the record that a resumed run began with: where it still stands there, its process never came to
-                write another.
+            before: the record that a resumed run began with: if it is unchanged, its process never wrote another.
 
         Raises:
             InputError: a process still works on it. StorageFailedError: the record cannot be written.
@@ -145,8 +144,9 @@ _INDIVIDUAL = re.compile(r"individual-([1-9][0-9]{0,8})").fullmatch
 
 
 def state_folder(run: Path, party: str) -> Path:
-    """Where a party's node keeps its own files in a run folder. All that lies there is the node's: it is opened by
-    :mod:`protocol.files.state_files` alone."""
+    """The folder of the files that a party's node writes itself in a run folder. Open its files only with
+    :mod:`protocol.files.state_files`, because the node controls them.
+    """
     home = run / "nodes" / party
     state = home / "state"
     # In runs of former versions, a node's home was its state.
@@ -186,10 +186,10 @@ def reserve_folder(out: Path, subject: str, now: datetime) -> Path:
 
 def prepare(settings: RunSettings, *, now: datetime) -> Path:
     """The folder that the settings ask for, with the settings in it: a new one, a named empty one, or with ``resume``
-    an unfinished one, in which nothing is written.
+    an unfinished one, which is not changed.
 
     Args:
-        now: the name of a new folder.
+        now: the time from which a new folder gets its name.
 
     Raises:
         InputError: a named folder that already holds something, nothing to resume, or other settings.
@@ -246,19 +246,19 @@ def open_prepared(
     reach: Reach | None = None,
     new_run_id: Callable[[], str] = lambda: secrets.token_hex(16),
 ) -> OpenRun:
-    """Open a folder that holds the settings of a run, to begin the run or to go on with it.
+    """Open a folder that holds the settings of a run, to start or resume the run.
 
     A resumed run keeps its run id and everything that its nodes have stored.
 
     Args:
         resume: go on with the unfinished run in it.
         now: the run's start.
-        reach: who reaches what the run listens on.
-        new_run_id: makes its 128 random bits.
+        reach: who can reach the run's sockets.
+        new_run_id: makes the 128 random bits of a new run id.
 
     Raises:
-        InputError: another process works on it, a run was begun in it that is not to be resumed or is finished, or
-            there is none to resume.
+        InputError: another process works on it, it holds a run that has finished or was started although ``resume`` is
+            not given, or ``resume`` is given and it holds none.
     """
     lock = _lock(folder)
     try:
@@ -316,7 +316,7 @@ def latest_unfinished(settings: RunSettings) -> Path:
             unfinished = read_record(folder).status != "finished"
             same = read_settings(folder).settings.experiment() == settings.experiment()
         except InputError:
-            continue  # a folder of another version or of something else: not ours to judge
+            continue  # skip folders of other versions or with other content
         if unfinished and same and not is_locked(folder):
             return folder
     raise InputError(f"resume: no unfinished run with these settings in {settings.out}; start one without --resume")
@@ -351,7 +351,7 @@ def is_locked(folder: Path) -> bool:
 
 def _lock(folder: Path) -> TextIOWrapper:
     descriptor = os.open(folder / LOCK_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    handle = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 - held open for as long as the run
+    handle = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 - held open during the run
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

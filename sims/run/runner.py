@@ -35,9 +35,9 @@ from sims.run.run_folder import (
 from sims.run.settings import RunSettings, check_machine
 
 _POLL_SECONDS = 0.3
-#: After the run's own record says that it has ended: how long Flower may take to say the same.
+#: Seconds that Flower may take to report the end after the run's own record has it.
 _GRACE_SECONDS = 60.0
-#: Lines of Flower's log that are kept.
+#: Most lines of Flower's log that are kept.
 _LOG_LINES = 20_000
 
 
@@ -45,7 +45,7 @@ _APP_LOST = "its app's process ended without a word, as one does that is killed 
 
 
 class SubmittedRun(Protocol):
-    """What the runner needs of ``sims.run.flower.FlowerRun``."""
+    """The part of ``sims.run.flower.FlowerRun`` that the runner uses."""
 
     @property
     def notice(self) -> str: ...
@@ -79,7 +79,7 @@ def run(
 
     Raises:
         InputError: the machine or the images lack what the settings need, or there is nothing to resume.
-        RunFailedError: the run ended without its result; the message says why, and how to go on where that helps.
+        RunFailedError: the run ended without its result; the message says why, and how to go on if that helps.
         StoppedError: Ctrl-C or another signal ended it; the message says what is kept, and how to go on.
     """
     check_machine(settings)
@@ -101,7 +101,7 @@ def run(
         raise failed
     refusal = _refusal(log)
     if refusal and (record is None or record.status != "finished"):
-        # Of what the images turned out to be: to go on would end in the same way.
+        # The cause is the images: to go on would end in the same way.
         raise InputError(f"{refusal}; the folder of this attempt is {folder}")
     if record is None:
         raise RunFailedError(f"the run did not start: {_last_words(log) or reason}; see {folder / 'flower.log'}")
@@ -111,7 +111,7 @@ def run(
 
 
 def _check_images(settings: RunSettings, console: Console) -> None:
-    """Refuse images that are not enough, before anything is started; download those that a run would lack."""
+    """Refuse too few images before anything is started, and download missing ones."""
     division, counts = count_images(settings.data, dataset=settings.dataset, stand_in=settings.stand_in)
     check_enough(counts, division, settings.plan)
     if settings.collective.classes_per_task > len(division.base):
@@ -120,7 +120,7 @@ def _check_images(settings: RunSettings, console: Console) -> None:
             f"{len(division.base)}: --set collective.classes_per_task={len(division.base)}"
         )
     if settings.data is None and not settings.stand_in:
-        # A run has no network to fetch them by. Without them it draws the stand-in, and says so.
+        # The run itself has no network for a download. Without the images it draws the stand-in, and says so.
         fetch_published(say=lambda line: console.print(line, highlight=False))
 
 
@@ -133,8 +133,9 @@ def _run_in(
     clock: Callable[[], float],
     interruption: "Interruption",
 ) -> tuple[BaseException | None, str]:
-    """Flower's part of a run, from its start until nothing of it is left. Returns the error that broke it off, and the
-    reason for its end as far as it is known here."""
+    """Do Flower's part of a run, from its start until all its processes have ended. Returns the error that stopped it,
+    and the reason for its end, if known.
+    """
     submitted: SubmittedRun | None = None
     reason = ""
     failed: BaseException | None = None
@@ -168,7 +169,7 @@ def _run_in(
 def _what_is_left(
     settings: RunSettings, folder: Path, record: RunRecord | None, interruption: "Interruption", problem: str
 ) -> str:
-    """The one line that the user gets who ended a run."""
+    """The line for a user who has ended a run."""
     if record is None:
         return f"{interruption.word} before anything was done{problem}"
     if record.status == "finished":
@@ -180,7 +181,9 @@ def _what_is_left(
 
 
 def _why(record: RunRecord, reason: str, settings: RunSettings, folder: Path, before: RunRecord | None) -> str:
-    """Why a run failed, where its folder is, and how to go on; the last is left out if it failed so twice."""
+    """Why a run failed, where its folder is, and how to go on; the last is left out if it failed in the same way
+    twice.
+    """
     failure = record.failure or reason
     if before is not None and before.failure == failure:
         return f"{failure}; its folder is {folder}; it ended so before it was resumed, too"
@@ -223,7 +226,7 @@ def _follow(
     while reader.is_alive():
         reader.join(_POLL_SECONDS)
         view.show(watcher.poll())
-        # The log's stream is the sign that the run is over; where it hangs, the run's own record is.
+        # The log's stream is the sign that the run is over; if it hangs, the run's own record is.
         record = _record(folder)
         begun = record is not None and record != before
         if begun and _is_lost(folder):  # Flower takes most of a minute to find out
@@ -254,7 +257,7 @@ def _leave(folder: Path, log: deque[str], reason: str, before: RunRecord | None)
     A folder that the run never used is removed again.
 
     Returns:
-        What could not be written and why, to stand at the end of a line; empty if all was.
+        The failure to write, to stand at the end of a line; empty if there was none.
     """
     if not folder.is_dir():
         return ""
@@ -295,16 +298,16 @@ def _last_words(log: deque[str]) -> str:
 
 
 class Interruption:
-    """Inside, the first signal that asks for an end raises KeyboardInterrupt; every later one, and every one after
-    ``only_note``, is only noted: what was started is ended in order.
+    """Inside the ``with``, the first signal that asks for an end raises KeyboardInterrupt. Every later one, and every
+    one after ``only_note``, is only recorded, so that the processes are ended in order.
 
-    A signal that is ignored already, as in a shell's background or under nohup(1), stays so.
+    A signal that was ignored before, as in a shell's background or under nohup(1), stays ignored.
 
     Attributes:
         number: of the first signal that came; 0: none has.
     """
 
-    #: What the record of a run says of each.
+    #: Reason in the record of a run for each signal.
     REASONS: ClassVar[Mapping[int, str]] = {
         signal.SIGINT: "the user interrupted it (Ctrl-C)",
         signal.SIGTERM: "a user or the system ended it (SIGTERM)",
@@ -322,12 +325,12 @@ class Interruption:
 
     @property
     def word(self) -> str:
-        """For the person at the terminal."""
+        """The word for the user at the terminal."""
         return "interrupted" if self.number == signal.SIGINT else f"ended by {signal.Signals(self.number).name}"
 
     @property
     def reason(self) -> str:
-        """For the record of the run."""
+        """The reason for the record of the run."""
         return self.REASONS[self.number]
 
     def _take(self, number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
 """The gate of a run's SuperLink: it answers the user who started it and no other user of this machine.
 
-Flower 1.41 has no way to ask who calls (its account login is a service of its makers). The kernel knows: proc_net(5)
+Flower 1.41 cannot identify its caller (its account login is a service of its makers). The kernel knows: proc_net(5)
 names the user of every socket, and a caller over the loopback is a socket of this machine.
 """
 
@@ -22,7 +22,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def offered() -> bool:
-    """Whether this system tells whose a connection is."""
+    """Whether this system shows the owner of a connection."""
     return _TABLE.exists()
 
 
@@ -51,7 +51,7 @@ def caller(client: tuple[str, int], server: tuple[str, int]) -> int | None:
     wanted = [_entry(*client), _entry(*server), _ESTABLISHED]
     for line in _TABLE.read_text("ascii").splitlines()[1:]:
         fields = line.split()
-        # Without an inode the socket is closed already, and belongs to no user.
+        # A socket without an inode is closed, and belongs to no user.
         if fields[1:4] == wanted and fields[9] != "0":
             return int(fields[7])
     return None
@@ -63,6 +63,6 @@ def _is_own(scope: Scope) -> bool:
 
 
 def _entry(address: str, port: int) -> str:
-    """As the table writes it: the address as one number of this machine, hexadecimal."""
+    """An address and port as the table has them: the address as one number of this machine, hexadecimal."""
     (number,) = struct.unpack("=I", socket.inet_aton(address))
     return f"{number:08X}:{port:04X}"

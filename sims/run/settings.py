@@ -32,16 +32,16 @@ _DEFAULT_INDIVIDUALS = 1
 
 
 class RunSettings(BaseModel):
-    """One run, fully resolved: no number is left to a default that could change.
+    """One run, fully resolved: no number depends on a default that could change.
 
     Attributes:
         dataset: which classes and which size of images.
-        data: folder of real images; None: CIFAR-100 is downloaded, or the stand-in drawn where that fails.
-        stand_in: draw the stand-in even where real images could be had.
+        data: folder of real images; None: CIFAR-100 is downloaded, or the stand-in drawn if that fails.
+        stand_in: draw the stand-in even if real images are available.
         out: folder that holds the runs.
         folder: this run's own folder; None: a new one under ``out``.
         target_tasks: shots per class -> number of target tasks, over all individuals.
-        threads: of each node process; 0: as many as there are cores.
+        threads: of each node process; 0: one for each core.
         resume: go on with the unfinished run that ``folder`` names, or with the latest of these settings in ``out``.
         collective, individual: the training numbers of the parties; ``set`` of the options changes any.
     """
@@ -94,7 +94,7 @@ class RunSettings(BaseModel):
 
     @property
     def plan(self) -> WorldPlan:
-        """How the images are cut."""
+        """The plan by which the images are cut."""
         return WorldPlan(individuals=self.individuals, target_tasks=self.target_tasks)
 
     def options(self) -> Options:
@@ -147,7 +147,7 @@ class RunSettings(BaseModel):
         return shlex.join(words)
 
     def experiment(self) -> dict[str, object]:
-        """What decides the numbers of a run: the settings without its place on the disk and without ``resume``."""
+        """The settings that decide the numbers of a run: all but its place on the disk and ``resume``."""
         return self.model_dump(mode="json", exclude={"out", "folder", "resume"})
 
 
@@ -179,8 +179,9 @@ def resolve(
     """Resolve options against their profile.
 
     Args:
-        environment: where ``LEARNGENE_DATA`` is looked up if ``data`` is empty; None: nowhere.
-        individuals: how many individuals are connected, where that is known; a different number asked for is an error.
+        environment: the environment in which ``LEARNGENE_DATA`` is looked up if ``data`` is empty; None: it is not
+            looked up.
+        individuals: number of connected individuals, if known; an option with a different number is an error.
 
     Raises:
         InputError: a value out of range, a relative path, a folder that does not exist, two options that exclude each
@@ -217,7 +218,7 @@ def resolve(
 
 
 def check_connected(wanted: int, connected: int) -> None:
-    """Refuse a number of individuals that is not the number of those that are connected.
+    """Refuse a number of individuals that differs from the number of connected ones.
 
     Raises:
         InputError: the numbers differ.
@@ -243,10 +244,10 @@ def _training_changes(options: Options) -> dict[str, dict[str, str]]:
 
 
 def typed_data(data: Path | None, *, stand_in: bool) -> Path | None:
-    """The folder of images that a command line means: one that only the environment names gives way to the stand-in.
+    """The folder of images for a command line: ``--stand-in`` overrides a folder that only the environment names.
 
     Raises:
-        InputError: a folder and the stand-in were both asked for.
+        InputError: a folder and the stand-in were both given.
     """
     if not stand_in or data is None:
         return data
@@ -260,7 +261,7 @@ def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None 
     """Refuse, before anything is started, a run that this machine cannot do.
 
     Args:
-        cuda_devices: counts the CUDA devices; the default asks torch, and only where the answer matters.
+        cuda_devices: counts the CUDA devices; the default asks torch, and only if the answer matters.
 
     Raises:
         InputError: the profile or a device setting needs a CUDA device that is not there.
@@ -283,7 +284,7 @@ def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None 
 
 
 def _cuda_devices() -> int:
-    import torch  # costs seconds: only where a CUDA device is asked for
+    import torch  # takes seconds, so only if a CUDA device is asked for
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 

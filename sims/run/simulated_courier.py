@@ -1,7 +1,7 @@
-"""The courier as a simulation carries it: Flower's ClientApp, by whose import Ray is told to keep to itself.
+"""The courier as a simulation carries it: Flower's ClientApp, whose import closes Ray to other users.
 
-Flower imports its ClientApp before it imports and starts Ray, and lets nobody hand Ray an address or a secret. So it is
-here that Ray's environment is set, whoever started the simulation: ``learngene run`` or ``flwr run``.
+Flower imports its ClientApp before it imports and starts Ray, and has no option for Ray's address or secret. So Ray's
+environment is set here, both for ``learngene run`` and for ``flwr run``.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The program of a run's SuperLink: ``python -I -m sims.run.superlink READY [OPTION...]``.
 
-Flower's own command, but for two things: nobody else can take its port before it does, and it answers this user only.
+Flower's own command with two changes: no other process can take its port first, and it answers only this user.
 """
 
 import os
@@ -17,8 +17,9 @@ _SIMULATION = ("--insecure", "--simulation")
 
 
 def main() -> None:
-    """Serve until a signal; once the server answers, its port goes in one line to the descriptor ``READY``. The options
-    are those of Flower's command, in place of a simulation's."""
+    """Serve until a signal; once the server answers, its port goes in one line to the descriptor ``READY``. Options are
+    passed to Flower's command; without any, those of a simulation are used.
+    """
     ready, options = int(sys.argv[1]), sys.argv[2:] or _SIMULATION
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -33,7 +34,7 @@ def main() -> None:
             guarded = SameUserOnly(app) if offered() else app
             Server(uvicorn.Config(guarded, **settings)).run(sockets=[listener])
 
-        # Flower offers no option for either. Should it once serve in another way, it meets with a port that is taken.
+        # Flower offers no option for either. If a later Flower serves in another way, it finds the port taken.
         uvicorn.run = serve  # type: ignore[assignment]
         sys.argv = [
             "flower-superlink",

@@ -215,7 +215,7 @@ class Trial:
         seen: the signs of its success.
         node, courier, user: the expected outcome if a node, a courier or a process of another user makes it; None: it
             is no attack there, or is not made.
-        lacks: what this machine lacks for the control, asked when the stage is set; empty if nothing.
+        lacks: what this machine lacks for the control, checked when the stage is set; empty if nothing is missing.
         prepare: runs before each run, with its token.
     """
 
