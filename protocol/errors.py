@@ -35,14 +35,14 @@ class StoppedError(LearngeneError):
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a command that a signal ended."""
+        """The exit code of a command that a signal ended, as shells expect it."""
         return 128 + self.number
 
 
 class RefusedError(LearngeneError):
     """A message was refused. ``code`` is the coarse word that may cross the wire; the text stays in the local log.
 
-    The text says what is wrong and, behind a semicolon, what to do next: where it does not itself, ``advice`` does.
+    The text says what is wrong and, after a semicolon, what to do next; if it does not, ``advice`` does.
     """
 
     code = "refused"
@@ -74,7 +74,7 @@ class UnknownKeyError(RefusedError):
 
 
 class RevokedKeyError(RefusedError):
-    """The key that signed was trusted once and is not any more."""
+    """The key that signed was trusted earlier but no longer is."""
 
     code = "revoked_key"
     advice = "believe nothing signed with it and ask its owner for what the new key signed"
@@ -109,7 +109,7 @@ class ExpiredError(RefusedError):
 
 
 class RollbackError(RefusedError):
-    """An older release than one that was accepted already."""
+    """The release is older than an accepted one."""
 
     code = "rollback"
     advice = "keep the newer one and ask the collective why an older one came"
@@ -144,7 +144,7 @@ class PolicyDeniedError(RefusedError):
 
 
 class StorageFailedError(RefusedError):
-    """What was verified could not be stored durably."""
+    """Verified data could not be stored durably."""
 
     code = "storage_failed"
     advice = "check the disk, then try again"
@@ -154,11 +154,11 @@ _LONGEST_FAULT = 400
 
 
 def first_fault(error: "ValidationError") -> tuple[str, str]:
-    """Where the first fault is that pydantic found, as names with dots between (empty: the whole), and what it is."""
+    """The place of the first fault that pydantic found, as names with dots between (empty: the whole), and its text."""
     fault = error.errors(include_url=False, include_input=False)[0]
     said = "no such name is known here" if fault["type"] == "extra_forbidden" else fault["msg"]
     text = visible_line(said.removeprefix("Value error, "), length=_LONGEST_FAULT)
-    # A name of a field is ours; a key of a table is whoever wrote it.
+    # A field's name is ours; a table's key comes from the file's author.
     return ".".join(visible_name(str(step), length=64) for step in fault["loc"]), f"{text[:1].lower()}{text[1:]}"
 
 

@@ -1,7 +1,7 @@
-"""What commands print, all of it through one gate: lines, JSON, tables, and what Rich draws.
+"""The output of commands, all through one gate: lines, JSON, tables, and Rich's drawings.
 
-Nothing else in the packages writes to the terminal (``tests/test_names_on_the_terminal.py``): what comes from elsewhere
-cannot steer it from here, and markup in a name is never read.
+Nothing else in the packages writes to the terminal (``tests/test_names_on_the_terminal.py``): text from outside cannot
+control the terminal, and markup in a name is never interpreted.
 """
 
 import json
@@ -20,7 +20,7 @@ from protocol.visible_text import visible_line
 
 
 def say(line: str = "", *, error: bool = False) -> None:
-    """Print one line, on standard output or as an ``error``'s on the other."""
+    """Print one line on standard output, or on standard error if it is an ``error``."""
     typer.echo(visible_line(line), err=error)
 
 
@@ -30,8 +30,8 @@ def warn(line: str) -> None:
 
 
 def say_json(value: object, *, indent: int | None = None) -> None:
-    """Print JSON in ASCII: for programs, so nothing is cut, and a name comes out as it was."""
-    # Of what steers a terminal, `ensure_ascii` leaves this one.
+    """Print JSON in ASCII: for programs, so nothing is cut and names are unchanged."""
+    # `ensure_ascii` leaves only this control character.
     typer.echo(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
 
 
@@ -41,7 +41,7 @@ def plain(text: str, style: str = "") -> Text:
 
 
 def lines(text: str) -> Text:
-    """As ``plain``, but the text's own line breaks stay. For texts of this program only."""
+    """As ``plain``, but the text's own line breaks stay. Only for texts of this program."""
     return Text("\n".join(visible_line(line) for line in text.split("\n")))
 
 
@@ -63,7 +63,7 @@ def _plain(cell: RenderableType) -> RenderableType:
 
 
 def console(*, error: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
-    """Rich's console behind the gate: no markup, no emoji codes, no colours for what looks like a number.
+    """Rich's console behind the gate: no markup, no emoji codes, no colours for numbers.
 
     Args:
         error: write to standard error.
@@ -74,8 +74,9 @@ def console(*, error: bool = False, file: IO[str] | None = None, width: int | No
 
 
 class _Console(Console):
-    """A console that puts everything through the gate, also bars and texts that were not made plain before. By then all
-    is laid out: to keep columns straight, texts are made plain earlier."""
+    """A console that passes everything through the gate, also bars and texts that were not made plain before. At that
+    point the layout is fixed, so texts in columns are made plain earlier.
+    """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """As Rich's."""
@@ -106,18 +107,19 @@ def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) ->
 
 
 def add_row(to: PlainTable, *cells: RenderableType) -> None:
-    """Add a row of plain texts: what looks like markup in them stays as it is."""
+    """Add a row of plain texts: markup in them is not interpreted."""
     to.add_row(*cells)
 
 
 def redraws(shown_on: Console) -> bool:
-    """Whether what is drawn there can be drawn over. Rich alone takes a file for a terminal where ``FORCE_COLOR`` or
-    the like is set; that is for colours."""
+    """Whether drawings there can be redrawn. Rich by itself takes a file for a terminal if a variable such as
+    ``FORCE_COLOR`` is set, which is meant for colours.
+    """
     return shown_on.is_terminal and shown_on.file.isatty()
 
 
 def print_table(shown: Table) -> None:
-    """To standard output: as wide as the terminal, or as wide as it needs where that is a file or a pipe."""
+    """Print a table on standard output: with the terminal's width, or the width that it needs for a file or a pipe."""
     wide = console()
     if not redraws(wide):
         wide = console(width=1000)

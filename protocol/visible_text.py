@@ -1,9 +1,9 @@
-"""Text from elsewhere, in a form that is safe to show: on a terminal, in a log, in a table, on a page.
+"""Text from outside in a form that is safe to show: on a terminal, in a log, in a table, on a page.
 
-A file's name, a class's name or an error of another program can hold what steers a terminal (ECMA-48), what reorders a
-line (Unicode Standard Annex 9), and what is not seen at all. Such characters are shown by their number, as Python
-writes them in a literal: ``\\x1b``, ``\\n``, ``\\u202e``. What people write names with stays as it is, also the joiners
-of Persian, of Indic scripts and of emoji.
+A file's name, a class's name or an error of another program can hold characters that control a terminal (ECMA-48),
+reorder a line (Unicode Standard Annex 9) or are invisible. They are shown by their number, as in a Python literal:
+``\\x1b``, ``\\n``, ``\\u202e``. Characters of ordinary names are unchanged, also the joiners of Persian, of Indic
+scripts and of emoji.
 """
 
 import os
@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-#: Most characters of a name, of a path, and of a whole line, as they are shown; what is longer loses its middle.
+#: Most characters of a name, of a path, and of a whole line, as they are shown; a longer text loses its middle.
 NAME_LENGTH = 200
 PATH_LENGTH = 1000
 LINE_LENGTH = 4000
@@ -43,7 +43,7 @@ _PLAIN_LINE = re.compile(r"[ -~]*")
 
 
 def visible_name(name: str | os.PathLike[str], *, length: int | None = None) -> str:
-    """A name from elsewhere, to be put into a line.
+    """A name from outside, for use in a line.
 
     No two names look the same by an escape: a backslash of the name's own is doubled, so that a name which spells
     ``\\x1b`` out differs from one that holds that character. A name that is too long loses its middle, and says how
@@ -58,10 +58,10 @@ def visible_name(name: str | os.PathLike[str], *, length: int | None = None) -> 
 
 
 def visible_line(text: str, *, length: int = LINE_LENGTH) -> str:
-    """One line that may hold anything, made safe to show: the last gate of everything that prints.
+    """One line that may hold anything, made safe to show: the last gate of all output.
 
     Backslashes stay single, so that a name which :func:`visible_name` has shown passes unchanged, and so does a line
-    that passed here before. Where a name must not be mistaken for another, give it to :func:`visible_name` first.
+    that passed here before. If a name must not be mistaken for another, give it to :func:`visible_name` first.
     """
     return _shown(text, _line_units, length, _PLAIN_LINE)
 

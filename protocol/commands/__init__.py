@@ -1,1 +1,1 @@
-"""Command lines, and nothing that another folder needs."""
+"""Command lines, and nothing that another room needs."""

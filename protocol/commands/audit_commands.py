@@ -1,4 +1,4 @@
-"""The commands ``learngene audit``: what crossed a site's border, and whether the log of it is whole."""
+"""The commands ``learngene audit``: show what crossed a site's boundary, and verify that the log is whole."""
 
 import os
 from pathlib import Path
@@ -47,7 +47,7 @@ def show(
     shown = table("number", "time", "from", "to", "kind", "bytes", "sha256", "decision", right=("number", "bytes"))
     for crossing in crossings:
         size = f"{crossing.bytes:,}"
-        # A log is whoever's wrote it.
+        # The log may come from another site, so its text is made safe to show.
         who, what = (crossing.sender, crossing.receiver, crossing.kind), (crossing.digest[:16], crossing.decision)
         at = moment(crossing.time)
         add_row(shown, str(crossing.number), at, *map(visible_name, who), size, *map(visible_name, what))

@@ -1,4 +1,4 @@
-"""The commands ``learngene inspect`` and ``learngene verify``: what is in a file, and what of it is proven."""
+"""The commands ``learngene inspect`` and ``learngene verify``: the content of a file, and what of it is proven."""
 
 from pathlib import Path
 from typing import Annotated
@@ -108,7 +108,7 @@ def _show_facts(title: str, facts: Facts) -> None:
 
 
 def _report(path: Path, reading: Reading) -> None:
-    """What was proven, step by step, and what was not."""
+    """The steps of the verification: what was proven, and what was not."""
     content = "and its content" if reading.opened is not None else "but not its content"
     say(f"{visible_name(path)}: signatures and ciphertext are verified, {content}")
     if not reading.pinned:

@@ -1,4 +1,6 @@
-"""The command ``clock`` of both kinds of node: the latest time that a node has decided by, and how it forgets it."""
+"""The command ``clock`` of both kinds of node: show the latest time that a node's checks have used, and make the node
+forget it.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,11 +43,12 @@ _HELP = """Show this machine's clock and the latest time that the node has decid
 
 
 def show(config: Path, role: Role, *, now: int, forget: bool) -> None:
-    """Say both times, and forget the remembered one where that is wanted. ``now``: unix seconds.
+    """Show both times, and forget the remembered one if asked to. ``now``: unix seconds.
 
     Raises:
         InputError: the configuration is wrong, or the node has never run.
-        RunFailedError: it is to forget, and runs. StorageFailedError: its ledger cannot be opened or written.
+        RunFailedError: the node must forget its time, but is running. StorageFailedError: its ledger cannot be opened
+            or written.
     """
     node = node_of(config, role)
     check_ledger(node)
@@ -68,7 +71,7 @@ def show(config: Path, role: Role, *, now: int, forget: bool) -> None:
             ledger.close()
 
     if forget:
-        # A running node would go on by what it knows.
+        # A running node would go on with the time in its memory.
         with state_files.held(node.state):
             tell()
     else:

@@ -1,7 +1,8 @@
-"""``learngene courier``: confines itself and becomes Flower's SuperNode, so that whatever Flower runs is confined too.
+"""``learngene courier``: confines itself and becomes Flower's SuperNode, so that everything that Flower runs is
+confined too.
 
-What an app archive brings to a site runs with the SuperNode's rights. Confined before it begins, the whole tree of
-processes reaches the network, its own home and one node's socket, and no other file of the site.
+The code of an app archive runs with the SuperNode's rights at a site. Because confinement comes first, the whole tree
+of processes reaches the network, its own home and one node's socket, and no other file of the site.
 """
 
 import os
@@ -26,12 +27,12 @@ from protocol.output import say
 from protocol.transport.local_socket import load_couriers_secret
 from protocol.visible_text import visible_line
 
-#: Flower's program to which the command line adds the way to the node.
+#: Flower's program, to whose command line the options for the node are added.
 _SUPERNODE = "flower-supernode"
 _NODE_CONFIG = "--node-config"
 
-#: What the courier's programs are told of their surroundings. Everything else stays behind: what a shell holds may be a
-#: token, or the way to an agent's or a container daemon's socket.
+#: Environment variables that the courier's programs get. No other is passed on: a shell may hold a token, or the path
+#: of an agent's or a container daemon's socket.
 _PASSED_ON = frozenset(
     (
         *("PATH", "LANG", "LANGUAGE", "TZ", "TERM", "NO_COLOR", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONUTF8"),
@@ -42,14 +43,14 @@ _PASSED_ON = frozenset(
         *("TMPDIR", "XDG_CACHE_HOME"),
     )
 )
-#: What Flower colours its lines with.
+#: Matches the colours in Flower's lines.
 _COLOUR = re.compile(r"(\x1b\[[0-9;]{0,16}m)")
 _PASSED_ON_PREFIXES = ("LC_", "FLWR_")
 
 
 @dataclass(frozen=True)
 class Door:
-    """The way to a node, and what of its site is not the courier's.
+    """The paths to a node, and the folders of its site that the courier must not reach.
 
     Attributes:
         socket: where the node listens.
@@ -100,7 +101,7 @@ def courier(
     home = _absolute(home)
     check_home(home, door)
     privileges.own_folder(home, owner)
-    # What this process can read once it is confined, the files of its command line among it.
+    # The files that this process can read after confinement, those of its command line included.
     rules = courier_rules(home, [door.secret, *_files(command)])
     check_out_of_reach(rules, door.apart)
     privileges.give_up(owner, capabilities=not unconfined)
@@ -116,7 +117,7 @@ def courier(
 
 def _leave_the_terminal() -> None:
     """Leave standard input empty; what is printed on a terminal goes there through a process that keeps its colours and
-    shows every other control as text: a terminal can be read, and made to answer, by whoever holds it."""
+    shows every other control as text: a terminal can be read, and made to answer, by any process that holds it."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     terminals = [number for number in (1, 2) if os.isatty(number)]
@@ -134,10 +135,10 @@ def _coloured(line: str) -> str:
 
 
 def with_door(command: Sequence[str], door: Door) -> list[str]:
-    """The command line, with the way to the node where it is a SuperNode's.
+    """The command line, with the options for the node if it is a SuperNode's.
 
     Raises:
-        InputError: it says another way already, or the paths cannot be written in one.
+        InputError: it already names another node, or the paths cannot be written in an option.
     """
     if Path(command[0]).name != _SUPERNODE:
         return list(command)
@@ -152,7 +153,7 @@ def with_door(command: Sequence[str], door: Door) -> list[str]:
 
 
 def check_home(home: Path, door: Door) -> None:
-    """A courier's home is not in a node's folder: each party's own stays with it.
+    """Refuse a courier's home in a node's folder.
 
     Raises:
         InputError: it is.
@@ -163,10 +164,10 @@ def check_home(home: Path, door: Door) -> None:
 
 
 def environment(home: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the courier's programs: their folders, and little of what was given. Flower sends no usage
-    reports unless the operator says so."""
+    """The environment of the courier's programs: their folders, and few variables of the given one. Flower sends no
+    usage reports unless the operator says so."""
     own = {"HOME": str(home), "FLWR_HOME": str(home / "flwr"), "PYTHONDONTWRITEBYTECODE": "1"}
-    # Flower starts its own programs by their names.
+    # Flower starts its own programs by name, so PATH must find them.
     own["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), given.get("PATH", os.defpath)))
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     kept = {name: value for name, value in given.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)}

@@ -42,7 +42,7 @@ def register_node(app: typer.Typer, role: Role, model: str) -> None:
 
 
 def _show(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """Print findings, and exit with 1 where a node would not start."""
+    """Print findings, and exit with 1 if a node would not start."""
     would_start = starts(findings)
     if as_json:
         say_json({"starts": would_start, "findings": [asdict(finding) for finding in findings]}, indent=2)

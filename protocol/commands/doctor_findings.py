@@ -1,4 +1,4 @@
-"""What ``doctor`` finds: one line for each thing that it looked at."""
+"""The findings of ``doctor``, one line for each subject."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ Verdict = Literal["ok", "not enforced", "wrong"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of what was found.
+    """One finding.
 
     Attributes:
-        subject: what was looked at.
-        verdict: ``wrong`` is to be put right; ``not enforced`` is what the operating system does not see to here.
+        subject: the subject of the check.
+        verdict: ``wrong`` must be corrected; ``not enforced`` is something that the operating system does not enforce
+            here.
         found: in words.
         advice: what to do; empty if all is well.
         stops: whether a node does not start with it.

@@ -1,4 +1,4 @@
-"""What this machine's operating system enforces for nodes and couriers, tried out; nothing is changed."""
+"""Tests of what this machine's operating system enforces for nodes and couriers; nothing is changed."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ _CLOCK_NOT_SET = 5  # TIME_ERROR of adjtimex(2)
 
 
 def examine_machine(*, gpu: bool) -> list[Finding]:
-    """What this machine offers to nodes and couriers that this user starts. ``gpu``: compute on it, too."""
+    """Examine what this machine offers to nodes and couriers that this user starts. ``gpu``: also compute on it."""
     found = [kernel(stops=True)]
     with tempfile.TemporaryDirectory(prefix="learngene-doctor-") as name:
         folder = Path(name)
@@ -44,8 +44,8 @@ def simulation() -> Finding:
 
 
 def clock() -> Finding:
-    """Whether the kernel knows that something keeps its clock right; messages allow 300 s."""
-    # A struct timex that asks and sets nothing.
+    """Whether the kernel's clock is synchronised; messages allow a difference of 300 s."""
+    # A struct timex that only reads.
     state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
     said = moment(unix_seconds())
     if state in (-1, _CLOCK_NOT_SET):
@@ -65,7 +65,7 @@ def kernel(*, stops: bool) -> Finding:
 
 def guard_findings(child: Trial, prefix: str, *, stops: bool) -> list[Finding]:
     if child.error:
-        # Nothing was tried, so that nothing is known of any guard.
+        # Nothing was tried, so nothing is known about any guard.
         return [failure(f"{prefix}confinement", RunFailedError(child.error))]
     found = [
         Finding(f"{prefix}{name}", "ok", GUARDS[name])

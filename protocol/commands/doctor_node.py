@@ -1,4 +1,4 @@
-"""What holds for one node, tried out as the node itself would find it: its files, keys, clock and confinement.
+"""Tests of one node's files, keys, clock and confinement, with the node's own rights.
 
 Nothing is changed.
 """
@@ -43,17 +43,17 @@ _DAY = 86_400
 
 
 def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> list[Finding]:
-    """What holds for the node with this configuration file.
+    """Examine the node with this configuration file.
 
     Args:
         path: its configuration file.
-        role: whose it must be.
+        role: the role that it must have.
         model: ``module:class`` of the party's own configuration.
-        gpu: compute on the GPU, too.
+        gpu: also compute on the GPU.
         now: unix seconds.
 
     Raises:
-        OtherRoleError: it is the other role's, so that nothing here concerns it.
+        OtherRoleError: it is for the other role, so this command does not apply.
     """
     try:
         content = read(path)
@@ -156,7 +156,7 @@ def _locked(node: NodeTable) -> bool:
 
 
 def _ledger(node: NodeTable, role: Role) -> tuple[int, Finding]:
-    """The latest time that the node has decided by (0: none), and whether its ledger opens."""
+    """The latest time that the node's checks have used (0: none), and whether its ledger opens."""
     if not os.path.lexists(node.state / LEDGER):
         return 0, Finding("ledger", "ok", "made at the first start")
     try:

@@ -1,6 +1,6 @@
-"""What a confined process can and cannot do, tried in a child that confines itself as a node or a courier does.
+"""Tests of what a confined process can and cannot do, in a child that confines itself as a node or a courier does.
 
-Nothing undoes confinement, so the process that asks stays as it is.
+Confinement cannot be undone, so the calling process itself is not confined.
 """
 
 import os
@@ -20,7 +20,7 @@ from protocol.node.reachable_files import gpu_devices
 from protocol.node.rehearsal import rehearse, taken
 
 _MOST_LOG_BYTES = 64 * 1024
-#: Loading torch and waking a GPU takes long the first time.
+#: Time limit; loading torch and starting a GPU takes long the first time.
 _SECONDS = 300.0
 
 
@@ -28,12 +28,12 @@ class Trial(BaseModel):
     """What a confined child reports.
 
     Attributes:
-        guards: each guard, and whether it holds.
-        unread: what it needs and cannot read, with the reason.
-        devices: each of the GPUs' files, and why it cannot be opened; empty if it can.
-        computed: name of the GPU that it computed on.
-        trained: whether a step of training went well.
-        refused: system calls that it was refused meanwhile.
+        guards: for each guard, whether it holds.
+        unread: files that it needs but cannot read, with the reason.
+        devices: for each of the GPUs' files, why it cannot be opened; empty if it can.
+        computed: name of the GPU on which it computed.
+        trained: whether a step of training succeeded.
+        refused: system calls that were refused meanwhile.
         error: why nothing could be tried.
     """
 
@@ -60,7 +60,7 @@ def try_confined(
     """Try everything in a child that confines itself.
 
     Args:
-        rules: what it may reach; None: it does not confine itself.
+        rules: the paths that it may reach; None: it does not confine itself.
         own: the folder that it may write to.
         profile: a node's or a courier's.
         gpu: compute on the GPU, too.
@@ -73,7 +73,7 @@ def try_confined(
             tried = _look(rules, own, profile, gpu=gpu, before=before, reads=reads)
         except LearngeneError:
             raise
-        except Exception as error:  # whatever it is, it is what the parent wants to know
+        except Exception as error:  # any error is reported to the parent
             raise RunFailedError(f"{type(error).__name__}: {error}") from error
         return tried.model_dump_json().encode()
 
@@ -122,7 +122,7 @@ def _open(path: Path) -> None:
 
 
 def _reason(attempt: Callable[[], None]) -> str:
-    """Why it fails; empty if it does not."""
+    """The reason why it fails; empty if it does not."""
     try:
         attempt()
     except OSError as error:
@@ -131,7 +131,7 @@ def _reason(attempt: Callable[[], None]) -> str:
 
 
 def _compute() -> str:
-    # Here and below: torch starts threads, and who confines itself must have one only.
+    # Imported here and below: torch starts threads, and a process that confines itself must have only one.
     import torch
 
     if not torch.cuda.is_available():

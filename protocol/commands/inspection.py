@@ -1,6 +1,6 @@
-"""What a file says of itself, to be shown. Nothing is verified here, and nothing may be believed.
+"""A file's own statements, for display. Nothing is verified here, and nothing may be trusted.
 
-Of what is read, only what has the protocol's own form gets out: words from fixed lists, integers, digests.
+Only values in the protocol's own form are shown: words from fixed lists, integers, digests.
 """
 
 import math
@@ -33,7 +33,7 @@ _SEALED_BYTES: dict[int, Kem] = {
 
 @dataclass(frozen=True)
 class Message:
-    """One envelope and what its payload says. Not verified: the signature was not looked at."""
+    """One envelope and its payload. The signature is not verified."""
 
     payload: Payload
     digest: str
@@ -78,13 +78,13 @@ class Bundle:
 
     @property
     def described(self) -> Release:
-        """What the release says."""
+        """The facts of the release."""
         assert isinstance(self.release.payload, Release)
         return self.release.payload
 
     @property
     def values(self) -> dict[str, Value]:
-        """What the file says, for programs."""
+        """The facts of the file, for programs."""
         return {
             "kind": "bundle",
             "release": self.release.values,
@@ -105,10 +105,10 @@ _FOREIGN = "it is no file of this project: no bundle, no message of an exchange 
 
 
 def inspect(data: bytes) -> Message | TrustFile:
-    """Look into the bytes of a file that is no bundle.
+    """Read the bytes of a file that is no bundle.
 
     Raises:
-        TooLargeError, MalformedError: it is no message and no trust store, or not as it must be.
+        TooLargeError, MalformedError: it is no valid message and no valid trust store.
     """
     try:
         opened = envelope.parse(data, max_bytes=MAX_BYTES)
@@ -129,7 +129,7 @@ def layers(release: Release) -> list[tuple[str, ...]]:
 
 
 def parameters(architecture: Architecture) -> int:
-    """Weights of all blocks; their running statistics and Fisher diagonals apart."""
+    """Number of weights of all blocks, without running statistics and Fisher diagonals."""
     return sum(_count(architecture, index) for index in range(len(architecture.blocks)))
 
 
@@ -140,10 +140,10 @@ def _count(architecture: Architecture, index: int) -> int:
 
 
 def inspect_bundle(parts: BundleFile) -> Bundle:
-    """Look into a bundle file's parts.
+    """Read a bundle file's parts.
 
     Raises:
-        TooLargeError, MalformedError: a part of it is not as it must be.
+        TooLargeError, MalformedError: a part of it is not valid.
     """
     release, grant = (_message(data) for data in (parts.release, parts.grant))
     for message, kind in ((release, Release), (grant, Grant)):
@@ -162,7 +162,7 @@ def _message(data: bytes) -> Message:
 
 
 def _own_facts(payload: Payload) -> Facts:
-    """What only a message of this kind says."""
+    """The facts that only a message of this kind has."""
     if isinstance(payload, Release):
         return _release_facts(payload)
     if isinstance(payload, Grant):

@@ -22,8 +22,8 @@ class CommandEntry:
         name: as a user types it.
         source: ``module:function`` that adds it, and perhaps others, to an application.
         summary: its line in the list of commands; the command's own help says more.
-        arguments: what the function is given besides the application.
-        needs: modules of an extra that it cannot do without.
+        arguments: further arguments of the function, besides the application.
+        needs: modules of an extra that it needs.
         extra: the extra's name.
     """
 
@@ -48,7 +48,7 @@ def _is_there(module: str) -> bool:
 
 
 class LazyCommand(click.Command):
-    """Placeholder for a command that is loaded when it is called, or asked for its own help."""
+    """Placeholder for a command that is loaded when it, or its help, is called."""
 
     def __init__(self, entry: CommandEntry) -> None:
         super().__init__(entry.name, short_help=entry.summary)
@@ -80,15 +80,17 @@ class LazyCommand(click.Command):
         info_name: str | None,
         args: list[str],
         parent: click.Context | None = None,
-        **extra: Any,  # noqa: ANN401 - as Click has it
+        **extra: Any,  # noqa: ANN401 - Click's own signature
     ) -> click.Context:
         """The loaded command's own."""
         return self.loaded.make_context(info_name, args, parent, **extra)
 
 
 def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:
-    """The class of a group that holds these commands, in their order, before those that are added to it otherwise. Of
-    two with one name the first counts. A command that lacks an extra is not listed; calling it says what to install."""
+    """The class of a group that holds these commands in their order, before those that are added in other ways. Of two
+    commands with one name the first counts. A command that lacks an extra is not listed; calling it says what to
+    install.
+    """
 
     class Group(typer.core.TyperGroup):
         def __init__(self, **attributes: Any) -> None:  # noqa: ANN401
@@ -99,7 +101,7 @@ def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:
             self.commands = lazy | dict(self.commands)
 
         def list_commands(self, ctx: click.Context) -> list[str]:
-            """The names that the help shows: only then are the extras looked for."""
+            """The names that the help shows; only this looks for the extras."""
             return [name for name in super().list_commands(ctx) if not _lacks_an_extra(self.commands[name])]
 
     return Group

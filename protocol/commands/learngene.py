@@ -1,4 +1,4 @@
-"""The command ``learngene``: keys, trust, bundle files, the relay's app; simulations where they are installed."""
+"""The command ``learngene``: keys, trust, bundle files, the relay's app; and simulations if they are installed."""
 
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -23,7 +23,7 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("relay-app", f"{_HERE}.relay_app_command:register", "Write the Flower app that orders a round."),
 )
 
-#: What an installation of nodes alone lacks.
+#: Commands that an installation for nodes lacks.
 _SIMULATIONS = ("run", "results", "report", "world", "leakage", "boundary", "privacy", "bench")
 
 
@@ -51,7 +51,7 @@ def _installed() -> Sequence[CommandEntry]:
         try:
             entries += point.load()
         except ImportError as error:
-            # A node's installation without the package at all: whoever calls them is told what to install.
+            # A node's installation without the package at all: calling them says what to install.
             needs = ((error.name or point.module).partition(".")[0],)
             entries += [CommandEntry(name, point.value, "", needs=needs, extra="sim") for name in _SIMULATIONS]
     return entries

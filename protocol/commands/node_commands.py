@@ -1,6 +1,6 @@
-"""The command line of both kinds of node: ``start``, ``doctor``, ``clock``, ``init``, and what the party adds.
+"""The command line of both kinds of node: ``start``, ``doctor``, ``clock``, ``init``, and the party's own commands.
 
-No command is loaded before it is called: ``start`` confines its process before numpy or torch is there.
+No command is loaded before it is called: ``start`` confines its process before numpy or torch is loaded.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from protocol.commands.lazy_group import CommandEntry
 from protocol.commands.terminal import make_app
 from protocol.trust.role import Role
 
-#: A node's own name where its operator gives none.
+#: A node's own name if its operator gives none.
 _EXAMPLE_PARTY: dict[Role, str] = {"collective": "collective", "individual": "individual-1"}
 
 

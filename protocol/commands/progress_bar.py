@@ -12,10 +12,10 @@ from protocol.visible_text import visible_line
 
 @contextmanager
 def progress_bar(*, plain: bool = True, thread: bool = True) -> Iterator[Observer]:
-    """A bar on standard error where that is a terminal; otherwise a line for each kind of work, if ``plain``.
+    """A bar on standard error if that is a terminal; otherwise a line for each kind of work, if ``plain``.
 
     Args:
-        thread: draw the bar from a thread of its own; else whenever the observer is told.
+        thread: draw the bar from a thread of its own; otherwise at each call of the observer.
     """
     shown_on = console(error=True)
     if not redraws(shown_on):

@@ -5,11 +5,11 @@ from protocol.trust.trust_store import RevocationStatus
 
 
 def warn_revoked(status: RevocationStatus, what: str, *, form: str, release: str) -> None:
-    """Warn on standard error, in one line, of what should not be used any more.
+    """Warn on standard error, in one line, that something should not be used any more.
 
     Args:
-        status: why not.
-        what: should not be used: ``this learngene``.
+        status: the reason.
+        what: what should not be used: ``this learngene``.
         form, release: of its release: form and digest.
     """
     why = {

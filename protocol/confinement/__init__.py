@@ -1,1 +1,1 @@
-"""What the operating system keeps a process from: files, system calls, networks, privileges."""
+"""Confinement of a process by the operating system: files, system calls, networks, privileges."""

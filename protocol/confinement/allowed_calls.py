@@ -1,9 +1,9 @@
-"""Which system calls a node, its warden and a courier may make, and with which arguments; everything else is refused.
+"""The system calls that a node, its warden and a courier may make, and their arguments; all others are refused.
 
-How the lists came about: every role, profile and method was run under a tracer (``strace -f``). What a node called once
-it was confined stands here, with the same call's other forms on other machines and C libraries. A call that is missing
-shows itself by a line in the node's log. The list for CUDA could not be recorded yet: it is written after the driver's
-published interface, and said to be unmeasured.
+The lists were made by running every role, profile and method under a tracer (``strace -f``). They hold the calls of a
+confined node, and the same calls' other forms on other machines and C libraries. A missing call appears as a line in
+the node's log. The list for CUDA could not be recorded yet: it is written after the driver's published interface, and
+said to be unmeasured.
 """
 
 import errno
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 _ALL_BITS = 0xFFFFFFFF
 #: O_CREAT and __O_TMPFILE; set-user-id, set-group-id and sticky bit.
 _MAKES, _SPECIAL_BITS = 0x400040, 0o7000
-#: Of the machine and of the caller: others are clocks of processes and threads, by their numbers (clock_getres(2)).
+#: Clocks of the machine and of the caller; larger numbers are clocks of other processes and threads (clock_getres(2)).
 _CLOCKS = range(12)
 #: FUTEX_WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET, private or not. Locks with an owner (PI)
-#: tell whether a process of some number is there.
+#: reveal whether a process with some number exists.
 _FUTEXES, _FUTEX_COMMAND = (0, 1, 3, 4, 5, 9, 10), 0xFFFFFE7F
 
 
@@ -40,19 +40,19 @@ ALWAYS: Alternatives = ((),)
 
 @dataclass(frozen=True)
 class CallPolicy:
-    """What a filter of system calls answers.
+    """The answers of a filter of system calls.
 
     Attributes:
-        allowed: name: with which arguments.
-        answers: name: error number that is answered at once and without a line in the log; 0: nothing is done, and it
-            is said to have gone well. For calls that a library makes and does well without.
+        allowed: by name, the allowed arguments.
+        answers: by name, the error number that is answered at once and without a line in the log; 0: nothing is done,
+            but success is reported. For calls that libraries make but do not need.
     """
 
     allowed: Mapping[str, Alternatives]
     answers: Mapping[str, int] = field(default_factory=dict)
 
     def __or__(self, other: "CallPolicy") -> "CallPolicy":
-        """Both together; where both name a call, what ``other`` says."""
+        """Both together; if both name a call, ``other`` decides."""
         answers = {name: number for name, number in self.answers.items() if name not in other.allowed}
         allowed = {name: checks for name, checks in self.allowed.items() if name not in other.answers}
         return CallPolicy({**allowed, **other.allowed}, {**answers, **other.answers})
@@ -71,7 +71,7 @@ def _where(argument: int, *values: int, mask: int = _ALL_BITS) -> Alternatives:
 
 
 def _made_plainly(flags: int) -> Alternatives:
-    """Opening what is there, or making a file with a plain mode; ``flags``: the argument in front of the mode."""
+    """Opening an existing file, or making a file with a plain mode; ``flags``: the argument in front of the mode."""
     return (*_where(flags, 0, mask=_MAKES), *_where(flags + 1, 0, mask=_SPECIAL_BITS))
 
 
@@ -105,12 +105,12 @@ def node_policy(pid: int, *, cuda: bool = False) -> CallPolicy:
     """The list of a node process.
 
     Args:
-        pid: its number: it may signal, and ask about, itself only.
-        cuda: with what computing on a GPU needs; not recorded on a real one.
+        pid: its number: it may signal and query only itself.
+        cuda: also allow what computing on a GPU needs; not recorded on a real one.
     """
     own: dict[str, Alternatives] = {
         "tgkill": _where(0, pid),
-        # Of itself; of another it would say that it is there.
+        # Only of itself: for another process it would reveal that it exists.
         "sched_getaffinity": _where(0, 0, pid),
     }
     return NODE | CallPolicy(own) | (CUDA if cuda else CallPolicy({}))
@@ -128,14 +128,14 @@ _FILES = _any(
     "mkdir": _where(1, 0, mask=_SPECIAL_BITS),
     "mkdirat": _where(2, 0, mask=_SPECIAL_BITS),
 }
-#: Memory of one's own, and where on the machine it lies.
+#: The process's own memory, and its place on the machine.
 _MEMORY = _any("mmap munmap mremap mprotect madvise brk mbind get_mempolicy set_mempolicy")
-#: Clocks of the machine and of one's own, and waiting for another thread.
+#: Clocks of the machine and of the process, and waiting for another thread.
 TIME_AND_WAITING: dict[str, Alternatives] = {
     **dict.fromkeys(("clock_gettime", "clock_getres", "clock_nanosleep"), _where(0, *_CLOCKS)),
     "futex": _where(1, *_FUTEXES, mask=_FUTEX_COMMAND),
 }
-#: Threads, waiting, signals to oneself, and what a process asks about itself and the time.
+#: Threads, waiting, signals to itself, and queries about itself and the time.
 _THREADS = (
     _any(
         "set_robust_list rseq membarrier sched_yield sched_getaffinity sched_get_priority_max sched_get_priority_min "
@@ -145,7 +145,7 @@ _THREADS = (
     )
     | TIME_AND_WAITING
 )
-#: Its one door, which is bound and listens already; plain bytes need no call that could carry a descriptor.
+#: Its one door, which is already bound and listening; plain bytes need no call that could carry a descriptor.
 _DOOR = _any("accept accept4 recvfrom sendto getsockname getpeername shutdown")
 
 NODE = CallPolicy(
@@ -158,7 +158,7 @@ NODE = CallPolicy(
         "ioctl": _where(1, *IOCTLS),
         "fcntl": _where(1, *FCNTLS),
         "prctl": _where(0, *PRCTLS),
-        # For itself only: 0 stands for whoever calls.
+        # Only for itself: 0 stands for the caller.
         "sched_setaffinity": _where(0, 0),
         "prlimit64": _where(0, 0),
         # Renaming as ``rename`` does; not the exchange of two names.
@@ -167,9 +167,9 @@ NODE = CallPolicy(
     {
         # Its flags lie in memory, where a filter cannot look; the C library then takes clone.
         "clone3": errno.ENOSYS,
-        # SQLite gives its files to their folder's owner where root runs it, and goes on where it cannot.
+        # As root, SQLite gives its files to their folder's owner, and goes on if it cannot.
         "fchown": errno.EPERM,
-        # The standard library looks for shared libraries by running a program (ctypes.util), and does without.
+        # The standard library looks for shared libraries by running a program (ctypes.util), but does not need it.
         "vfork": errno.EPERM,
     },
 )
@@ -187,7 +187,7 @@ CUDA = CallPolicy(
     }
 )
 
-#: What the warden of a node does: it reads what was refused, answers, writes a line, and removes the node's socket.
+#: The calls of a node's warden: it reads refusals, answers them, writes lines, and removes the node's socket.
 WARDEN = CallPolicy(
     {
         **_any(
@@ -222,7 +222,7 @@ COURIER = NODE | CallPolicy(
             ),
             (Check(0, (socket.AF_NETLINK,)), Check(2, (0,))),
         ),
-        # For itself only.
+        # Only for itself.
         "sched_getscheduler": _where(0, 0),
         "sched_getparam": _where(0, 0),
         "getpriority": _where(1, 0),
@@ -235,14 +235,14 @@ COURIER = NODE | CallPolicy(
         "prctl": _where(0, *PRCTLS, 1, 2, 3, 4, 38, 23, 27, 36, 37),
     },
     {
-        # Flower gives its copies of files modes, owners and times, and fails where it cannot. Whoever's file it is,
+        # Flower gives its copies of files modes, owners and times, and fails if it cannot. Whoever owns the file,
         # nothing is changed.
         **_answered(
             "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes futimesat utimensat "
             "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr",
             0,
         ),
-        # Attributes of files are content by another name: there are none, is the answer.
+        # Attributes of files could carry content, so the answer is that there are none.
         **_answered("getxattr lgetxattr listxattr llistxattr fgetxattr flistxattr", errno.EOPNOTSUPP),
     },
 )

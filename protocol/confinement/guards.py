@@ -1,6 +1,6 @@
-"""Guards: what the operating system keeps a process from, and how each is tried out in the process itself.
+"""Guards: the limits that the operating system sets a process, each tested in the process itself.
 
-What is claimed was tried in this very process after it was confined; a kernel that lacks a part is said to lack it.
+Every claim was tested in this process after it was confined; parts that the kernel lacks are reported as missing.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _SIOCGIFCONF = 0x8912
 
 @dataclass(frozen=True)
 class Guard:
-    """One thing that the operating system keeps a process from, and whether that was seen to hold in this one."""
+    """One limit that the operating system sets a process, and whether it held in a test of this one."""
 
     name: str
     meaning: str
@@ -32,13 +32,13 @@ class Guard:
 
 @dataclass(frozen=True)
 class Confinement:
-    """What holds for a process.
+    """The state of a process's confinement.
 
     Attributes:
         landlock_abi: version of Landlock's interface; 0 where the kernel has none.
         seccomp: whether the kernel filters system calls on request.
-        guards: what was tried in the process itself: those of its profile, in their order.
-        notes: what its operator is to know besides: an exception that was made, a further wall that is missing.
+        guards: the guards of its profile, in their order, as tested in the process itself.
+        notes: further facts for the operator: an exception that was made, or another wall that is missing.
     """
 
     landlock_abi: int
@@ -79,8 +79,8 @@ class Profile:
 
     Attributes:
         name: for messages.
-        guards: those of ``GUARDS`` that are claimed.
-        accept: how its operator accepts that nothing holds.
+        guards: the guards of ``GUARDS`` that it claims.
+        accept: how its operator accepts that no guard holds.
     """
 
     name: str
@@ -98,13 +98,13 @@ COURIER = Profile("courier", ("files", "memory", "signals", "privileges", "calls
 
 
 def not_confined(profile: Profile = NODE) -> Confinement:
-    """The process stays as it is; what the kernel would offer is said all the same."""
+    """The state of a process that is not confined, with what the kernel would offer."""
     guards = tuple(Guard(name, GUARDS[name], False) for name in profile.guards)
     return Confinement(landlock.abi(), seccomp.offered(), guards)
 
 
 def look(profile: Profile = NODE) -> Confinement:
-    """What holds for this process as it is, tried out; changes nothing."""
+    """Test which guards hold for this process now; changes nothing."""
     with bystander() as other, connected_pair() as pair:
         guards = try_guards(other, pair, profile, (), try_privileges())
         return Confinement(landlock.abi(), seccomp.offered(), guards)
@@ -112,7 +112,7 @@ def look(profile: Profile = NODE) -> Confinement:
 
 @contextmanager
 def bystander() -> Iterator[int]:
-    """Process id of a child that is not confined with this process and does nothing: the guards are tried on it."""
+    """Process id of a child that is not confined with this process and does nothing: the guards are tested on it."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -124,14 +124,14 @@ def bystander() -> Iterator[int]:
         yield child
     finally:
         os.close(writing)
-        # A confined node waits for no child any more: it has none but this one, which ends.
+        # A confined node cannot wait for a child: it has only this one, which ends by itself.
         with contextlib.suppress(OSError):
             os.waitpid(child, 0)
 
 
 @contextmanager
 def connected_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two sockets that are connected, made while that is allowed."""
+    """Two connected sockets, made while this is allowed."""
     one, other = socket.socketpair()
     with one, other:
         yield one, other
@@ -145,12 +145,12 @@ def try_privileges() -> bool:
 def try_guards(
     bystander: int, pair: tuple[socket.socket, socket.socket], profile: Profile, apart: Iterable[Path], privileged: bool
 ) -> tuple[Guard, ...]:
-    """Try, harmlessly, what every guard is to forbid."""
+    """Try, harmlessly, what every guard must forbid."""
     tries: dict[str, tuple[Callable[[], object], ...]] = {
         "files": (
             lambda: os.listdir("/"),
             lambda: Path("/etc/passwd").read_bytes(),
-            # A file without a name: where this is allowed, nothing stays behind.
+            # A file without a name: if this is allowed, no file remains.
             lambda: os.close(os.open("/tmp", os.O_TMPFILE | os.O_WRONLY, 0o600)),
             *(partial(os.listdir, folder) for folder in apart),
         ),
@@ -189,8 +189,9 @@ def try_guards(
 
 
 def _refused(attempt: Callable[[], object]) -> bool:
-    """Whether it fails for want of permission, or because this kernel has nothing of the kind. That it fails because
-    what it needs is not there shows nothing."""
+    """Whether it fails because permission is missing, or because this kernel has no such call. Failure because a file
+    is missing proves nothing.
+    """
     try:
         attempt()
     except OSError as error:

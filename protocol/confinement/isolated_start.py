@@ -1,7 +1,7 @@
-"""How a process of this project is started: an isolated interpreter, a written environment, an empty folder.
+"""Start of a process of this project: with an isolated interpreter, a chosen environment, and an empty folder.
 
 Python looks for modules in the working folder, in ``PYTHONPATH`` and in the user's own packages before it runs a line
-of ours. A node that was taken over can write where some of these lie; so ``-I`` leaves them all out.
+of ours. A node that was taken over can write where some of these lie; so ``-I`` excludes them all.
 """
 
 import importlib.util
@@ -14,10 +14,10 @@ from typing import NoReturn
 
 from protocol.errors import InputError
 
-#: No process of ours may write here, and its name says nothing.
+#: Working folder of our processes: they may not write in it, and its name reveals nothing.
 WORKING_FOLDER = Path("/")
 
-#: What a process is told of its surroundings: programs, language, time, processors, GPUs and libraries.
+#: Environment variables that a process gets: programs, language, time, processors, GPUs and libraries.
 PASSED_ON = frozenset(
     (
         *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TERM", "NO_COLOR", "PYTHONUTF8"),
@@ -27,12 +27,12 @@ PASSED_ON = frozenset(
     )
 )
 _PASSED_ON_PREFIXES = ("LC_",)
-#: Without one of these no process of ours starts.
+#: Packages that every process of ours needs.
 _NEEDED = ("protocol", "torch", "numpy", "cryptography")
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What of an environment an isolated process is told."""
+    """The part of an environment that an isolated process gets."""
     kept = {name: value for name, value in given.items() if name in PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)}
     return {**kept, "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -41,14 +41,15 @@ def command(module: str, arguments: Sequence[str]) -> list[str]:
     """The command line that runs a module of an installed package, isolated.
 
     Raises:
-        InputError: the package is installed where an isolated interpreter does not look.
+        InputError: an isolated interpreter does not find the package.
     """
     check_installation()
     return [sys.executable, "-I", "-m", module, *arguments]
 
 
 def become_isolated(module: str, arguments: Sequence[str]) -> None:
-    """Go on as an isolated process that runs ``module``, unless this is one; its working folder is ``WORKING_FOLDER``.
+    """Become an isolated process that runs ``module``, unless this process already is one; its working folder is
+    ``WORKING_FOLDER``.
 
     Args:
         arguments: of the command line; paths in them must be absolute.

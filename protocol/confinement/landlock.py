@@ -22,7 +22,7 @@ _SET_NO_NEW_PRIVS, _GET_NO_NEW_PRIVS = 38, 39
 
 
 class Access(IntFlag):
-    """What may be done with what lies beneath a path. The comment is the ABI that brought a right."""
+    """Rights for everything beneath a path. The comment is the ABI that introduced a right."""
 
     EXECUTE = 1 << 0  # 1
     WRITE_FILE = 1 << 1
@@ -46,7 +46,7 @@ class Access(IntFlag):
 READ = Access.READ_FILE | Access.READ_DIR
 #: Read, and run or load as code.
 READ_AND_RUN = READ | Access.EXECUTE
-#: All that a folder of one's own needs: read, write, make and remove files and folders; no devices, sockets or pipes.
+#: Rights in a process's own folder: read, write, make and remove files and folders; no devices, sockets or pipes.
 OWN = (
     READ
     | Access.WRITE_FILE
@@ -78,15 +78,15 @@ def abi() -> int:
 
 
 def restrict(rules: Mapping[Path, Access], *, tcp: bool) -> None:
-    """Confine the calling thread: beneath each path what its rule allows, nothing elsewhere; signals and abstract
-    sockets reach this process and its children only. Newer rights are handled as far as the kernel knows them.
+    """Confine the calling thread: it has the rights of each rule beneath its path, and none elsewhere; signals and
+    abstract sockets reach only this process and its children. Newer rights are handled as far as the kernel knows them.
 
     Args:
-        rules: paths that exist; what does not exist, or is not to be reached, is left out.
+        rules: existing paths; leave out those that do not exist or must not be reached.
         tcp: whether TCP stays allowed.
 
     Raises:
-        RunFailedError: the kernel refused; the process is to end then.
+        RunFailedError: the kernel refused; the process must then end.
     """
     version = abi()
     if not version:
@@ -114,7 +114,7 @@ def restrict(rules: Mapping[Path, Access], *, tcp: bool) -> None:
 
 
 def set_no_new_privileges() -> None:
-    """From now on, no program that this process starts gains privileges (set-user-id bits count for nothing).
+    """From now on, no program that this process starts gains privileges (set-user-id bits have no effect).
 
     Raises:
         RunFailedError: the kernel refused.
@@ -143,8 +143,8 @@ def _add(ruleset: int, path: Path, access: Access) -> None:
         if access and _call(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", access, descriptor), 0) < 0:
             raise RunFailedError(f"Landlock took no rule for {path}: {_error()}")
     finally:
-        # The kernel makes a file of /proc again whenever it has forgotten it, and the rule is for the old one;
-        # what is open it does not forget. Such a descriptor reads nothing by itself.
+        # The kernel may drop a file of /proc and make it again, and the rule is for the old one; it does not drop an
+        # open file. This descriptor (O_PATH) cannot read.
         if not path.is_relative_to("/proc"):
             os.close(descriptor)
 

@@ -1,9 +1,9 @@
 """Namespaces: a process leaves the machine's network for one of its own, which is empty or has the loopback alone.
 
-Interface: unshare(2), setns(2), network_namespaces(7), user_namespaces(7), netdevice(7). As root it needs a network
-namespace only. Other users get one through a user namespace, in which the user and the group stay what they are, so
-that owners and modes of files mean the same inside. A process has every capability in its new user namespace: whoever
-calls gives them up (:func:`protocol.confinement.privileges.drop_capabilities`).
+Interface: unshare(2), setns(2), network_namespaces(7), user_namespaces(7), netdevice(7). As root it needs only a
+network namespace. Other users get one through a user namespace, in which the user and the group stay what they are, so
+that owners and modes of files mean the same inside. A process has every capability in its new user namespace: the
+caller must give them up (:func:`protocol.confinement.privileges.drop_capabilities`).
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1
 _GET_DUMPABLE = 3
 _DEVICE = struct.Struct("16sH14x")
 _NOT_LINUX = "only Linux has network namespaces"
-# Loaded here: in a child of a fork nothing may be loaded, only called.
+# Loaded here, because nothing may be loaded in a forked child.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 #: The kinds in the order in which a process joins them: the user namespace gives the right to join the other.
 _KINDS = {"user": _NEW_USER, "net": _NEW_NETWORK}
@@ -39,10 +39,10 @@ def enter_network(*, loopback: bool) -> str:
         loopback: whether the device ``lo`` of the new network is up; otherwise nothing in it can be reached at all.
 
     Returns:
-        An empty string, or in plain words what refused it; the process is then exactly as it was.
+        An empty string, or in plain words why it was refused; the process is then unchanged.
 
     Raises:
-        RunFailedError: the process has a second thread, or was moved only in part; it is to end then.
+        RunFailedError: the process has a second thread, or was moved only in part; it must then end.
     """
     if sys.platform != "linux":
         return _NOT_LINUX
@@ -65,7 +65,7 @@ def offered() -> str:
     """Whether :func:`enter_network` would work, with the loopback up, for a process like this one; changes nothing.
 
     Returns:
-        An empty string, or in plain words what refuses it.
+        An empty string, or in plain words why it would be refused.
     """
     if sys.platform != "linux":
         return _NOT_LINUX
@@ -96,16 +96,16 @@ def _names(pid: int) -> dict[str, str]:
 
 
 def _find_way(*, loopback: bool) -> tuple[int, bool]:
-    """The error of the last way that was tried, 0 where one works; and whether it leads through a user namespace."""
+    """The error of the last way that was tried, 0 if one works; and whether it uses a user namespace."""
     code = _try_in_child(False, loopback=loopback)
     return (_try_in_child(True, loopback=loopback), True) if code else (0, False)
 
 
 def _try_in_child(through_user: bool, *, loopback: bool) -> int:
-    """The error that a child meets with on this way; 0 where it meets with none."""
+    """The error of a child that tries this way; 0 if there is none."""
     read_end, write_end = os.pipe()
     with warnings.catch_warnings():
-        # Of a fork beside other threads: the child makes system calls and ends.
+        # The fork is safe beside other threads: the child only makes system calls and ends.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -133,7 +133,7 @@ def _enter(through_user: bool, *, loopback: bool) -> None:
     if through_user:
         uid, gid = os.geteuid(), os.getegid()
         _call("unshare", _NEW_USER | _NEW_NETWORK)
-        # Who has no rights outside may map its own group only after it gave up to change its groups.
+        # A process without rights outside may map its own group only after it has given up changing its groups.
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             descriptor = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -155,7 +155,7 @@ def _call(name: str, *arguments: int) -> None:
 
 
 def _reason(code: int) -> str:
-    """Why the kernel gave no namespace, as far as it can be told from outside."""
+    """The likely reason why the kernel gave no namespace."""
     if not all(Path("/proc/self/ns", kind).exists() for kind in _KINDS):
         return "this kernel has no user or no network namespaces"
     for limit in ("user.max_user_namespaces", "user.max_net_namespaces"):

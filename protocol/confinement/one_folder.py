@@ -1,6 +1,6 @@
-"""Work in a thread that reaches one folder only: for files that another process may exchange while they are opened.
+"""Work in a thread that reaches only one folder: for files that another process may exchange while they are opened.
 
-Landlock holds for the thread that asks for it, and for nothing else of the process.
+Landlock holds only for the thread that asks for it.
 """
 
 import os
@@ -16,8 +16,9 @@ T = TypeVar("T")
 
 
 def within(folder: Path, work: Callable[[], T]) -> T:
-    """Do it, and return what it returns or raise what it raises; no file outside the folder is read, changed or removed
-    meanwhile. Done without a thread in a process that is confined already, and where the kernel has no Landlock."""
+    """Call a function, and return its result or raise its error; it cannot read, change or remove a file outside the
+    folder. In a confined process, and on a kernel without Landlock, no thread is used.
+    """
     if _confined() or not landlock.abi():
         return work()
     done: list[T] = []
@@ -39,8 +40,9 @@ def within(folder: Path, work: Callable[[], T]) -> T:
 
 
 def _confined() -> bool:
-    """A process that may not open the root folder, which every user may, has a Landlock domain. A confined node is not
-    asked in another way, as its filter refuses further domains and notes that."""
+    """Whether this process has a Landlock domain: then it may not open the root folder, which every user may. There is
+    no other test, because a confined node's filter refuses further domains and logs the attempt.
+    """
     try:
         os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
     except PermissionError:

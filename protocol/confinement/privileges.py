@@ -25,13 +25,13 @@ _SETPCAP = 8
 _SET_PARENT_DEATH_SIGNAL = 1
 _SET_DUMPABLE = 4
 _MOST_CAPABILITIES = 64
-# Loaded here: between fork and exec nothing may be loaded, only called.
+# Loaded here, because nothing may be loaded between fork and exec.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class User:
-    """Whom a process can become."""
+    """A user that a process can become."""
 
     name: str
     uid: int
@@ -70,8 +70,8 @@ def find_group(name: str) -> int:
 
 
 def chosen_user(name: str | None, *groups: int) -> User | None:
-    """Whom this process is to become: None if it stays what it is, because no user is named or it is that user.
-    ``groups``: further ones, which only root can give.
+    """The user that this process must become; None if no user is named or it is that user. ``groups``: further groups,
+    which only root can give.
 
     Raises:
         InputError: there is no such user, or only root could become it.
@@ -85,10 +85,10 @@ def chosen_user(name: str | None, *groups: int) -> User | None:
 
 
 def give_up(user: User | None, *, capabilities: bool) -> None:
-    """Go on as ``user``, or as who this process is, then without capabilities where ``capabilities`` are given up.
+    """Become ``user``, or stay the same user, and give up the capabilities if ``capabilities`` says so.
 
     Raises:
-        RunFailedError: the system refused; this process is to end then.
+        RunFailedError: the system refused; this process must then end.
     """
     if user is not None:
         become(user)
@@ -97,10 +97,10 @@ def give_up(user: User | None, *, capabilities: bool) -> None:
 
 
 def become(user: User) -> None:
-    """Go on as ``user``, with its groups and no capability, for good.
+    """Become ``user`` for good, with its groups and no capability.
 
     Raises:
-        RunFailedError: the system refused, or would let this process come back; it is to end then.
+        RunFailedError: the system refused, or would let this process come back; it must then end.
     """
     try:
         os.setgroups(user.groups)
@@ -121,7 +121,7 @@ def become(user: User) -> None:
 
 @contextlib.contextmanager
 def acting_as(user: User | None) -> Iterator[None]:
-    """Do what is inside with the rights of ``user``, who owns the files made there; None: with this process's own."""
+    """Run the ``with`` with the rights of ``user``, who owns the files made in it; None: with this process's own."""
     if user is None:
         yield
         return
@@ -170,21 +170,22 @@ def drop_capabilities() -> None:
 
 
 def close_inherited(*keep: int) -> None:
-    """Close what the starter of this process left open in it, except the standard streams and ``keep``: an open
-    descriptor stays usable, whatever confinement says about its path."""
+    """Close inherited descriptors, except the standard streams and ``keep``: an open descriptor stays usable, even if
+    its path is forbidden.
+    """
     for number in map(int, os.listdir("/proc/self/fd")):
-        # What Python itself opens is not inheritable. The listing's own descriptor is gone by now.
+        # Python's own descriptors are not inheritable. The listing's own descriptor is closed by now.
         with contextlib.suppress(OSError):
             if number > 2 and number not in keep and os.get_inheritable(number):
                 os.close(number)
 
 
 def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """Have a signal sent to this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG). A change of
-    user takes it back, so it is called after one. For a child between fork and exec as well.
+    """Ask for a signal when the thread that started this process ends (prctl(2), PR_SET_PDEATHSIG). A change of user
+    resets it, so call it after one. It may be called between fork and exec.
 
     Raises:
-        RunFailedError: the kernel refused, or that parent has ended meanwhile; this process is to end then.
+        RunFailedError: the kernel refused, or that parent has ended meanwhile; this process must then end.
     """
     parent = os.getppid()
     if _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, by, 0, 0, 0) != 0:
@@ -194,7 +195,7 @@ def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
 
 
 def forbid_core_files() -> None:
-    """Forbid core files of this process and of its children, which would hold what is in their memory.
+    """Forbid core files of this process and of its children, which would hold their memory.
 
     A limit of 0 forbids the file only; with 1, less than any core file has, the kernel gives none to a program that
     ``core_pattern`` names either (core(5), and ``fs/coredump.c`` of Linux). It cannot be raised again. And should one
@@ -205,7 +206,7 @@ def forbid_core_files() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     except ValueError:
-        # The hard limit is 0 already, and only root raises it.
+        # The hard limit was 0 before, and only root can raise it.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -221,7 +222,7 @@ def has_capabilities() -> bool:
 
 
 def _capabilities() -> tuple[int, int, int]:
-    """Effective, permitted and inheritable ones, as sets of bits."""
+    """Effective, permitted and inheritable capabilities, as sets of bits."""
     data = ctypes.create_string_buffer(24)
     if _LIBC.capget(struct.pack("=Ii", _VERSION_3, 0), data) != 0:
         raise RunFailedError(f"the kernel does not tell capabilities: {os.strerror(ctypes.get_errno())}")

@@ -36,7 +36,7 @@ def offered() -> bool:
 
 
 def restrict(policy: CallPolicy) -> None:
-    """Install the filter of a policy: what it does not allow fails with EPERM. ``no_new_privs`` must hold already.
+    """Install the filter of a policy: calls that it does not allow fail with EPERM. ``no_new_privs`` must hold already.
 
     Raises:
         RunFailedError: the kernel refused, or this machine's system calls are not known here.
@@ -45,11 +45,12 @@ def restrict(policy: CallPolicy) -> None:
 
 
 def restrict_noting(policy: CallPolicy, warden: socket.socket) -> None:
-    """As :func:`restrict`; what the policy does not allow is put to the warden, which notes it and answers EPERM.
+    """As :func:`restrict`, but calls that the policy does not allow go to the warden, which logs them and answers
+    EPERM.
 
     Args:
-        warden: what the listener's descriptor is sent through, in the one message that this process can send from now
-            on. Through a message any descriptor could travel (SCM_RIGHTS, unix(7)), and a filter of its own could keep
+        warden: socket through which the listener's descriptor is sent, in the last message that this process can send.
+            Through a message any descriptor could travel (SCM_RIGHTS, unix(7)), and a filter of its own could keep
             calls from the warden or write into the machine's log: a second filter closes both ways.
 
     Raises:
@@ -65,7 +66,7 @@ def restrict_noting(policy: CallPolicy, warden: socket.socket) -> None:
     except OSError as error:
         raise RunFailedError("the warden of this process has ended; start it again") from error
     finally:
-        # While it is open anywhere, what is refused waits for an answer.
+        # Close it: while it is open anywhere, a refused call waits for an answer.
         os.close(listener)
     _install(_refusing(("sendmsg", "seccomp"), _machine()))
 
@@ -75,8 +76,8 @@ def filter_program(policy: CallPolicy, machine: str, *, otherwise: int = REFUSE)
 
     Args:
         machine: ``x86_64`` or ``aarch64``.
-        otherwise: verdict on what the policy does not allow. A call that is newer than ``system_calls`` does not exist:
-            a C library then takes an older one.
+        otherwise: verdict on calls that the policy does not allow. Calls newer than ``system_calls`` are reported as
+            missing: a C library then uses an older one.
     """
     program = _start(machine)
     for name, answer in policy.answers.items():
@@ -93,7 +94,7 @@ def filter_program(policy: CallPolicy, machine: str, *, otherwise: int = REFUSE)
 
 
 def _refusing(names: Iterable[str], machine: str) -> bytes:
-    """A filter that refuses some calls and leaves the others as they are."""
+    """A filter that refuses some calls and allows the others."""
     body = [part for name in names for part in _when(name, machine, [_instruction(_RETURN, REFUSE)])]
     return b"".join([*_start(machine), *body, _instruction(_RETURN, _ALLOW)])
 
@@ -107,7 +108,7 @@ def _machine() -> str:
 
 
 def _install(program: bytes, flags: int = 0) -> int:
-    """Install a filter; the listener's descriptor where ``flags`` ask for one, else 0."""
+    """Install a filter; the listener's descriptor if ``flags`` ask for one, else 0."""
     instructions = ctypes.create_string_buffer(program, len(program))
     head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(instructions))
     number = system_calls.number("seccomp")
@@ -123,7 +124,7 @@ def _start(machine: str) -> list[bytes]:
     program = [
         _instruction(_LOAD, _ARCHITECTURE),
         _instruction(_JUMP_EQUAL, system_calls.ARCHITECTURES[machine], 1, 0),
-        # To end the process would write its name, which it chooses, into the machine's log.
+        # Ending the process would write its name, which it chooses, into the machine's log.
         _instruction(_RETURN, REFUSE),
         _instruction(_LOAD, _NUMBER),
     ]
@@ -136,7 +137,7 @@ def _start(machine: str) -> list[bytes]:
 
 
 def _checking(alternatives: Alternatives, otherwise: int) -> list[bytes]:
-    """Allow where all checks of one alternative hold. What it loads is lost, so it returns in all its branches."""
+    """Allow the call if all checks of one alternative hold. It overwrites the loaded value, so every branch returns."""
     if alternatives == ALWAYS:
         return [_instruction(_RETURN, _ALLOW)]
     program: list[bytes] = []
@@ -149,7 +150,7 @@ def _checking(alternatives: Alternatives, otherwise: int) -> list[bytes]:
 
 
 def _check(check: Check, *, failed: int) -> list[bytes]:
-    """Go on where the check holds, else pass over ``failed`` further instructions."""
+    """Continue if the check holds, else skip ``failed`` further instructions."""
     last = len(check.values) - 1
     return [
         _instruction(_LOAD, _ARGUMENTS + 8 * check.argument),
@@ -162,7 +163,7 @@ def _check(check: Check, *, failed: int) -> list[bytes]:
 
 
 def _when(name: str, machine: str, body: list[bytes]) -> list[bytes]:
-    """``body`` for the system call of this name, where the machine has it; it must return in all its branches."""
+    """``body`` for the system call of this name, if the machine has it; every branch of ``body`` must return."""
     number = system_calls.number(name, machine)
     return [] if number is None else [_instruction(_JUMP_EQUAL, number, 0, len(body)), *body]
 

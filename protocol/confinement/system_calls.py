@@ -89,7 +89,7 @@ NUMBERS = MappingProxyType({"x86_64": _numbers(1), "aarch64": _numbers(2)})
 
 
 def number(name: str, machine: str | None = None) -> int | None:
-    """Number of a system call; None if the machine (default: this one) has no such call.
+    """Number of a system call; None if the machine (default: this one) lacks it.
 
     Raises:
         KeyError: no machine here has a call of that name, or the machine is not known here.
@@ -100,6 +100,6 @@ def number(name: str, machine: str | None = None) -> int | None:
 
 
 def name_of(number: int, machine: str | None = None) -> str:
-    """Name of the system call with this number; the number itself where it has none."""
+    """Name of the system call with this number; the number itself if it has none."""
     numbers = NUMBERS[machine or platform.machine()]
     return next((name for name, value in numbers.items() if value == number), str(number))

@@ -1,8 +1,8 @@
-"""The warden of a node: a small process beside it that answers the system calls it was refused, and notes them.
+"""The warden of a node: a small process beside it that answers and logs the node's refused system calls.
 
-The kernel puts what a node's filter does not allow to a listener (Linux kernel documentation,
-``userspace-api/seccomp_filter``, user space notification). The warden holds it: it writes a line and answers EPERM,
-whatever was asked. It also carries to a terminal what the node prints, so that the node itself holds no terminal.
+The kernel passes calls that a node's filter does not allow to a listener (Linux kernel documentation,
+``userspace-api/seccomp_filter``, user space notification). The warden holds it: it writes a line and always answers
+EPERM. It also passes the node's output to a terminal, so that the node itself holds no terminal.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from protocol.errors import RunFailedError
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _NOTIFICATION_BYTES, _NUMBER, _ARGUMENTS = 80, 16, 32
 _BEGIN, _BOUND = b"1", b"2"
-#: So many different refusals are noted; what asks for more is not a mistake any more.
+#: Most different refusals that are logged; a node with more is not simply mistaken.
 _MOST_LINES = 200
 _LINE_BYTES = 4096
 
@@ -41,7 +41,7 @@ class Warden:
 
     Attributes:
         pid: of the warden.
-        channel: the way to it; the other end closes when the warden ends, and the node is to end then.
+        channel: the connection to it; the other end closes when the warden ends, and the node must then end.
         output: where a node writes what belongs on the terminal; None if it was started on none.
     """
 
@@ -50,7 +50,7 @@ class Warden:
     output: int | None
 
     def begin(self) -> None:
-        """From now on, note what is refused. Before, a node tries its guards.
+        """Log refusals from now on. Before this, a node tests its guards.
 
         Raises:
             RunFailedError: the warden has ended.
@@ -62,7 +62,7 @@ class Warden:
 
     def bound(self) -> None:
         """Tell the warden that the node's socket is bound: it removes the socket when the node has ended."""
-        # One that has ended removes nothing; the next start replaces what is left.
+        # If the warden has ended, the next start replaces the socket that is left.
         with contextlib.suppress(OSError):
             self.channel.send(_BOUND)
 
@@ -80,8 +80,8 @@ def start(
     Args:
         keeps: a descriptor that stays open until the node has ended, whatever the node does: its lock.
         door: the node's socket, in a folder that is there; a confined node cannot remove it.
-        log: descriptor that its lines are appended to.
-        user: whom it becomes.
+        log: descriptor to which its lines are appended.
+        user: user that it becomes.
         clean: makes a line safe for a terminal.
     """
     ours, theirs = socket.socketpair()
@@ -114,11 +114,11 @@ def _guard(
     # Ctrl-C and the end of a service are for the node, and the warden ends with it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
-    # What the node does with its end of the channel says nothing of it: it may have been taken over.
+    # The node's end of the channel is not trusted: the node may have been taken over.
     given = (printed, terminal, keeps)
     keep = {channel.fileno(), log, node, *(number for number in given if number is not None)}
     _close_all_but(keep)
-    # Nothing is open here any more that others of its user must not see, and its own ``/proc`` is to be its own.
+    # Nothing that other processes of its user must not see is open any more, and it needs its own ``/proc``.
     privileges.let_others_look(True)
     time.tzset()
     os.chdir("/")
@@ -127,7 +127,7 @@ def _guard(
     seccomp.restrict(WARDEN)
     bound = _serve(node, channel, log, printed, terminal, clean)
     if bound and door is not None:
-        # While the lock is held, so that no next node has bound it again.
+        # Remove the socket while the lock is held, so that no later node has bound it again.
         with contextlib.suppress(OSError):
             os.unlink(door)
     os._exit(0)
@@ -136,7 +136,7 @@ def _guard(
 def _serve(
     node: int, channel: socket.socket, log: int, printed: int | None, terminal: int | None, clean: Callable[[str], str]
 ) -> bool:
-    """Serve until the node has ended and all that it printed is shown; return whether its socket was bound."""
+    """Serve until the node has ended and all its output is shown; return whether its socket was bound."""
     poll = select.poll()
     poll.register(node, select.POLLIN)
     poll.register(channel, select.POLLIN)
@@ -178,12 +178,12 @@ def _serve(
 
 
 def _answer(listener: int, log: int, noted: set[str] | None) -> bool:
-    """Answer one refused call, and note it where its like is not noted yet; False if no process is left to ask."""
+    """Answer one refused call, and log it if no similar one is logged; False if no process is left."""
     notification = bytearray(_NOTIFICATION_BYTES)
     try:
         fcntl.ioctl(listener, _RECEIVE, notification, True)
     except OSError as error:
-        # EINTR, or whoever asked was killed meanwhile; a listener without any process behind it ends.
+        # EINTR, or the caller was killed meanwhile; a listener without processes ends.
         return error.errno in (errno.EINTR, errno.ENOENT) and not _hung_up(listener)
     (identity,) = struct.unpack_from("=Q", notification)
     (number,) = struct.unpack_from("=i", notification, _NUMBER)
@@ -200,20 +200,20 @@ def _answer(listener: int, log: int, noted: set[str] | None) -> bool:
     return True
 
 
-#: Calls whose kind is in an argument: its number.
+#: Number of the argument that holds the kind of a call.
 _KINDS = {"ioctl": 1, "fcntl": 1, "prctl": 0, "socket": 0, "clone": 0}
 _START = "the kernel refused the system call "
 
 
 def refusal_line(number: int, arguments: tuple[int, ...]) -> str:
-    """What is noted of a refused call: its name, and the argument that says what of it was asked for."""
+    """The log line of a refused call: its name, and the argument with its kind."""
     name = system_calls.name_of(number)
     kind = f" ({arguments[_KINDS[name]] & 0xFFFFFFFF:#x})" if name in _KINDS else ""
     return f"{_START}{name}{kind}: a node needs none of the kind"
 
 
 def refused_calls(log: str) -> list[str]:
-    """The calls that a node's log says were refused, each with its kind."""
+    """The refused calls in a node's log, each with its kind."""
     return [line.partition(_START)[2].partition(": ")[0] for line in log.splitlines() if _START in line]
 
 

@@ -1,1 +1,1 @@
-"""Bytes and texts in the forms in which they cross a border: to another party, or to a reader's screen."""
+"""Bytes and texts in the forms that go to another party or to a reader."""

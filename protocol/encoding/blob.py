@@ -37,7 +37,7 @@ def encode(tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
         if array.dtype != _FLOAT32:
             raise ValueError(f"tensor {name} is {array.dtype}, a blob holds float32 only")
     header = encode_header({name: array.shape for name, array in tensors.items()})
-    # The views keep what they need of a contiguous copy alive until the one join.
+    # The views keep a contiguous copy alive until the final join.
     views = [np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data for name in sorted(tensors)]
     return b"".join([header, *views])
 
@@ -79,11 +79,11 @@ def encoded_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def decode(data: bytes | memoryview) -> dict[str, NDArray[np.float32]]:
-    """Read a blob. The arrays are read-only views on ``data``, in the order of their names. Values are not looked at.
+    """Read a blob. The arrays are read-only views on ``data``, in the order of their names. Values are not checked.
 
     Raises:
         TooLargeError: more bytes, tensors, header or rank than the limits.
-        MalformedError: not the canonical encoding of what it says.
+        MalformedError: not the canonical encoding of its content.
     """
     view = memoryview(data).toreadonly().cast("B")
     shapes, start = _read_header(view)

@@ -1,21 +1,21 @@
-"""Unix seconds: what the clock says now, and how people read them."""
+"""Unix seconds: the clock's time, and dates for people."""
 
 import time
 from datetime import UTC, datetime
 
 
 def unix_seconds() -> int:
-    """What this machine's clock says now."""
+    """The present time of this machine's clock."""
     return int(time.time())
 
 
 def moment(seconds: int) -> str:
-    """Unix seconds as a date and time in UTC; as the number where no calendar reaches that far."""
+    """Unix seconds as a date and time in UTC; as the number if it is beyond the calendar."""
     return _in_calendar(seconds, "%Y-%m-%d %H:%M UTC")
 
 
 def day(seconds: int) -> str:
-    """Unix seconds as a date in UTC; as ``moment`` where no calendar reaches that far."""
+    """Unix seconds as a date in UTC; as ``moment`` if it is beyond the calendar."""
     return _in_calendar(seconds, "%Y-%m-%d")
 
 

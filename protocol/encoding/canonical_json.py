@@ -1,6 +1,6 @@
 """Canonical JSON: sorted keys, no spaces, integers and printable ASCII words only; one value has one encoding.
 
-A subset of RFC 8785 in which nothing is left to choose: no floats, no escapes, no characters outside ASCII.
+A subset of RFC 8785 without choices: no floats, no escapes, no characters outside ASCII.
 """
 
 import json
@@ -12,7 +12,7 @@ from protocol.errors import MalformedError, TooLargeError
 
 Value: TypeAlias = "bool | int | str | Sequence[Value] | Mapping[str, Value] | None"
 
-#: Bytes of the largest text that is read at all.
+#: Bytes of the largest text that is read.
 MAX_BYTES = 64 * 1024
 #: Integers that every JSON reader keeps exactly (RFC 7493, section 2.2).
 MAX_INTEGER = 2**53 - 1
@@ -39,7 +39,7 @@ def decode(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> di
         MalformedError: not an object, a duplicate key, a float, deeper than ``max_depth``, or not canonical.
     """
     value = parse(data, max_depth=max_depth, max_bytes=max_bytes)
-    # What was parsed is within the subset: it need not be checked once more.
+    # Parsed values are within the subset and need no second check.
     if _encode(value) != data:
         raise MalformedError("the JSON is not in its canonical encoding: it was altered, or made by other software")
     return value
@@ -64,7 +64,7 @@ def parse(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> dic
     # json.loads refuses the other control characters inside of texts.
     if "\x7f" in text:
         raise MalformedError("the JSON holds what the protocol does not allow: a control character")
-    # Before json.loads: a text of opening brackets would otherwise run into Python's recursion limit.
+    # Check before json.loads: a text of opening brackets would otherwise exceed Python's recursion limit.
     _check_depth(text, max_depth)
     try:
         value = json.loads(
@@ -86,7 +86,7 @@ def _encode(value: Value) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """What json.dumps does not know by itself: mappings and sequences other than dict, list and tuple."""
+    """Convert types that json.dumps does not know: mappings and sequences other than dict, list and tuple."""
     return dict(value) if isinstance(value, Mapping) else list(value)  # type: ignore[call-overload]
 
 
@@ -96,7 +96,7 @@ def _check(value: object) -> None:
 
 
 def _check_another(value: object) -> None:
-    """By what a value is a kind of: a named tuple, a read-only mapping, a member of an enumeration of words."""
+    """Check a value by its base type: a named tuple, a read-only mapping, a member of an enumeration of words."""
     if isinstance(value, int):
         _check_integer(value)
     elif isinstance(value, str):
@@ -133,7 +133,7 @@ def _check_items(value: Sequence[object]) -> None:
 
 
 def _check_nothing(_: object) -> None:
-    """True, false and null are what they are."""
+    """True, false and null need no check."""
 
 
 _CHECKS: dict[type, Callable[[Any], None]] = {

@@ -1,4 +1,4 @@
-"""A log in which every record is one line: what a record tells of cannot write a record of its own."""
+"""A log in which every record is one line, so that text in a record cannot look like another record."""
 
 import logging
 import traceback
@@ -6,13 +6,13 @@ from types import TracebackType
 
 from protocol.visible_text import visible_line
 
-#: As all our logs have it.
+#: The format of all our logs.
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class OneLineFormatter(logging.Formatter):
-    """Line breaks and what else steers a reader's terminal are shown in a message; a traceback follows in lines of its
-    own, none of which can look like a record."""
+    """Line breaks and other characters that control a terminal are made visible in a message; a traceback follows in
+    lines of its own, none of which can look like a record."""
 
     def __init__(self) -> None:
         super().__init__(FORMAT)

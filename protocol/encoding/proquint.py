@@ -18,7 +18,7 @@ def decode(text: str) -> bytes:
     """Read words as people write and say them: with spaces, commas or line breaks between, and in capitals.
 
     Raises:
-        ValueError: a word is none; the text says which.
+        ValueError: a word is no proquint; the text says which.
     """
     return b"".join(_value(word).to_bytes(2, "big") for word in filter(None, _SEPARATORS.split(text.lower())))
 

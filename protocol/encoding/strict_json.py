@@ -1,6 +1,6 @@
-"""JSON that a node wrote for its own site, read strictly: one reading only, and bounded in depth and in numbers.
+"""JSON that a node wrote for its own site, read strictly: with only one meaning, and limits on depth and numbers.
 
-Wider than :mod:`protocol.encoding.canonical_json`, which is for what crosses: it takes real numbers, escapes and any
+Wider than :mod:`protocol.encoding.canonical_json`, which is for messages: it takes real numbers, escapes and any
 language.
 """
 
@@ -14,7 +14,7 @@ _MOST_DIGITS = 40
 
 
 def parse(data: bytes, *, max_depth: int = 12) -> object:
-    """Read one JSON value. How many bytes are read at all is for the caller to limit.
+    """Read one JSON value. The caller must limit the number of bytes.
 
     Raises:
         ValueError: not UTF-8 or no JSON; a key twice, NaN or infinity, an integer beyond 2^53 - 1, half a character
@@ -37,10 +37,10 @@ def parse(data: bytes, *, max_depth: int = 12) -> object:
 
 
 def parse_object(data: bytes, *, max_depth: int = 12) -> dict[str, object]:
-    """As ``parse``, for what must be an object.
+    """As ``parse``, for an object.
 
     Raises:
-        ValueError: as ``parse``, or it is none.
+        ValueError: as ``parse``, or the value is no object.
     """
     value = parse(data, max_depth=max_depth)
     if not isinstance(value, dict):

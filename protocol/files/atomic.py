@@ -16,32 +16,33 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace a file: write beside it, flush, sync, rename, sync the folder. The folder of ``path`` must exist.
 
     Raises:
-        StorageFailedError: the bytes could not be stored durably; what was at ``path`` before is still there.
+        StorageFailedError: the bytes could not be stored durably; the file at ``path`` is unchanged.
     """
     with _written_beside(path, data, mode) as temporary:
         os.replace(temporary, path)
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """As ``write_atomically``, but nothing may be at ``path``, also not what another process puts there meanwhile.
+    """As ``write_atomically``, but ``path`` must not exist, even if another process makes it meanwhile.
 
     Raises:
-        FileExistsError: something is there; it is as it was.
+        FileExistsError: ``path`` exists; it is unchanged.
         StorageFailedError: the bytes could not be stored durably.
     """
     with _written_beside(path, data, mode) as temporary:
         try:
-            # A rename would replace what came there since the last look.
+            # A rename would replace a file that was made since the last check.
             os.link(temporary, path)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            # A memory stick's file system: an empty file takes the name, and then gives it up for the content.
+            # File systems of memory sticks have no hard links: an empty file reserves the name, and the content then
+            # replaces it.
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
             os.replace(temporary, path)
 
 
-#: What Linux says on a file system without hard links (link(2)).
+#: Errors of Linux on a file system without hard links (link(2)).
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -51,7 +52,7 @@ def _written_beside(path: Path, data: bytes, mode: int) -> Iterator[str]:
     folder is synced.
 
     Raises:
-        FileExistsError: from within. StorageFailedError: anything else that the disk refuses.
+        FileExistsError: from within. StorageFailedError: any other error of the disk.
     """
     temporary: str | None = None
     try:
@@ -81,8 +82,8 @@ def _written_beside(path: Path, data: bytes, mode: int) -> Iterator[str]:
 def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
     """Make the folder ``path`` (0700) with these files (0600), all of them or none.
 
-    What is at ``path`` gives way at the very end; a crash at that moment can leave nothing there, so what must
-    not be lost gets a new name each time.
+    A folder at ``path`` is removed at the very end; a crash at that moment can leave nothing there, so data that must
+    not be lost need a new name each time.
 
     Raises:
         StorageFailedError: the files could not be stored durably.
@@ -106,8 +107,8 @@ def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def make_folder(path: Path, *, mode: int = 0o700) -> None:
-    """Make a folder if there is none, and every folder above it that is missing, all with this mode whatever the
-    umask leaves open (``Path.mkdir`` gives its mode to the last one only).
+    """Make a folder if there is none, and every folder above it that is missing, all with this mode, whatever the umask
+    (``Path.mkdir`` gives its mode to the last one only).
 
     Raises:
         OSError: one cannot be made, or something else has its name.

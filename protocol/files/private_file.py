@@ -1,4 +1,4 @@
-"""The one reader of files that hold a secret: keys, what opens them, the socket's secret, who may see a local page."""
+"""The reader of all files that hold a secret: keys, key files, the socket's secret, the access to a local page."""
 
 import errno
 import os
@@ -13,9 +13,9 @@ from protocol.visible_text import visible_name
 def read_private(
     path: Path, what: str, *, max_bytes: int, owners: Collection[int] = (), group: int | None = None
 ) -> bytes:
-    """The content of a secret file. A symbolic link is not followed, and a pipe is not waited for.
+    """The content of a secret file. A symbolic link is not followed, and a pipe does not block.
 
-    The file must belong to this user, and no other user may read or write it. Two things can be allowed besides, for a
+    The file must belong to this user, and no other user may read or write it. Two exceptions can be allowed, for a
     secret that two processes share:
 
     Args:
@@ -38,7 +38,7 @@ def read_private(
             raise InputError(f"{name} is a symbolic link; give the file itself") from error
         raise InputError(f"cannot read {name}: {error.strerror}") from error
     try:
-        # Of what is open, not of the name: that may lead elsewhere by now.
+        # Check the open file, not the name, which may lead elsewhere by now.
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{name} is not a file")

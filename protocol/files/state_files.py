@@ -1,10 +1,11 @@
-"""The one gate to the files of a state folder: what a node that was taken over left there is neither followed nor run.
+"""The one gate to the files of a state folder: files that a node that was taken over left there are neither followed
+nor run.
 
 A state folder belongs to its node, which may have put anything into it before it ended: links, pipes, folders, endless
-files. So whoever opens a file in one, the node at its next start or a command beside it, does it here. No link is
+files. So the node at its next start, and every command beside it, opens such files only here. No link is
 followed, neither as the file nor as a folder on the way (open(2): O_NOFOLLOW, relative to a descriptor of the folder
-above); a pipe or a socket makes no reader wait; a second name (a hard link) or another owner is refused; no more is
-read than the caller allows. The state folder's own path is the operator's and is believed.
+above); a pipe or a socket makes no reader wait; a second name (a hard link) or another owner is refused; at most as
+much is read as the caller allows. The state folder's own path is the operator's and is trusted.
 """
 
 import contextlib
@@ -37,13 +38,14 @@ def read(state: Path, name: str, what: str, *, max_bytes: int) -> bytes | None:
     """The content of a file of a state folder; None if there is none.
 
     Args:
-        state: the state folder, or any folder whose own path is believed.
-        name: the file, counted from there, with ``/`` between folders; made by us, never read from anywhere.
+        state: the state folder, or any folder whose own path is trusted.
+        name: the file's path from there, with ``/`` between folders; it must be fixed in our code, never read from a
+            file.
         what: the kind of file, for messages: ``the labels``.
-        max_bytes: nothing that was written here is larger.
+        max_bytes: size of the largest file of this kind.
 
     Raises:
-        InputError: what stands there is no such file, or larger.
+        InputError: the file is not a regular file of the node's, or is larger.
     """
     file = open_to_read(state, name, what)
     if file is None:
@@ -59,7 +61,7 @@ def read(state: Path, name: str, what: str, *, max_bytes: int) -> bytes | None:
 
 
 def open_to_read(state: Path, name: str, what: str) -> BinaryIO | None:
-    """The opened file, to be read piece by piece. Arguments and errors as :func:`read`."""
+    """The open file, for reading piece by piece. Arguments and errors as :func:`read`."""
     try:
         return os.fdopen(_open(state, name, what, os.O_RDONLY), "rb")
     except FileNotFoundError:
@@ -73,7 +75,7 @@ def open_to_write(state: Path, name: str, what: str, flags: int) -> int:
     O_APPEND.
 
     Raises:
-        InputError: what stands there is no such file.
+        InputError: the file is not a regular file of the node's.
     """
     try:
         return _open(state, name, what, flags | os.O_CREAT)
@@ -86,7 +88,7 @@ def look(state: Path, name: str, what: str, *, max_bytes: int) -> os.stat_result
     same file would take that library's locks away (fcntl(2)).
 
     Raises:
-        InputError: what stands there is no such file, or larger.
+        InputError: the file is not a regular file of the node's, or is larger.
     """
     try:
         with _folder_of(state, name) as (folder, last, owner):
@@ -152,10 +154,10 @@ def entries(state: Path, name: str, what: str, *, most: int = 4096) -> list[str]
 
 
 def remove(path: Path) -> None:
-    """Take away whatever stands at a path in a state folder: a file, a link (and not what it names), a folder.
+    """Remove anything at a path in a state folder: a file, a link (and not what it names), a folder.
 
     Raises:
-        StorageFailedError: it cannot be removed, or is deeper than any folder that was written here.
+        StorageFailedError: it cannot be removed, or is deeper than any folder of ours.
     """
     try:
         if stat.S_ISDIR(path.lstat().st_mode):
@@ -174,7 +176,7 @@ def lock_within(descriptor: int, seconds: float) -> None:
     file and not of the process, so that threads wait for each other as well; the file must be open for writing.
 
     Raises:
-        StorageFailedError: another process still holds it after so many seconds.
+        StorageFailedError: another process still holds it after these seconds.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -208,20 +210,20 @@ def hold(state: Path, *, seconds: float = 0.0) -> int:
         time.sleep(0.05)
 
 
-#: What a node writes before it has done anything.
+#: Bytes that a node writes at its start.
 _ROOM = 256 << 10
 
 
 def check_room(state: Path) -> None:
-    """Check whether the disk of a state folder takes what a node writes at its start; nothing stays there.
+    """Check whether the disk of a state folder has room for a node's start; no file remains.
 
     Raises:
-        StorageFailedError: it does not.
+        StorageFailedError: it has not.
     """
     try:
         descriptor = os.open(state, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:  # A file system without nameless files: the first file that is made tells.
+        if error.errno == errno.EOPNOTSUPP:  # no nameless files here: the node's first file will show it
             return
         raise _full(state, error) from error
     try:

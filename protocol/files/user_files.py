@@ -13,7 +13,7 @@ from protocol.visible_text import visible_name
 
 
 def open_binary(path: Path | str) -> BinaryIO:
-    """Open a path for reading; a pipe with that name does not hold the program up. Its kind is for the caller to check.
+    """Open a path for reading; a pipe with that name does not hold the program up. The caller must check its kind.
 
     Raises:
         OSError: it cannot be opened.
@@ -23,13 +23,13 @@ def open_binary(path: Path | str) -> BinaryIO:
 
 @contextmanager
 def opened(path: Path | str, what: str) -> Iterator[BinaryIO]:
-    """A file to be read, and nothing that only looks like one.
+    """A regular file, open for reading.
 
     Args:
         what: the kind of file, for messages: ``the bundle file``.
 
     Raises:
-        InputError: there is no such file, it is a pipe, a folder or a device, or the disk does not give it.
+        InputError: there is no such file, it is a pipe, a folder or a device, or it cannot be read.
     """
     try:
         with open_binary(path) as file:
@@ -78,10 +78,10 @@ def read_given(path: Path | str, what: str, *, max_bytes: int) -> bytes:
 
 
 def check_free(path: Path) -> None:
-    """Check whether something new may be written there, to be asked before any work.
+    """Check whether a new file may be written there; call it before any work.
 
     Raises:
-        InputError: there is something already, or no folder for it.
+        InputError: the path exists, or its folder does not.
     """
     if os.path.lexists(path):
         raise _taken(path)
@@ -94,7 +94,7 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write a file that, by default, only its owner reads; all of it or nothing.
 
     Raises:
-        InputError: there is something already, or no folder for it.
+        InputError: the path exists, or its folder does not.
         StorageFailedError: it could not be stored durably.
     """
     check_free(path)

@@ -1,1 +1,1 @@
-"""The Flower app of a deployment: only its `pyproject.toml`; what it names lies in the installed packages."""
+"""The Flower app of a deployment: only its `pyproject.toml`, which names modules of the installed packages."""

@@ -1,4 +1,4 @@
-"""The individual's static encryption key: only it opens what is sealed to its public half (HPKE, RFC 9180)."""
+"""The individual's static encryption key: only it opens messages sealed to its public half (HPKE, RFC 9180)."""
 
 from pathlib import Path
 from typing import TypeAlias, get_args
@@ -33,7 +33,7 @@ _P = 2**255 - 19
 
 
 class EncryptionKey:
-    """A party's private key of HPKE. It opens what was sealed to ``public``."""
+    """A party's private key of HPKE. It opens messages that were sealed to ``public``."""
 
     def __init__(self, kem: Kem, raw: bytes) -> None:
         self._kem, self._raw = kem, raw
@@ -85,7 +85,7 @@ class EncryptionKey:
 
     @property
     def kem(self) -> Kem:
-        """The key encapsulation that it is for."""
+        """Its key encapsulation."""
         return self._kem
 
     @property
@@ -121,7 +121,7 @@ def seal_to(kem: Kem, public: bytes, message: bytes, info: bytes) -> bytes:
 
 
 def check_encryption_public(kem: Kem, public: bytes) -> None:
-    """Refuse a public key that nothing may be sealed to.
+    """Refuse a public key that must not be used for sealing.
 
     Raises:
         ValueError: of another size, not in its one encoding, or of small order: what is agreed with such a key is no

@@ -1,9 +1,9 @@
-"""The two ways to encapsulate a content key, and how long their public keys are."""
+"""The two ways to encapsulate a content key, and the sizes of their public keys."""
 
 from typing import Literal
 
-#: The key encapsulation of HPKE: X25519, or its hybrid with ML-KEM-768 (X-Wing), which a quantum computer that reads a
-#: recorded exchange does not open either.
+#: The key encapsulation of HPKE: X25519, or its hybrid with ML-KEM-768 (X-Wing), which resists a later quantum computer
+#: with a recorded exchange.
 Kem = Literal["x25519", "mlkem768-x25519"]
 
 #: Bytes of a public key of each kind: 32 of X25519, before them 1,184 of ML-KEM-768 (FIPS 203).

@@ -29,16 +29,16 @@ from protocol.files.user_files import write_new
 
 Kind = Literal["ed25519", "x25519", "mlkem768-x25519"]
 
-#: A key file is at least as long as the key that is derived from it, and not a picture.
+#: Smallest and largest size of a key file, in bytes: at least that of the derived key, and no large file by mistake.
 KEY_FILE_BYTES = (32, 4096)
 
 _MAX_FILE_BYTES = 16 * 1024
 _SALT_BYTES = 32
 _NONCE_BYTES = 12
 _INFO = b"learngene private key 1"
-# RFC 9106, section 4: the second recommended option, which a small machine can afford.
+# RFC 9106, section 4: the second recommended option, for which a small machine has enough memory.
 _ITERATIONS, _LANES, _MEMORY_KIB = 3, 4, 64 * 1024
-# Four times as much as we ask for: one second on a core of 2024, so below five on a slow one.
+# Upper limit: four times our own cost, one second on a core of 2024, so below five on a slow one.
 _MOST_MEMORY_KIB = 256 * 1024
 _MOST_WORK_KIB = 3 * _MOST_MEMORY_KIB
 _CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -48,10 +48,10 @@ _Salt = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{2 * _SALT_BYTES}
 
 @dataclass(frozen=True)
 class Unlock:
-    """What opens a private key: made by :meth:`passphrase` or :meth:`key_file`.
+    """The secret that opens a private key: made by :meth:`passphrase` or :meth:`key_file`.
 
     Attributes:
-        kdf: how a key is derived from it.
+        kdf: how a key is derived from the secret.
         secret: its bytes.
     """
 
@@ -88,7 +88,7 @@ class PrivateKey:
     """A private key as bytes.
 
     Attributes:
-        kind: what it is for.
+        kind: the purpose of the key.
         public: its raw public key.
         raw: the secret bytes: 32 of Ed25519 or X25519; of the hybrid 64 of ML-KEM's seed, then 32 of X25519.
     """
@@ -128,7 +128,7 @@ class _Argon2id(BaseModel):
 
 
 class _Hkdf(BaseModel):
-    """RFC 5869. A key file is random already; there is nothing to slow down."""
+    """RFC 5869. A key file is random, so slow derivation is not needed."""
 
     model_config = _CONFIG
 
@@ -165,11 +165,13 @@ class _Content(_Header):
 
 
 def lock(key: PrivateKey, unlock: Unlock, *, random: Callable[[int], bytes] = os.urandom) -> bytes:
-    """The content of a file that holds ``key`` and opens with ``unlock``; ``random``: so many secret bytes."""
+    """The content of a file that holds ``key`` and opens with ``unlock``; ``random``: returns the given number of
+    secret bytes.
+    """
     salt, nonce = random(_SALT_BYTES).hex(), random(_NONCE_BYTES)
     kdf = _Argon2id(salt=salt) if unlock.kdf == "argon2id" else _Hkdf(salt=salt)
     header = _Header(kind=key.kind, public=key.public.hex(), kdf=kdf, nonce=nonce.hex())
-    # The salt is fresh, so that no key encrypts twice.
+    # The salt is fresh, so no derived key encrypts twice.
     ciphertext = header.cipher(unlock).encrypt(nonce, key.raw, header.authenticated)
     return canonical_json.encode(header.model_dump(mode="json") | {"ciphertext": ciphertext.hex()})
 

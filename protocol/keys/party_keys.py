@@ -8,7 +8,7 @@ from protocol.keys.signing_key import SigningKey
 
 @dataclass(frozen=True)
 class NodeKeys:
-    """What a node signs with, and what it opens learngenes with.
+    """The keys with which a node signs and opens learngenes.
 
     Attributes:
         signing: the party's signing key.

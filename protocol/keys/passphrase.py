@@ -1,4 +1,4 @@
-"""Asking for a passphrase: on the terminal, and nowhere else: not in the environment, not in an argument."""
+"""Asking for a passphrase: only on the terminal, not in the environment, not in an argument."""
 
 import getpass
 import os
@@ -7,15 +7,15 @@ from pathlib import Path
 from protocol.errors import InputError
 from protocol.keys.key_file import Unlock
 
-#: Characters of the shortest passphrase that a new key is locked with: whoever has the file may try for years.
+#: Fewest characters of the passphrase for a new key: a thief of the file may try for years.
 SHORTEST = 12
 
 
 def unlock_with(key_file: Path | None, *, purpose: str) -> Unlock:
-    """What opens a key: the key file, or a passphrase that is asked for if there is none.
+    """The secret that opens a key: the key file, or a passphrase, which is asked for if there is no key file.
 
     Args:
-        purpose: what it opens, for the question.
+        purpose: the key's name in the question.
 
     Raises:
         InputError: the key file cannot be used, the passphrase is empty, or there is no terminal to ask on.

@@ -15,13 +15,12 @@ from protocol.errors import BadSignatureError, InputError
 from protocol.keys import key_file
 from protocol.keys.key_file import PrivateKey, Unlock
 
-#: Bytes of a public key's digest that its fingerprint says.
+#: Bytes of a public key's digest in its fingerprint.
 _FINGERPRINT_BYTES = 16
 
 
 class SigningKey:
-    """A party's private key. It signs, says which public key checks the signature, and derives secrets; nothing else
-    comes out."""
+    """A party's private key. It signs, gives its public key, and derives secrets; nothing else leaves the object."""
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
@@ -83,8 +82,9 @@ class SigningKey:
         return self._private.sign(message)
 
     def derive(self, purpose: bytes) -> bytes:
-        """32 secret bytes that only this key gives, others for each ``purpose`` (HKDF-SHA256, RFC 5869). They say
-        nothing of the key, since SHA-512 makes the signing scalar out of the seed."""
+        """32 secret bytes that only this key gives, others for each ``purpose`` (HKDF-SHA256, RFC 5869). They reveal
+        nothing about the key, because SHA-512 makes the signing scalar out of the seed.
+        """
         seed = self._private.private_bytes_raw()
         return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(seed)
 
@@ -98,8 +98,8 @@ def key_identifier(public: bytes) -> str:
 
 
 def fingerprint(public: bytes) -> str:
-    """What its owner reads aloud and the other side compares: the first 128 bits of the SHA-256 of a raw public key as
-    eight proquints, such as ``lusab-babad-...``."""
+    """The fingerprint that its owner reads aloud and the other side compares: the first 128 bits of the SHA-256 of a
+    raw public key as eight proquints, such as ``lusab-babad-...``."""
     return fingerprint_of(key_identifier(public))
 
 
@@ -127,7 +127,7 @@ def read_public(text: str, option: str) -> str:
     """A public key as :attr:`SigningKey.public_hex` writes it, from what a user typed.
 
     Args:
-        option: where it was typed, for messages: ``--root``.
+        option: the option's name, for messages: ``--root``.
 
     Raises:
         InputError: not 64 hexadecimal digits, or a key that must not be pinned.

@@ -1,1 +1,1 @@
-"""What both parties compute with: architecture, network, learngene, Fisher information, Eq. 9."""
+"""The mathematics of both parties: architecture, network, learngene, Fisher information, Eq. 9."""

@@ -9,13 +9,13 @@ from pydantic import (
     model_validator,
 )
 
-#: ``condensed``: a light stem and the top layers. ``paper``: layers of the collective alone, those that its criterion
-#: chose; ``paper-middle`` and ``paper-front``: as many from the middle and the front of its network (Figure 6 b).
+#: ``condensed``: a light stem and the top layers. ``paper``: only layers of the collective, those that its criterion
+#: chose; ``paper-middle`` and ``paper-front``: equally many from the middle and the front of its network (Figure 6 b).
 Form = Literal["condensed", "paper", "paper-middle", "paper-front"]
-#: Where a block stood: in a light stem, or in the collective's own network.
+#: Position of a block: in a light stem, or in the collective's own network.
 BlockRole = Literal["stem", "front", "middle", "top"]
-#: How a block normalises: by statistics of many images, or each image by itself (which alone differential privacy can
-#: be had with: arXiv 1803.08494).
+#: How a block normalises: by statistics of many images, or each image by itself (the only way that allows differential
+#: privacy: arXiv 1803.08494).
 Norm = Literal["batch", "group"]
 TensorRole = Literal["weight", "statistic", "fisher", "input"]
 
@@ -24,10 +24,10 @@ BLOCK_PARAMETERS = ("conv.weight", "norm.weight", "norm.bias")
 #: Running statistics of one block's BatchNorm; a GroupNorm has none.
 BLOCK_STATISTICS = ("norm.running_mean", "norm.running_var")
 
-#: Groups of a GroupNorm at most, and channels of a group at least.
+#: Most groups of a GroupNorm, and fewest channels of a group.
 MOST_GROUPS, FEWEST_CHANNELS = 16, 4
 
-#: Blocks of a learngene at most.
+#: Most blocks of a learngene.
 MOST_BLOCKS = 24
 
 #: The one role that the blocks of a form may have.
@@ -47,7 +47,7 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class InputContract(BaseModel):
-    """What a network expects: images of ``channels`` x ``height`` x ``width``, values 0..255 scaled to 0..1, then
+    """The input of a network: images of ``channels`` x ``height`` x ``width``, values 0..255 scaled to 0..1, then
     normalised with the blob's tensors ``input.mean`` and ``input.std`` (shape ``[channels]``)."""
 
     model_config = _FROZEN
@@ -58,7 +58,7 @@ class InputContract(BaseModel):
 
 
 class Block(BaseModel):
-    """A 3x3 convolution (padding 1, no bias), a normalisation and ReLU, then a 2x2 max-pool where ``pool`` is true."""
+    """A 3x3 convolution (padding 1, no bias), a normalisation and ReLU, then a 2x2 max-pool if ``pool`` is true."""
 
     model_config = _FROZEN
 
@@ -77,8 +77,8 @@ class Block(BaseModel):
 
 
 def groups_of(channels: int) -> int:
-    """Groups of a GroupNorm over so many channels: the most, up to 16, that are equally large and hold 4 channels at
-    least (one alone, on a map of one position, would always be normalised to zero); one where there is no such number.
+    """Number of GroupNorm groups: the largest up to 16 that divides the channels and leaves at least 4 in each;
+    otherwise 1. (A single channel, on a map of one position, would always be normalised to zero.)
     """
     fitting = (n for n in range(MOST_GROUPS, 1, -1) if channels % n == 0 and channels // n >= FEWEST_CHANNELS)
     return next(fitting, 1)
@@ -86,8 +86,9 @@ def groups_of(channels: int) -> int:
 
 class Architecture(BaseModel):
     """Blocks from the first inherited one to the last. In the ``condensed`` form they reach from the image to the
-    features: a stem, then top blocks. In the other forms all have one role, which says where blocks of the individual's
-    own are needed: in front of ``top`` blocks, behind ``front`` blocks, on both sides of ``middle`` ones."""
+    features: a stem, then top blocks. In the other forms all have one role, which says where the individual's own
+    blocks are needed: before ``top`` blocks, after ``front`` blocks, before and after ``middle`` blocks.
+    """
 
     model_config = _FROZEN
 

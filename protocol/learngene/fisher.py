@@ -12,7 +12,7 @@ from protocol.learngene.images import full_float32
 from protocol.learngene.learngene import Estimator
 from protocol.learngene.network import ConvolutionBlock
 
-#: Images and their labels (which ``empirical`` alone reads).
+#: Images and their labels (only ``empirical`` reads them).
 Batches = Iterable[tuple[Tensor, Tensor | None]]
 
 
@@ -48,7 +48,7 @@ def products_by_unfolding(height: int, width: int, labels: int) -> int:
 
 
 def pairs_are_cheaper(height: int, width: int, labels: int) -> bool:
-    """Which form of a 3x3 convolution's Fisher needs fewer multiplications."""
+    """Whether the form by pairs needs fewer multiplications for a 3x3 convolution."""
     return products_by_pairs(height, width) < products_by_unfolding(height, width, labels)
 
 
@@ -209,15 +209,16 @@ def fisher_diagonal(
     autocast. ``exact`` takes the expectation over all of the model's labels; ``sampled`` draws one label per image
     from the model; ``empirical`` uses the data's labels and is not the Fisher information of the model.
 
-    The blocks may be in the middle of a network, as an individual's inherited ones are (Algorithm 1): what stands in
-    front of them and behind them is only passed through.
+    The blocks may be in the middle of a network, as an individual's inherited ones are (Algorithm 1): the parts before
+    and after them are only passed through.
 
     Args:
         blocks: the blocks whose diagonal is wanted, one after the other; in evaluation mode.
         head: from the last block's output to logits ``[n, classes]``; in evaluation mode.
-        batches: inputs ``[n, C, H, W]``, one per image, and the images' labels ``[n]`` (read by ``empirical`` only).
+        batches: inputs ``[n, C, H, W]``, one per image, and the images' labels ``[n]`` (only ``empirical`` reads them).
         generator: draws the labels of ``sampled`` (CPU).
-        front: from the inputs to the first block; None if the inputs are the first block's. In evaluation mode.
+        front: from the inputs to the first block; None if the inputs go straight into the first block. In evaluation
+            mode.
 
     Returns:
         The diagonal by parameter name (``block.<i>.<parameter>``), shaped as the parameters and at least 0, and the
@@ -309,7 +310,7 @@ def _batch(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Sums over one batch of the squared gradients of the log-likelihood."""
-    # With every weight a constant, the graph begins at the first layer that is asked for and holds nothing in front.
+    # With every weight a constant, the graph begins at the first requested layer and holds nothing before it.
     constants = {name: parameter.detach() for name, parameter in network.named_parameters()}
     with torch.enable_grad(), _traced(layers) as traces:
         log_likelihood: Tensor = functional_call(network, constants, (x.detach(),)).log_softmax(1)

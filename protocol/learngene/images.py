@@ -43,7 +43,7 @@ class CropAndFlip:
     """One draw of a random crop (zero padding 4) and a horizontal flip per image.
 
     Attributes:
-        offsets: int64 ``[2, N]``, rows and columns, 0..8 (4: the image as it is).
+        offsets: int64 ``[2, N]``, rows and columns, 0..8 (4: no shift).
         flip: bool ``[N]``.
     """
 
@@ -69,7 +69,7 @@ class CropAndFlip:
 
 
 def choose_device(setting: str) -> torch.device:
-    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:<n>``; on CUDA with deterministic algorithms.
+    """``auto`` (CUDA if the machine has it), ``cpu``, ``cuda`` or ``cuda:<n>``; on CUDA with deterministic algorithms.
 
     Raises:
         InputError: the device is not there.
@@ -105,7 +105,7 @@ def bfloat16_is_fast(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 autocast where the machine has it, float32 otherwise."""
+    """bfloat16 autocast if the machine has it, float32 otherwise."""
     if bfloat16_is_fast(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
@@ -113,7 +113,7 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 products in full: TF32, which rounds to ten bits, is off inside."""
+    """Compute float32 products in full precision: TF32, which rounds to ten bits, is off inside the ``with``."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, products.allow_tf32
     cudnn.allow_tf32 = products.allow_tf32 = False

@@ -30,7 +30,7 @@ class DifferentialPrivacy(BaseModel):
 
     Attributes:
         relation: which image sets count as neighbours: one image more or fewer, or one image replaced by another.
-        scope: ``weights-and-fisher``: all that the release holds. ``fisher-given-weights``: the Fisher diagonal alone,
+        scope: ``weights-and-fisher``: everything in the release. ``fisher-given-weights``: only the Fisher diagonal,
             given the whole network, its unpublished classifier and front layers included, and the set of named images;
             none of these carries a guarantee.
     """
@@ -45,7 +45,7 @@ class DifferentialPrivacy(BaseModel):
 
 @dataclass(frozen=True)
 class Learngene:
-    """What is inherited: blocks, their BatchNorm state, the Fisher diagonal and the input's normalisation.
+    """The inherited knowledge: blocks, their BatchNorm state, the Fisher diagonal and the input's normalisation.
 
     Attributes:
         architecture: the ordered blocks and the input contract.

@@ -19,7 +19,7 @@ from protocol.learngene.architecture import (
 
 
 class ConvolutionBlock(nn.Module):
-    """3x3 convolution without bias, normalisation, ReLU and, where asked, a 2x2 max-pool.
+    """3x3 convolution without bias, normalisation, ReLU and, if asked for, a 2x2 max-pool.
 
     Args:
         in_channels, out_channels: channels of one network.
@@ -74,7 +74,7 @@ def build_blocks(blocks: Iterable[Block], *, networks: int = 1) -> nn.Sequential
 
 
 def initialise(blocks: nn.Module, generator: torch.Generator) -> None:
-    """Draw every convolution afresh (He, fan-in, from ``generator`` on the CPU) and reset every normalisation.
+    """Draw new weights for every convolution (He, fan-in, from ``generator`` on the CPU) and reset every normalisation.
 
     He et al. 2015, *Delving Deep into Rectifiers*, equation 10: variance ``2 / fan_in``.
     """
@@ -101,7 +101,7 @@ def block_tensors(blocks: Sequence[ConvolutionBlock]) -> dict[str, Tensor]:
 
 
 def load_blocks(blocks: Sequence[ConvolutionBlock], tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Copy a learngene's tensors into blocks; where the blocks hold several networks, into every one of them.
+    """Copy a learngene's tensors into blocks; if the blocks hold several networks, into every one of them.
 
     Raises:
         ValueError: a tensor's shape is not the block's; both shapes are named.

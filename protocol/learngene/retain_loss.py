@@ -1,4 +1,6 @@
-"""The retain loss: a quadratic penalty on moving parameters away from where they were, by how much each one matters."""
+"""The retain loss: a quadratic penalty on moving parameters away from their earlier values, weighted by their
+importance.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ class RetainLoss:
 
     Attributes:
         parameters: the live parameters by name.
-        anchors: the values that they are held at, ``theta*``, by the same names and in the same shapes.
+        anchors: the values to which they are held, ``theta*``, by the same names and in the same shapes.
         fisher: the Fisher diagonal ``F``, likewise; at least 0.
 
     Raises:
@@ -44,13 +46,14 @@ class RetainLoss:
 
     @classmethod
     def anchored(cls, parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> "RetainLoss":
-        """A loss anchored at what the parameters hold now."""
+        """A loss anchored at the parameters' present values."""
         return cls(dict(parameters), {n: t.detach().clone() for n, t in parameters.items()}, dict(fisher))
 
     @classmethod
     def of(cls, blocks: Sequence[ConvolutionBlock], learngene: Learngene) -> "RetainLoss":
-        """A loss anchored at what the blocks hold now; the learngene carries a Fisher diagonal, repeated where the
-        blocks hold several networks side by side."""
+        """A loss anchored at the blocks' present values. The learngene must carry a Fisher diagonal, which is repeated
+        if the blocks hold several networks side by side.
+        """
         named = {n: t for n, t in block_tensors(blocks).items() if f"fisher.{n}" in learngene.tensors}
         networks = blocks[0].networks
         return cls.anchored(

@@ -1,1 +1,1 @@
-"""Pictures and archives from outside, behind one gate; above ``confinement`` and ``files``, below ``node``."""
+"""Pictures and archives from outside, behind one gate."""

@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 
 from protocol.errors import InputError
 
-#: Members that an archive may have.
+#: Most members of an archive.
 MAX_MEMBERS = 1000
-#: Bytes that the archive may add to those of its files.
+#: Most bytes of an archive besides those of its files.
 _OF_ITS_OWN = 2 << 20
 
 
@@ -24,7 +24,7 @@ def read_members(data: bytes, names: Collection[str], what: str, *, max_bytes: i
 
     Raises:
         InputError: it is no such archive, lacks a name or has it twice, holds more, or holds anything but files and
-            folders that stay where they are unpacked: a link, a device, an absolute name, ``..``.
+            folders inside it: a link, a device, an absolute name, ``..``.
     """
     found: dict[str, bytes] = {}
     try:
@@ -47,7 +47,9 @@ def read_members(data: bytes, names: Collection[str], what: str, *, max_bytes: i
 
 
 def _unpacked(data: bytes, what: str, max_bytes: int) -> bytes:
-    """Without gzip, if it has any; first of all, as a header inside may be a bomb as well as a file."""
+    """The archive after gzip, if it is compressed. This comes first, because a header inside may be a bomb as well as a
+    file.
+    """
     most = max_bytes + _OF_ITS_OWN
     if data.startswith(b"\x1f\x8b"):
         with gzip.open(io.BytesIO(data)) as packed:

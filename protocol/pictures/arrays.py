@@ -1,4 +1,4 @@
-"""Arrays of numbers out of ``.npy`` files of unknown origin: as large as their file says, and never objects."""
+"""Arrays of numbers from ``.npy`` files of unknown origin: never larger than the file, and never objects."""
 
 import math
 import os
@@ -14,14 +14,14 @@ from protocol.errors import InputError
 from protocol.files.user_files import opened
 from protocol.visible_text import visible_name
 
-#: Kinds of numbers that are read, as numpy calls them: booleans, integers, unsigned integers, floating point.
+#: Kinds of numbers that are read, by numpy's letters: booleans, integers, unsigned integers, floating point.
 _KINDS = "biuf"
 _MOST_AXES = 8
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """The array of a ``.npy`` file; memory is taken only for what the file holds.
+    """The array of a ``.npy`` file; memory is allocated only for the file's actual content.
 
     Raises:
         InputError: it is no regular file, or no array of numbers that ends where the file does.
@@ -31,7 +31,7 @@ def read_array(path: Path) -> NDArray[Any]:
 
 
 def read_opened(file: BinaryIO, path: Path) -> NDArray[Any]:
-    """As :func:`read_array`, from a file that is open already; ``path``: its name, for messages."""
+    """As :func:`read_array`, from an open file; ``path``: its name, for messages."""
     try:
         version = npy.read_magic(file)
         if version not in _HEADERS:

@@ -1,7 +1,7 @@
-"""The program that decodes pictures of strangers: it confines itself, then turns bytes into plain pixels.
+"""The program that decodes pictures of unknown origin: it confines itself, then turns bytes into plain pixels.
 
-Its parent starts it (``protocol.pictures.reader``); requests come on standard input, answers go to standard output. All
-that decoding needs is imported before anything is confined, and nothing from outside is read before that.
+Its parent starts it (``protocol.pictures.reader``); requests come on standard input, answers go to standard output.
+Everything that decoding needs is imported before confinement, and nothing from outside is read before it.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from protocol.confinement.allowed_calls import ALWAYS, TIME_AND_WAITING, Alterna
 from protocol.pictures.formats import FORMATS
 from protocol.pictures.wire import ANSWER, MAX_PIXELS, REQUEST, Code
 
-#: Pillow's modules for the formats that are read, and what these load when a picture first asks for it: nothing can be
-#: loaded once the process is confined.
+#: Pillow's modules for the formats that are read, and modules that they load for the first picture: a confined process
+#: cannot load any.
 _MODULES = (
     *(f"{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP")),
     *("ImagePalette", "ImageColor", "TiffTags"),
@@ -36,7 +36,7 @@ for _name in _MODULES:
 _CALLS = "read write munmap mremap brk madvise rt_sigreturn exit exit_group"
 _PROT_EXEC = 4
 _NOT_TO_BE_RUN: Alternatives = ((Check(2, (0,), mask=_PROT_EXEC),),)
-#: System calls of an interpreter that computes, and reads and writes what is open already.
+#: System calls of an interpreter that computes, and reads and writes open files.
 POLICY = CallPolicy(
     {
         **dict.fromkeys(_CALLS.split(), ALWAYS),
@@ -45,31 +45,31 @@ POLICY = CallPolicy(
         "mprotect": _NOT_TO_BE_RUN,
     },
 )
-#: Bytes of memory beyond what the started process has, and seconds of processor time, all pictures together.
+#: Limits for all pictures together: bytes of memory beyond those of the started process, and seconds of processor time.
 MEMORY_BYTES = 1536 << 20
 CPU_SECONDS = 600
 
 #: The tag that every DNG has: its first picture is a small preview.
 _DNG_VERSION = 50706
-#: Rows that are laid over white at once.
+#: Rows that are composed with white at once.
 _STRIP = 256
 
 
 class RefusedPictureError(Exception):
-    """The picture is not one that is read; ``code`` says why."""
+    """The picture cannot be read; ``code`` says why."""
 
     def __init__(self, code: Code) -> None:
         self.code = code
 
 
 def main() -> None:
-    """Confine this process, say whether that held, and decode until standard input ends."""
+    """Confine this process, report whether this succeeded, and decode until standard input ends."""
     requests = open(0, "rb", buffering=1 << 16, closefd=False)  # noqa: SIM115 - open as long as the process
     answers = open(1, "wb", buffering=1 << 16, closefd=False)  # noqa: SIM115
     confined = confine_itself()
     _answer(answers, Code.CONFINED if confined else Code.UNCONFINED)
     serve(requests, answers)
-    # Nothing of the interpreter's own end: it would make calls that are refused.
+    # Skip the interpreter's own shutdown: it would make calls that are refused.
     os._exit(0)
 
 
@@ -80,7 +80,7 @@ def confine_itself() -> bool:
         Whether Landlock and seccomp hold; memory, time and descriptors are limited in any case.
 
     Raises:
-        RunFailedError: the kernel refused what it offers.
+        RunFailedError: the kernel refused a protection that it offers.
     """
     privileges.end_with_parent()
     # Ctrl-C is for the parent.
@@ -102,7 +102,7 @@ def confine_itself() -> bool:
 
 
 def _limits() -> dict[int, int]:
-    """Numbers of limits, and their values for this process; none is above what it has already."""
+    """Numbers of limits, and their values for this process; none is above its present limit."""
     memory = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES
     limits = {
         resource.RLIMIT_AS: memory,
@@ -121,7 +121,7 @@ def _limits() -> dict[int, int]:
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer every request in its order, until there is none."""
     warnings.simplefilter("ignore")
-    # Pillow's own check runs wherever a size is read; its warning is our limit.
+    # Pillow's own check runs whenever a size is read; we use its warning as our limit.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     gc.freeze()
@@ -151,10 +151,10 @@ def decode(data: bytes, kind: str, *, channels: int, height: int, width: int) ->
     """One picture of the format ``kind`` as uint8 ``[height, width, channels]``: turned upright, its shorter side
     resized, the middle cut out.
 
-    Of moving pictures the first frame counts; what is transparent becomes white.
+    The first frame of a moving picture counts; transparent parts become white.
 
     Raises:
-        Exception: of any kind, it cannot be read so.
+        Exception: of any kind: it cannot be read in this format.
     """
     if kind not in Image.OPEN:
         raise RefusedPictureError(Code.NOT_SUPPORTED)
@@ -176,9 +176,9 @@ def decode(data: bytes, kind: str, *, channels: int, height: int, width: int) ->
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The image in a mode of 8 bits a channel without transparency, from which Pillow converts soundly."""
+    """The image in a mode of 8 bits a channel without transparency, from which Pillow converts correctly."""
     if image.mode.startswith("I"):
-        # Pillow's own conversion cuts everything above 255 off.
+        # Pillow's own conversion clips everything above 255.
         image = image.convert("I")
         lowest, highest = image.getextrema()
         if lowest < 0 or highest > 0xFFFF:  # type: ignore[operator]

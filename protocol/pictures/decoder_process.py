@@ -1,4 +1,4 @@
-"""A decoder of pictures as its parent sees it: a process, what is on its way to it, and what it has yet to answer."""
+"""The parent's view of a decoder of pictures: its process, the requests being sent, and the answers still expected."""
 
 import contextlib
 import os
@@ -16,9 +16,9 @@ from protocol.pictures.wire import ANSWER, Code
 #: The decoder's program, isolated from the user's settings and folders.
 COMMAND = (sys.executable, "-I", "-m", "protocol.pictures.decoder")
 
-#: What is sent ahead to a decoder, so that it need not wait: pictures, and bytes of them.
+#: Most pictures, and most of their bytes, that are sent ahead to a decoder so that it need not wait.
 _AHEAD, _BYTES_AHEAD = 16, 1 << 18
-#: What is read, and how many parts are written at once.
+#: Bytes that are read, and parts that are written, at once.
 _AT_ONCE, _PARTS = 1 << 20, 64
 
 _Job = TypeVar("_Job")
@@ -29,21 +29,21 @@ class LostError(Exception):
 
 
 class DecoderProcess(Generic[_Job]):
-    """A running decoder, to be ended by :meth:`end`.
+    """A running decoder; :meth:`end` ends it.
 
     Args:
         command: its program.
-        seconds: that it may take to start, and for each picture.
+        seconds: time limit for its start, and for each picture.
         number: which of its reader's decoders it is, in the order of their starts.
 
     Attributes:
-        waiting: the jobs that it has yet to answer, each with the size of the pixels that are expected.
-        confined: what it said of itself before it read anything; None: nothing yet.
+        waiting: the jobs without an answer, each with the expected size of the pixels.
+        confined: its own report on its confinement, sent before it read anything; None: not yet received.
     """
 
     def __init__(self, command: Sequence[str], seconds: float, number: int) -> None:
         self._seconds, self.number = seconds, number
-        # Nothing of the user's environment, folder or terminal.
+        # Give it nothing of the user's environment, folder or terminal.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -73,7 +73,7 @@ class DecoderProcess(Generic[_Job]):
 
     @property
     def has_room(self) -> bool:
-        """Whether another picture may be sent already."""
+        """Whether another picture may be sent now."""
         return len(self.waiting) < _AHEAD and self._unsent_bytes < _BYTES_AHEAD
 
     @property
@@ -83,11 +83,11 @@ class DecoderProcess(Generic[_Job]):
 
     @property
     def deadline(self) -> float:
-        """The time on the monotonic clock at which it is given up."""
+        """The time on the monotonic clock after which the reader gives it up."""
         return self._since + self._seconds
 
     def send(self, job: _Job, expected: int, *parts: bytes) -> None:
-        """Put a request on its way, which :meth:`send_on` sends; ``expected``: bytes of the pixels."""
+        """Queue a request, which :meth:`send_on` sends; ``expected``: bytes of the pixels."""
         if not self.waiting and self.confined is not None:
             self._since = time.monotonic()
         self.waiting.append((job, expected))
@@ -97,10 +97,10 @@ class DecoderProcess(Generic[_Job]):
                 self._unsent_bytes += len(part)
 
     def send_on(self) -> None:
-        """Send what it takes now.
+        """Send as much as it accepts now.
 
         Raises:
-            LostError: it takes nothing any more.
+            LostError: it no longer accepts anything.
         """
         try:
             while self._unsent:
@@ -119,7 +119,7 @@ class DecoderProcess(Generic[_Job]):
         """The answers that have come; pixels are empty if the code is another.
 
         Raises:
-            LostError: it ended, or what it says is no answer.
+            LostError: it ended, or sent something that is no answer.
         """
         try:
             data = os.read(self.answers, _AT_ONCE)
@@ -145,7 +145,7 @@ class DecoderProcess(Generic[_Job]):
                 yield job, code, pixels
 
     def _head(self) -> tuple[Code, int]:
-        """Code and size of the next answer; it is of the size that was asked for, or nothing is believed."""
+        """Code and size of the next answer; an answer of another size than the requested one is refused."""
         number, length = ANSWER.unpack_from(self._received)
         starting = self.confined is None
         if not starting and not self.waiting:

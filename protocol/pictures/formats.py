@@ -1,13 +1,13 @@
-"""Formats of pictures, told by a file's first bytes: those that are read, and what to do with one of another kind."""
+"""Formats of pictures, recognised by a file's first bytes: those that are read, and advice for others."""
 
 from dataclasses import dataclass
 
-#: Bytes of a file by which its kind is told.
+#: First bytes of a file by which its kind is recognised.
 HEAD_BYTES = 512
 #: Formats that are read, as Pillow names them, in the order in which a request counts them. Pillow's JPEG includes the
-#: cousin MPO that phones write; of it, and of moving pictures, the first frame counts.
+#: variant MPO that phones write; of it, and of moving pictures, the first frame counts.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-#: The same for people.
+#: The formats' names for people.
 NAMES = "PNG, JPEG, WebP, GIF, BMP, TIFF or PPM"
 
 _AS_PICTURE = "save it as JPEG or PNG"
@@ -15,7 +15,7 @@ _AS_PICTURE = "save it as JPEG or PNG"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file's first bytes say that it is.
+    """A kind of file, recognised by its first bytes.
 
     Attributes:
         name: for people.
@@ -80,7 +80,7 @@ _TEXTS = ((b"<svg", Kind("SVG drawing", None)), (b"<html", Kind("web page", None
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """What the first ``HEAD_BYTES`` of a file say that it is; None: nothing that is known here."""
+    """The kind of a file by its first ``HEAD_BYTES``; None: an unknown kind."""
     if head[4:8] == b"ftyp":
         # The brand says avif or mif1, and those that are compatible which of the two a mif1 is.
         brands = [head[8:12], *(head[at : at + 4] for at in range(16, min(int.from_bytes(head[:4]), len(head)), 4))]

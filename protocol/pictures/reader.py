@@ -1,7 +1,8 @@
-"""Reading pictures that come from outside: the parent opens them, confined children decode them, nothing is believed.
+"""Reading pictures that come from outside: the parent opens them, confined children decode them, and no answer is
+trusted.
 
-A child (``protocol.pictures.decoder``) gets a file's bytes and answers with pixels of the shape that was asked for, or
-with a code from a list. One that ends, hangs or answers anything else is replaced.
+A child (``protocol.pictures.decoder``) gets a file's bytes and answers with pixels of the requested shape, or with a
+code from a list. A child that ends, hangs or gives any other answer is replaced.
 """
 
 import contextlib
@@ -27,11 +28,11 @@ from protocol.pictures.formats import FORMATS, HEAD_BYTES, NAMES, kind_of
 from protocol.pictures.wire import MAX_FILE_BYTES, MAX_PIXELS, REQUEST, Code
 from protocol.visible_text import visible_name
 
-#: Seconds that a picture may take, and that a decoder may take to start.
+#: Time limit in seconds for a picture, and for the start of a decoder.
 SECONDS = 60.0
-#: Decoders at most: each may take some memory (``decoder.MEMORY_BYTES``).
+#: Most decoders: each may take some memory (``decoder.MEMORY_BYTES``).
 _MOST = 8
-#: Pictures that may be done while an earlier one is not.
+#: Most pictures that may be finished while an earlier one is not.
 _WINDOW = 4096
 
 _CONVERT = "convert or remove it"
@@ -52,8 +53,8 @@ _DEADLY = f"cannot be read as a picture: the program that decodes it ended, or a
 class _Job:
     """A picture to decode.
 
-    ``lost_after``: a decoder was lost over it, which need not be its fault, when so many had been started. Those may
-    have died together, so that only a later one tells whether the picture kills.
+    ``lost_after``: number of started decoders when one was lost while decoding it, which need not be the picture's
+    fault. Several may have died together, so only a decoder started later shows whether the picture kills.
     """
 
     number: int
@@ -63,14 +64,14 @@ class _Job:
 
 @dataclass
 class _Work:
-    """The pictures that are asked for, and those that are done, by number."""
+    """The requested pictures, and the finished ones, by number."""
 
     jobs: deque[_Job]
     contract: InputContract
     done: dict[int, NDArray[np.uint8] | InputError] = field(default_factory=dict)
 
     def refuse(self, job: _Job, reason: str) -> None:
-        """The picture is not one that is read."""
+        """Record that the picture cannot be read."""
         self.done[job.number] = InputError(f"{visible_name(job.file)} {reason}")
 
 
@@ -78,13 +79,13 @@ class PictureReader:
     """Reader of pictures, a few at a time; its decoders start when they are needed and end with this context.
 
     Args:
-        processes: decoders at most; None: as many as cores, up to 8.
+        processes: most decoders; None: one for each core, up to 8.
         seconds: for one picture.
         command: the decoder's program.
 
     Attributes:
-        confined: whether the operating system confines every decoder that was started so far. Where it does not, the
-            limits of memory and time hold all the same, and no other format is read.
+        confined: whether the operating system confines every decoder that was started so far. Without confinement, the
+            limits on memory, time and formats still hold.
     """
 
     def __init__(
@@ -114,10 +115,10 @@ class PictureReader:
         """Pictures as uint8 ``[H, W, C]`` in the order of their files: turned upright, the shorter side resized, the
         middle cut out. One call at a time.
 
-        Of moving pictures the first frame counts; what is transparent becomes white.
+        The first frame of a moving picture counts; transparent parts become white.
 
         Raises:
-            InputError: the contract is not for pictures, or a file is not one that is read: the first in their order.
+            InputError: the contract is not for pictures, or a file cannot be read: the error names the first.
             RunFailedError: a decoder does not start.
         """
         if contract.channels not in (1, 3):
@@ -133,12 +134,12 @@ class PictureReader:
                     raise found
                 yield found
         finally:
-            # What these still decode is not wanted any more.
+            # The pictures that these still decode are no longer needed.
             for decoder in [one for one in self._decoders if one.waiting]:
                 self._end(decoder)
 
     def _hand_out(self, work: _Work, wanted: int) -> None:
-        """Put pictures on their way to decoders that have room, until there are none of either."""
+        """Send pictures to decoders with room, until either is used up."""
         contract = work.contract
         shape = (contract.channels, contract.height, contract.width)
         while work.jobs and work.jobs[0].number < wanted + _WINDOW:
@@ -154,8 +155,7 @@ class PictureReader:
                 decoder.send(job, math.prod(shape), REQUEST.pack(number, *shape, len(data)), data)
 
     def _free_decoder(self, after: int) -> DecoderProcess[_Job] | None:
-        """The decoder with the least to do of those that were started after so many, or a new one; None: all have
-        enough."""
+        """The decoder with the least to do among those started after this number, or a new one; None: all are busy."""
         later = [decoder for decoder in self._decoders if decoder.number > after]
         least = min(later, key=lambda decoder: len(decoder.waiting), default=None)
         if least is not None and least.has_room:
@@ -167,7 +167,7 @@ class PictureReader:
         return self._decoders[-1]
 
     def _wait(self, work: _Work) -> None:
-        """Take answers as they come, and give up decoders that are late."""
+        """Take answers as they arrive, and give up decoders that are late."""
         busy = [decoder for decoder in self._decoders if decoder.waiting]
         if not busy:
             return
@@ -197,7 +197,7 @@ class PictureReader:
                 shape = (contract.height, contract.width, contract.channels)
                 work.done[job.number] = np.frombuffer(pixels, np.uint8).reshape(shape)
             elif code is Code.OUT_OF_MEMORY and not job.lost_after:
-                # Others before it may have left the memory in pieces.
+                # Earlier pictures may have fragmented the memory.
                 decoder.waiting.appendleft((job, 0))
                 raise LostError
             else:
@@ -205,14 +205,14 @@ class PictureReader:
         self.confined = self.confined and decoder.confined is not False
 
     def _give_up(self, decoder: DecoderProcess[_Job], work: _Work, late: str | None = None) -> None:
-        """Replace a decoder. What it worked on is refused where that was late, or lost a decoder twice; the rest is for
-        others.
+        """Replace a decoder. Its present picture is refused if it was late or has lost a decoder twice; the others go
+        to other decoders.
 
         Raises:
             RunFailedError: it had not even started.
         """
         if decoder.confined is None:
-            # It may have started, and died before this look.
+            # It may have started and died before this check.
             with contextlib.suppress(LostError):
                 self._take(decoder, work)
         started = decoder.confined is not None

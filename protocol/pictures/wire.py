@@ -1,8 +1,8 @@
 """Frames between a reader of pictures and its decoder: integers, the picture's bytes one way, plain pixels the other.
 
-A request is :data:`REQUEST` and the bytes of a file; an answer is :data:`ANSWER` and, for :attr:`Code.PIXELS` alone,
-the pixels, uint8 ``[height, width, channels]``. Answers come in the order of the requests. The first frame is the
-decoder's own: whether it is confined.
+A request is :data:`REQUEST` and the bytes of a file; an answer is :data:`ANSWER` and, only for :attr:`Code.PIXELS`, the
+pixels, uint8 ``[height, width, channels]``. Answers come in the order of the requests. The first frame is the decoder's
+own: whether it is confined.
 """
 
 import struct
@@ -13,7 +13,7 @@ REQUEST = struct.Struct("<BBHHI")
 #: A :class:`Code`, bytes that follow.
 ANSWER = struct.Struct("<BI")
 
-#: Bytes of a file, and pixels that its header may announce: the largest pictures that phones make (64 megapixels).
+#: Most bytes of a file, and most pixels in its header: the largest pictures of phones (64 megapixels).
 MAX_FILE_BYTES = 128 << 20
 MAX_PIXELS = 1 << 26
 
