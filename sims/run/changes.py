@@ -72,8 +72,9 @@ def changed(party: str, settings: _Party, changes: Mapping[str, str]) -> _Party:
 
 
 def _value(text: str, kind: object) -> object:
-    """What pydantic is given for a text: a list, where the setting is one and empty if the text is; None, where it
-    may be; else the text."""
+    """The value that pydantic gets for a text: a list if the setting is one (empty for an empty text); None if it may
+    be; else the text.
+    """
     kinds = (kind, *get_args(kind))
     if text == "none" and NoneType in kinds:
         return None
