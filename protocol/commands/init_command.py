@@ -37,7 +37,7 @@ _Run = Annotated[str, typer.Option(help="The run's 32 hexadecimal digits; a new 
 _Passphrase = Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase instead of writing a key file.")]
 _KemOption = Annotated[str, typer.Option(help="Kind of the encryption key: x25519 or mlkem768-x25519.")]
 
-#: What is wrong where a setting of a new node is, by the option that it came from.
+#: The message for a wrong setting of a new node, by the option that set it.
 _WRONG = {
     "node.party": "--party must be letters a-z, digits and hyphens, a letter first, at most 63, such as individual-1",
     "node.run_id": "--run-id has 32 hexadecimal digits (0-9, a-f); every party of a run has the same",
@@ -65,12 +65,14 @@ _COMMENTS = {
     "unconfined": "True: the operating system does not confine this node to its own folders.",
 }
 
-#: What opens the keys of a new node, beside them until its operator moves it.
+#: The key file of a new node; it lies beside the keys until the operator moves it.
 _KEY_FILE = "key.secret"
 
 
 def register(app: typer.Typer, role: Role, own_name: str) -> None:
-    """Add the command to the application of one kind of node; ``own_name``: of one whose operator gives none."""
+    """Add the command to the application of one kind of node; ``own_name``: the node's name if its operator gives
+    none.
+    """
 
     def init_collective(
         out: _Out,
@@ -102,8 +104,10 @@ def register(app: typer.Typer, role: Role, own_name: str) -> None:
 def _init(
     out: Path, role: Role, data: Path, party: str, root: str, run_id: str, *, passphrase: bool, kem: Kem = "x25519"
 ) -> None:
-    """The command ``init``: make the node's folder, and say what its operator and the keeper of the root do next."""
-    # The passphrase comes last, when nothing else can be wrong any more.
+    """The command ``init``: make the node's folder, and say what its operator and the keeper of the root key must do
+    next.
+    """
+    # Ask for the passphrase last, after all other checks.
     ask = (lambda: ask_new(party)) if passphrase else None
     made = initialise(out, role=role, data=data, party=party, root=root, run_id=run_id, kem=kem, passphrase=ask)
     key = made.signing
@@ -115,7 +119,7 @@ def _init(
             f"key file       {out / _KEY_FILE}: it opens this node's keys; move it to another device and set "
             "node.key_file, or begin with --passphrase instead"
         )
-    # Without the fingerprint: one that came with the key would prove nothing.
+    # Do not print the fingerprint: one that comes with the key would prove nothing.
     say("Whoever keeps the root key types this, and compares the fingerprint with you over another channel:")
     say(
         f"learngene trust add --root-key root.key --trust trust.json --role {role} --party {party} "
@@ -136,16 +140,16 @@ def initialise(
     passphrase: Callable[[], Unlock] | None = None,
 ) -> NodeKeys:
     """Make a node's folder (0700): ``config.toml``, ``signing.key``, an individual's ``encryption.key``,
-    ``socket.secret`` and, where no passphrase is given, ``key.secret``, which opens the keys.
+    ``socket.secret`` and, if no passphrase is given, ``key.secret``, which opens the keys.
 
     Args:
         root: the public root key that the node pins, 64 hexadecimal digits.
-        run_id: the run's 32 hexadecimal digits; a new one where it is empty.
+        run_id: the run's 32 hexadecimal digits; a new one if it is empty.
         kem: of the individual's encryption key.
         passphrase: asks for the passphrase that opens the keys, in place of a key file.
 
     Raises:
-        InputError: a value is wrong, the folder holds a configuration already, or its path is too long for a socket.
+        InputError: a value is wrong, the folder already holds a configuration, or its path is too long for a socket.
     """
     table: dict[str, str | int | bool] = {
         "role": role,

@@ -38,7 +38,7 @@ def keygen(
     encapsulation = kem_named(kem)
     if kind == "signing" and encapsulation != "x25519":
         raise InputError("--kem is a choice for an encryption key; add --kind encryption")
-    # Before a passphrase is asked for.
+    # Check before asking for a passphrase.
     check_free(out)
     unlock = _unlock(key_file, out)
     if kind == "signing":

@@ -1,4 +1,4 @@
-"""How every command of the project ends: an error is one line on stderr, and the exit code says what kind it was."""
+"""The end of every command: an error is one line on stderr, and the exit code says its kind."""
 
 import errno
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-#: What is not the path's fault.
+#: Errors of the disk, not of the path.
 _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 # Our help is plain text; with rich installed, typer would write `\\[default: quick]` into it all the same.
@@ -37,7 +37,7 @@ def make_app(help_text: str, commands: Sequence[CommandEntry] = ()) -> typer.Typ
     ``help_text`` may hold an indented example behind a line with ``\\b``, which keeps its line breaks."""
     app = typer.Typer(
         cls=lazy_group(commands),
-        # Click has its own.
+        # Click has a version option of its own.
         suggest_commands=False,
         help=help_text,
         no_args_is_help=False,
@@ -62,12 +62,13 @@ def make_app(help_text: str, commands: Sequence[CommandEntry] = ()) -> typer.Typ
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0; 2 where the user gave something wrong; 1 where a run failed or something was refused;
-    130 after Ctrl-C, 143 after a SIGTERM that a command heeds. ``arguments``: instead of the process's own."""
+    """Run a command and exit: 0; 2 after wrong input; 1 if a run failed or something was refused; 130 after Ctrl-C, 143
+    after a SIGTERM that a command handles. ``arguments``: instead of the process's own.
+    """
     sys.excepthook = _show_crash
-    # Nothing that a command or a library under it makes is open to other users' writing, whatever the shell's umask.
+    # No file of a command or its libraries may be writable by other users, whatever the shell's umask.
     os.umask(os.umask(0o077) | 0o022)
-    # What the terminal's encoding lacks is shown by its number, instead of ending the command.
+    # A character that the terminal's encoding lacks is shown by its number, instead of ending the command.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(exit_code(lambda: typer.main.get_command(app).main(arguments, standalone_mode=False)))
@@ -91,11 +92,11 @@ def exit_code(command: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, click.Abort):
         result = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away, as `| head` does.
+        # The reader of our output has closed it, as `| head` does.
         sys.stderr.close()
         return EXIT_FAILED
     except OSError as error:
-        # A file that no gate of ours has named: what a user gave is somewhere else, closed, or on a disk that is full.
+        # A file error without a message of ours: a path from the user is missing, closed, or on a full disk.
         if not isinstance(error.filename, str | bytes):
             raise
         # Into the log of a node; elsewhere nobody listens.
@@ -104,7 +105,7 @@ def exit_code(command: Callable[[], Any]) -> int:
         if error.errno in _OF_THE_DISK:
             return _say(f"cannot write {reason}; make room, or choose another folder", EXIT_FAILED)
         return _say(f"cannot use {reason}; check the path, and who may read and write it", EXIT_USAGE)
-    # Typer makes this code of Ctrl-C, and says nothing.
+    # Typer turns Ctrl-C into this code, without a message.
     if result == EXIT_INTERRUPTED:
         return _say("interrupted", EXIT_INTERRUPTED, mark="")
     # Not in standalone mode: `typer.Exit(code)` comes back as the code.
@@ -117,13 +118,13 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def _say(text: str, code: int, mark: str = "error: ") -> int:
-    """The gate of every error, whatever built its line."""
+    """Print an error's line; every error passes here."""
     print(f"{mark}{visible_line(text)}", file=sys.stderr)
     return code
 
 
 def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A fault of ours, as Python shows it; its text can hold a name from elsewhere all the same."""
+    """Show a fault of ours as Python does, but safely: its text can hold a name from outside."""
     for line in traceback_lines(kind, error, trace):
         print(line, file=sys.stderr)
 

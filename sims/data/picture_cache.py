@@ -17,23 +17,23 @@ from protocol.files.atomic import synchronise_folder
 from protocol.files.private_folders import private_folder
 from protocol.pictures.arrays import read_array
 
-#: Trees that are kept; the one that was not used for longest makes room.
+#: Most trees that are kept; the least recently used one is removed first.
 MOST = 4
 _SUFFIX = ".npy"
 #: Seconds after which nobody writes a file any more.
 _ABANDONED = 24 * 3600
-#: Changes where a decoder's answer does.
+#: Version of the decoder's output: increase it when the output changes.
 _VERSION = 1
 
 
 def listing_digest(root: Path, files: Sequence[str], size: int) -> str:
-    """SHA-256 of what the names, sizes and times of the files say, of ``size``, and of the version of the decoder.
+    """SHA-256 of the names, sizes and times of the files, of ``size``, and of the decoder's version.
 
     Among the times is that of the last change to the file's own entry, which nobody sets by hand: two trees whose
     files have the same names, sizes and dates are told apart.
 
     Raises:
-        OSError: a file cannot be looked at.
+        OSError: a file's status cannot be read.
     """
     seen = hashlib.sha256(repr((_VERSION, PIL.__version__, size)).encode())
     for file in files:
@@ -57,7 +57,7 @@ def kept(folder: Path, digest: str, count: int, size: int) -> NDArray[np.uint8] 
 
 
 def keep(folder: Path, digest: str, images: NDArray[np.uint8]) -> None:
-    """Keep images under a digest. Nothing is said where they cannot be kept: the next run decodes them again."""
+    """Keep images under a digest. If they cannot be kept, this is not reported: the next run decodes them again."""
     with contextlib.suppress(InputError, OSError):
         private_folder(folder)
         descriptor, name = tempfile.mkstemp(suffix=".part", dir=folder)
@@ -75,7 +75,7 @@ def keep(folder: Path, digest: str, images: NDArray[np.uint8]) -> None:
 
 
 def _forget_oldest(folder: Path) -> None:
-    """Leave the trees that were used last."""
+    """Keep only the trees that were used last."""
     by_use = sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
     # What a run that was killed meanwhile left half-written.
     abandoned = [path for path in folder.glob("*.part") if time.time() - path.stat().st_mtime > _ABANDONED]
