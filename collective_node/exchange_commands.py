@@ -39,7 +39,7 @@ def grant(
     request: Annotated[Path, typer.Option(help="An individual's request: `individual-node request` wrote it.")],
     out: Annotated[Path, typer.Option(help="File to write for the individual, by custom NAME.learngene.")],
 ) -> None:
-    """Answer a request with the newest learngene of its form, as a file; with a notice, where that was withdrawn.
+    """Answer a request with the newest learngene of its form, as a file; with a notice, if that was withdrawn.
 
     \b
     Example:
@@ -132,8 +132,8 @@ def withdraw(
     Example:
       collective-node withdraw --config ~/collective/config.toml 3
 
-    What the collective grants instead, in any form, is released once more, since a release is what tells of it; that
-    needs the signing key. The same command again does what is left to do.
+    What the collective grants instead, in any form, is released once more, because only a release announces the
+    withdrawal; that needs the signing key. The same command again does what is left to do.
     """
     node = node_of(config, "collective")
     ledger = collective_ledger(node)

@@ -46,7 +46,7 @@ def normalised_patches(images: Tensor) -> Tensor:
 
 
 def quadrant_means(side: int) -> Tensor:
-    """``[4, side * side]``: averages a square map over its quadrants, which share the middle where ``side`` is odd."""
+    """``[4, side * side]``: averages a square map over its quadrants, which share the middle if ``side`` is odd."""
     half = -(-side // 2)
     line = torch.zeros(2, side)
     line[0, :half], line[1, -half:] = 1 / half, 1 / half

@@ -191,7 +191,7 @@ def initialise(
     try:
         unlock = None if passphrase is None else passphrase()
         with _alone_in(out):
-            # Another init may have been here while somebody typed.
+            # Another init may have made it while the user typed.
             _check_free([configuration, *names])
             try:
                 return _make(configuration, node, table, kem, unlock)

@@ -118,7 +118,7 @@ def inspect(data: bytes) -> Message | TrustFile:
 
 
 def layers(release: Release) -> list[tuple[str, ...]]:
-    """A row for each block: number, where it stood, its convolution, pooled or not, parameters, Fisher entries."""
+    """A row for each block: number, position, convolution, pooled or not, parameters, Fisher entries."""
     rows: list[tuple[str, ...]] = []
     for index, block in enumerate(release.architecture.blocks):
         shape = " x ".join(str(side) for side in block.tensors()["conv.weight"])

@@ -99,7 +99,7 @@ def exit_code(command: Callable[[], Any]) -> int:
         # A file error without a message of ours: a path from the user is missing, closed, or on a full disk.
         if not isinstance(error.filename, str | bytes):
             raise
-        # Into the log of a node; elsewhere nobody listens.
+        # The record goes into a node's log; in other commands there is no handler.
         logger.info("ended by an error of the system", exc_info=error)
         reason = f"{os.fsdecode(error.filename)}: {error.strerror or error}"
         if error.errno in _OF_THE_DISK:

@@ -35,7 +35,7 @@ class Confinement:
     """The state of a process's confinement.
 
     Attributes:
-        landlock_abi: version of Landlock's interface; 0 where the kernel has none.
+        landlock_abi: version of Landlock's interface; 0 if the kernel has none.
         seccomp: whether the kernel filters system calls on request.
         guards: the guards of its profile, in their order, as tested in the process itself.
         notes: further facts for the operator: an exception that was made, or another wall that is missing.

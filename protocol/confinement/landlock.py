@@ -73,7 +73,7 @@ _ABSTRACT_SOCKETS_AND_SIGNALS = 3
 
 
 def abi() -> int:
-    """Version of Landlock's interface; 0 where the kernel has none, or it is switched off."""
+    """Version of Landlock's interface; 0 if the kernel has none, or it is switched off."""
     return max(0, _call(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_FLAG))
 
 

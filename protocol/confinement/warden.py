@@ -42,7 +42,7 @@ class Warden:
     Attributes:
         pid: of the warden.
         channel: the connection to it; the other end closes when the warden ends, and the node must then end.
-        output: where a node writes what belongs on the terminal; None if it was started on none.
+        output: descriptor to which a node writes output for the terminal; None if it was started on none.
     """
 
     pid: int

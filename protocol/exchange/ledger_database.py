@@ -1,4 +1,4 @@
-"""A party's database: opened only where it is exactly what this program makes, and every value checked as it is read.
+"""A party's database: opened only if it is exactly what this program makes, and every value checked as it is read.
 
 ``<folder>/ledger.db`` lies in a state folder, which a node that was taken over may have filled with anything. So its
 files pass the gate of :mod:`protocol.files.state_files` before SQLite sees them, its schema must be ours to the letter

@@ -133,7 +133,7 @@ def subfolder(state: Path, name: str, what: str, *, make: bool = True) -> Path:
 
 
 def entries(state: Path, name: str, what: str, *, most: int = 4096) -> list[str]:
-    """The names in a folder of a state folder, sorted; none where it is not there.
+    """The names in a folder of a state folder, sorted; none if it is missing.
 
     Raises:
         InputError: something else stands there, or it holds more than ``most``.

@@ -286,7 +286,7 @@ def _relay_attack(naive: _Found, real: _Found, name: str, title: str, tries: str
 
 
 def _by_another_user(port: int) -> Attack:
-    """The control is a process of the user who runs the deployment: whoever is answered can submit an app."""
+    """The control is a process of the user who runs the deployment: a caller that gets an answer can submit an app."""
     expected = protocol("request", "403")
 
     def status(user: int | None) -> str:

@@ -104,7 +104,7 @@ def _write_past(answer: Frame) -> None:
             if stat.S_ISSOCK(os.fstat(number).st_mode):
                 # Its kind is said, as asking for it is refused here.
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(number)) as found:
-                    # Whoever came through the door has a peer and the door's name; the door itself has no peer.
+                    # A connection through the door has a peer and the door's name; the door itself has no peer.
                     if found.getpeername() is not None and found.getsockname():
                         send_frame(found, answer)
 

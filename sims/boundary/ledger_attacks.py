@@ -22,7 +22,7 @@ from sims.boundary.attempt import Attack, Escaped, Failed, Found, Refusal
 # Of SQLite's file format: what begins and ends a journal, and the page that holds its superior's name.
 _MAGIC = bytes.fromhex("d9d505f920a163d7")
 _PAGE, _SECTOR, _LOCK_BYTE = 4096, 512, 0x40000000
-# Seconds for which a race is run, where it is not won; a control's is won sooner or later.
+# Seconds after which a race that is not won ends; a control wins its race in time.
 _RACE, _CONTROLS_RACE = 4.0, 30.0
 #: Program that puts the journal there and removes it again, without end.
 _SWAP = """
@@ -97,7 +97,7 @@ def _set_up(folder: Path) -> tuple[Path, Path]:
 def _planted(folder: Path, use: Callable[[Path], object]) -> Found:
     state, file = _set_up(folder)
     (state / "ledger.db-journal").write_bytes(journal(file))
-    # Nobody looks first in the control.
+    # The control does not check first.
     return _used(state, file, _by_sqlite if use is _naively else use)
 
 

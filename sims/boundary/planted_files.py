@@ -29,8 +29,8 @@ class Planted:
 
     Attributes:
         name: of the file; what a start does with it otherwise is in ``tries``.
-        kind: ``link`` leads to a file outside; ``folder`` is a link to a folder outside; ``pipe`` makes whoever opens
-            it wait; ``deep`` is a folder in a folder, some thousand times.
+        kind: ``link`` leads to a file outside; ``folder`` is a link to a folder outside; ``pipe`` makes its reader
+            wait; ``deep`` is a folder in a folder, some thousand times.
         ends: the outcomes that are allowed.
     """
 

@@ -31,14 +31,14 @@ from sims.run.ray_environment import keep_ray_to_itself
 
 # Seconds for a start; for a connection.
 _PATIENCE, _SECONDS = 90.0, 10.0
-#: As whoever runs it: asks a SuperLink's HTTP port; prints the status, or the name of the error.
+#: Program that asks a SuperLink's HTTP port, as the user who runs it, and prints the status or the name of the error.
 _ASK = """
 import http.client, sys
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=10)
 connection.request("GET", "/health")
 print(connection.getresponse().status)
 """
-#: Starts Ray as a run does, and says where its table of everything (GCS) listens.
+#: Program that starts Ray as a run does, and prints the address of its table of everything (GCS).
 _RAY = """
 import os, sys, time, ray
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
@@ -46,7 +46,7 @@ os.write(int(sys.argv[1]), (ray.get_runtime_context().gcs_address.rpartition(":"
 while True:
     time.sleep(1.0)
 """
-#: Asks that table for all nodes; prints the status of gRPC.
+#: Program that asks that table for all nodes, and prints the status of gRPC.
 _ASK_RAY = """
 import grpc, sys
 with grpc.insecure_channel("ipv4:127.0.0.1:" + sys.argv[1]) as channel:

@@ -143,7 +143,7 @@ class Stage:
         (own / "race" / "harmless" / "file").write_bytes(b"harmless")
 
     def go_on(self) -> None:
-        """Wake the other party's node, where it was stopped."""
+        """Wake the other party's node, if it was stopped."""
         os.kill(self.pid, signal.SIGCONT)
 
     @property
@@ -216,7 +216,7 @@ class Stage:
 
     @property
     def owns_package(self) -> bool:
-        """Whether the project's files belong to this user, or to root where root asks."""
+        """Whether the project's files belong to this user, or to root if root asks."""
         return os.geteuid() in (0, (self.package / "__init__.py").stat().st_uid)
 
     def held_up(self) -> bool:
@@ -252,7 +252,7 @@ class Stage:
 
 @contextlib.contextmanager
 def set_stage(folder: Path) -> Iterator[Stage]:
-    """Make the sites in a folder, and start the other party's node, confined where this kernel can, and the listeners.
+    """Make the sites in a folder, and start the other party's node, confined if this kernel can, and the listeners.
 
     Args:
         folder: new or empty, and short: sockets lie in it.

@@ -125,8 +125,9 @@ def _ask(site: Site, act: str, aims: Mapping[str, str]) -> Outcome:
 
 
 def file_attacks(folder: Path) -> list[Attack]:
-    """What somebody left there in place of a file: a confined node cannot make either, but a start without confinement,
-    or another process of its user, could."""
+    """Attacks by links and pipes in place of files: a confined node cannot make either, but an unconfined one, or
+    another process of its user, could.
+    """
     words = {
         "link": "a link in place of",
         "folder": "a link to a folder in place of",
@@ -159,7 +160,7 @@ def file_attacks(folder: Path) -> list[Attack]:
 
 
 def _configuration_attack(folder: Path) -> Attack:
-    """A configuration that a node could write anew: it would say that nothing confines it."""
+    """A configuration that a node could rewrite: it would say that nothing confines the node."""
 
     def placed(name: str) -> Site:
         (folder / name).mkdir()

@@ -14,7 +14,7 @@ from sims.boundary.attempt import Area, Attack, Escaped, Failed, Found, NotEnfor
 from sims.boundary.sites import Site
 from sims.boundary.stage import Stage
 
-# Seconds: until what was done shows; how long is waited for it here; and where it was refused already.
+# Seconds until an effect is visible; waiting time for it here; and waiting time if it was refused before.
 _SHOWS, _SHOWS_HERE, _STAYS_AWAY = 2.0, 1.0, 0.05
 
 

@@ -19,7 +19,7 @@ class KnownDataset:
     Attributes:
         title: its usual name.
         division: the role of every class; None: the folder's ``split.json`` says it.
-        size: height and width of the images in a world, pixels; of ``folder`` only where the split names none.
+        size: height and width of the images in a world, pixels; of ``folder`` only if the split names none.
         origin: the source of the images without a folder; empty if a folder must be given.
         wanted: the required content of ``data``.
     """

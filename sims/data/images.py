@@ -61,7 +61,7 @@ class ImageSource:
         division: the roles of the classes.
         train: training images.
         test: test images.
-        reason: why these images are used (a stand-in says what was missing), or where they lie.
+        reason: why these images are used (a stand-in says what was missing), or their place.
     """
 
     name: str
@@ -168,7 +168,7 @@ def draw_stand_in(
 ) -> ImageSource:
     """The pictures of ``glyphs``, 60,000 unless fewer are asked for; the same in every run unless the seed differs.
 
-    They are drawn at 32x32 and enlarged where ``size`` (pixels) is another: larger, not richer.
+    They are drawn at 32x32 and enlarged if ``size`` (pixels) is another: larger, not richer.
     """
     train_per_class = train_per_class or glyphs.TRAIN_PER_CLASS
     test_per_class = test_per_class or glyphs.TEST_PER_CLASS

@@ -20,7 +20,7 @@ from protocol.pictures.arrays import read_array
 #: Most trees that are kept; the least recently used one is removed first.
 MOST = 4
 _SUFFIX = ".npy"
-#: Seconds after which nobody writes a file any more.
+#: Seconds after which an unfinished file counts as abandoned.
 _ABANDONED = 24 * 3600
 #: Version of the decoder's output: increase it when the output changes.
 _VERSION = 1
@@ -29,8 +29,8 @@ _VERSION = 1
 def listing_digest(root: Path, files: Sequence[str], size: int) -> str:
     """SHA-256 of the names, sizes and times of the files, of ``size``, and of the decoder's version.
 
-    Among the times is that of the last change to the file's own entry, which nobody sets by hand: two trees whose
-    files have the same names, sizes and dates are told apart.
+    The times include that of the last change to the file's own entry, which no user sets by hand: so two trees whose
+    files have the same names, sizes and dates differ.
 
     Raises:
         OSError: a file's status cannot be read.

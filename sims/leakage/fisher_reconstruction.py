@@ -46,7 +46,7 @@ def correlations(template: Tensor, observed: Tensor) -> Tensor:
 
 
 def standardised(rows: Tensor) -> Tensor:
-    """Each row less its mean, of length 1 (0 where it is constant): the product of two is their correlation."""
+    """Each row less its mean, of length 1 (0 if it is constant): the product of two is their correlation."""
     centred = rows - rows.mean(1, keepdim=True)
     return nn.functional.normalize(centred, dim=1, eps=1e-30)
 

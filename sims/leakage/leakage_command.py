@@ -62,8 +62,8 @@ def leakage(
     """Attack a run's released learngene: membership, class presence, and what its Fisher diagonal shows.
 
     Trains shadow collectives by the run's own recipe, twice --shadows of them and a twin: minutes for a run of the
-    profile smoke, and about so many times the collective's own training for a larger one. Every attack is tried where
-    the answer is known, too.
+    profile smoke, and about as many times the collective's own training for a larger one. Every attack is also tried on
+    cases with a known answer.
 
     Examples:
 

@@ -42,7 +42,7 @@ class Recipe:
 
     Attributes:
         settings: of the collective; it publishes the form ``condensed`` alone.
-        truth: what the oracle knows about the stream; needed where there are open-world cycles.
+        truth: what the oracle knows about the stream; needed if there are open-world cycles.
     """
 
     settings: CollectiveSettings

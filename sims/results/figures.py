@@ -60,7 +60,7 @@ _HELD: Mapping[FisherSource | str, tuple[str, str, str]] = {
 @as_delivered
 def accuracy_figure(results: Results) -> bytes:
     """Bars: mean accuracy of every method, one panel for each shot count, with 95 % intervals over the target tasks;
-    the paper's figures stand as labelled lines where the images are the paper's."""
+    the paper's figures stand as labelled lines if the images are the paper's."""
     methods, shots = list(results.methods), results.shots
     places = _places(methods)
     figure = _figure(4.6 * len(shots) + 2.2, 0.27 * (max(places) + 1) + 2.0)
@@ -421,7 +421,7 @@ def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
 
 
 def _title(figure: Figure, results: Results, text: str) -> None:
-    """The title, the run it belongs to, and in plain words that the images are the stand-in where they are."""
+    """The title, the run it belongs to, and in plain words that the images are the stand-in, if they are."""
     source = f"{results.dataset.name}, profile {results.profile}, seed {results.seed}"
     if results.dataset.notice is None:
         figure.suptitle(f"{text}\n{source}", fontsize=11)

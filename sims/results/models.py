@@ -32,7 +32,7 @@ _MAX_BYTES = 256 << 20
 
 
 class Dataset(BaseModel):
-    """Name and source of the images; ``notice`` is a sentence for every output where they are the stand-in."""
+    """Name and source of the images; ``notice`` is a sentence for every output if they are the stand-in."""
 
     model_config = _FROZEN
 

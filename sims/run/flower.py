@@ -147,7 +147,7 @@ def submit(
         app: folder with the app's ``pyproject.toml``.
         run_config: overrides of the app's own configuration; paths in it must be absolute.
         nodes: simulated SuperNodes, the collective included.
-        home: where Flower keeps its files; each run gets a folder of its own in it, which ``close`` removes.
+        home: folder of Flower's files; each run gets a folder of its own in it, which ``close`` removes.
         record: the run's own folder, in whose record the end is written if this process is killed.
         say: gets a line before each part that takes seconds.
 

@@ -354,7 +354,7 @@ _CLOSED = launcher("lseek", "EBADF")
 
 @act("read an inherited descriptor", "one that was left open at its start", PRIVATE, _CLOSED, _CLOSED)
 def read_inherited(aims: Aims) -> bytes:
-    """A descriptor of another's file that whoever started this process left open."""
+    """Read a descriptor of another's file that the starter of this process left open."""
     with step("lseek"):
         os.lseek(int(aims["inherited"]), 0, os.SEEK_SET)
     with step("read"):

@@ -15,7 +15,7 @@ _ONE_USER = Open(
     "Landlock does not look at the path of a Unix socket on this kernel, and a courier needs one; where each site has "
     "a user of its own, the folder's mode (0700) stops it"
 )
-# Names of errors of getaddrinfo(3), where nothing answers and no table can be read.
+# Names of errors of getaddrinfo(3), if nothing answers and no table can be read.
 _NAMES = {getattr(socket, name): name for name in ("EAI_AGAIN", "EAI_FAIL", "EAI_NONAME", "EAI_SYSTEM")}
 
 

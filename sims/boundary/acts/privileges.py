@@ -50,7 +50,7 @@ def regain_capabilities(aims: Aims) -> bytes:
     lacks=root_only,
 )
 def take_capability(aims: Aims) -> bytes:
-    """CAP_KILL, which root has everywhere."""
+    """Take CAP_KILL, which root has everywhere."""
 
     def work() -> bytes:
         one = struct.pack("=6I", *[1 << 5] * 2, 0, 0, 0, 0)
@@ -156,7 +156,7 @@ def ring_of_calls(aims: Aims) -> bytes:
 
 @act("leave a key in the kernel", "add_key in the user's keyring", GRANTED, *[system_calls("add_key")] * 2)
 def leave_key(aims: Aims) -> bytes:
-    """In the user's keyring, where every process of that user finds it."""
+    """Leave a key in the user's keyring, where every process of that user finds it."""
     text = aims["token"].encode()
     key = call("add_key", b"user", b"boundary", text, len(text), -4)
     call("keyctl", 21, key)
@@ -213,7 +213,7 @@ def end_warden(aims: Aims) -> bytes:
     """Made in a node that is not used afterwards (sims.boundary.start_attacks): later refusals would not be logged."""
     for number in range(3, 64):
         with contextlib.suppress(OSError):
-            # One of a pair has no name; the node's door, and whoever came through it, have the door's.
+            # One of a pair has no name; the node's door, and connections through it, have the door's name.
             if stat.S_ISSOCK(os.fstat(number).st_mode):
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(number)) as found:
                     named = bool(found.getsockname())

@@ -37,7 +37,7 @@ def run(*command: str, environment: Mapping[str, str] | None = None, program: in
     """Start a program by fork and execve, and return its output.
 
     Args:
-        program: descriptor or path of the program, where it is not the first word.
+        program: descriptor or path of the program, if it is not the first word.
 
     Raises:
         StoppedError: fork was refused, or execve, or (as the program says) its opening of a file.
@@ -182,8 +182,9 @@ def read_by_shell(aims: Aims) -> bytes:
 
 
 def _become(program: str, *arguments: str) -> bytes:
-    """What a program prints that a process becomes: a child where one can be had; else this process, which is gone then
-    if nothing stops it."""
+    """Become a program, and return its output: in a child if one can be started; else in this process, which then ends
+    if nothing stops it.
+    """
     try:
         child = os.fork()
     except OSError:

@@ -15,7 +15,7 @@ _TIMES_BYTES = 10
 
 
 def free_bytes(kind: str) -> int:
-    """Bytes that one message of an individual can carry through the gate where its program was taken over: the bound of
+    """Bytes that one message of an individual can carry through the gate if its program was taken over: the bound of
     the hidden channel, less what the order of messages and the time between them say."""
     return sum(_FREE[kind].values()) + _TIMES_BYTES
 
