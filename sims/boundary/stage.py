@@ -60,6 +60,8 @@ class Stage:
         self.segment = _shared_segment(mark)
         self.operators = secrets.token_hex(16)
         self.package = Path(protocol.__file__).parent
+        # One that no starting process opens: a lease is given only on a file that nobody has open.
+        self.package_file = self.package / "flower_app" / "pyproject.toml"
         self.handle = _handle(self.victim.private)
 
     @property
@@ -105,7 +107,8 @@ class Stage:
             "shared_memory_drop": str(self._drop(Path("/dev/shm"), token)),
             "site_packages": sysconfig.get_path("purelib"),
             "package": str(self.package),
-            "package_file": str(self.package / "__init__.py"),
+            # One that no starting process opens: a lease is given on a file that nobody has open.
+            "package_file": str(self.package_file),
             "interpreter": sysconfig.get_path("stdlib"),
             "system_file": os.path.realpath(sysconfig.get_path("stdlib") + "/os.py"),
             "interface": socket.if_nameindex()[-1][1],
@@ -217,12 +220,12 @@ class Stage:
     @property
     def owns_package(self) -> bool:
         """Whether the project's files belong to this user, or to root if root asks."""
-        return os.geteuid() in (0, (self.package / "__init__.py").stat().st_uid)
+        return os.geteuid() in (0, self.package_file.stat().st_uid)
 
     def held_up(self) -> bool:
         """Whether a process that opens a file of the package would have to wait."""
         try:
-            os.close(os.open(self.package / "__init__.py", os.O_RDONLY | os.O_NONBLOCK))
+            os.close(os.open(self.package_file, os.O_RDONLY | os.O_NONBLOCK))
         except BlockingIOError:
             return True
         return False
@@ -239,7 +242,7 @@ class Stage:
         threading.Thread(target=self._wake, args=(time.monotonic() + seconds,), daemon=True).start()
 
     def _wake(self, deadline: float) -> None:
-        descriptor = os.open(self.package / "__init__.py", os.O_RDONLY)
+        descriptor = os.open(self.package_file, os.O_RDONLY)
         libc.mmap.restype = ctypes.c_void_p
         place = libc.mmap(None, ctypes.c_size_t(4096), 1, 1, descriptor, ctypes.c_long(0))
         os.close(descriptor)

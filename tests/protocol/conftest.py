@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from protocol.digest import digest_of
 from protocol.exchange.collective_endpoint import Answer
@@ -12,7 +12,8 @@ from protocol.exchange.expectation import Expectation
 from tests.protocol.parties import CONTENT_KEY, INDIVIDUAL, NOW, RUN, Exchange, Site, learngene
 
 # The same examples every time, and no test that fails because the machine is busy.
-settings.register_profile("protocol", deadline=None, derandomize=True)
+_SLOW = (HealthCheck.too_slow,)
+settings.register_profile("protocol", deadline=None, derandomize=True, suppress_health_check=_SLOW)
 settings.load_profile("protocol")
 
 
