@@ -107,7 +107,6 @@ class Stage:
             "shared_memory_drop": str(self._drop(Path("/dev/shm"), token)),
             "site_packages": sysconfig.get_path("purelib"),
             "package": str(self.package),
-            # One that no starting process opens: a lease is given on a file that nobody has open.
             "package_file": str(self.package_file),
             "interpreter": sysconfig.get_path("stdlib"),
             "system_file": os.path.realpath(sysconfig.get_path("stdlib") + "/os.py"),
