@@ -335,7 +335,7 @@ def test_an_altered_model_is_not_used(model: Path, tmp_path: Path) -> None:
     loads("not the file", data=bytes(changed))
     loads("weights", weights="x" * 64)
     loads("format", format=2)
-    loads("extra", surprise=1)
+    loads("surprise", surprise=1)
     loads("as many as", classes=["a", "b"])
     loads("does not fit", classes=[*description["classes"], "d"], pictures=[1] * 4, estimate=None)
     loads("does not fit", network="individual")
