@@ -43,8 +43,9 @@ class BatchGradient:
             _seed_dropout(replica, random.draw_seed("dropout"))
 
     def __call__(self, index: Tensor) -> Tensor:
-        """Put the gradient of the rows ``index [n]`` into the model's parameters; returns their mean loss."""
-        cuts = index.chunk(len(self._replicas))
+        """Put the gradient of the rows ``index [n]``, at least one for each part, into the model's parameters; returns
+        their mean loss."""
+        cuts = index.tensor_split(len(self._replicas))
         augmentations = CropAndFlip.draw(len(index), self._augmentation).split([len(cut) for cut in cuts])
 
         def backward(number: int) -> Tensor:
@@ -58,7 +59,7 @@ class BatchGradient:
             return loss.detach()
 
         losses = side_by_side(backward, range(len(cuts)))
-        for replica in self._replicas[1 : len(cuts)]:
+        for replica in self._replicas[1:]:
             for parameter, other in zip(self._model.parameters(), replica.parameters(), strict=True):
                 if parameter.grad is not None and other.grad is not None:
                     parameter.grad.add_(other.grad)

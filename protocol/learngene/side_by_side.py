@@ -79,7 +79,7 @@ def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> li
     """
     listed = list(items)
     if _workers.count == 1 or len(listed) == 1 or getattr(_workers.inside, "yes", False):
-        with _one_thread(), torch.enable_grad():
+        with _one_thread(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             return [work(item) for item in listed]
     futures = [_workers.pool.submit(work, item) for item in listed]
     errors = [future.exception() for future in futures]
