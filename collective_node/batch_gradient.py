@@ -18,7 +18,8 @@ class BatchGradient:
 
     BatchNorm normalises each part by the statistics of that part (ghost batches: Hoffer et al. 2017, *Train longer,
     generalize better*, algorithm 1). So the number of parts belongs to the result; how many of them run at once does
-    not. All replicas share the weights of the model: a step of its optimiser moves them all.
+    not. One part alone is the ordinary gradient, with all the threads that an operation may use. All replicas share the
+    weights of the model: a step of its optimiser moves them all.
 
     Args:
         model: images to logits, in the mode that it is trained in.
@@ -58,6 +59,8 @@ class BatchGradient:
             loss.backward()
             return loss.detach()
 
+        if len(cuts) == 1:
+            return backward(0)
         losses = side_by_side(backward, range(len(cuts)))
         for replica in self._replicas[1:]:
             for parameter, other in zip(self._model.parameters(), replica.parameters(), strict=True):

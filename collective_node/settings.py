@@ -45,7 +45,7 @@ class CollectiveSettings(BaseModel):
     )
     batch_size: int = Field(64, ge=2)
     parts: int = Field(
-        2, ge=1, le=64, description="of a batch, computed side by side, each with BatchNorm statistics of its own"
+        1, ge=1, le=64, description="of a batch, computed side by side, each with BatchNorm statistics of its own"
     )
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)

@@ -22,7 +22,7 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
-        return x * kept / (1 - self.p)
+        return x * kept.div_(1 - self.p)
 
     def extra_repr(self) -> str:
         """What it shows of itself."""

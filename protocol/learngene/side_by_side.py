@@ -1,8 +1,8 @@
 """Independent work side by side, each piece on one core: the coarse way to use several cores.
 
 Small convolutions gain little from a second thread inside an operation, and on a busy machine such threads wait for
-each other. So every operation has one thread, and what is independent (parts of a batch, groups of target tasks) runs
-in threads of its own. How many there are changes no result.
+each other. So what is independent (groups of target tasks, parts of a batch) runs side by side, and each operation of
+it in one thread. How many pieces run at once changes no result.
 """
 
 import os

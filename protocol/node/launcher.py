@@ -106,8 +106,9 @@ def launch(
         privileges.let_others_look(True)
         confined = _confine(start, warden)
         logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
-        # Read by OpenMP and BLAS when they are loaded: what runs at once is decided by protocol.learngene.side_by_side.
-        os.environ["OMP_NUM_THREADS"] = "1"
+        if node.threads:
+            # Read by OpenMP and BLAS when they are loaded.
+            os.environ["OMP_NUM_THREADS"] = str(node.threads)
         configuration: NodeConfiguration = check(path, content, imported(model))
         make: Callable[[NodeConfiguration, Confinement, NodeKeys], Program] = imported(program)
         made = make(configuration, confined, keys)

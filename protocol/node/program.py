@@ -9,7 +9,7 @@ from protocol.confinement.guards import Confinement
 from protocol.errors import PolicyDeniedError
 from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.images import choose_device
-from protocol.learngene.side_by_side import set_worker_count, usable_cores, worker_count
+from protocol.learngene.side_by_side import set_worker_count, usable_cores
 from protocol.node.configuration import NodeTable
 from protocol.node.endpoints import EndpointT, endpoint_of
 from protocol.node.events import Events
@@ -37,9 +37,10 @@ class PartyProgram(Generic[EndpointT]):
         self.party = node.party
         self._node, self._confinement = node, confinement
         self._device = choose_device(node.device)
-        # A GPU is one worker; on processors, every operation has one thread and independent work runs side by side.
-        torch.set_num_threads(1)
-        set_worker_count((node.threads or usable_cores()) if self._device.type == "cpu" else 1)
+        threads = node.threads or usable_cores()
+        torch.set_num_threads(threads)
+        # A GPU does one thing after another.
+        set_worker_count(threads if self._device.type == "cpu" else 1)
         self._endpoint: EndpointT = endpoint_of(node, keys, endpoint)
         self._events = Events(node.state / "events.jsonl")
         self._job = Job()
@@ -70,6 +71,6 @@ class PartyProgram(Generic[EndpointT]):
         """The circumstances of the party's figures: what they were made on."""
         return {
             "device": str(self._device),
-            "threads": worker_count(),
+            "threads": torch.get_num_threads(),
             "confinement": self._confinement.line,
         }

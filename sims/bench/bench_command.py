@@ -19,6 +19,7 @@ from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
 from protocol.files.user_files import check_free
 from protocol.keys.kem import Kem
+from protocol.learngene.side_by_side import usable_cores
 from protocol.output import add_row, print_table, say, table
 from sims.bench import bundle_timing, train_timing
 from sims.bench.audiences_timing import measure_audiences
@@ -120,7 +121,7 @@ def train(
     if json_file is not None:
         check_free(json_file)
     clock = time.perf_counter
-    torch.set_num_threads(1)  # As a node does; what is compared with it chooses for itself.
+    torch.set_num_threads(usable_cores())  # As a node does.
     with progress_bar(thread=False) as observe:
         rows = train_timing.measure(repeats, seconds, clock, observe)
         observe(0, 1, "measuring the limits of the machine")

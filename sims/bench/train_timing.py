@@ -74,8 +74,9 @@ class TrainingStep:
         steps = max(3, round(seconds * one.rate(clock) / one.settings.batch_size))
         return cls(width, steps, one.network, data, one.settings)
 
-    def rate(self, clock: Clock, *, criterion: bool = True) -> float:
-        """Images a second, with augmentation, loss, optimiser and, unless it is left out, the gradient criterion."""
+    def rate(self, clock: Clock, *, criterion: bool = True, parts: int = 1) -> float:
+        """Images a second, with augmentation, loss, optimiser and, unless it is left out, the gradient criterion;
+        ``parts``: of a batch, computed side by side."""
         trend = GradientTrend(len(self.network.layers), None)
 
         def observe(step: int, _: int) -> None:
@@ -91,7 +92,7 @@ class TrainingStep:
             dict(self.network.named_parameters()),
             self.data,
             images / _IMAGES,
-            settings=self.settings,
+            settings=self.settings.model_copy(update={"parts": parts}),
             learning_rate=1e-3,
             random=RandomStates(0),
             observe=observe,
@@ -118,12 +119,12 @@ def measure(repeats: int, seconds: float, clock: Clock, observe: Observer) -> li
     """
     steps = {width: TrainingStep.made(width, seconds, clock) for width in WIDTHS}
     dtype = torch.bfloat16 if bfloat16_is_fast(_CPU) else torch.float32
-    small = steps[0.25]
+    small, cores = steps[0.25], usable_cores()
     sides: dict[str, tuple[Callable[[], float], Callable[[], float], str, str]] = {
         **{
             f"training step at width {width:g}, beside GEMM": (
                 partial(_operation_rate, step, clock),
-                lambda: gemm_rate(dtype, usable_cores(), clock) / 1e9,
+                lambda: gemm_rate(dtype, cores, clock) / 1e9,
                 "10^9 operations/s",
                 "at least 0.7" if width == 1 else "at least 0.5",
             )
@@ -132,6 +133,18 @@ def measure(repeats: int, seconds: float, clock: Clock, observe: Observer) -> li
         "width 0.25 with one other busy process, beside alone": (
             lambda: _beside_a_busy_process(lambda: small.rate(clock)),
             lambda: small.rate(clock),
+            "images/s",
+            "at least 0.59",
+        ),
+        "width 0.25 in a part for each core, beside in one": (
+            lambda: small.rate(clock, parts=cores),
+            lambda: small.rate(clock),
+            "images/s",
+            "",
+        ),
+        "width 0.25 in a part for each core with one other busy process, beside alone": (
+            lambda: _beside_a_busy_process(lambda: small.rate(clock, parts=cores)),
+            lambda: small.rate(clock, parts=cores),
             "images/s",
             "at least 0.59",
         ),

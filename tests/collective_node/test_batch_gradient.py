@@ -133,4 +133,7 @@ def test_dropout_zeroes_its_share_scales_the_rest_and_does_nothing_in_evaluation
     torch.testing.assert_close(dropped[dropped != 0], torch.full_like(dropped[dropped != 0], 1 / (1 - p)))
     module.generator.manual_seed(0)
     torch.testing.assert_close(module(x), dropped, rtol=0, atol=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.testing.assert_close(nn.Dropout(p)(x), dropped, rtol=0, atol=0)
     torch.testing.assert_close(module.eval()(x), x, rtol=0, atol=0)
