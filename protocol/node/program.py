@@ -37,7 +37,8 @@ class PartyProgram(Generic[EndpointT]):
         self.party = node.party
         self._node, self._confinement = node, confinement
         self._device = choose_device(node.device)
-        threads = node.threads or usable_cores()
+        # Torch's own choice knows of no quota.
+        threads = node.threads or min(torch.get_num_threads(), usable_cores())
         torch.set_num_threads(threads)
         # A GPU does one thing after another.
         set_worker_count(threads if self._device.type == "cpu" else 1)
