@@ -86,7 +86,9 @@ def _replica(model: nn.Module) -> nn.Module:
 
 
 def _seed_dropout(model: nn.Module, seed: int | None) -> None:
-    device = next(model.parameters()).device
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+            module.generator = generator

@@ -137,3 +137,21 @@ def test_dropout_zeroes_its_share_scales_the_rest_and_does_nothing_in_evaluation
         torch.manual_seed(0)
         torch.testing.assert_close(nn.Dropout(p)(x), dropped, rtol=0, atol=0)
     torch.testing.assert_close(module.eval()(x), x, rtol=0, atol=0)
+
+
+def test_with_one_part_training_is_what_it_is_with_torchs_own_dropout() -> None:
+    """Two layers of dropout draw from one generator, one after the other."""
+    both = nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 16 * 16, 8), Dropout(0.5), nn.Linear(8, 8), Dropout(0.5), nn.Linear(8, 3)
+    )
+    theirs = copy.deepcopy(both)
+    theirs[2], theirs[4] = nn.Dropout(0.5), nn.Dropout(0.5)
+    BatchGradient(both, data(), 1, nn.CrossEntropyLoss(), RandomStates(0))(ROWS)
+    states = RandomStates(0)
+    x, outputs = data().batch(ROWS)
+    with torch.random.fork_rng(devices=[]), autocast(torch.device("cpu")):
+        torch.manual_seed(states.draw_seed("dropout"))
+        logits = theirs(CropAndFlip.draw(12, states["augmentation"])(x))
+    nn.CrossEntropyLoss()(logits.float(), outputs).backward()
+    for found, wanted in zip(gradients(both), gradients(theirs), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
