@@ -11,6 +11,7 @@ from collective_node.collective import Collective
 from collective_node.collective_images import CollectiveImages, Truth
 from protocol.errors import InputError
 from protocol.learngene.images import DeviceImages, Normalisation, autocast
+from protocol.learngene.side_by_side import side_by_side
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ class Evaluation:
         return accuracy(collective.network, images, collective.outputs)
 
 
-@torch.no_grad()
+#: Images that are tested at once.
+_AT_ONCE = 500
+
+
 def accuracy(model: nn.Module, images: DeviceImages, targets: Tensor) -> float:
     """Share of images that a model recognises in evaluation mode, in per cent.
 
@@ -81,10 +85,14 @@ def accuracy(model: nn.Module, images: DeviceImages, targets: Tensor) -> float:
     """
     was_training = model.training
     model.eval()
-    hits = []
-    for x, labels in images.in_order():
+
+    @torch.no_grad()
+    def recognised(rows: Tensor) -> Tensor:
+        x, labels = images.batch(rows)
         with autocast(images.pixels.device):
-            logits = model(x)
-        hits.append(logits.argmax(1) == targets[labels])
+            logits: Tensor = model(x)
+        return logits.argmax(1) == targets[labels]
+
+    hits = side_by_side(recognised, torch.arange(len(images)).split(_AT_ONCE))
     model.train(was_training)
     return float(torch.cat(hits).cpu().double().mean() * 100)

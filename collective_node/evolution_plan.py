@@ -214,7 +214,9 @@ def _positions(height: int, width: int) -> int:
 
 
 def _setup(images: CollectiveImages, settings: CollectiveSettings, seed: int, device: torch.device) -> str:
-    digest = hashlib.sha256(settings.model_dump_json(exclude=_AFTER_TASKS | _OF_CYCLES).encode())
+    # One part is the ordinary batch, as it was before there were parts.
+    ordinary = {"parts"} if settings.parts == 1 else set[str]()
+    digest = hashlib.sha256(settings.model_dump_json(exclude=_AFTER_TASKS | _OF_CYCLES | ordinary).encode())
     digest.update(f"seed {seed}, {torch.get_num_threads()} threads, {device.type}".encode())
     for array in (images.train_images, images.train_labels, images.heldout_images, images.heldout_labels):
         digest.update(array.tobytes())

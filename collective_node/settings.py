@@ -44,6 +44,9 @@ class CollectiveSettings(BaseModel):
         0.7, gt=0, description="passes over the images of all known classes (none, ewc: of the task) a task"
     )
     batch_size: int = Field(64, ge=2)
+    parts: int = Field(
+        1, ge=1, le=64, description="of a batch, computed side by side, each with BatchNorm statistics of its own"
+    )
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
@@ -125,6 +128,12 @@ class CollectiveSettings(BaseModel):
     def _no_annotator_is_asked_twice(self) -> "CollectiveSettings":
         if self.annotator == "annotate" and (self.compare_scores or self.compare_strategies):
             raise ValueError("compare_scores and compare_strategies need annotator = oracle: they ask again and again")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_hold_images(self) -> "CollectiveSettings":
+        if self.batch_size < 2 * self.parts:
+            raise ValueError(f"batch_size must be at least {2 * self.parts}: two images for each of {self.parts} parts")
         return self
 
     @model_validator(mode="after")

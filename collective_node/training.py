@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from collective_node.batch_gradient import BatchGradient
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training_set import TrainingSet
 from protocol.errors import RunFailedError
-from protocol.learngene.images import CropAndFlip, autocast
 
 #: Called after each backward pass, before the step: (step, steps).
 Observer = Callable[[int, int], None]
@@ -68,25 +68,20 @@ def fit(
     order = data.balanced(steps, settings.batch_size, random["batches"])
     optimiser = _optimiser(parameters, learning_rate, settings, momentum)
     criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+    gradient = BatchGradient(model, data, settings.parts if data.device.type == "cpu" else 1, criterion, random)
     last: list[Tensor] = []
-    with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
-        torch.manual_seed(random.draw_seed("dropout"))  # dropout takes no generator of its own
-        for step, index in enumerate(order):
-            for group in optimiser.param_groups:
-                group["lr"] = one_cycle(step, steps, learning_rate)
-            x, outputs = data.batch(index)
-            with autocast(data.device):
-                logits = model(CropAndFlip.draw(len(x), random["augmentation"])(x))
-            loss = criterion(logits.float(), outputs)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if observe is not None:
-                observe(step, steps)
-            if regularise is not None:
-                regularise()
-            optimiser.step()
-            if step >= int(steps * 0.9):
-                last.append(loss.detach())
+    for step, index in enumerate(order):
+        for group in optimiser.param_groups:
+            group["lr"] = one_cycle(step, steps, learning_rate)
+        loss = gradient(index)
+        if observe is not None:
+            observe(step, steps)
+        if regularise is not None:
+            regularise()
+        optimiser.step()
+        if step >= int(steps * 0.9):
+            last.append(loss)
+    gradient.finish()
     mean = float(torch.stack(last).mean())
     _check_finite(mean, model)
     if momentum is not None and settings.momentum > 0:

@@ -1,8 +1,10 @@
 """Every method of the table on every target task: with a learngene, from scratch, and with no network at all."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from protocol.learngene.architecture import Form
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
+from protocol.learngene.side_by_side import side_by_side
 from protocol.node.events import Events
 
 #: Epochs after which the learning curves look at the test images, besides the last.
@@ -35,6 +38,21 @@ class Outcome:
     accuracy: dict[int, float] = field(default_factory=dict)
     curve: dict[int, list[float]] = field(default_factory=dict)
     retain_weights: list[float] = field(default_factory=list)
+
+    @classmethod
+    def together(cls, parts: Sequence["Outcome"]) -> "Outcome":
+        """The outcome of all tasks, from those of some each, in the order of the tasks."""
+        whole = cls()
+        for part in parts:
+            whole.accuracy |= part.accuracy
+            whole.retain_weights += part.retain_weights
+            for epoch, values in part.curve.items():
+                whole.curve.setdefault(epoch, []).extend(values)
+        return whole
+
+
+#: A piece of work that depends on no other.
+Piece = Callable[[], Outcome]
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,23 @@ class Evaluation:
         Raises:
             InputError: there is no learngene in its form, or the settings and it do not fit.
         """
+        return Outcome.together(side_by_side(_do, self._pieces(name, shots)))
+
+    def run_all(self) -> tuple[dict[str, dict[int, Outcome]], dict[str, float]]:
+        """Every method of the settings at every shot count, side by side, and the processor seconds that each took."""
+        listed = [(method, shots) for method in self.settings.methods for shots in sorted(self.images.tasks)]
+        pieces = [(name, shots, piece) for name, shots in listed for piece in self._pieces(name, shots)]
+        done = side_by_side(lambda one: _timed(one[2]), pieces)
+        found: dict[str, dict[int, Outcome]] = {method: {} for method in self.settings.methods}
+        seconds = dict.fromkeys(self.settings.methods, 0.0)
+        for name, shots in listed:
+            mine = [outcome for (*of, _), outcome in zip(pieces, done, strict=True) if of == [name, shots]]
+            found[name][shots] = Outcome.together([outcome for outcome, _ in mine])
+            seconds[name] += sum(taken for _, taken in mine)
+        return found, seconds
+
+    def _pieces(self, name: str, shots: int) -> list[Piece]:
+        """The independent pieces of a method's work at a shot count."""
         method, tasks = METHODS[name], self.images.tasks[shots]
         if method.form is None:
             return self._floor(tasks, shots)
@@ -67,18 +102,8 @@ class Evaluation:
             raise InputError(f"the method {name!r} needs a learngene in the form {method.form!r}")
         learngene = self.learngenes[method.form]
         if method.adaptation == "head":
-            return self._head(method, learngene, tasks, shots)
+            return [partial(self._head, method, learngene, tasks, shots)]
         return self._trained(method, learngene, tasks, shots)
-
-    def run_all(self) -> tuple[dict[str, dict[int, Outcome]], dict[str, float]]:
-        """Every method of the settings at every shot count, and the seconds that each took."""
-        found: dict[str, dict[int, Outcome]] = {}
-        seconds: dict[str, float] = {}
-        for method in self.settings.methods:
-            started = time.perf_counter()
-            found[method] = {shots: self.run(method, shots) for shots in sorted(self.images.tasks)}
-            seconds[method] = time.perf_counter() - started
-        return found, seconds
 
     def _loaded(self, learngene: Learngene) -> tuple[DeviceImages, DeviceImages]:
         """Support and test images on the device, normalised by the learngene's input contract."""
@@ -94,48 +119,51 @@ class Evaluation:
 
         return load(self.images.support_images), load(self.images.test_images)
 
-    def _trained(self, method: Method, learngene: Learngene, tasks: Sequence[TargetTask], shots: int) -> Outcome:
+    def _trained(self, method: Method, learngene: Learngene, tasks: Sequence[TargetTask], shots: int) -> list[Piece]:
         """Methods that train a network per task, many tasks as one batched network."""
         support, test = self._loaded(learngene)
-        settings, outcome = self.settings, Outcome()
-        done = 0
+        settings, done = self.settings, 0
+        progress = self._progress(len(tasks) * settings.epochs, f"{method.name}, {shots} shots")
+        pieces: list[Piece] = []
         for group in groups(tasks, settings.networks_at_once):
-            adapted = adapt(
-                method,
-                learngene.architecture,
-                None if method.adaptation == "scratch" else learngene,
-                group,
-                support,
-                settings,
-                [task_generator(self.seed, method.start, shots, task.number) for task in group],
-                observe=self._observer(method, group, shots, done, len(tasks), test, outcome),
-            )
-            found = test_accuracy(adapted.networks, group, test)
-            outcome.accuracy.update({task.number: value for task, value in zip(group, found, strict=True)})
-            outcome.retain_weights.extend(adapted.retain_weights)
+            watched = max(0, min(len(group), settings.curve_tasks - done)) if shots == min(self.images.tasks) else 0
+            pieces.append(partial(self._group, method, learngene, group, shots, support, test, watched, progress))
             done += len(group)
-        return outcome
+        return pieces
 
-    def _observer(
+    def _group(
         self,
         method: Method,
+        learngene: Learngene,
         group: Sequence[TargetTask],
         shots: int,
-        done: int,
-        total: int,
+        support: DeviceImages,
         test: DeviceImages,
-        outcome: Outcome,
-    ) -> Callable[[int, IndividualNetworks], None]:
-        epochs = self.settings.epochs
-        watched = min(len(group), max(0, self.settings.curve_tasks - done)) if shots == min(self.images.tasks) else 0
+        watched: int,
+        progress: "_Progress",
+    ) -> Outcome:
+        """One group of tasks; the learning curve is that of the first ``watched``."""
+        outcome = Outcome()
 
         def observe(epoch: int, model: IndividualNetworks) -> None:
-            units = len(group) * epoch + done * epochs
-            self.events.append("method", units, total * epochs, f"{method.name}, {shots} shots")
-            if watched and (epoch in CURVE_EPOCHS or epoch == epochs):
+            progress.report(len(group))
+            if watched and (epoch in CURVE_EPOCHS or epoch == self.settings.epochs):
                 outcome.curve.setdefault(epoch, []).extend(test_accuracy(model, group, test)[:watched])
 
-        return observe
+        adapted = adapt(
+            method,
+            learngene.architecture,
+            None if method.adaptation == "scratch" else learngene,
+            group,
+            support,
+            self.settings,
+            [task_generator(self.seed, method.start, shots, task.number) for task in group],
+            observe=observe,
+        )
+        found = test_accuracy(adapted.networks, group, test)
+        outcome.accuracy.update({task.number: value for task, value in zip(group, found, strict=True)})
+        outcome.retain_weights.extend(adapted.retain_weights)
+        return outcome
 
     def _head(self, method: Method, learngene: Learngene, tasks: Sequence[TargetTask], shots: int) -> Outcome:
         """A logistic head on the inherited features, which stay as they are."""
@@ -147,21 +175,21 @@ class Evaluation:
         support, test = self._loaded(learngene)
         support_views = _features(blocks, handover, support, [task.support for task in tasks])
         test_views = _features(blocks, handover, test, [task.test for task in tasks])
-        outcome, done = Outcome(), 0
+        outcome, progress = Outcome(), self._progress(len(tasks), f"{method.name}, {shots} shots")
         for group in groups(tasks, self.settings.networks_at_once):
             known = [torch.stack([view[torch.from_numpy(task.support)] for task in group]) for view in support_views]
             unknown = [torch.stack([view[torch.from_numpy(task.test)] for task in group]) for view in test_views]
             labels = torch.from_numpy(np.stack([task.support_labels for task in group])).to(self.device)
             heads = FeatureHeads.fit(known, labels, group[0].ways, self.settings.penalty)
             outcome.accuracy.update(_scores(group, heads.predict(unknown)))
-            done += len(group)
-            self.events.append("method", done, len(tasks), f"{method.name}, {shots} shots")
+            progress.report(len(group))
         return outcome
 
-    def _floor(self, tasks: Sequence[TargetTask], shots: int) -> Outcome:
+    def _floor(self, tasks: Sequence[TargetTask], shots: int) -> list[Piece]:
         """Whitened patches of the support images, task by task."""
-        outcome = Outcome()
-        for done, task in enumerate(tasks, 1):
+        progress = self._progress(len(tasks), f"floor, {shots} shots")
+
+        def predict(task: TargetTask) -> Outcome:
             predicted = floor_predictions(
                 _unit(self.images.support_images[task.support], self.device),
                 torch.from_numpy(task.support_labels).to(self.device),
@@ -171,9 +199,37 @@ class Evaluation:
                 penalty=self.settings.floor_penalty,
                 generator=task_generator(self.seed, "floor", shots, task.number),
             )
-            outcome.accuracy.update(_scores([task], predicted[None]))
-            self.events.append("method", done, len(tasks), f"floor, {shots} shots")
-        return outcome
+            progress.report(1)
+            return Outcome(_scores([task], predicted[None]))
+
+        return [partial(predict, task) for task in tasks]
+
+    def _progress(self, total: int, text: str) -> "_Progress":
+        return _Progress(self.events, total, text)
+
+
+class _Progress:
+    """Counts what several pieces of work have done together, and reports it as events."""
+
+    def __init__(self, events: Events, total: int, text: str) -> None:
+        self._events, self._total, self._text = events, total, text
+        self._done, self._lock = 0, threading.Lock()
+
+    def report(self, units: int) -> None:
+        """So many more units are done."""
+        with self._lock:
+            self._done += units
+            self._events.append("method", self._done, self._total, self._text)
+
+
+def _do(piece: Piece) -> Outcome:
+    return piece()
+
+
+def _timed(piece: Piece) -> tuple[Outcome, float]:
+    """A piece's outcome, and the processor seconds of its thread."""
+    started = time.thread_time()
+    return piece(), time.thread_time() - started
 
 
 def groups(tasks: Sequence[TargetTask], size: int) -> Iterator[Sequence[TargetTask]]:

@@ -213,6 +213,9 @@ WALKS: dict[str, Walk | str] = {
     "learngene bench bundle": lambda stage: learngene(
         *("bench", "bundle", "--megabytes", 0.01, "--repeats", 1, "--audiences", 0, "--json", stage.path())
     ),
+    "learngene bench train": lambda stage: learngene(
+        *("bench", "train", "--repeats", 1, "--seconds", 0.01, "--json", stage.path())
+    ),
     "learngene world make": lambda stage: learngene("world", "make", "folder", "--data", stage.path(), "--out", "x"),
     "collective-node start": with_config(apart("collective_node"), "start"),
     "collective-node doctor": with_config(collective, "doctor"),

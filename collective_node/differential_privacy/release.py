@@ -151,7 +151,9 @@ class Finished(BaseModel):
 
 def setup_of(evolution: str, settings: BaseModel) -> str:
     """Fingerprint of everything that a private result depends on; ``evolution``: fingerprint of images and seed."""
-    return hashlib.sha256(f"{evolution} {settings.model_dump_json(exclude={'annotator'})}".encode()).hexdigest()
+    return hashlib.sha256(
+        f"{evolution} {settings.model_dump_json(exclude={'annotator', 'parts'})}".encode()
+    ).hexdigest()
 
 
 def _kept_file(checkpoints: Path, name: str, *, max_bytes: int) -> bytes:

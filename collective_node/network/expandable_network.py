@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from collective_node.network.dropout import Dropout
 from protocol.learngene.architecture import Block
 from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
 
@@ -83,10 +84,10 @@ def build_classifier(features: int, hidden: int, dropout: float) -> nn.Sequentia
         nn.Flatten(),
         nn.Linear(features, hidden),
         nn.ReLU(),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         nn.Linear(hidden, hidden),
         nn.ReLU(),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         output,
     )
 

@@ -59,7 +59,7 @@ _COMMENTS = {
     "policy": "The site's own rules of what may leave, a file policy.toml; none: the default ones.",
     "run_id": "The run that this node takes part in; all its parties have the same.",
     "device": "auto, cpu, cuda or cuda:N.",
-    "threads": "Processor threads; 0: as many as there are.",
+    "threads": "Threads of the computation; 0: as many as the node may use cores.",
     "seed": "Of everything random in the training.",
     "user": "Whom the node becomes where root starts it; none: it stays who started it.",
     "unconfined": "True: the operating system does not confine this node to its own folders.",

@@ -1,7 +1,7 @@
 """Images on the device: normalisation, random crops and flips; nothing is done image by image in Python."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -55,6 +55,13 @@ class CropAndFlip:
         """Independent draws for ``count`` images (CPU generator)."""
         offsets = torch.randint(0, 2 * CROP_PADDING + 1, (2, count), generator=generator)
         return cls(offsets, torch.rand(count, generator=generator) < 0.5)
+
+    def split(self, sizes: Sequence[int]) -> "list[CropAndFlip]":
+        """The draws for parts of a batch of these sizes."""
+        return [
+            CropAndFlip(offsets, flip)
+            for offsets, flip in zip(self.offsets.split(sizes, 1), self.flip.split(sizes), strict=True)
+        ]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Crop and flip ``[N, C, H, W]``: one gather of rows and columns on the device."""

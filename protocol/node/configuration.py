@@ -60,7 +60,7 @@ class NodeTable(BaseModel):
         policy: the site's own rules of what may leave; None: the default ones.
         run_id: the run that this node takes part in, 128 random bits in hexadecimal, the same for all its parties.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: processor threads for the computation; 0: one for each processor.
+        threads: threads of an operation, and pieces of work that run at once; 0: as many as it may use cores.
         seed: of everything random in the node's training.
         user: user that the node becomes for good if root starts it; None: it remains the user that started it.
         unconfined: the operator accepts that the operating system does not confine this node.

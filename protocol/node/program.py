@@ -9,6 +9,7 @@ from protocol.confinement.guards import Confinement
 from protocol.errors import PolicyDeniedError
 from protocol.keys.party_keys import NodeKeys
 from protocol.learngene.images import choose_device
+from protocol.learngene.side_by_side import set_worker_count, usable_cores
 from protocol.node.configuration import NodeTable
 from protocol.node.endpoints import EndpointT, endpoint_of
 from protocol.node.events import Events
@@ -36,8 +37,11 @@ class PartyProgram(Generic[EndpointT]):
         self.party = node.party
         self._node, self._confinement = node, confinement
         self._device = choose_device(node.device)
-        if node.threads:
-            torch.set_num_threads(node.threads)
+        # Torch's own choice knows of no quota.
+        threads = node.threads or min(torch.get_num_threads(), usable_cores())
+        torch.set_num_threads(threads)
+        # A GPU does one thing after another.
+        set_worker_count(threads if self._device.type == "cpu" else 1)
         self._endpoint: EndpointT = endpoint_of(node, keys, endpoint)
         self._events = Events(node.state / "events.jsonl")
         self._job = Job()

@@ -1,4 +1,4 @@
-"""The command ``learngene bench bundle``."""
+"""The commands ``learngene bench bundle`` and ``learngene bench train``."""
 
 import platform
 import tempfile
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 from cryptography.hazmat.backends.openssl.backend import backend
 
@@ -18,8 +19,9 @@ from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
 from protocol.files.user_files import check_free
 from protocol.keys.kem import Kem
+from protocol.learngene.side_by_side import usable_cores
 from protocol.output import add_row, print_table, say, table
-from sims.bench import bundle_timing
+from sims.bench import bundle_timing, train_timing
 from sims.bench.audiences_timing import measure_audiences
 from sims.bench.made_bundle import architecture_of, make_bundle, random_learngene
 from sims.bench.measurements import (
@@ -36,19 +38,18 @@ from sims.bench.measurements import (
     spread,
 )
 from sims.bench.memory import measure_memory
+from sims.bench.rows import Bench, machine, processor
 
 _MOST_MEGABYTES = 256
 # Factor by which the time of the same work may differ on an idle machine.
 _BUSY = 1.5
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def register(app: typer.Typer) -> None:
     """Add ``bench`` with its command to an application."""
     bench = typer.Typer(help="What the protocol costs on this machine.", no_args_is_help=False, rich_markup_mode=None)
-    # With a callback, its one command keeps its name.
-    bench.callback()(lambda: None)
     bench.command("bundle")(bundle)
+    bench.command("train")(train)
     app.add_typer(bench, name="bench")
 
 
@@ -102,6 +103,40 @@ def bundle(
 
         write_atomically(figure, audiences_figure(result))
         say(f"{figure}")
+
+
+def train(
+    repeats: Annotated[int, typer.Option(help="How often everything is measured.", min=1, max=100)] = 5,
+    seconds: Annotated[float, typer.Option(help="Length of one measurement, about.", min=0.01, max=600)] = 4.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File to write everything measured to.", show_default=False)
+    ] = None,
+) -> None:
+    """Time the collective's training step on this machine's processors, each thing beside another in turn.
+
+    \b
+    Example:
+      learngene bench train --json train.json
+    """
+    if json_file is not None:
+        check_free(json_file)
+    clock = time.perf_counter
+    torch.set_num_threads(usable_cores())  # As a node does.
+    with progress_bar(thread=False) as observe:
+        rows = train_timing.measure(repeats, seconds, clock, observe)
+        observe(0, 1, "measuring the limits of the machine")
+        result = Bench(rows=tuple(rows), machine=machine(clock))
+    numbers = ("ours", "other", "ratio")
+    shown = table("", *numbers, "unit", "target", title=f"The training step, {repeats} repeats", right=numbers)
+    for one in result.rows:
+        sides = (f"{side.median:,.4g}" for side in (one.ours, one.other))
+        add_row(shown, one.name, *sides, _with_range(one.ratio), one.unit, one.target)
+    print_table(shown)
+    say("Medians; ratios are taken within each repeat, smallest and largest in brackets.")
+    say(", ".join(f"{name} {value}" for name, value in result.machine.items()))
+    if json_file is not None:
+        write_atomically(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n")
+        say(f"{json_file}")
 
 
 def _measure(megabytes: float, repeats: int, audiences: int, kem: Kem, folder: Path) -> BundleBenchmark:
@@ -207,18 +242,9 @@ def _folder(folder: Path | None) -> Path:
 def _machine() -> dict[str, str]:
     """The machine on which the times were measured."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "python": platform.python_version(),
         "numpy": version("numpy"),
         "cryptography": version("cryptography"),
         "openssl": backend.openssl_version_text().removeprefix("OpenSSL "),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = _CPUINFO.read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return found or platform.processor() or platform.machine()

@@ -100,7 +100,7 @@ class Options(BaseModel):
     individuals: Annotated[int, Flag("1")] = Field(0, ge=0, description="Individuals that share the target tasks.")
     tasks: Annotated[int, Flag("the profile's")] = Field(0, ge=0, description="Sequential tasks of the collective.")
     width: Annotated[float, Flag("the profile's")] = Field(0.0, ge=0, description="Factor on the paper's layer widths.")
-    threads: Threads = Field(0, description="Threads of each node process; 0: all cores.")
+    threads: Threads = Field(0, description="Threads of each node process; 0: as many as it may use cores.")
     collective_device: Device = Field("auto", description=_DEVICE_HELP)
     individual_device: Device = Field("auto", description=_DEVICE_HELP)
     changes: Annotated[Text, Flag(metavar="PARTY.NAME=VALUE", repeated=True)] = Field(

@@ -1,0 +1,103 @@
+"""Independent work side by side, each piece on one core: the coarse way to use several cores.
+
+Small convolutions gain little from a second thread inside an operation, and on a busy machine such threads wait for
+each other. So what is independent (groups of target tasks, parts of a batch) runs side by side, and each operation of
+it in one thread. How many pieces run at once changes no result.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those that it is bound to, and no more than its control group's quota."""
+    return max(1, min(len(os.sched_getaffinity(0)), _quota()))
+
+
+def _quota() -> int:
+    """Cores that the control group grants (cgroup v2, cpu.max); where none are said, more than any machine has."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            granted, period = file.read(100).split()
+        return int(granted) // int(period)
+    except (OSError, ValueError):
+        return 1 << 16
+
+
+class _Workers:
+    """The threads of this process. ``inside``: whether the thread that asks is one of them."""
+
+    def __init__(self) -> None:
+        self.count = usable_cores()
+        self.inside = threading.local()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def resize(self, count: int) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        self.count, self._pool = count, None
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.count, "side-by-side", initializer=self._begin)
+        return self._pool
+
+    def _begin(self) -> None:
+        self.inside.yes = True
+        torch.set_num_threads(1)
+
+
+_workers = _Workers()
+
+
+def worker_count() -> int:
+    """How many pieces of work run at once."""
+    return _workers.count
+
+
+def set_worker_count(count: int) -> None:
+    """Let so many pieces of work run at once, from now on; at first it is as many as there are usable cores."""
+    _workers.resize(count)
+
+
+def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Do ``work`` on each item; the results are in the order of the items, and the same however many run at once.
+
+    A piece of work begins as a new thread does: gradients are recorded, and no autocast is on. Work that is asked for
+    from within another piece is done there. All pieces have ended when an error of one is raised: the first in their
+    order.
+    """
+    listed = list(items)
+    if _workers.count == 1 or len(listed) == 1 or getattr(_workers.inside, "yes", False):
+        with _one_thread(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            return [work(item) for item in listed]
+    futures = [_workers.pool.submit(work, item) for item in listed]
+    errors = [future.exception() for future in futures]
+    for error in errors:
+        if error is not None:
+            raise error
+    return [future.result() for future in futures]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operations of the calling thread use one thread inside."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
