@@ -78,19 +78,21 @@ class Evaluation:
         Raises:
             InputError: there is no learngene in its form, or the settings and it do not fit.
         """
-        return Outcome.together(side_by_side(_do, self._pieces(name, shots)))
+        return Outcome.together(side_by_side(lambda piece: piece(), self._pieces(name, shots)))
 
     def run_all(self) -> tuple[dict[str, dict[int, Outcome]], dict[str, float]]:
         """Every method of the settings at every shot count, side by side, and the processor seconds that each took."""
         listed = [(method, shots) for method in self.settings.methods for shots in sorted(self.images.tasks)]
         pieces = [(name, shots, piece) for name, shots in listed for piece in self._pieces(name, shots)]
         done = side_by_side(lambda one: _timed(one[2]), pieces)
-        found: dict[str, dict[int, Outcome]] = {method: {} for method in self.settings.methods}
+        parts: dict[tuple[str, int], list[Outcome]] = {one: [] for one in listed}
         seconds = dict.fromkeys(self.settings.methods, 0.0)
-        for name, shots in listed:
-            mine = [outcome for (*of, _), outcome in zip(pieces, done, strict=True) if of == [name, shots]]
-            found[name][shots] = Outcome.together([outcome for outcome, _ in mine])
-            seconds[name] += sum(taken for _, taken in mine)
+        for (name, shots, _), (outcome, taken) in zip(pieces, done, strict=True):
+            parts[name, shots].append(outcome)
+            seconds[name] += taken
+        found: dict[str, dict[int, Outcome]] = {method: {} for method in self.settings.methods}
+        for (name, shots), outcomes in parts.items():
+            found[name][shots] = Outcome.together(outcomes)
         return found, seconds
 
     def _pieces(self, name: str, shots: int) -> list[Piece]:
@@ -123,7 +125,7 @@ class Evaluation:
         """Methods that train a network per task, many tasks as one batched network."""
         support, test = self._loaded(learngene)
         settings, done = self.settings, 0
-        progress = self._progress(len(tasks) * settings.epochs, f"{method.name}, {shots} shots")
+        progress = _Progress(self.events, len(tasks) * settings.epochs, f"{method.name}, {shots} shots")
         pieces: list[Piece] = []
         for group in groups(tasks, settings.networks_at_once):
             watched = max(0, min(len(group), settings.curve_tasks - done)) if shots == min(self.images.tasks) else 0
@@ -175,7 +177,7 @@ class Evaluation:
         support, test = self._loaded(learngene)
         support_views = _features(blocks, handover, support, [task.support for task in tasks])
         test_views = _features(blocks, handover, test, [task.test for task in tasks])
-        outcome, progress = Outcome(), self._progress(len(tasks), f"{method.name}, {shots} shots")
+        outcome, progress = Outcome(), _Progress(self.events, len(tasks), f"{method.name}, {shots} shots")
         for group in groups(tasks, self.settings.networks_at_once):
             known = [torch.stack([view[torch.from_numpy(task.support)] for task in group]) for view in support_views]
             unknown = [torch.stack([view[torch.from_numpy(task.test)] for task in group]) for view in test_views]
@@ -187,7 +189,7 @@ class Evaluation:
 
     def _floor(self, tasks: Sequence[TargetTask], shots: int) -> list[Piece]:
         """Whitened patches of the support images, task by task."""
-        progress = self._progress(len(tasks), f"floor, {shots} shots")
+        progress = _Progress(self.events, len(tasks), f"floor, {shots} shots")
 
         def predict(task: TargetTask) -> Outcome:
             predicted = floor_predictions(
@@ -204,9 +206,6 @@ class Evaluation:
 
         return [partial(predict, task) for task in tasks]
 
-    def _progress(self, total: int, text: str) -> "_Progress":
-        return _Progress(self.events, total, text)
-
 
 class _Progress:
     """Counts what several pieces of work have done together, and reports it as events."""
@@ -220,10 +219,6 @@ class _Progress:
         with self._lock:
             self._done += units
             self._events.append("method", self._done, self._total, self._text)
-
-
-def _do(piece: Piece) -> Outcome:
-    return piece()
 
 
 def _timed(piece: Piece) -> tuple[Outcome, float]:

@@ -27,7 +27,7 @@ class LearningCurve(BaseModel):
 
 
 class IndividualMetrics(BaseModel):
-    """``metrics.json`` of an individual. Accuracies in per cent, times in seconds of wall clock.
+    """``metrics.json`` of an individual. Accuracies in per cent, times in seconds.
 
     Attributes:
         methods: method -> shots -> run-wide task number -> accuracy on the task's test images.
@@ -37,7 +37,7 @@ class IndividualMetrics(BaseModel):
         revocation_status: of each inherited learngene that is withdrawn, or signed with a compromised key, by form.
         device, threads: what it was computed on.
         confinement: the node's own line about what the operating system enforced.
-        seconds: wall-clock times, by method.
+        seconds: processor times, by method: methods run side by side.
     """
 
     model_config = _FROZEN

@@ -93,9 +93,6 @@ def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> li
 def _one_thread() -> Iterator[None]:
     """Operations of the calling thread use one thread inside."""
     before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
     torch.set_num_threads(1)
     try:
         yield
