@@ -19,8 +19,10 @@ _Result = TypeVar("_Result")
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those that it is bound to, and no more than its control group's quota."""
-    return max(1, min(len(os.sched_getaffinity(0)), _quota()))
+    """Cores that this process may use: those that it is bound to, and no more than its control group's quota. Where the
+    system knows no binding, all of the machine."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(bound, _quota()))
 
 
 def _quota() -> int:
@@ -37,14 +39,25 @@ class _Workers:
     """The threads of this process. ``inside``: whether the thread that asks is one of them."""
 
     def __init__(self) -> None:
-        self.count = usable_cores()
+        self._count: int | None = None
         self.inside = threading.local()
         self._pool: ThreadPoolExecutor | None = None
+        # A forked child has none of the threads, and would wait for them forever.
+        os.register_at_fork(after_in_child=self._forget)
+
+    @property
+    def count(self) -> int:
+        if self._count is None:
+            self._count = usable_cores()
+        return self._count
 
     def resize(self, count: int) -> None:
         if self._pool is not None:
             self._pool.shutdown()
-        self.count, self._pool = count, None
+        self._count, self._pool = count, None
+
+    def _forget(self) -> None:
+        self.inside, self._pool = threading.local(), None
 
     @property
     def pool(self) -> ThreadPoolExecutor:

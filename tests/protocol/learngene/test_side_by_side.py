@@ -1,6 +1,7 @@
 """Independent work side by side: its results and errors, in the order of the items, and how many run at once."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -82,6 +83,16 @@ def test_work_within_work_is_done_there() -> None:
 
     for names in side_by_side(outer, range(4)):
         assert len(set(names)) == 1
+
+
+def test_a_forked_child_starts_threads_of_its_own() -> None:
+    set_worker_count(2)
+    assert side_by_side(lambda item: item, range(2)) == [0, 1]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(sum(side_by_side(lambda item: item, range(3))))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")

@@ -69,7 +69,8 @@ class Listening:
     """Looks again and again, in a thread, at what listens of all that this process has started: a context manager.
 
     Attributes:
-        found: every listener that was there at some moment, and the command of its process.
+        found: every listener that was there at some moment, and the command of its process as it was seen last: Ray's
+            give themselves a title some time after they begin to listen.
     """
 
     def __init__(self) -> None:
@@ -91,7 +92,7 @@ class Listening:
                 with contextlib.suppress(OSError):
                     command = (_PROC / str(listener.pid) / "cmdline").read_bytes().replace(b"\0", b" ")
                     if command:  # not of a process that is just ending
-                        self.found.setdefault(listener, command.decode("utf-8", errors="replace"))
+                        self.found[listener] = command.decode("utf-8", errors="replace")
 
 
 def _internet(pid: int) -> Iterable[tuple[str, str, str, int]]:
