@@ -68,7 +68,8 @@ def logistic_regression(x: Tensor, labels: Tensor, ways: int, penalty: float, it
     """Multinomial logistic regression of many tasks at once, each with its own weights.
 
     Minimises ``sum_n CE(W x_n, y_n) + penalty / 2 |W|^2`` per task, the bias unpenalised: the tasks' convex problems
-    are independent, so their sum is minimised by one L-BFGS in float64.
+    are independent, so their sum is minimised by one L-BFGS in float64. With more features than images it works in the
+    space that the images span: the penalty keeps the weights in it, and is the same in its coordinates.
 
     Args:
         x: ``[tasks, n, F]``.
@@ -77,7 +78,11 @@ def logistic_regression(x: Tensor, labels: Tensor, ways: int, penalty: float, it
     Returns:
         ``[tasks, ways, F + 1]``, the bias last.
     """
-    x = torch.cat([x.double(), torch.ones_like(x[..., :1]).double()], -1)
+    x, basis = x.double(), None
+    if x.shape[1] < x.shape[2]:
+        basis, coordinates = torch.linalg.qr(x.transpose(1, 2))
+        x = coordinates.transpose(1, 2)
+    x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
     weight = x.new_zeros((len(x), ways, x.shape[-1])).requires_grad_(True)
     optimiser = torch.optim.LBFGS(
         [weight], max_iter=iterations, tolerance_grad=1e-7, line_search_fn="strong_wolfe", history_size=20
@@ -93,7 +98,8 @@ def logistic_regression(x: Tensor, labels: Tensor, ways: int, penalty: float, it
 
     with torch.enable_grad():
         optimiser.step(closure)
-    return weight.detach()
+    found = weight.detach()
+    return found if basis is None else torch.cat([found[..., :-1] @ basis.transpose(1, 2), found[..., -1:]], -1)
 
 
 def predict(weight: Tensor, x: Tensor) -> Tensor:

@@ -143,13 +143,22 @@ def _compute() -> str:
 
 
 def _train() -> bool:
-    """One step of training, as a node makes it: threads, convolutions, gradients, a random number, and a sum."""
+    """A step of training in each of two threads, as a node makes them: convolutions, gradients, a random number, and a
+    sum. Each operation has one thread: those that OpenMP had in the parent are not in its forked child, and would be
+    waited for."""
+    from protocol.learngene.side_by_side import set_worker_count, side_by_side
+
+    set_worker_count(2)
+    return all(side_by_side(_step, range(2)))
+
+
+def _step(seed: int) -> bool:
     import torch
 
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten())
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    network(torch.rand(64, 3, 32, 32)).square().mean().backward()
+    network(torch.rand(64, 3, 32, 32, generator=generator)).square().mean().backward()
     before = [parameter.clone() for parameter in network.parameters()]
     optimiser.step()
     return any(not torch.equal(one, other) for one, other in zip(before, network.parameters(), strict=True))

@@ -34,7 +34,7 @@ def measure_memory(bundle: Bundle, folder: Path) -> tuple[Memory, ...]:
         for name in _PARTS:
             (Path(temporary) / name).write_bytes(getattr(bundle, name))
         return tuple(
-            Memory(name=name, bytes=_measured_elsewhere(Path(temporary), name, bundle.kem))
+            Memory(name=name, bytes=growth_elsewhere(__name__, temporary, name, bundle.kem))
             for name in (COPY, VERIFY_AND_PARSE, WHOLE)
         )
 
@@ -48,9 +48,14 @@ def growth(work: Callable[[], object]) -> int:
     return max(0, after - before)
 
 
-def _measured_elsewhere(folder: Path, name: str, kem: Kem) -> int:
+def growth_elsewhere(module: str, *arguments: str) -> int:
+    """Bytes that a module, run as a program with these arguments in a process of its own, prints as a growth.
+
+    Raises:
+        RunFailedError: it ended without an answer.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "sims.bench.memory", str(folder), name, kem],
+        [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

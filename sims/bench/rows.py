@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from protocol.learngene.images import bfloat16_is_fast
 from protocol.learngene.side_by_side import usable_cores
+from protocol.node.events import Observer
 from sims.bench.measurements import Range, ratio, spread
 
 #: Seconds that go on steadily.
@@ -66,6 +68,42 @@ def row(name: str, ours: Sequence[float], other: Sequence[float], unit: str, tar
     )
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two things to measure in turn.
+
+    Attributes:
+        name: what is compared with what.
+        ours, other: each measures once and says how much, in ``unit``.
+        target: what the ratio of ours to the other is to be, in words.
+    """
+
+    name: str
+    ours: Callable[[], float]
+    other: Callable[[], float]
+    unit: str
+    target: str = ""
+
+
+def compare(comparisons: Sequence[Comparison], repeats: int, observe: Observer) -> list[Row]:
+    """Measure both sides of each comparison in turn, so many times."""
+    rows = []
+    for number, one in enumerate(comparisons):
+        found: list[tuple[float, float]] = []
+        for repeat in range(repeats):
+            observe(number * repeats + repeat, len(comparisons) * repeats, one.name)
+            found.append((one.ours(), one.other()))
+        rows.append(row(one.name, [a for a, _ in found], [b for _, b in found], one.unit, one.target))
+    return rows
+
+
+def seconds_of(work: Callable[[], object], clock: Clock) -> float:
+    """How long a piece of work takes once."""
+    started = clock()
+    work()
+    return clock() - started
+
+
 def machine(clock: Clock) -> dict[str, str | int | float]:
     """What the times belong to, with the limits of the machine: products of matrices (10^9 operations a second), a copy
     in memory and SHA-256 (10^6 bytes a second)."""
@@ -102,12 +140,7 @@ def gemm_rate(dtype: torch.dtype, threads: int, clock: Clock) -> float:
 
 def best(work: Callable[[], object], clock: Clock = time.perf_counter, repeats: int = 5) -> float:
     """Seconds of the quickest of some repeats."""
-    taken = []
-    for _ in range(repeats + 1):
-        started = clock()
-        work()
-        taken.append(clock() - started)
-    return min(taken[1:])
+    return min([seconds_of(work, clock) for _ in range(repeats + 1)][1:])
 
 
 def processor() -> str:

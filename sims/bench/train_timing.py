@@ -27,7 +27,7 @@ from collective_node.training_set import TrainingSet
 from protocol.learngene.images import DeviceImages, Normalisation, bfloat16_is_fast
 from protocol.learngene.side_by_side import usable_cores
 from protocol.node.events import Observer
-from sims.bench.rows import Clock, Row, gemm_rate, row
+from sims.bench.rows import Clock, Comparison, Row, compare, gemm_rate
 
 #: Of the network that ``quick`` trains, of ``small``'s, and of the paper's.
 WIDTHS = (0.25, 0.375, 1.0)
@@ -120,55 +120,53 @@ def measure(repeats: int, seconds: float, clock: Clock, observe: Observer) -> li
     steps = {width: TrainingStep.made(width, seconds, clock) for width in WIDTHS}
     dtype = torch.bfloat16 if bfloat16_is_fast(_CPU) else torch.float32
     small, cores = steps[0.25], usable_cores()
-    sides: dict[str, tuple[Callable[[], float], Callable[[], float], str, str]] = {
-        **{
-            f"training step at width {width:g}, beside GEMM": (
+    comparisons = [
+        *(
+            Comparison(
+                f"training step at width {width:g}, beside GEMM",
                 partial(_operation_rate, step, clock),
                 lambda: gemm_rate(dtype, cores, clock) / 1e9,
                 "10^9 operations/s",
                 "at least 0.7" if width == 1 else "at least 0.5",
             )
             for width, step in steps.items()
-        },
-        "width 0.25 with one other busy process, beside alone": (
+        ),
+        Comparison(
+            "width 0.25 with one other busy process, beside alone",
             lambda: _beside_a_busy_process(lambda: small.rate(clock)),
             lambda: small.rate(clock),
             "images/s",
             "at least 0.59",
         ),
-        "width 0.25 in a part for each core, beside in one": (
+        Comparison(
+            "width 0.25 in a part for each core, beside in one",
             lambda: small.rate(clock, parts=cores),
             lambda: small.rate(clock),
             "images/s",
-            "",
         ),
-        "width 0.25 in a part for each core with one other busy process, beside alone": (
+        Comparison(
+            "width 0.25 in a part for each core with one other busy process, beside alone",
             lambda: _beside_a_busy_process(lambda: small.rate(clock, parts=cores)),
             lambda: small.rate(clock, parts=cores),
             "images/s",
             "at least 0.59",
         ),
-        "width 0.25 with the gradient criterion, beside without": (
+        Comparison(
+            "width 0.25 with the gradient criterion, beside without",
             lambda: small.rate(clock),
             lambda: small.rate(clock, criterion=False),
             "images/s",
             "at least 0.97",
         ),
-        "width 0.25, beside a plain loop (DataLoader, PIL, float32)": (
+        Comparison(
+            "width 0.25, beside a plain loop (DataLoader, PIL, float32)",
             lambda: small.rate(clock),
             lambda: plain_rate(small, clock),
             "images/s",
             "at least 4",
         ),
-    }
-    rows = []
-    for number, (name, (ours, other, unit, target)) in enumerate(sides.items()):
-        found: list[tuple[float, float]] = []
-        for repeat in range(repeats):
-            observe(number * repeats + repeat, len(sides) * repeats, name)
-            found.append((ours(), other()))
-        rows.append(row(name, [a for a, _ in found], [b for _, b in found], unit, target))
-    return rows
+    ]
+    return compare(comparisons, repeats, observe)
 
 
 def _operation_rate(step: TrainingStep, clock: Clock) -> float:

@@ -36,11 +36,13 @@ from protocol.node.events import Events
 from tests.individual_node.made import CPU, SHOTS, WAYS, images, learngene, task
 
 
-def test_logistic_regression_agrees_with_scikit_learn() -> None:
+@pytest.mark.parametrize("features", [6, 23, 24, 25, 200])
+def test_logistic_regression_agrees_with_scikit_learn(features: int) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 8)
-    x = rng.normal(size=(2, 24, 6)) + labels[None, :, None] * np.linspace(0, 0.6, 6)
-    unknown = rng.normal(size=(2, 40, 6))
+    x = rng.normal(size=(2, 24, features)) + labels[None, :, None] * np.linspace(0, 0.6, features)
+    x[:, 1] = x[:, 0]  # an image that occurs twice
+    unknown = rng.normal(size=(2, 40, features))
     weight = logistic_regression(torch.from_numpy(x), torch.from_numpy(np.stack([labels] * 2)), 3, penalty=0.5)
     found = predict(weight, torch.from_numpy(unknown)).numpy()
     for number in range(2):
