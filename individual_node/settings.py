@@ -68,7 +68,7 @@ class IndividualSettings(BaseModel):
         None, description="units of the classifier's two hidden layers; none: twice the last convolution's channels"
     )
     penalty: float = Field(0.3, gt=0, description="L2 penalty of the logistic head on inherited features")
-    networks_at_once: int = Field(10, ge=1, description="target tasks that train as one batched network")
+    networks_at_once: int = Field(4, ge=1, description="target tasks that train as one batched network")
     curve_tasks: int = Field(10, ge=0, description="target tasks behind the learning curves")
     patches: int = Field(400, ge=1, description="filters of the transfer-free floor")
     floor_penalty: float = Field(0.1, gt=0, description="L2 penalty of the floor's logistic head")

@@ -100,15 +100,15 @@ def choose_device(setting: str) -> torch.device:
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the machine multiplies bfloat16 in hardware."""
+    """Whether the machine multiplies bfloat16 faster than float32: a GPU that has it, a processor with tiles (AMX).
+
+    The dot products of AVX512-BF16 alone do not pay: with them, a product of matrices runs at half of float32's rate
+    and a convolution at two thirds (Xeon of 2023 without AMX, oneDNN 3).
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    checks: list[Callable[[], bool]] = [
-        check
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        if (check := getattr(torch.cpu, name, None)) is not None
-    ]
-    return device.type == "cpu" and any(check() for check in checks)
+    tiles: Callable[[], bool] | None = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return device.type == "cpu" and tiles is not None and tiles()
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -1,8 +1,7 @@
 """Times forty target tasks of an individual beside one after the other, and the heads beside scikit-learn's."""
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from individual_node.target_tasks import PrivateImages, TargetTask
 from protocol.learngene.architecture import Architecture, Block, InputContract
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
-from protocol.learngene.side_by_side import set_worker_count, worker_count
+from protocol.learngene.side_by_side import side_by_side, worker_count
 from protocol.node.events import Events, Observer
 from sims.bench.made_bundle import random_learngene
 from sims.bench.rows import Clock, Comparison, Row, compare, seconds_of
@@ -118,8 +117,13 @@ class HeadWork:
         self._penalty = IndividualSettings().penalty
 
     def together(self) -> Tensor:
-        """The classes predicted by a head for each task, all fitted at once: ``[tasks, n]``."""
-        return FeatureHeads.fit(self._known, self._labels, WAYS, self._penalty).predict(self._unknown)
+        """The classes predicted by a head for each task, many fitted at once: ``[tasks, n]``."""
+        groups = torch.arange(len(self._labels)).tensor_split(worker_count())
+        return torch.cat(side_by_side(self._group, groups))
+
+    def _group(self, tasks: Tensor) -> Tensor:
+        known, unknown = ([view[tasks] for view in views] for views in (self._known, self._unknown))
+        return FeatureHeads.fit(known, self._labels[tasks], WAYS, self._penalty).predict(unknown)
 
     def alone(self) -> Tensor:
         """The same by scikit-learn, task by task."""

@@ -4,19 +4,19 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader, TensorDataset
 
-from collective_node.network.expandable_network import HIDDEN, ExpandableNetwork, scaled
-from collective_node.network.growth_steps import add_outputs
-from collective_node.settings import BASE_WIDTHS
 from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.network import ConvolutionBlock
 from protocol.node.events import Observer
+from sims.bench.final_network import final_network
 from sims.bench.memory import growth, growth_elsewhere
 from sims.bench.rows import Clock, Comparison, Row, compare, row, seconds_of
 
@@ -37,11 +37,8 @@ class FisherWork:
     """
 
     def __init__(self, images: int, width: float = 1.0) -> None:
+        self._network = final_network(width, _CLASSES).eval()
         generator = torch.Generator().manual_seed(0)
-        widths = [scaled(channels, width) for channels in BASE_WIDTHS]
-        self._network = ExpandableNetwork(widths, hidden=scaled(HIDDEN, width), dropout=0.0, generator=generator)
-        add_outputs(self._network, _CLASSES, generator)
-        self._network.eval().to(memory_format=torch.channels_last)
         shape = (images, 3, 32, 32)
         self._x = torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last)
         self._labels = torch.randint(_CLASSES, (images,), generator=generator)
@@ -132,7 +129,8 @@ class FisherWork:
                 assert name
 
         def likelihood(x: Tensor, labels: Tensor) -> Tensor:
-            return plain(x).log_softmax(1).gather(1, labels[:, None])
+            log_probabilities: Tensor = plain(x).log_softmax(1)
+            return log_probabilities.gather(1, labels[:, None])
 
         loader = DataLoader(TensorDataset(self._x, self._labels), batch_size=_AT_ONCE)
         found = FIM(plain, loader, PMatDiag, variant="regression", function=likelihood, layer_collection=layers)
@@ -146,9 +144,9 @@ class FisherWork:
     def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(self._network(x), labels)
 
-    def _plain(self) -> tuple[nn.Sequential, list[nn.Parameter]]:
+    def _plain(self) -> tuple[nn.Sequential, list[Any]]:
         """A copy of the network as a chain of torch's own modules, as other packages want it (they leave hooks behind),
-        of which only the weights of the last convolutions have a gradient."""
+        of which only the weights of the last convolutions have a gradient. On these they put attributes."""
         network = copy.deepcopy(self._network)
         modules: list[nn.Module] = []
         for block in network.layers:
@@ -186,8 +184,8 @@ def measure(repeats: int, clock: Clock, observe: Observer, width: float = 1.0) -
         *(
             Comparison(
                 f"Fisher of the last {LAST} convolutions, {count} images, beside one forward pass",
-                lambda work=work: seconds_of(work.ours, clock),
-                lambda work=work: seconds_of(work.forward, clock),
+                partial(seconds_of, work.ours, clock),
+                partial(seconds_of, work.forward, clock),
                 "s",
                 "at most 1.2",
             )
@@ -196,8 +194,8 @@ def measure(repeats: int, clock: Clock, observe: Observer, width: float = 1.0) -
         *(
             Comparison(
                 f"the same, {FEW} images, beside {name}",
-                lambda: seconds_of(few.ours, clock),
-                lambda other=other: seconds_of(lambda: other(few), clock),
+                partial(seconds_of, few.ours, clock),
+                partial(seconds_of, partial(other, few), clock),
                 "s",
             )
             for name, (other, package) in OTHERS.items()

@@ -18,15 +18,15 @@ from torchvision import transforms
 
 from collective_node.continual_training import OBSERVE_EVERY
 from collective_node.extraction.criterion import GradientTrend
-from collective_node.network.expandable_network import HIDDEN, ExpandableNetwork, scaled
-from collective_node.network.growth_steps import add_outputs
+from collective_node.network.expandable_network import ExpandableNetwork
 from collective_node.random_states import RandomStates
-from collective_node.settings import BASE_WIDTHS, CollectiveSettings
+from collective_node.settings import CollectiveSettings
 from collective_node.training import fit
 from collective_node.training_set import TrainingSet
 from protocol.learngene.images import DeviceImages, Normalisation, bfloat16_is_fast
 from protocol.learngene.side_by_side import usable_cores
 from protocol.node.events import Observer
+from sims.bench.final_network import final_network
 from sims.bench.rows import Clock, Comparison, Row, compare, gemm_rate
 
 #: Of the network that ``quick`` trains, of ``small``'s, and of the paper's.
@@ -39,7 +39,7 @@ _BUSY = "while True: pass"
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """The collective's network at a width, and images of noise; its steps are those of a run.
+    """The collective's final network at a width, and images of noise; its steps are those of a run.
 
     Attributes:
         width: factor on the paper's widths.
@@ -55,21 +55,11 @@ class TrainingStep:
     @classmethod
     def made(cls, width: float, seconds: float, clock: Clock) -> "TrainingStep":
         """With so many steps that they take about so many seconds."""
-        generator = torch.Generator().manual_seed(0)
-        network = ExpandableNetwork(
-            [scaled(channels, width) for channels in BASE_WIDTHS],
-            hidden=scaled(HIDDEN, width),
-            dropout=0.0,
-            generator=generator,
-        )
-        add_outputs(network, _CLASSES, generator)
         labels = np.arange(_IMAGES) % _CLASSES
         images = DeviceImages.load(noise(), labels, Normalisation.fixed(3), _CPU)
         rows = tuple(torch.arange(label, _IMAGES, _CLASSES) for label in range(_CLASSES))
         data = TrainingSet(images, rows, torch.arange(_CLASSES))
-        one = cls(
-            width, 5, network.to(memory_format=torch.channels_last).train(), data, CollectiveSettings(width=width)
-        )
+        one = cls(width, 5, final_network(width, _CLASSES), data, CollectiveSettings(width=width))
         one.rate(clock)
         steps = max(3, round(seconds * one.rate(clock) / one.settings.batch_size))
         return cls(width, steps, one.network, data, one.settings)

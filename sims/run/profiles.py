@@ -32,14 +32,14 @@ _AT_32: Mapping[ProfileName, Profile] = {
         purpose="shows that every part works; its accuracies mean nothing",
         target_tasks={10: 4, 20: 2},
         collective=CollectiveSettings(
-            width=0.0625, tasks=2, epochs=0.2, cycles=1, open_epochs=0.2, condense_epochs=0.2
+            width=0.0625, tasks=2, epochs=0.2, parts=2, cycles=1, open_epochs=0.2, condense_epochs=0.2
         ),
         individual=IndividualSettings(epochs=2, patches=50, curve_tasks=2),
     ),
     "quick": Profile(
         purpose="at most 4 minutes on two cores",
         target_tasks={10: 40, 20: 10},
-        collective=CollectiveSettings(width=0.25, tasks=13),
+        collective=CollectiveSettings(width=0.25, tasks=13, parts=2),
         individual=IndividualSettings(),
     ),
     "small": Profile(
@@ -49,6 +49,7 @@ _AT_32: Mapping[ProfileName, Profile] = {
             width=0.375,
             tasks=13,
             epochs=4,
+            parts=2,
             learning_rate=0.1,
             dropout=0.1,
             cycles=2,
@@ -84,14 +85,14 @@ _AT_84: Mapping[ProfileName, Profile] = {
         purpose="shows that every part works; its accuracies mean nothing",
         target_tasks={10: 2, 20: 1},
         collective=CollectiveSettings(
-            width=0.0625, tasks=2, epochs=0.1, cycles=1, open_epochs=0.05, condense_epochs=0.05
+            width=0.0625, tasks=2, epochs=0.1, parts=2, cycles=1, open_epochs=0.05, condense_epochs=0.05
         ),
         individual=IndividualSettings(epochs=2, patches=20, curve_tasks=1),
     ),
     "quick": Profile(
         purpose="some 10 minutes on two cores (estimated); ten target tasks, as the paper",
         target_tasks={10: 10, 20: 10},
-        collective=CollectiveSettings(width=0.25, tasks=13, epochs=0.3, open_epochs=0.3, condense_epochs=2.5),
+        collective=CollectiveSettings(width=0.25, tasks=13, epochs=0.3, parts=2, open_epochs=0.3, condense_epochs=2.5),
         individual=IndividualSettings(epochs=15, patches=200, curve_tasks=5),
     ),
     "small": Profile(
@@ -101,6 +102,7 @@ _AT_84: Mapping[ProfileName, Profile] = {
             width=0.375,
             tasks=13,
             epochs=2,
+            parts=2,
             learning_rate=0.1,
             dropout=0.1,
             cycles=2,
