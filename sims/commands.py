@@ -28,5 +28,5 @@ COMMANDS: tuple[CommandEntry, ...] = (
     _entry("boundary", "sims.boundary.boundary_command:register", "Attack both parties on this machine."),
     _entry("leakage", "sims.leakage.leakage_command:register", "Attack a run's released learngene."),
     _entry("world", "sims.data.world_command:register", "Worlds: the private folders of a simulation's parties."),
-    CommandEntry("bench", "sims.bench.bench_command:register", "What the protocol costs on this machine."),
+    CommandEntry("bench", "sims.bench.bench_command:register", "How fast this machine is at what a user waits for."),
 )

@@ -123,6 +123,17 @@ def trusted(command: str, *more: object) -> Walk:
     return lambda stage: learngene("trust", command, "--root-key", stage.path(), "--trust", stage.path(), *more)
 
 
+def bench(part: str) -> Walk:
+    """A part of the benchmark whose results would go where something is already."""
+
+    def walk(stage: Stage) -> Done:
+        taken = stage.path()
+        taken.write_text("taken")
+        return learngene("bench", part, "--json", taken)
+
+    return walk
+
+
 def with_config(which: Callable[..., Done], command: str, *more: object) -> Walk:
     """A node's command on a configuration file of a hostile name, whose content is hostile as well."""
 
@@ -210,12 +221,10 @@ WALKS: dict[str, Walk | str] = {
     "learngene trust show": lambda stage: learngene("trust", "show", "--trust", stage.path()),
     "learngene audit show": lambda stage: learngene("audit", "show", stage.path()),
     "learngene audit verify": lambda stage: learngene("audit", "verify", stage.path()),
-    "learngene bench bundle": lambda stage: learngene(
-        *("bench", "bundle", "--megabytes", 0.01, "--repeats", 1, "--audiences", 0, "--json", stage.path())
-    ),
-    "learngene bench train": lambda stage: learngene(
-        *("bench", "train", "--repeats", 1, "--seconds", 0.01, "--json", stage.path())
-    ),
+    **{
+        f"learngene bench {part}": bench(part)
+        for part in ("bundle", "train", "fisher", "adapt", "round", "scale", "start")
+    },
     "learngene world make": lambda stage: learngene("world", "make", "folder", "--data", stage.path(), "--out", "x"),
     "collective-node start": with_config(apart("collective_node"), "start"),
     "collective-node doctor": with_config(collective, "doctor"),

@@ -2,7 +2,6 @@
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from protocol.digest import digest_of
@@ -13,21 +12,20 @@ from protocol.keys.signing_key import SigningKey
 from protocol.messages import sealing
 from protocol.messages.builders import make_grant
 from protocol.node.events import Observer
-from protocol.trust.trust_store import TrustedKey, TrustStore
-from sims.bench.bundle_timing import Clock
 from sims.bench.made_bundle import (
     COLLECTIVE,
     CONTENT_KEY,
     NOW,
     RUN,
-    TRUST,
     Bundle,
     request_of,
+    trust_with,
 )
 from sims.bench.measurements import (
     Audiences,
     spread,
 )
+from sims.bench.rows import Clock
 
 
 def measure_audiences(
@@ -35,7 +33,7 @@ def measure_audiences(
 ) -> Audiences:
     """Grant the one release of a bundle to ``count`` individuals, from a ledger on the disk of ``folder``."""
     individuals = [SigningKey.from_seed(hashlib.sha256(b"audience %d" % number).digest()) for number in range(count)]
-    trust = _trust_with(individuals)
+    trust = trust_with(individuals)
     parts: dict[str, list[float]] = {"verify": [], "seal_and_sign": [], "store": [], "seal": []}
     sizes: set[int] = set()
     request = b""
@@ -84,11 +82,3 @@ def measure_audiences(
         release_bytes=len(bundle.release),
         blob_bytes=len(bundle.ciphertext),
     )
-
-
-def _trust_with(individuals: Sequence[SigningKey]) -> TrustStore:
-    pinned = [
-        TrustedKey(public=key.public_hex, role="individual", party=f"audience-{number}")
-        for number, key in enumerate(individuals)
-    ]
-    return TrustStore(root=TRUST.root, expires_at=TRUST.expires_at, keys=(*TRUST.keys, *pinned))

@@ -28,22 +28,25 @@ from sims.bench.made_bundle import (
     RUN,
     TRUST,
     Bundle,
+    architecture_of,
     encryption_key,
+    make_bundle,
+    random_learngene,
 )
 from sims.bench.measurements import (
     COPY,
     MEGABYTE,
     OPEN,
     SHA256,
+    TARGET,
+    TARGET_BYTES,
     VERIFY_AND_PARSE,
     WHOLE,
     Timing,
     ratio,
     spread,
 )
-
-#: Returns the seconds of a monotonic clock.
-Clock = Callable[[], float]
+from sims.bench.rows import Clock, Row, row
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def works(bundle: Bundle, learngene: Learngene) -> dict[str, Callable[[], object
     }
 
 
-def measure(
+def measure_pieces(
     pieces: Mapping[str, Callable[[], object]], repeats: int, clock: Clock, observe: Observer
 ) -> dict[str, list[float]]:
     """Seconds of every piece in every repeat. All pieces follow one another within each repeat, each time starting with
@@ -183,7 +186,7 @@ def measure(
 
 
 def timings(seconds: Mapping[str, Sequence[float]], size: int) -> tuple[Timing, ...]:
-    """The table of the times that ``measure`` took on ``size`` bytes; ratios are taken within each repeat."""
+    """The table of the times that ``measure_pieces`` took on ``size`` bytes; ratios are taken within each repeat."""
     return tuple(
         Timing(
             name=name,
@@ -194,3 +197,12 @@ def timings(seconds: Mapping[str, Sequence[float]], size: int) -> tuple[Timing, 
         )
         for name, values in seconds.items()
     )
+
+
+def measure(repeats: int, clock: Clock, observe: Observer) -> list[Row]:
+    """The row of ``learngene bench`` about bundles; ``learngene bench bundle`` says much more."""
+    learngene = random_learngene(architecture_of(TARGET_BYTES + MEGABYTE), np.random.default_rng(0))
+    pieces = works(make_bundle(learngene, "x25519"), learngene)
+    seconds = measure_pieces({name: pieces[name] for name in (SHA256, VERIFY_AND_PARSE)}, repeats, clock, observe)
+    name = f"verify + parse {round(TARGET_BYTES / MEGABYTE) + 1} MB, beside SHA-256 of the same bytes"
+    return [row(name, seconds[VERIFY_AND_PARSE], seconds[SHA256], "s", f"at most {TARGET}")]

@@ -1,8 +1,8 @@
 """Times the Fisher diagonal of the last three convolutions beside one forward pass and beside other ways to get it."""
 
 import copy
-import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.network import ConvolutionBlock
 from protocol.node.events import Observer
 from sims.bench.final_network import final_network
-from sims.bench.memory import growth, growth_elsewhere
+from sims.bench.memory import growth_elsewhere, print_growth
 from sims.bench.rows import Clock, Comparison, Row, compare, row, seconds_of
 
 #: Images, of which the memory is to be the same for the many as for the few.
@@ -26,6 +26,8 @@ FEW, MANY = 128, 1024
 LAST = 3
 _CLASSES, _AT_ONCE = 64, 64
 _MEBIBYTE = 1 << 20
+#: What torch warns of where a hook is at the first layer that has a gradient, as it is meant to be here.
+_NO_INPUT_GRADIENT = "Full backward hook is firing"
 
 
 class FisherWork:
@@ -92,6 +94,7 @@ class FisherWork:
         for module in plain:  # it looks at layers in training mode only, and means the same to a convolution
             module.train(isinstance(module, nn.Conv2d))
         model = GradSampleModule(plain, strict=False, loss_reduction="sum")
+        warnings.filterwarnings("ignore", _NO_INPUT_GRADIENT)
         for x, labels in zip(self._x.contiguous().split(32), self._labels.split(32), strict=True):
             nn.functional.cross_entropy(model(x), labels, reduction="sum").backward()
             for sum_, weight in zip(total, weights, strict=True):
@@ -107,6 +110,7 @@ class FisherWork:
         plain, weights = self._plain()
         model, criterion = extend(plain), extend(nn.CrossEntropyLoss(reduction="sum"))
         total = [torch.zeros_like(weight) for weight in weights]
+        warnings.filterwarnings("ignore", _NO_INPUT_GRADIENT)
         for x, labels in self._batches():
             with backpack(SumGradSquared()):
                 criterion(model(x), labels).backward()
@@ -218,7 +222,7 @@ def _grown(what: str, width: float) -> float:
 
 def _main(images: int, what: str, width: float) -> None:
     work = FisherWork(images, width)
-    print(json.dumps(growth({"ours": work.ours, "forward": work.forward}[what])))
+    print_growth({"ours": work.ours, "forward": work.forward}[what])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A random learngene of a wanted size on its way between two parties that exist only for the benchmark."""
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,6 +115,15 @@ def make_bundle(learngene: Learngene, kem: Kem) -> Bundle:
         content_key=CONTENT_KEY,
     )
     return Bundle(kem, request, release, grant, ciphertext, blob.encode(learngene.tensors))
+
+
+def trust_with(individuals: Sequence[SigningKey]) -> TrustStore:
+    """The benchmark's trust store, which pins these individuals, too."""
+    pinned = [
+        TrustedKey(public=key.public_hex, role="individual", party=f"audience-{number}")
+        for number, key in enumerate(individuals)
+    ]
+    return TrustStore(root=TRUST.root, expires_at=TRUST.expires_at, keys=(*TRUST.keys, *pinned))
 
 
 def encryption_key(kem: Kem) -> EncryptionKey:

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
+
 from protocol.commands.key_commands import kem_named
 from protocol.errors import RunFailedError
 from protocol.keys.kem import Kem
 from sims.bench.bundle_timing import Work
 from sims.bench.made_bundle import Bundle
 from sims.bench.measurements import COPY, VERIFY_AND_PARSE, WHOLE, Memory
+from sims.run.processes import peak_memory
 
 _PARTS = ("request", "release", "grant", "ciphertext", "plaintext")
-# psutil has neither a process's peak nor the file that sets it back.
-_STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 #: Written to ``clear_refs``, it sets the peak back to what is in use now (proc(5)).
 _RESET_PEAK = "5"
@@ -48,8 +49,14 @@ def growth(work: Callable[[], object]) -> int:
     return max(0, after - before)
 
 
+def print_growth(work: Callable[[], object]) -> None:
+    """Say :func:`growth` to the process that started this one."""
+    print(json.dumps(growth(work)))
+
+
 def growth_elsewhere(module: str, *arguments: str) -> int:
-    """Bytes that a module, run as a program with these arguments in a process of its own, prints as a growth.
+    """Bytes by which a process of its own grows: of a module that is run as a program with these arguments and calls
+    :func:`print_growth`.
 
     Raises:
         RunFailedError: it ended without an answer.
@@ -73,21 +80,15 @@ def _reset_peak() -> int:
         _CLEAR.write_text(_RESET_PEAK)
     except OSError:
         return _peak()
-    return _status("VmRSS")
+    return psutil.Process().memory_info().rss
 
 
 def _peak() -> int:
-    if _STATUS.exists():
-        return _status("VmHWM")
+    found = peak_memory()
+    if found is not None:
+        return found
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
-
-
-def _status(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"{_STATUS} has no {field}")
 
 
 def _main(folder: Path, name: str, kem: Kem) -> None:
@@ -99,7 +100,7 @@ def _main(folder: Path, name: str, kem: Kem) -> None:
         VERIFY_AND_PARSE: work.verify_and_parse,
         WHOLE: work.verify_whole,
     }
-    print(json.dumps(growth(pieces[name])))
+    print_growth(pieces[name])
 
 
 if __name__ == "__main__":

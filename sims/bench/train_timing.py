@@ -27,7 +27,8 @@ from protocol.learngene.images import DeviceImages, Normalisation, bfloat16_is_f
 from protocol.learngene.side_by_side import usable_cores
 from protocol.node.events import Observer
 from sims.bench.final_network import final_network
-from sims.bench.rows import Clock, Comparison, Row, compare, gemm_rate
+from sims.bench.machine import gemm_rate
+from sims.bench.rows import Clock, Comparison, Row, compare
 
 #: Of the network that ``quick`` trains, of ``small``'s, and of the paper's.
 WIDTHS = (0.25, 0.375, 1.0)
@@ -99,13 +100,13 @@ class TrainingStep:
         return counter.get_total_flops() / len(x)
 
 
-def measure(repeats: int, seconds: float, clock: Clock, observe: Observer) -> list[Row]:
+def measure(repeats: int, clock: Clock, observe: Observer, seconds: float = 4.0) -> list[Row]:
     """The rows of ``learngene bench train``.
 
     Args:
         repeats: of everything, each side in turn.
-        seconds: that one measurement is to take, about.
         observe: progress.
+        seconds: that one measurement is to take, about.
     """
     steps = {width: TrainingStep.made(width, seconds, clock) for width in WIDTHS}
     dtype = torch.bfloat16 if bfloat16_is_fast(_CPU) else torch.float32

@@ -11,15 +11,9 @@ import typer
 from pydantic import ValidationError
 
 from protocol.errors import InputError, fault_line
-from protocol.files.atomic import make_folder, write_atomically
+from protocol.files.atomic import make_folder
 from protocol.output import console, say
-from sims.leakage import leakage_figures, leakage_results
-from sims.leakage.attacked_run import open_attacked, released
-from sims.leakage.leakage_results import Leakage
 from sims.leakage.leakage_settings import LeakageSettings
-from sims.leakage.leakage_table import leakage_tables
-from sims.leakage.measurement import measure
-from sims.results import report
 from sims.run.progress import Event, ProgressView
 from sims.run.run_folder import run_of
 
@@ -73,6 +67,13 @@ def leakage(
 
       learngene leakage RUN --resume
     """
+    # Imported when it is called: a command's help needs none of it.
+    from sims.leakage import leakage_figures, leakage_results
+    from sims.leakage.attacked_run import open_attacked, released
+    from sims.leakage.leakage_table import leakage_tables
+    from sims.leakage.measurement import measure
+    from sims.results import report
+
     settings = _settings(change or [], shadows=shadows, candidates=candidates, seed=seed)
     run = run_of(run.expanduser())
     attacked = open_attacked(run, released(run))
@@ -80,22 +81,14 @@ def leakage(
     _open_folder(folder, resume=resume)
     with _progress() as tell:
         found = measure(attacked, settings, folder, _command(run, settings, change or []), tell)
-    _write(found, folder)
+    leakage_results.write(folder / leakage_results.FILE, found)
+    leakage_figures.write(folder, found)
     if json_file is not None:
         leakage_results.write(json_file.expanduser(), found)
     console().print(leakage_tables(found))
     say(f"results        {folder / leakage_results.FILE}")
     if out is None and (run / "results.json").is_file():
         say(f"report         {report.write(run)}")
-
-
-def _write(found: Leakage, folder: Path) -> None:
-    """Write the results and their figures."""
-    leakage_results.write(folder / leakage_results.FILE, found)
-    for name, draw in leakage_figures.FIGURES.items():
-        image = draw(found)
-        if image is not None:
-            write_atomically(folder / name, image)
 
 
 def _settings(changes: list[str], **given: int) -> LeakageSettings:

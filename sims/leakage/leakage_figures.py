@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
+from pathlib import Path
 
+from protocol.files.atomic import write_atomically
 from sims.leakage.leakage_results import Leakage
 from sims.results.figures import DOTS_PER_INCH
 from sims.results.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
@@ -129,3 +131,11 @@ def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def write(folder: Path, found: Leakage) -> None:
+    """Write every figure that the results have something for."""
+    for name, draw in FIGURES.items():
+        image = draw(found)
+        if image is not None:
+            write_atomically(folder / name, image)

@@ -49,8 +49,9 @@ def collect(run_folder: Path) -> Results:
     told = _figures(center, CollectiveMetrics)
     metrics = {party: _figures(state, IndividualMetrics) for party, state in individuals.items()}
     accuracies = _merge([*metrics.values()], settings.target_tasks)
-    facts = {"collective": _facts(told, {})}
-    facts |= {party: _facts(found, found.retain_weight) for party, found in metrics.items()}
+    peak = record.peak_memory.get
+    facts = {"collective": _facts(told, {}, peak("collective"))}
+    facts |= {party: _facts(found, found.retain_weight, peak(party)) for party, found in metrics.items()}
     confined = all(fact.confinement.startswith("confined") for fact in facts.values())
     seconds = {"run": record.seconds, "collective": _seconds(told)}
     seconds |= {party: found.seconds for party, found in metrics.items()}
@@ -155,12 +156,15 @@ def _seconds(told: CollectiveMetrics) -> dict[str, float]:
     return seconds
 
 
-def _facts(told: CollectiveMetrics | IndividualMetrics, retain_weight: Mapping[str, float]) -> NodeFacts:
+def _facts(
+    told: CollectiveMetrics | IndividualMetrics, retain_weight: Mapping[str, float], peak_memory: int | None
+) -> NodeFacts:
     return NodeFacts(
         device=told.device,
         threads=told.threads,
         confinement=told.confinement,
         retain_weight=dict(retain_weight),
+        peak_memory=peak_memory,
     )
 
 

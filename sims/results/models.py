@@ -86,7 +86,7 @@ class Curve(BaseModel):
 
 class NodeFacts(BaseModel):
     """How one node ran: ``confinement`` is its own line about what the operating system enforced, ``retain_weight``
-    the lambda of Eq. 9 that it used, by method."""
+    the lambda of Eq. 9 that it used, by method, ``peak_memory`` the most bytes that its process had in memory."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -94,6 +94,7 @@ class NodeFacts(BaseModel):
     threads: int | None = None
     confinement: str = "unconfined"
     retain_weight: dict[str, float] = {}
+    peak_memory: int | None = None
 
 
 class Comparison(BaseModel):

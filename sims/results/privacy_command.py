@@ -7,8 +7,6 @@ import typer
 
 from protocol.files.atomic import write_atomically
 from protocol.output import console, say
-from sims.results import privacy_figure, privacy_table, report
-from sims.results.tables import privacy_tables
 from sims.run.run_folder import run_of
 
 
@@ -30,6 +28,10 @@ def privacy(
 
       learngene privacy runs/epsilon-1 runs/epsilon-8 runs/no-guarantee
     """
+    # Imported when it is called: a command's help needs none of it.
+    from sims.results import privacy_figure, privacy_table, report
+    from sims.results.tables import privacy_tables
+
     runs = [run_of(run) for run in runs]
     table = privacy_table.of_folders(runs)
     console().print(privacy_tables(table))

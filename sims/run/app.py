@@ -146,7 +146,8 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
         except PartyFailedError as error:
             raise _with_reasons(error, processes) from error
         clock.lap("round")
-    run.update(seconds=clock.seconds)
+        peaks = processes.peak_memory()
+    run.update(seconds=clock.seconds, peak_memory=peaks)
     say("the results are collected, and the report is made of them")
     collect(run.folder)
     say(f"report: {report.write(run.folder)}")

@@ -57,6 +57,16 @@ class NodeProcess:
         return visible_line(found, length=_REASON_CHARACTERS)
 
 
+def peak_memory(pid: int | str = "self") -> int | None:
+    """The most bytes that a process has had in memory (proc(5), VmHWM; psutil does not tell it); None if the system
+    does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
 class NodeProcesses:
     """The node processes of a run. They end when this process does, however it ends: then their lifeline closes.
 
@@ -114,6 +124,11 @@ class NodeProcesses:
         node = NodeProcess(party, log, socket, process, log_start)
         self.nodes.append(node)
         return node
+
+    def peak_memory(self) -> dict[str, int]:
+        """The most bytes that each node process has had in memory, by party, where the system says it."""
+        peaks = {node.party: peak_memory(node.process.pid) for node in self.nodes}
+        return {party: peak for party, peak in peaks.items() if peak is not None}
 
     def check_alive(self) -> None:
         """Raise an error if a node process has ended.

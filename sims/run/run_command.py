@@ -12,11 +12,7 @@ from click.core import ParameterSource
 from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError
 from protocol.output import console, say
 from sims.data.datasets import DATASETS, check_data_named, dataset_name
-from sims.results import summary
-from sims.results.models import Results
-from sims.results.tables import results_tables, summary_table
 from sims.results.wording import describe_settings
-from sims.run import runner
 from sims.run.changes import join_changes
 from sims.run.options import Flag, Options, Value, keys, read_options
 from sims.run.run_folder import reserve_folder
@@ -120,6 +116,12 @@ run.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
 def _run_all(wanted: list[RunSettings]) -> None:
+    # Imported when it is called: a command's help needs none of it.
+    from sims.results import summary
+    from sims.results.models import Results
+    from sims.results.tables import results_tables, summary_table
+    from sims.run import runner
+
     shown_on = console()
     done: list[tuple[Path, Results]] = []
     for number, settings in enumerate(wanted, start=1):
@@ -148,6 +150,8 @@ def _run_all(wanted: list[RunSettings]) -> None:
 
 def _say_plan(wanted: list[RunSettings]) -> None:
     """The resolved settings, who would take part and where it would be written."""
+    from sims.run import runner  # as above
+
     for settings in wanted:
         for name, value in describe_settings(settings).items():
             say(f"{name:<36} {value}")

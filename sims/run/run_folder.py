@@ -35,6 +35,7 @@ class RunRecord(BaseModel):
 
     Attributes:
         seconds: wall-clock times by name.
+        peak_memory: the most bytes that each node process had in memory, by party.
         reach: who could reach its sockets; None if an older version did not record it.
     """
 
@@ -46,6 +47,7 @@ class RunRecord(BaseModel):
     failure: str | None = None
     started: str
     seconds: dict[str, float] = {}
+    peak_memory: dict[str, int] = {}
     reach: Reach | None = None
 
 
@@ -81,13 +83,15 @@ class OpenRun:
         status: Status | None = None,
         failure: str | None = None,
         seconds: Mapping[str, float] | None = None,
+        peak_memory: Mapping[str, int] | None = None,
     ) -> None:
-        """Write what changed to ``run.json``; ``seconds`` are added to those already known."""
+        """Write what changed to ``run.json``; ``seconds`` and ``peak_memory`` are added to those already known."""
         self.record = self.record.model_copy(
             update={
                 "status": status or self.record.status,
                 "failure": failure,
                 "seconds": {**self.record.seconds, **(seconds or {})},
+                "peak_memory": {**self.record.peak_memory, **(peak_memory or {})},
             }
         )
         _write_json(self.folder / RECORD_FILE, self.record)

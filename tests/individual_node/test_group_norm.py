@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from individual_node import adapted, image_folder
-from individual_node.adapt_command import open_bundle
 from individual_node.adaptation import adapt, own_fisher
+from individual_node.adapting import Opening
 from individual_node.cli import app
 from individual_node.method_table import METHODS
 from individual_node.reconstruction import reconstruct
@@ -106,7 +106,7 @@ def test_from_the_release_to_a_model_its_predictions_and_its_onnx_file(tmp_path:
     folders = make_folders(tmp_path / "site")
     folders.publish(dataclasses.replace(learngene(), tensors=_telling_colours_apart(learngene())))
     bundle = folders.exchange(tmp_path / "condensed.learngene")
-    opened = open_bundle(bundle, config=folders.individual).opened
+    opened = Opening(bundle, config=folders.individual).opened
     assert opened is not None
     assert opened.learngene.privacy == opened.release.dp == GUARANTEE
     assert opened.release.fisher is not None

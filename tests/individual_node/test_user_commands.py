@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from individual_node import adapted, image_folder, onnx_export, personal_model
-from individual_node.adapt_command import open_bundle
+from individual_node.adapting import Opening
 from individual_node.cli import app
 from individual_node.image_folder import OwnPictures
 from individual_node.settings import IndividualSettings
@@ -123,7 +123,7 @@ def run() -> Run:
 
 
 def verified(node: Node, form: Form = "condensed") -> VerifiedLearngene:
-    opened = open_bundle(node.bundles[form], config=node.config).opened
+    opened = Opening(node.bundles[form], config=node.config).opened
     assert opened is not None
     return opened
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from collective_node.annotation.access import Access
-from collective_node.annotation.annotation_command import make_server
+from collective_node.annotation.annotation_session import make_server
 from collective_node.annotation.clusters import clusters
 from collective_node.annotation.labels import Decision, LabelBook
 from collective_node.annotation.server import COOKIE, make_app

@@ -18,7 +18,7 @@ from protocol.keys.kem import Kem
 from protocol.messages import envelope, payloads
 from protocol.messages.payloads import Grant, Release
 from protocol.trust.policy import Policy
-from sims.bench import bench_command, bundle_timing, made_bundle, measurements
+from sims.bench import bench_command, bundle_command, bundle_timing, made_bundle, measurements
 from sims.bench.audiences_timing import measure_audiences
 from sims.bench.bundle_timing import Work
 from sims.bench.made_bundle import Bundle
@@ -81,7 +81,7 @@ def test_every_piece_follows_every_other_one_in_turn() -> None:
     done: list[str] = []
     ticks = itertools.count()
     pieces = {name: lambda name=name: done.append(name) for name in "abc"}
-    seconds = bundle_timing.measure(pieces, 3, lambda: float(next(ticks)), nobody)
+    seconds = bundle_timing.measure_pieces(pieces, 3, lambda: float(next(ticks)), nobody)
     assert "".join(done) == "abc" + "abc" + "bca" + "cab"
     assert seconds == {name: [1.0, 1.0, 1.0] for name in "abc"}
 
@@ -197,7 +197,7 @@ def test_wrong_input_is_said_in_one_line_before_the_work(
 def test_without_matplotlib_the_figure_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench_command, "find_spec", lambda name: None)
+    monkeypatch.setattr(bundle_command, "find_spec", lambda name: None)
     assert run(*SMALL, "--figure", str(tmp_path / "new.png")) == 2
     assert "pip install 'learngene[sim]'" in capsys.readouterr().err
     assert run(*SMALL) == 0  # everything else goes without

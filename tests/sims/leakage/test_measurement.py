@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from protocol.commands.learngene import make
 from protocol.errors import InputError
-from sims.leakage import attacked_run, leakage_command, leakage_figures, leakage_results, measurement
+from sims.leakage import attacked_run, leakage_figures, leakage_results, measurement
 from sims.leakage.attack_metrics import Bounds
 from sims.leakage.attacked_run import AttackedRun
 from sims.leakage.leakage_results import Control, Leakage, Measure, sentences
@@ -177,8 +177,8 @@ def test_the_command_measures_writes_and_does_not_overwrite(
         given.extend([attacked.images.classes, settings])
         return found
 
-    monkeypatch.setattr(leakage_command, "measure", measure)
-    monkeypatch.setattr(leakage_command, "released", lambda _: run.learngene)
+    monkeypatch.setattr(measurement, "measure", measure)
+    monkeypatch.setattr(attacked_run, "released", lambda _: run.learngene)
     out, copy = tmp_path / "out", tmp_path / "copy.json"
     arguments = [str(run.folder), "--out", str(out), "--shadows", "6", "--set", "noise=0.5,2", "--json", str(copy)]
     done = call(*arguments)

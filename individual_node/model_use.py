@@ -1,0 +1,130 @@
+"""What ``individual-node predict`` and ``export`` do with a model that ``adapt`` made, and what they say of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from individual_node import adapted, image_folder, onnx_export
+from individual_node.adapted import Description
+from protocol.commands.decoder_warning import warn_unconfined
+from protocol.commands.progress_bar import progress_bar
+from protocol.commands.revocation_warning import warn_revoked
+from protocol.errors import InputError, RefusedError
+from protocol.files.atomic import write_atomically
+from protocol.node.endpoints import known_status
+from protocol.output import add_row, print_table, say, say_json, table, warn
+from protocol.pictures.reader import PictureReader
+from protocol.trust.trust_store import RevocationStatus
+from protocol.visible_text import visible_name
+
+
+def name_pictures(model: Path, images: Sequence[Path], top: int, json_file: Path | None) -> None:
+    """Name pictures with the model in a folder.
+
+    Args:
+        images: pictures; a folder stands for the pictures in it.
+        top: most likely classes to show for each picture.
+        json_file: also write them there; ``-``: to standard output, and no table.
+
+    Raises:
+        InputError: a file cannot be read or written.
+    """
+    loaded = adapted.load(model)
+    files = image_folder.pictures_of(images)
+    contract, classes = loaded.description.input, loaded.description.classes
+    found = []
+    with progress_bar(plain=False) as observe, PictureReader() as reader:
+        for picture in reader.read_all(files, contract):
+            found.append(loaded.classifier.probabilities(picture[None])[0])
+            observe(len(found), len(files), "naming pictures")
+    warn_unconfined(reader)
+    status = _say_status(loaded.description)
+    best = [np.argsort(-row, kind="stable")[:top] for row in found]
+    named = [[(classes[i], float(row[i])) for i in order] for row, order in zip(found, best, strict=True)]
+    if json_file is not None:
+        _write_json(json_file, loaded.description, files, named, status)
+    if json_file != Path("-"):
+        _show_predictions(files, named)
+
+
+def write_onnx(model: Path, onnx: Path, images: Sequence[Path]) -> None:
+    """Write the model in a folder as one ONNX file, and run it once.
+
+    Args:
+        images: pictures to compare the file and the model on; none: random ones.
+
+    Raises:
+        InputError: a file cannot be read or written, or the extra ``onnx`` is missing.
+    """
+    loaded = adapted.load(model)
+    if images:
+        contract = loaded.description.input
+        files = image_folder.pictures_of(images)
+        with PictureReader() as reader:
+            pixels = np.stack(list(reader.read_all(files, contract)))
+        warn_unconfined(reader)
+    else:
+        pixels = onnx_export.random_pictures(loaded)
+    difference = onnx_export.export(loaded, onnx, pixels)
+    _say_status(loaded.description)
+    if difference is None:
+        said = "not compared with the model: onnxruntime is not installed (pip install 'learngene[onnx]')"
+    else:
+        said = f"run on {len(pixels)} {'given' if images else 'random'} pictures: differs by at most {difference:.1e}"
+    say(f"{onnx}  {onnx.stat().st_size} bytes; {said}")
+
+
+def _say_status(description: Description) -> RevocationStatus | None:
+    """Warn if the learngene of a model should not be used any more, as far as the node that verified it knows."""
+    if description.node is None:
+        return None
+    origin = description.learngene
+    try:
+        status = known_status(
+            Path(description.node), run_id=origin.run_id, release=origin.release, signer=origin.collective
+        )
+    except (InputError, RefusedError) as error:
+        warn(f"the node cannot say whether the learngene may still be used: {error}")
+        return None
+    if status is not None:
+        warn_revoked(status, "the learngene that this model grew from", form=origin.form, release=origin.release)
+    return status
+
+
+def _show_predictions(files: Sequence[Path], named: Sequence[Sequence[tuple[str, float]]]) -> None:
+    others = len(named[0]) > 1
+    shown = table("picture", "class", "probability", *(["then"] if others else []), right=["probability"])
+    for file, ((best, probability), *rest) in zip(files, named, strict=True):
+        then = ", ".join(f"{visible_name(name)} {value:.1%}" for name, value in rest)
+        add_row(shown, visible_name(file), visible_name(best), f"{probability:.1%}", *([then] if others else []))
+    print_table(shown)
+
+
+def _write_json(
+    path: Path,
+    description: Description,
+    files: Sequence[Path],
+    named: Sequence[Sequence[tuple[str, float]]],
+    status: RevocationStatus | None,
+) -> None:
+    content: Mapping[str, object] = {
+        "format": 1,
+        "model": description.weights,
+        "learngene": description.learngene.model_dump(mode="json"),
+        "withdrawn": status == "withdrawn",
+        "compromised": status == "compromised",
+        "classes": description.classes,
+        "pictures": [
+            {"file": str(file), "top": [{"class": name, "probability": value} for name, value in best]}
+            for file, best in zip(files, named, strict=True)
+        ],
+    }
+    if path == Path("-"):
+        say_json(content, indent=2)
+    else:
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"there is no folder {path.absolute().parent}")
+        # ASCII: a file's name need not be UTF-8.
+        write_atomically(path, json.dumps(content, indent=2).encode("ascii") + b"\n")
