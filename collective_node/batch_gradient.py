@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ class BatchGradient:
     BatchNorm normalises each part by the statistics of that part (ghost batches: Hoffer et al. 2017, *Train longer,
     generalize better*, algorithm 1). So the number of parts belongs to the result; how many of them run at once does
     not. One part alone is the ordinary gradient, with all the threads that an operation may use. All replicas share the
-    weights of the model: a step of its optimiser moves them all.
+    weights of the model: a step of its optimiser moves them all. Used as a context manager: leaving it gives the model
+    the mean of its replicas' running statistics, and takes the seeds of dropout away.
 
     Args:
         model: images to logits, in the mode that it is trained in.
@@ -68,9 +70,11 @@ class BatchGradient:
                     parameter.grad.add_(other.grad)
         return torch.stack(losses).sum()
 
+    def __enter__(self) -> Self:
+        return self
+
     @torch.no_grad()
-    def finish(self) -> None:
-        """Give the model the mean of its replicas' running statistics, and take the seeds of dropout away."""
+    def __exit__(self, *_: object) -> None:
         for buffer, *others in zip(*(replica.buffers() for replica in self._replicas), strict=True):
             if others and buffer.is_floating_point():
                 buffer.copy_(torch.stack([buffer, *others]).mean(0))

@@ -68,20 +68,20 @@ def fit(
     order = data.balanced(steps, settings.batch_size, random["batches"])
     optimiser = _optimiser(parameters, learning_rate, settings, momentum)
     criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    gradient = BatchGradient(model, data, settings.parts if data.device.type == "cpu" else 1, criterion, random)
+    parts = settings.parts if data.device.type == "cpu" else 1
     last: list[Tensor] = []
-    for step, index in enumerate(order):
-        for group in optimiser.param_groups:
-            group["lr"] = one_cycle(step, steps, learning_rate)
-        loss = gradient(index)
-        if observe is not None:
-            observe(step, steps)
-        if regularise is not None:
-            regularise()
-        optimiser.step()
-        if step >= int(steps * 0.9):
-            last.append(loss)
-    gradient.finish()
+    with BatchGradient(model, data, parts, criterion, random) as gradient:
+        for step, index in enumerate(order):
+            for group in optimiser.param_groups:
+                group["lr"] = one_cycle(step, steps, learning_rate)
+            loss = gradient(index)
+            if observe is not None:
+                observe(step, steps)
+            if regularise is not None:
+                regularise()
+            optimiser.step()
+            if step >= int(steps * 0.9):
+                last.append(loss)
     mean = float(torch.stack(last).mean())
     _check_finite(mean, model)
     if momentum is not None and settings.momentum > 0:

@@ -72,12 +72,11 @@ def one_after_the_other(network: nn.Module, parts: int) -> tuple[list[Tensor], f
 def test_it_is_the_weighted_sum_of_the_gradients_of_ghost_batches(parts: int) -> None:
     network = made()
     expected, mean, copies = one_after_the_other(made(), parts)
-    gradient = BatchGradient(network, data(), parts, nn.CrossEntropyLoss(), RandomStates(0))
-    assert float(gradient(ROWS)) == pytest.approx(mean, rel=1e-6)
-    for found, wanted in zip(gradients(network), expected, strict=True):
-        # In bfloat16 it matters a little whether a part's weight comes before or after the backward pass.
-        assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
-    gradient.finish()
+    with BatchGradient(network, data(), parts, nn.CrossEntropyLoss(), RandomStates(0)) as gradient:
+        assert float(gradient(ROWS)) == pytest.approx(mean, rel=1e-6)
+        for found, wanted in zip(gradients(network), expected, strict=True):
+            # In bfloat16 it matters a little whether a part's weight comes before or after the backward pass.
+            assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
     statistics = [torch.stack(buffers).mean(0) for buffers in zip(*(_statistics(one) for one in copies), strict=True)]
     for found, wanted in zip(_statistics(network), statistics, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -104,15 +103,25 @@ def test_a_step_moves_every_replica_and_the_result_does_not_depend_on_how_many_r
         set_worker_count(count)
         network = made(dropout=0.5)
         optimiser = torch.optim.SGD(network.parameters(), 0.1)
-        gradient = BatchGradient(network, data(), 2, nn.CrossEntropyLoss(), RandomStates(0))
         losses = []
-        for _ in range(4):
-            losses.append(float(gradient(ROWS)))
-            optimiser.step()
-        gradient.finish()
+        with BatchGradient(network, data(), 2, nn.CrossEntropyLoss(), RandomStates(0)) as gradient:
+            for _ in range(4):
+                losses.append(float(gradient(ROWS)))
+                optimiser.step()
         assert losses[-1] != losses[0]
         ends.append([losses, *[value.tolist() for value in network.state_dict().values()]])
     assert ends[0] == ends[1]
+
+
+def test_after_training_that_failed_dropout_draws_by_itself_again() -> None:
+    network = made(dropout=0.5)
+
+    def fails(*_: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), BatchGradient(network, data(), 2, fails, RandomStates(0)) as gradient:
+        gradient(ROWS)
+    assert all(module.generator is None for module in network.modules() if isinstance(module, Dropout))
 
 
 def test_frozen_weights_get_no_gradient() -> None:

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from protocol.learngene.architecture import Architecture, Block, InputContract, groups_of
-from protocol.learngene.network import block_tensors, build_blocks, describe, initialise, layers_of, load_blocks
+from protocol.learngene.network import (
+    ConvolutionBlock,
+    block_tensors,
+    build_blocks,
+    describe,
+    initialise,
+    layers_of,
+    load_blocks,
+)
 
 BLOCKS = (
     Block(role="stem", in_channels=3, out_channels=4, pool=True),
@@ -96,3 +104,22 @@ def test_initial_weights_have_the_variance_of_he_and_come_from_the_generator() -
 def test_an_architecture_is_described_in_a_line() -> None:
     contract = InputContract(height=8, width=8, channels=3)
     assert describe(Architecture(form="condensed", input=contract, blocks=BLOCKS)) == "3 -> 4p | 6"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_before_relu_is_pooling_after_it(dtype: torch.dtype) -> None:
+    """With the same gradients, also where the largest value of a window occurs twice in it."""
+    torch.manual_seed(0)
+    block = ConvolutionBlock(3, 4, pool=True).to(dtype).eval()
+    # Few different values: many windows hold their largest one more than once.
+    x = (torch.randn(8, 3, 12, 12) * 2).round().to(dtype)
+    block.conv.weight.data = block.conv.weight.data.mul(8).round()
+    given = [x.clone().requires_grad_() for _ in range(2)]
+    plain = torch.nn.functional.max_pool2d(torch.relu(block.norm(block.conv(given[0]))), 2)
+    ours = block(given[1])
+    upstream = torch.randn(ours.shape).to(dtype)
+    gradients = [torch.autograd.grad(y, start, upstream)[0] for y, start in zip((plain, ours), given, strict=True)]
+    assert torch.equal(plain, ours)
+    assert torch.equal(*gradients)
+    tied = torch.nn.functional.unfold(block.norm(block.conv(x)).float(), 2, stride=2).view(8, 4, 4, -1).sort(2)[0]
+    assert (tied[:, :, -1] == tied[:, :, -2]).any()
