@@ -373,6 +373,16 @@ def test_a_run_leaves_its_results_figures_and_report(whole: Ended) -> None:
 
 
 @pytest.mark.slow
+def test_the_results_and_the_report_say_how_much_memory_each_node_had(whole: Ended) -> None:
+    nodes = whole.results["nodes"]
+    page = Page((whole.run / "report.html").read_text(encoding="utf-8"))
+    assert set(nodes) == set(PARTIES)
+    for node in nodes.values():
+        assert node["peak_memory"] > 100e6  # torch alone
+        assert f"{node['peak_memory'] / 1e6:.0f} MB" in page.text
+
+
+@pytest.mark.slow
 def test_the_table_of_a_run_s_files_is_complete(whole: Ended) -> None:
     assert {path.name for path in whole.run.iterdir()} <= named_in_the_table()
 
@@ -470,6 +480,8 @@ def who_listens(look: Look) -> dict[tuple[str, str], list[Listener]]:
     found: dict[tuple[str, str], list[Listener]] = {}
     for listener, command in look.listening.items():
         command = command.replace("bin/flower-superlink ", "sims.run.superlink ")  # of `flwr run`
+        # Before it gives itself its title, which on a busy machine may take it as long as the run.
+        command = command.replace("runtime_env/agent/main.py", "ray::RuntimeEnvAgent")
         words = [word for word, kind in MEANT | PASSING if word in command and kind == listener.kind]
         # "ray::" is in the agent's command, too.
         found.setdefault((max(words, key=len, default=command), listener.kind), []).append(listener)
@@ -640,13 +652,16 @@ def test_a_node_s_own_reason_reaches_the_user(place: Place) -> None:
 
 
 def comparable(results: Mapping[str, object]) -> dict[str, object]:
-    """Results without the times and the digests of crossings, in which two equal runs may differ."""
+    """Results without the times, the memory and the digests of crossings, in which two equal runs may differ."""
     crossings = results["crossings"]
     assert isinstance(crossings, list)
     assert crossings
     assert "seconds" in results
+    nodes = results["nodes"]
+    assert isinstance(nodes, dict)
     return {
         **{name: value for name, value in results.items() if name != "seconds"},
+        "nodes": {party: {**facts, "peak_memory": None} for party, facts in nodes.items()},
         "crossings": [{name: value for name, value in one.items() if name != "digest"} for one in crossings],
     }
 

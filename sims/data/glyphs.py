@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from sims.data.division import Division
 
+#: Of the pictures: increase it when anything changes what is drawn.
+VERSION = 1
 CLASSES = 100
 SIZE = 32
 TRAIN_PER_CLASS = 500

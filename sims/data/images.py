@@ -20,7 +20,7 @@ from sims.data import cifar100_archive, glyphs
 from sims.data.datasets import DATASETS, DatasetName, check_data_named
 from sims.data.division import SPLIT_FILE, Division, read_split
 from sims.data.folder_tree import FolderTree, Part, is_tree, list_tree, read_images
-from sims.data.picture_cache import keep, kept, listing_digest
+from sims.data.picture_cache import drawing_digest, keep, kept, listing_digest
 
 Kind = Literal["folder", "download", "stand-in"]
 
@@ -105,7 +105,7 @@ def load_source(
         data: the user's folder; never replaced by the stand-in.
         dataset: decides on classes and size; every image is brought to it.
         stand_in: draw the stand-in without looking further.
-        cache: folder of downloads, and of the images that were decoded from large trees.
+        cache: folder of downloads, of the images that were decoded from large trees, and of the stand-in once drawn.
         say: gets one line before something slow.
 
     Raises:
@@ -113,13 +113,13 @@ def load_source(
     """
     check_data_named(dataset, data=data is not None, stand_in=stand_in)
     if stand_in:
-        return draw_stand_in("asked for", size=DATASETS[dataset].size)
+        return draw_stand_in("asked for", size=DATASETS[dataset].size, cache=cache)
     if data is not None:
         found = _find(data.expanduser(), dataset)
         return _load_published_in(data.expanduser(), say) if found is None else _read_found(found, cache, say)
     problem = fetch_published(cache, say=say)
     if problem is not None:
-        return draw_stand_in(f"no data folder was given and CIFAR-100 could not be downloaded: {problem}")
+        return draw_stand_in(f"no data folder was given and CIFAR-100 could not be downloaded: {problem}", cache=cache)
     return read_published(cache.expanduser())
 
 
@@ -165,14 +165,18 @@ def draw_stand_in(
     size: int = glyphs.SIZE,
     train_per_class: int | None = None,
     test_per_class: int | None = None,
+    cache: Path | None = None,
 ) -> ImageSource:
     """The pictures of ``glyphs``, 60,000 unless fewer are asked for; the same in every run unless the seed differs.
 
     They are drawn at 32x32 and enlarged if ``size`` (pixels) is another: larger, not richer.
+
+    Args:
+        cache: folder in which they are kept once drawn; None: they are drawn every time.
     """
     train_per_class = train_per_class or glyphs.TRAIN_PER_CLASS
     test_per_class = test_per_class or glyphs.TEST_PER_CLASS
-    train, test = glyphs.draw(seed, range(glyphs.CLASSES), train_per_class, test_per_class)
+    train, test = _drawn(seed, train_per_class, test_per_class, cache)
     labels = np.arange(glyphs.CLASSES, dtype=np.int64)
     return ImageSource(
         name="glyphs",
@@ -245,6 +249,26 @@ def _read_found(found: _Found, cache: Path, say: Callable[[str], None]) -> Image
     sets = {part: ImageSet(images[part], labels[part]) for part in files}
     reason = f"from {tree.root}, {tree.layout}"
     return ImageSource(found.name, "folder", classes, found.division, sets["train"], sets["test"], reason)
+
+
+def _drawn(
+    seed: int, train_per_class: int, test_per_class: int, cache: Path | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The stand-in's images for training and for testing, drawn now or taken from the cache."""
+
+    def draw() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        return glyphs.draw(seed, range(glyphs.CLASSES), train_per_class, test_per_class)
+
+    count, first = glyphs.CLASSES * (train_per_class + test_per_class), glyphs.CLASSES * train_per_class
+    if cache is None or count < _WORTH_KEEPING:
+        return draw()
+    folder = cache.expanduser() / _DECODED
+    digest = drawing_digest(glyphs.VERSION, seed, train_per_class, test_per_class)
+    pixels = kept(folder, digest, count, glyphs.SIZE)
+    if pixels is None:
+        pixels = np.concatenate(draw())
+        keep(folder, digest, pixels)
+    return pixels[:first], pixels[first:]
 
 
 def _pixels(

@@ -1,4 +1,4 @@
-"""Decoded images of a folder tree, kept so that a tree is decoded once and not in every run."""
+"""Images kept as they were decoded from a folder tree, or drawn, so that this is done once and not in every run."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from protocol.files.atomic import synchronise_folder
 from protocol.files.private_folders import private_folder
 from protocol.pictures.arrays import read_array
 
-#: Most trees that are kept; the least recently used one is removed first.
+#: Most sets of images that are kept; the least recently used one is removed first.
 MOST = 4
 _SUFFIX = ".npy"
 #: Seconds after which an unfinished file counts as abandoned.
@@ -42,6 +42,11 @@ def listing_digest(root: Path, files: Sequence[str], size: int) -> str:
         line = f"{os.path.relpath(file, root)!r} {status.st_size} {times}\n"
         seen.update(line.encode("utf-8", errors="surrogateescape"))
     return seen.hexdigest()
+
+
+def drawing_digest(*numbers: int) -> str:
+    """SHA-256 of the numbers that drawn images follow from, and of the version of what draws random numbers."""
+    return hashlib.sha256(repr((np.__version__, numbers)).encode()).hexdigest()
 
 
 def kept(folder: Path, digest: str, count: int, size: int) -> NDArray[np.uint8] | None:

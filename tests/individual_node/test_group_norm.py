@@ -106,7 +106,7 @@ def test_from_the_release_to_a_model_its_predictions_and_its_onnx_file(tmp_path:
     folders = make_folders(tmp_path / "site")
     folders.publish(dataclasses.replace(learngene(), tensors=_telling_colours_apart(learngene())))
     bundle = folders.exchange(tmp_path / "condensed.learngene")
-    opened = Opening(bundle, config=folders.individual).opened
+    opened = Opening(bundle, config=folders.individual).read().opened
     assert opened is not None
     assert opened.learngene.privacy == opened.release.dp == GUARANTEE
     assert opened.release.fisher is not None

@@ -123,7 +123,7 @@ def run() -> Run:
 
 
 def verified(node: Node, form: Form = "condensed") -> VerifiedLearngene:
-    opened = Opening(node.bundles[form], config=node.config).opened
+    opened = Opening(node.bundles[form], config=node.config).read().opened
     assert opened is not None
     return opened
 

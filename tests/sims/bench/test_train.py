@@ -8,12 +8,15 @@ import torch
 
 from protocol.commands.learngene import make
 from protocol.commands.terminal import run_app
-from sims.bench import train_timing
+from sims.bench import machine, train_timing
 from sims.bench.train_timing import TrainingStep
 
 
 def test_rows_hold_both_sides_and_their_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_timing, "WIDTHS", (0.25,))
+    monkeypatch.setattr(train_timing, "_IMAGES", 640)
+    monkeypatch.setattr(machine, "_SIDE", 64)
+    monkeypatch.setattr(machine, "_BYTES", 1 << 16)
     threads, out = torch.get_num_threads(), tmp_path / "train.json"
     try:
         with pytest.raises(SystemExit) as ended:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sims.data import images
-from sims.data.images import ImageSource, load_source
+from sims.data.images import ImageSource, draw_stand_in, load_source
 from sims.data.picture_cache import MOST, keep, kept, listing_digest
 from tests.sims.made_tree import make_tree, pixels
 
@@ -140,3 +140,21 @@ def test_what_a_killed_run_left_half_written_goes_after_a_day(tmp_path: Path) ->
     os.utime(old, (1, 1))
     keep(tmp_path / "cache", "two", np.stack([pixels(0)]))
     assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_the_stand_in_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_WORTH_KEEPING", 10)
+
+    def drawn(cache: Path | None, seed: int = 0) -> ImageSource:
+        return draw_stand_in("test", seed=seed, train_per_class=2, test_per_class=1, cache=cache)
+
+    plain, first = drawn(None), drawn(tmp_path)
+    (file,) = (tmp_path / "decoded").iterdir()
+    np.save(file, 255 - np.load(file))  # shows where the pixels come from
+    second = drawn(tmp_path)
+    for part in ("train", "test"):
+        without, before, after = (getattr(source, part).images for source in (plain, first, second))
+        np.testing.assert_array_equal(before, without)
+        np.testing.assert_array_equal(after, 255 - without)
+    assert not np.array_equal(drawn(tmp_path, seed=1).train.images, second.train.images)
+    assert len([*(tmp_path / "decoded").iterdir()]) == 2

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from protocol.errors import RunFailedError
-from sims.run.processes import NodeProcess, NodeProcesses, alive, descendants, end_all
+from sims.run.processes import NodeProcess, NodeProcesses, alive, descendants, end_all, peak_memory
 
 SLEEPER = "import time; time.sleep(60)"
 
@@ -39,6 +39,25 @@ def test_a_killed_node_is_named_with_its_signal_and_its_log(tmp_path: Path) -> N
             nodes.check_alive()
     assert f"the node process of the collective (pid {process.pid}) was killed by signal 9" in str(error.value)
     assert str(tmp_path / "node.log") in str(error.value)
+
+
+def test_the_most_memory_of_a_node_is_what_it_once_had(tmp_path: Path) -> None:
+    megabytes = 64
+    code = f"x = b'1' * ({megabytes} << 20); del x; open({str(tmp_path / 'done')!r}, 'w').close(); {SLEEPER}"
+    with NodeProcesses() as nodes:
+        for party, program in (("collective", code), ("individual-1", SLEEPER)):
+            nodes.nodes.append(NodeProcess(party, tmp_path / "log", tmp_path / "socket", sleeper(program)))
+        while not (tmp_path / "done").exists():
+            time.sleep(0.01)
+        found = nodes.peak_memory()
+    assert found["collective"] > megabytes << 20 > found["individual-1"] > 1 << 20
+    assert nodes.peak_memory() == {}  # of processes that have ended
+
+
+def test_this_process_has_at_most_what_it_once_had() -> None:
+    found = peak_memory()
+    assert found is not None
+    assert found >= 0.9 * psutil.Process().memory_info().rss
 
 
 def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
