@@ -65,7 +65,7 @@ def task_generator(seed: int, purpose: str, shots: int, task: int) -> torch.Gene
     return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
 
 
-def side_by_side(x: Tensor, networks: int) -> Tensor:
+def channels_joined(x: Tensor, networks: int) -> Tensor:
     """``[N * networks, C, H, W]`` (network fastest) to ``[N, networks * C, H, W]``, channels-last in memory."""
     n, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(n // networks, networks, height, width, channels)
@@ -251,7 +251,7 @@ def _epoch(
         x, _ = images.batch(rows.gather(0, chosen).flatten())
         x = CropAndFlip(crop.offsets[:, batch].flatten(1), crop.flip[batch].flatten())(x)
         with autocast(x.device):
-            logits = model(side_by_side(x, model.networks))
+            logits = model(channels_joined(x, model.networks))
         target = labels.gather(0, chosen).to(x.device)
         # Mean over a task's images, sum over tasks: each network gets the gradient that it would get alone.
         loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="sum")
@@ -275,7 +275,7 @@ def _logits(model: IndividualNetworks, rows: Tensor, images: DeviceImages) -> Te
     for part in rows.split(AT_ONCE):
         x, _ = images.batch(part.flatten())
         with autocast(x.device):
-            found.append(model(side_by_side(x, model.networks)).float().cpu())
+            found.append(model(channels_joined(x, model.networks)).float().cpu())
     model.train(was_training)
     return torch.cat(found)
 

@@ -481,7 +481,8 @@ def who_listens(look: Look) -> dict[tuple[str, str], list[Listener]]:
     for listener, command in look.listening.items():
         command = command.replace("bin/flower-superlink ", "sims.run.superlink ")  # of `flwr run`
         # Before it gives itself its title, which on a busy machine may take it as long as the run.
-        command = command.replace("runtime_env/agent/main.py", "ray::RuntimeEnvAgent")
+        # (The raylet's command holds the agent's among its arguments.)
+        command = re.sub(r"^\S*python\S* (-u )?\S+/runtime_env/agent/main\.py ", "ray::RuntimeEnvAgent ", command)
         words = [word for word, kind in MEANT | PASSING if word in command and kind == listener.kind]
         # "ray::" is in the agent's command, too.
         found.setdefault((max(words, key=len, default=command), listener.kind), []).append(listener)

@@ -15,9 +15,9 @@ from individual_node.adaptation import (
     Adapted,
     BestWeights,
     adapt,
+    channels_joined,
     choose_retain_weight,
     own_fisher,
-    side_by_side,
     stable_retain_weight,
     validation_losses,
 )
@@ -71,7 +71,7 @@ def inherited_of(model: IndividualNetworks, index: int, *, statistics: bool) -> 
 
 def test_side_by_side_is_one_network_per_block_of_channels() -> None:
     x = torch.randn(6, 3, 5, 5)
-    joined = side_by_side(x, 2)
+    joined = channels_joined(x, 2)
     assert joined.shape == (3, 6, 5, 5)
     assert joined.is_contiguous(memory_format=torch.channels_last)
     for n in range(3):

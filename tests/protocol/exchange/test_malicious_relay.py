@@ -108,7 +108,7 @@ def test_every_kind_of_malice_was_tried_and_refused(tally: Tally, action: str) -
 
 @pytest.mark.parametrize("action", ["duplicate", "replay", "reorder", "swap"])
 def test_what_is_committed_already_is_answered_again_and_not_applied_again(tally: Tally, action: str) -> None:
-    assert tally[action, "known"] >= 50
+    assert tally[action, "known"] >= SCHEDULES // 40
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_nothing_that_was_changed_or_misdirected_ever_brought_anything_new(tally
 
 
 def test_messages_were_lost_and_parties_fell_in_the_middle(tally: Tally) -> None:
-    assert tally["drop", "dropped"] >= 200
-    assert tally["cut", "cut"] >= 500
+    assert tally["drop", "dropped"] >= SCHEDULES // 10
+    assert tally["cut", "cut"] >= SCHEDULES // 4
 
 
 def test_refusals_of_all_kinds_occurred(tally: Tally) -> None:
