@@ -43,11 +43,17 @@ def one_line(done: Done) -> None:
     assert "\x1b" not in done.err
 
 
-@pytest.fixture
-def copied(model: Path, tmp_path: Path) -> Path:  # noqa: F811 - the fixture
-    copy = Path(shutil.copytree(model, tmp_path / "model"))
-    succeeded(run(individual_app, "export", copy, "--onnx", tmp_path / "control.onnx"))
+@pytest.fixture(scope="module")
+def control(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811 - the fixture
+    """A copy of the model, which as it is can be used."""
+    copy = Path(shutil.copytree(model, tmp_path_factory.mktemp("control") / "model"))
+    succeeded(run(individual_app, "export", copy, "--onnx", copy.parent / "control.onnx"))
     return copy
+
+
+@pytest.fixture
+def copied(control: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(control, tmp_path / "model"))
 
 
 @pytest.mark.parametrize("content", CONTENTS)
