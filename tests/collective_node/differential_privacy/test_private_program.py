@@ -41,7 +41,8 @@ def evolve(program: CollectiveProgram) -> None:
 
 def test_the_node_publishes_a_private_learngene_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(4), 300)
+    # So many that their noisy number is below the 1,024 of a Fisher diagonal once in thousands of runs.
+    labels = np.repeat(np.arange(4), 400)
     pixels = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
     images = CollectiveImages(("ant", "bee", "cat", "dog"), pixels, labels, pixels[::30], labels[::30])
     monkeypatch.setattr(collective_images, "read", lambda folder: images)
