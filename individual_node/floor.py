@@ -78,6 +78,14 @@ def encode(patches: Tensor, filters: Tensor, mean: Tensor, matrix: Tensor) -> Te
     return torch.cat([positive, positive - average], 1).flatten(1)
 
 
+def whitened_filters(images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches of ``images [N, C, H, W]`` that become filters of length one in the whitened space, ``[count, D]``, with
+    the mean and the matrix of :func:`whitening`."""
+    patches = contrast_normalised(random_patches(images, max(5000, 10 * count), generator))
+    mean, matrix = whitening(patches)
+    return nn.functional.normalize((patches[:count] - mean) @ matrix, dim=1), mean, matrix
+
+
 @torch.no_grad()
 def floor_predictions(
     support: Tensor,
@@ -101,9 +109,7 @@ def floor_predictions(
     Returns:
         ``[m]``.
     """
-    patches = contrast_normalised(random_patches(support, max(5000, 10 * filters), generator))
-    mean, matrix = whitening(patches)
-    chosen = nn.functional.normalize((patches[:filters] - mean) @ matrix, dim=1)
+    chosen, mean, matrix = whitened_filters(support, filters, generator)
     images = torch.cat([support, test])
     at_once = IN_CACHE if images.device.type == "cpu" else len(images)
     x = torch.cat([encode(normalised_patches(part), chosen, mean, matrix) for part in images.split(at_once)])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from torch import Tensor
 
 from individual_node import floor
 from individual_node.adaptation import adapt, task_generator, test_accuracy
@@ -192,9 +192,7 @@ def _floor_features(noise: NDArray[np.uint8], task: TargetTask, filters: int) ->
         torch.from_numpy(noise[rows]).permute(0, 3, 1, 2).float() / 255 for rows in (task.support, task.test)
     )
     generator = task_generator(0, "floor", SHOTS, task.number)
-    patches = floor.contrast_normalised(floor.random_patches(support, max(5000, 10 * filters), generator))
-    mean, matrix = floor.whitening(patches)
-    chosen = nn.functional.normalize((patches[:filters] - mean) @ matrix, dim=1)
+    chosen, mean, matrix = floor.whitened_filters(support, filters, generator)
     features = []
     for image in torch.cat([support, test]).split(1):
         response = (floor.normalised_patches(image) - mean) @ matrix @ chosen.T

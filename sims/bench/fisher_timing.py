@@ -18,7 +18,7 @@ from protocol.learngene.network import ConvolutionBlock
 from protocol.node.events import Observer
 from sims.bench.final_network import final_network
 from sims.bench.memory import growth_elsewhere, print_growth
-from sims.bench.rows import Clock, Comparison, Row, compare, row, seconds_of
+from sims.bench.rows import Clock, Comparison, Row, compare, seconds_of
 
 #: Images, of which the memory is to be the same for the many as for the few.
 FEW, MANY = 128, 1024
@@ -205,15 +205,19 @@ def measure(repeats: int, clock: Clock, observe: Observer, width: float = 1.0) -
             for name, (other, package) in OTHERS.items()
             if find_spec(package) is not None
         ),
+        *(
+            Comparison(
+                f"memory of the same, {MANY} images, beside {name}",
+                partial(_grown, f"{MANY} ours", width),
+                partial(_grown, other, width),
+                "MiB",
+            )
+            for other, name in ((f"{MANY} forward", "one forward pass"), (f"{FEW} ours", f"{FEW}"))
+        ),
     ]
     for work in (few.ours, few.forward):
         work()
-    rows = compare(comparisons, repeats, observe)
-    for other, name in ((f"{MANY} forward", "one forward pass"), (f"{FEW} ours", f"{FEW}")):
-        memory = [(_grown(f"{MANY} ours", width), _grown(other, width)) for _ in range(repeats)]
-        beside = f"memory of the same, {MANY} images, beside {name}"
-        rows.append(row(beside, [a for a, _ in memory], [b for _, b in memory], "MiB"))
-    return rows
+    return compare(comparisons, repeats, observe)
 
 
 def _grown(what: str, width: float) -> float:

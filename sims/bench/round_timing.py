@@ -14,8 +14,7 @@ from sims.run.run_folder import read_record
 
 #: What a run is for; every other cause of its time is overhead.
 WORK = ("evolving", "adapting")
-
-
+#: Options of the run by default.
 SMOKE = ("cifar100", "--profile", "smoke", "--stand-in")
 
 
@@ -70,11 +69,11 @@ def causes(wall: float, seconds: Mapping[str, float], events: Sequence[tuple[flo
         events: time and text of the run's events.
     """
 
-    def at(*words: str, last: bool = False) -> float:
-        found = [time for time, text in events if all(word in text for word in words)]
-        if not found:
-            raise RunFailedError(f"the run has no event {' '.join(words)!r}")
-        return found[-1] if last else found[0]
+    def at(words: str) -> float:
+        for time, text in events:
+            if words in text:
+                return time
+        raise RunFailedError(f"the run has no event {words!r}")
 
     ready, evolving = at("node processes"), at("evolves")
     inherited, adapting, complete = at("inherited"), at("individuals adapt"), at("round is complete")

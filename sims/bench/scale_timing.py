@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from protocol.trust.policy import Policy
 from protocol.trust.trust_store import TrustStore
 from sims.bench.made_bundle import COLLECTIVE, CONTENT_KEY, NOW, RUN, architecture_of, random_learngene, trust_with
 from sims.bench.memory import growth_elsewhere, print_growth
-from sims.bench.rows import Clock, Row, row, seconds_of
+from sims.bench.rows import Clock, Comparison, Row, compare, seconds_of
 
 FEW, MANY = 10, 1000
 #: Bytes of the learngene: of a network as wide as that of ``quick``.
@@ -117,17 +118,16 @@ def measure(repeats: int, clock: Clock, observe: Observer, many: int = MANY) -> 
         observe: progress.
         many: individuals of the large round.
     """
-    times: list[tuple[float, float]] = []
-    grown: list[tuple[float, float]] = []
-    for repeat in range(repeats):
-        observe(repeat, repeats, f"rounds with {many:,} individuals and with {FEW}")
-        times.append((_milliseconds(many, clock), _milliseconds(FEW, clock)))
-        grown.append((_kilobytes(many), _kilobytes(FEW)))
     beside = f"each of {many:,} individuals at one relay, beside each of {FEW}"
-    return [
-        row(f"{what} for {beside}", [a for a, _ in found], [b for _, b in found], unit, "at most 1.1")
-        for what, unit, found in (("time", "ms", times), ("memory", "kB", grown))
+    sides: tuple[tuple[str, str, Callable[[int], float]], ...] = (
+        ("time", "ms", partial(_milliseconds, clock=clock)),
+        ("memory", "kB", _kilobytes),
+    )
+    comparisons = [
+        Comparison(f"{what} for {beside}", partial(each, many), partial(each, FEW), unit, "at most 1.1")
+        for what, unit, each in sides
     ]
+    return compare(comparisons, repeats, observe)
 
 
 def _milliseconds(individuals: int, clock: Clock) -> float:

@@ -24,12 +24,9 @@ from sims.bench.bundle_timing import Work
 from sims.bench.made_bundle import Bundle
 from sims.bench.measurements import BundleBenchmark
 from sims.bench.memory import growth, measure_memory
+from tests.sims.bench.nobody import nobody
 
 LEARNGENE = made_bundle.random_learngene(made_bundle.architecture_of(50_000), np.random.default_rng(1))
-
-
-def nobody(done: int, total: int, text: str) -> None:
-    """Nobody looks on."""
 
 
 @pytest.fixture(scope="module", params=get_args(Kem))
