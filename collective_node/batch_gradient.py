@@ -1,13 +1,13 @@
 """The gradient of one batch, from parts of it that are computed side by side."""
 
 import copy
-from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from collective_node.network.dropout import Dropout
+from collective_node.objectives import Batch, Objective
 from collective_node.random_states import RandomStates
 from collective_node.training_set import TrainingSet
 from protocol.learngene.images import CropAndFlip, autocast
@@ -27,7 +27,7 @@ class BatchGradient:
         model: images to logits, in the mode that it is trained in.
         data: what the batches are of.
         parts: how many.
-        criterion: logits ``[n, outputs]`` and outputs ``[n]`` to the mean loss of a part.
+        objective: the mean loss of a part.
         random: draws augmentation and dropout.
     """
 
@@ -36,10 +36,10 @@ class BatchGradient:
         model: nn.Module,
         data: TrainingSet,
         parts: int,
-        criterion: Callable[[Tensor, Tensor], Tensor],
+        objective: Objective,
         random: RandomStates,
     ) -> None:
-        self._model, self._data, self._criterion = model, data, criterion
+        self._model, self._data, self._objective = model, data, objective
         self._augmentation = random["augmentation"]
         self._replicas = [model, *(_replica(model) for _ in range(parts - 1))]
         for replica in self._replicas:
@@ -55,9 +55,10 @@ class BatchGradient:
             replica, rows = self._replicas[number], cuts[number]
             replica.zero_grad(set_to_none=True)
             x, outputs = self._data.batch(rows)
+            augmentation = augmentations[number]
             with autocast(x.device):
-                logits = replica(augmentations[number](x))
-            loss: Tensor = self._criterion(logits.float(), outputs) * (len(rows) / len(index))
+                loss = self._objective(replica, Batch(augmentation(x), outputs, rows, augmentation.flip))
+            loss = loss * (len(rows) / len(index))
             loss.backward()
             return loss.detach()
 

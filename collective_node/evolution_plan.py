@@ -27,11 +27,13 @@ _AFTER_TASKS = {
     "criterion",
     "descendant_epochs",
     "forms",
-    "condense_epochs",
-    "condense_learning_rate",
     "fisher_samples",
     "annotator",
-    *(name for name in CollectiveSettings.model_fields if name.startswith("privacy_")),
+    *(
+        name
+        for name in CollectiveSettings.model_fields
+        if name.startswith(("condense_", "distil_", "direct_", "privacy_"))
+    ),
 }
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {

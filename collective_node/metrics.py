@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.records import Comparison, CycleRecord, TaskRecord
 from protocol.encoding.earlier_words import in_todays_words
-from protocol.learngene.architecture import Form
+from protocol.learngene.architecture import CompactForm, Form
 from protocol.learngene.learngene import FisherDescription
 from protocol.node.metrics import Name, Percent
 
@@ -116,6 +116,7 @@ class CollectiveMetrics(BaseModel):
         base_accuracy: on held-out images of the classes of the tasks, after everything.
         known_classes: how many classes it knows.
         condensed_accuracy: of the condensed network, on held-out images of the base classes.
+        compact_accuracy: the same of every compact form's network.
         learngenes: by form.
         parameters: numbers of weights, by network.
         weights_sha256: of the network; equal for equal weights.
@@ -132,7 +133,8 @@ class CollectiveMetrics(BaseModel):
     tasks: tuple[TaskRecord, ...]
     base_accuracy: Percent | None = None
     known_classes: int = Field(ge=1)
-    condensed_accuracy: Percent
+    condensed_accuracy: Percent | None = None
+    compact_accuracy: dict[CompactForm, Percent] = {}
     gradient_trend: GradientTrend | None = None
     criterion: Criterion | None = None
     open_world: OpenWorld = OpenWorld()

@@ -1,6 +1,7 @@
 """The whole pipeline of the collective: from its images to its learngenes."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,15 +15,18 @@ from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.differential_privacy.release import Finished, setup_of
 from collective_node.evolution import Evolution
-from collective_node.extraction.condensing import CondensedNetwork, condense
+from collective_node.extraction.condensing import ask, condense, recipe_of
 from collective_node.extraction.criterion import choose_layers, found_layers, most_similar, settled_layers
 from collective_node.extraction.extraction import learngene_of, most_layers
 from collective_node.extraction.similarity import Similarity, compare, train_descendant
+from collective_node.network.compact_network import CompactNetwork
+from collective_node.objectives import Knowledge
 from collective_node.open_world.annotators import Annotator
 from collective_node.records import Comparison
 from collective_node.settings import CollectiveSettings
+from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
-from protocol.learngene.architecture import Form
+from protocol.learngene.architecture import COMPACT_FORMS, CompactForm, Form, compact_form
 from protocol.learngene.learngene import Learngene
 from protocol.node.events import Events
 
@@ -54,18 +58,18 @@ class Evolved:
         collective: the whole network, the classes that it knows, its records of tasks and cycles, the gradient trend.
         comparisons: open-world cycles as other scores and strategies would have had them.
         chosen: the layers of the learngene.
-        condensed: the light stem in front of the collective's top layers.
-        condensed_accuracy: of ``condensed``, on held-out images of the base classes, per cent.
+        compact: the networks that were trained for compact forms.
+        accuracy: of each of them, on held-out images of the base classes, per cent.
         learngenes: one in each form that the settings ask for.
         mechanism: of their private Fisher diagonals, if the settings ask for them.
-        seconds: wall-clock times of ``train``, ``criterion``, ``condense`` and ``fisher``.
+        seconds: wall-clock times of ``train``, ``criterion``, each compact form and ``fisher``.
     """
 
     collective: Collective
     comparisons: list[Comparison]
     chosen: Chosen
-    condensed: CondensedNetwork
-    condensed_accuracy: float
+    compact: dict[CompactForm, CompactNetwork]
+    accuracy: dict[CompactForm, float]
     learngenes: dict[Form, Learngene]
     mechanism: Mechanism | None
     seconds: dict[str, float]
@@ -120,12 +124,14 @@ def evolve(
     seconds["train"] = clock.lap()
     chosen = _choose(evolution, collective)
     seconds["criterion"] = clock.lap()
-    condensed = _condense(evolution, collective, len(chosen.layers))
-    accuracy = evolution.evaluation.base_accuracy(condensed, collective)
-    seconds["condense"] = clock.lap()
-    learngenes, mechanism = _learngenes(evolution, collective, condensed, accuracy, chosen.layers, fewest_fisher_images)
+    compact: dict[CompactForm, CompactNetwork] = {}
+    for form in (form for form in COMPACT_FORMS if form in settings.forms):
+        compact[form] = _condense(evolution, collective, form, len(chosen.layers))
+        seconds[form] = clock.lap()
+    accuracy = {form: evolution.evaluation.base_accuracy(network, collective) for form, network in compact.items()}
+    learngenes, mechanism = _learngenes(evolution, collective, compact, accuracy, chosen.layers, fewest_fisher_images)
     seconds["fisher"] = clock.lap()
-    return Evolved(collective, comparisons, chosen, condensed, accuracy, learngenes, mechanism, seconds)
+    return Evolved(collective, comparisons, chosen, compact, accuracy, learngenes, mechanism, seconds)
 
 
 def check_privacy(settings: CollectiveSettings) -> None:
@@ -142,14 +148,14 @@ def check_privacy(settings: CollectiveSettings) -> None:
 def _learngenes(
     evolution: Evolution,
     collective: Collective,
-    condensed: CondensedNetwork,
-    accuracy: float,
+    compact: Mapping[CompactForm, CompactNetwork],
+    accuracy: Mapping[CompactForm, float],
     chosen: range,
     fewest_fisher_images: int,
 ) -> tuple[dict[Form, Learngene], Mechanism | None]:
     """Extract a learngene in each form; with private Fisher diagonals if the settings ask for them."""
     settings, events = evolution.settings, evolution.events
-    data = collective.training_set(collective.known)
+    everything = collective.training_set(collective.known)
     mechanism, private = None, None
     if settings.privacy_epsilon is not None:
         # Imported here, because it needs the extra `privacy`.
@@ -162,7 +168,7 @@ def _learngenes(
         randomness = PrivateRandomness()
         mechanism = plan(
             settings,
-            len(data),
+            len(everything),
             fishers=len(settings.forms),
             randomness=randomness,
             fewest_fisher_images=fewest_fisher_images,
@@ -171,29 +177,43 @@ def _learngenes(
     learngenes: dict[Form, Learngene] = {}
     for number, form in enumerate(settings.forms):
         events.append("fisher", number, len(settings.forms), f"Fisher diagonal, form {form}")
+        own = compact_form(form)
         learngenes[form] = learngene_of(
             form,
             collective.network,
-            condensed,
+            compact[own] if own else None,
             chosen,
-            data,
+            _taught(own, collective, settings) if own else everything,
             settings,
             collective.random["fisher"],
             private,
         )
     if mechanism is not None:
-        Finished(mechanism=mechanism, accuracy=accuracy, learngenes=learngenes).keep(evolution.folder, setup)
+        Finished(mechanism=mechanism, accuracy=accuracy.get("condensed"), learngenes=learngenes).keep(
+            evolution.folder, setup
+        )
     return learngenes, mechanism
 
 
-def _condense(evolution: Evolution, collective: Collective, top: int) -> CondensedNetwork:
-    """Train the light stem in front of the ``top`` last layers."""
+def _taught(form: CompactForm, collective: Collective, settings: CollectiveSettings) -> TrainingSet:
+    """The training images that a compact form learns from."""
+    known = recipe_of(form, settings).known
+    return collective.training_set(collective.known if known else collective.known_base)
+
+
+def _condense(evolution: Evolution, collective: Collective, form: CompactForm, top: int) -> CompactNetwork:
+    """Train the compact network of a form. Every form draws the same random numbers."""
+    settings = evolution.settings
+    recipe, data = recipe_of(form, settings), _taught(form, collective, settings)
 
     def observe(step: int, steps: int) -> None:
-        evolution.events.append("condense", step + 1, steps, "a light stem in front of the top layers")
+        evolution.events.append("condense", step + 1, steps, f"a compact network, form {form}")
 
-    data = collective.training_set(collective.known)
-    return condense(collective.network, top, data, evolution.settings, collective.random, observe)
+    knowledge: Knowledge | None = None
+    if recipe.distils:
+        knowledge = ask(collective.network, data, data.every_row)
+    random = collective.random.copy()
+    return condense(collective.network, top, data, recipe, settings, random, knowledge, observe)
 
 
 def _choose(evolution: Evolution, collective: Collective) -> Chosen:
@@ -216,8 +236,7 @@ def _choose(evolution: Evolution, collective: Collective) -> Chosen:
         )
         similarity = compare(collective.network, descendant, evolution.evaluation.heldout_of(collective.known_base))
     per_layer = None if similarity is None else similarity.per_layer
-    # A condensed learngene is always made.
-    most = min(most_layers(form, layers) for form in (*settings.forms, "condensed"))
+    most = min(most_layers(form, layers) for form in settings.forms)
     chosen = choose_layers(settings, layers, rho, per_layer, most=most)
     by_similarity = None if per_layer is None else most_similar(per_layer, len(chosen))
     return Chosen(chosen, settled_layers(rho), found_layers(rho), similarity, by_similarity)

@@ -144,7 +144,8 @@ def _figures(evolved: Evolved) -> dict[str, object]:
             collective.cycles[-1].base_accuracy_after if collective.cycles else collective.tasks[-1].accuracy
         ),
         "known_classes": len(collective.known),
-        "condensed_accuracy": evolved.condensed_accuracy,
+        "condensed_accuracy": evolved.accuracy.get("condensed"),
+        "compact_accuracy": evolved.accuracy,
         "gradient_trend": GradientTrend(
             layers=tuple(f"conv {number + 1}" for number in range(trend.layers)),
             rho=tuple(zip(*trend.rho, strict=True)),

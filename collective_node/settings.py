@@ -1,9 +1,11 @@
 """Settings of the collective: its network, training, open world, learngenes and privacy."""
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from collective_node.network.compact_network import CompactClassifier
 from collective_node.network.growth_schedule import PAPER, parse
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Estimator, PrivacyScope
@@ -17,6 +19,9 @@ SCORES: tuple[Score, ...] = get_args(Score)
 #: Which layers the form ``paper`` takes: by the trend of gradients (Eq. 4, 5), or by their likeness to those of a
 #: pseudo-descendant (arXiv 2305.02279).
 Criterion = Literal["gradient-trend", "similarity"]
+#: Number of weights of a compact network, by the setting's name.
+Budget = Literal["0.25M", "0.5M", "1M", "2M"]
+BUDGETS: Mapping[Budget, int] = {"0.25M": 250_000, "0.5M": 500_000, "1M": 1_000_000, "2M": 2_000_000}
 #: Widths of the thirteen convolutions, at width factor 1.
 BASE_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
 
@@ -81,8 +86,30 @@ class CollectiveSettings(BaseModel):
         0.0, ge=0, description="passes over the base images for the pseudo-descendant; 0: no second criterion"
     )
     forms: tuple[Form, ...] = Field(("condensed", "paper"), min_length=1)
-    condense_epochs: float = Field(6.0, gt=0, description="passes over the known images for the light stem")
+    condense_epochs: float = Field(6.0, gt=0, description="passes over the known images for the compact network")
     condense_learning_rate: float = Field(0.1, gt=0)
+    condense_budget: Budget | None = Field(
+        None, description="weights of the compact network; none: a stem for the collective's own top layers"
+    )
+    condense_pools: tuple[int, ...] = Field(
+        (1, 2, 3, 4, 7), max_length=8, description="blocks that a max-pool follows, from 1, where a budget is set"
+    )
+    condense_start: Literal["collective", "random"] = Field(
+        "collective", description="first weights of the condensed form's top layers"
+    )
+    condense_frozen: bool = Field(True, description="whether those layers and the collective's classifier stay")
+    condense_known: bool = Field(True, description="whether the condensed form learns named classes besides the base's")
+    condense_classifier: CompactClassifier = Field(
+        "mlp", description="behind the compact network's features, while it is trained and not frozen"
+    )
+    condense_dropout: float = Field(0.0, ge=0, lt=1, description="in that classifier, mlp")
+    distil_logits: float = Field(0.0, ge=0, le=1, description="weight of the collective's soft labels in condensing")
+    distil_temperature: float = Field(4.0, gt=0)
+    distil_features: float = Field(0.0, ge=0, description="weight of the likeness to the collective's features")
+    distil_relations: float = Field(0.0, ge=0, description="weight of the likeness of relations between images")
+    direct_epochs: float | None = Field(
+        None, gt=0, description="passes of the forms direct and direct-inherited; none: as condensing"
+    )
     fisher_estimator: Estimator = "sampled"
     fisher_samples: int = Field(1024, ge=1)
     privacy_epsilon: float | None = Field(
@@ -146,6 +173,16 @@ class CollectiveSettings(BaseModel):
     def private_weights(self) -> bool:
         """Whether the weights themselves are to be differentially private."""
         return self.privacy_epsilon is not None and self.privacy_scope == "weights-and-fisher"
+
+    @property
+    def budget(self) -> int | None:
+        """Most weights of the compact network; None: it has the collective's own top layers."""
+        return None if self.condense_budget is None else BUDGETS[self.condense_budget]
+
+    @property
+    def distils(self) -> bool:
+        """Whether condensing learns from the collective's network besides the labels."""
+        return self.distil_logits + self.distil_features + self.distil_relations > 0
 
     @model_validator(mode="after")
     def _private_weights_come_from_one_network(self) -> "CollectiveSettings":

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from collective_node.batch_gradient import BatchGradient
+from collective_node.objectives import CrossEntropy, Objective
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training_set import TrainingSet
@@ -44,6 +45,7 @@ def fit(
     momentum: dict[str, Tensor] | None = None,
     regularise: Callable[[], None] | None = None,
     observe: Observer | None = None,
+    objective: Objective | None = None,
 ) -> tuple[int, float]:
     """Train ``parameters`` of ``model`` on class-balanced batches.
 
@@ -57,6 +59,7 @@ def fit(
         momentum: of the optimiser, by parameter name; changed to that at the end. None: it begins at zero.
         regularise: adds the gradient of a penalty; called after the backward pass and after ``observe``.
         observe: called after each backward pass.
+        objective: what is learned; None: the labels, smoothed as the settings say.
 
     Returns:
         The number of batches, and the mean loss of the last tenth of them.
@@ -67,10 +70,10 @@ def fit(
     steps = steps_for(epochs, len(data), settings.batch_size)
     order = data.balanced(steps, settings.batch_size, random["batches"])
     optimiser = _optimiser(parameters, learning_rate, settings, momentum)
-    criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+    objective = objective or CrossEntropy(settings.label_smoothing)
     parts = settings.parts if data.device.type == "cpu" else 1
     last: list[Tensor] = []
-    with BatchGradient(model, data, parts, criterion, random) as gradient:
+    with BatchGradient(model, data, parts, objective, random) as gradient:
         for step, index in enumerate(order):
             for group in optimiser.param_groups:
                 group["lr"] = one_cycle(step, steps, learning_rate)

@@ -1,4 +1,4 @@
-"""The head of the condensed form: logistic regression on the inherited features, which are not changed."""
+"""The head of the complete forms: logistic regression on the inherited features, which are not changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from protocol.errors import InputError
-from protocol.learngene.architecture import Architecture
+from protocol.learngene.architecture import COMPLETE_FORMS, Architecture
 from protocol.learngene.images import DeviceImages, autocast
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
@@ -132,16 +132,17 @@ class FeatureHeads:
 
 
 def handover_of(architecture: Architecture) -> int:
-    """Number of blocks in a condensed learngene's stem.
+    """Number of blocks in the stem of a learngene that reaches from the image to the features.
 
     Raises:
         InputError: the learngene has another form.
     """
-    if architecture.form != "condensed":
+    if not architecture.complete:
         raise InputError(
-            f"a head on inherited features needs a learngene in the form condensed, this one is {architecture.form}"
+            f"a head on inherited features needs a learngene in the form {', '.join(COMPLETE_FORMS)}; this one is "
+            f"{architecture.form}"
         )
-    return sum(block.role == "stem" for block in architecture.blocks)
+    return architecture.stem_blocks
 
 
 class FeatureHeadNetwork(nn.Module):
@@ -151,7 +152,7 @@ class FeatureHeadNetwork(nn.Module):
     state.
 
     Args:
-        architecture: of a learngene in the form ``condensed``.
+        architecture: of a learngene in a complete form.
         ways: classes of the task.
 
     Raises:
@@ -198,7 +199,7 @@ def fit_feature_head(learngene: Learngene, images: DeviceImages, *, ways: int, p
     """The classifier of one target task from all its support images and their labels 0..ways-1.
 
     Raises:
-        InputError: the learngene is not in the form ``condensed``.
+        InputError: the learngene is not in a complete form.
     """
     network = FeatureHeadNetwork(learngene.architecture, ways=ways)
     load_blocks([*layers_of(network.stem), *layers_of(network.top)], learngene.tensors)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.learngene.architecture import Form
+from protocol.learngene.architecture import COMPLETE_FORMS, Form
 
 #: ``head``: a logistic head on inherited features. ``eq9``: the network is trained by Eq. 9 (by Eq. 6 if nothing is
 #: retained). ``scratch``: the same network, nothing inherited. ``floor``: no network at all.
@@ -47,6 +47,7 @@ def _variants(name: str, form: Form) -> list[Method]:
 
 _ROWS = (
     Method("condensed", "condensed", "head", "none", frozen=True, start="condensed"),
+    *(Method(form, form, "head", "none", frozen=True, start=form) for form in COMPLETE_FORMS if form != "condensed"),
     *_variants("condensed-eq9", "condensed"),
     *_variants("paper", "paper"),
     *_variants("paper-middle", "paper-middle"),

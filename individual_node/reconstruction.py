@@ -30,11 +30,11 @@ def own_widths(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, 
       its first; behind a learngene that does not widen, all have its width (the equal widths of Figure 6 b). None is
       narrower than the last inherited one.
 
-    A condensed learngene reaches from the image to the features and needs no own blocks.
+    A complete learngene reaches from the image to the features and needs no own blocks.
     """
     first, last = architecture.blocks[0], architecture.blocks[-1]
     light = tuple(max(1, first.in_channels // share) for share in LIGHT_SHARES)
-    if architecture.form == "condensed":
+    if architecture.complete:
         return (), ()
     if first.role == "top":
         return light, ()
@@ -58,7 +58,7 @@ def own_blocks(architecture: Architecture, own: OwnLayers = SUGGESTED) -> tuple[
     kernel = (inherited.out_channels, inherited.in_channels, 3, 3)
     channels = architecture.input.channels
     if own.front is not None:
-        if architecture.form == "condensed" or inherited.role == "front":
+        if architecture.complete or inherited.role == "front":
             raise InputError(
                 f"own_front {own.front} has no place: the first inherited convolution {kernel} takes the image's "
                 f"{channels} channels itself; leave own_front out"

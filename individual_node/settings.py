@@ -7,14 +7,14 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from individual_node.method_table import METHODS
-from protocol.learngene.architecture import Form
+from protocol.learngene.architecture import COMPLETE_FORMS, Form
 from protocol.learngene.learngene import Estimator
 
 #: The methods that run by default.
-DEFAULT_METHODS = ("condensed", "condensed-eq9", "paper", "scratch", "floor")
+DEFAULT_METHODS = ("condensed", "direct", "condensed-eq9", "paper", "scratch", "floor")
 #: Forms whose first inherited block always takes the image: no block can stand in front of it.
 TAKES_THE_IMAGE: Mapping[Form, str] = {
-    "condensed": "a condensed learngene begins with its own stem",
+    **{form: f"a {form} learngene begins with its own stem" for form in COMPLETE_FORMS},
     "paper-front": "a learngene from the front of a network takes the image itself",
 }
 

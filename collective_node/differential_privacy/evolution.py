@@ -1,7 +1,7 @@
 """Evolution with differentially private weights: one network, trained once, for one form."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from collective_node.differential_privacy.release import Finished, Provenance, a
 from collective_node.differential_privacy.training import train_privately
 from collective_node.evaluation import Evaluation
 from collective_node.evolution_plan import EvolutionPlan
-from collective_node.extraction.condensing import CondensedNetwork, stem_blocks
+from collective_node.extraction.condensing import blueprint
+from collective_node.network.compact_network import CompactNetwork, positions_of
 from collective_node.settings import CollectiveSettings
 from protocol.learngene.architecture import Architecture, Block, Form, InputContract
 from protocol.learngene.images import DeviceImages, Normalisation
@@ -43,7 +44,7 @@ class PrivatelyEvolved:
 
     mechanism: Mechanism
     known: int
-    condensed_accuracy: float
+    condensed_accuracy: float | None
     learngenes: dict[Form, Learngene]
     seconds: dict[str, float]
 
@@ -118,7 +119,7 @@ def evolve_privately(
     return _evolved(finished, len(collective.known), seconds)
 
 
-def private_network(collective: Collective, settings: CollectiveSettings) -> CondensedNetwork:
+def private_network(collective: Collective, settings: CollectiveSettings) -> CompactNetwork:
     """The condensed form's network with GroupNorm and a linear classifier; its first weights follow from the seed.
 
     Args:
@@ -126,25 +127,25 @@ def private_network(collective: Collective, settings: CollectiveSettings) -> Con
     """
     top = settings.layers
     assert top is not None
-    stem = _normalised_by_groups(stem_blocks(collective.network, top, settings.width))
-    kept = _normalised_by_groups([layer.describe("top") for layer in collective.network.layers[-top:]])
-    features = kept[-1].out_channels * collective.network.positions
+    wanted = blueprint(collective.network, top, settings)
+    stem, deep = _normalised_by_groups(wanted.stem), _normalised_by_groups(wanted.top)
+    height, width = collective.images.pixels.shape[1:3]
+    features = deep[-1].out_channels * positions_of([*stem, *deep], height, width)
     output = nn.Linear(features, len(collective.known))
-    classifier = nn.Sequential(nn.Flatten(), output)
-    network = CondensedNetwork(build_blocks(stem), build_blocks(kept), classifier)
+    network = CompactNetwork(build_blocks(stem), build_blocks(deep), nn.Sequential(nn.Flatten(), output))
     initialise(network, collective.random["weights"])
     nn.init.zeros_(output.weight)  # no step is spent on unlearning random logits
     return network.to(collective.images.pixels.device)
 
 
-def _architecture(network: CondensedNetwork, plan: EvolutionPlan) -> Architecture:
+def _architecture(network: CompactNetwork, plan: EvolutionPlan) -> Architecture:
     height, width, channels = plan.image_shape
     contract = InputContract(height=height, width=width, channels=channels)
     return Architecture(form="condensed", input=contract, blocks=tuple(network.describe()))
 
 
 def _sources(
-    network: CondensedNetwork,
+    network: CompactNetwork,
     trained: Collection[nn.Parameter],
     diagonal: Mapping[str, Tensor],
     normalisation: Normalisation,
@@ -162,7 +163,7 @@ def _evolved(finished: Finished, known: int, seconds: dict[str, float]) -> Priva
     return PrivatelyEvolved(finished.mechanism, known, finished.accuracy, finished.learngenes, seconds)
 
 
-def _normalised_by_groups(blocks: list[Block]) -> list[Block]:
+def _normalised_by_groups(blocks: Sequence[Block]) -> list[Block]:
     return [block.model_copy(update={"norm": "group"}) for block in blocks]
 
 

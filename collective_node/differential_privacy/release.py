@@ -81,7 +81,7 @@ class _Description(BaseModel):
 
     setup: str
     mechanism: Mechanism
-    accuracy: float
+    accuracy: float | None
     learngenes: dict[Form, _Kept]
 
 
@@ -90,14 +90,14 @@ class Finished(BaseModel):
 
     Attributes:
         mechanism: everything that read images, and its epsilon.
-        accuracy: of the condensed network on held-out images, per cent; it is not released.
+        accuracy: of the condensed network on held-out images, per cent; None if there is none. Not released.
         learngenes: by form.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     mechanism: Mechanism
-    accuracy: float
+    accuracy: float | None
     learngenes: dict[Form, Learngene]
 
     def keep(self, checkpoints: Path, setup: str) -> None:

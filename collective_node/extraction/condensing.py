@@ -1,111 +1,232 @@
-"""Condensing: the collective trains a light stem in front of its own top layers, whose weights stay as they are."""
+"""Condensing: the collective trains a compact network for individuals, from labels and from what it knows itself."""
 
 import copy
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from collective_node.network.expandable_network import ExpandableNetwork, scaled
+from collective_node.network.compact_network import (
+    Blueprint,
+    CompactNetwork,
+    blueprint_for,
+    blueprint_of,
+    build_compact_classifier,
+    positions_of,
+)
+from collective_node.network.expandable_network import HIDDEN, ExpandableNetwork, scaled
+from collective_node.objectives import Distillation, Knowledge, Objective, Student
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training import Observer, fit
 from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
-from protocol.learngene.architecture import Block
+from protocol.learngene.architecture import CompactForm
 from protocol.learngene.images import autocast
 from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
 
-#: Widths of the light stem at width factor 1; the last is the input width of the first top layer.
-STEM_WIDTHS = (64, 128, 256)
-#: Batches of 250 images that the BatchNorm statistics of a condensed network are averaged over.
+#: Batches of 250 images that the BatchNorm statistics of a compact network are averaged over.
 STATISTICS_BATCHES = 40
 
 
-class CondensedNetwork(nn.Module):
-    """Stem, top layers and classifier of the collective; the condensed learngene is taken from them."""
+@dataclass(frozen=True)
+class Recipe:
+    """How a compact network is trained.
 
-    def __init__(self, stem: nn.Sequential, top: nn.Sequential, classifier: nn.Sequential) -> None:
-        super().__init__()
-        self.stem, self.top, self.classifier = stem, top, classifier
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images ``[N, C, H, W]`` to logits ``[N, classes]``."""
-        logits: Tensor = self.classifier(self.top(self.stem(x)))
-        return logits
-
-    @property
-    def layers(self) -> list[ConvolutionBlock]:
-        """The blocks of stem and top, in order."""
-        return [*layers_of(self.stem), *layers_of(self.top)]
-
-    def describe(self) -> list[Block]:
-        """Description of each block, in order."""
-        stem = [block.describe("stem") for block in layers_of(self.stem)]
-        return [*stem, *(block.describe("top") for block in layers_of(self.top))]
-
-
-def stem_blocks(network: ExpandableNetwork, top: int, width: float) -> list[Block]:
-    """Four light blocks that end with as many channels, and as small a map, as the top layers expect.
-
-    The first of them end with a max-pool, as many as the collective has in front of its top layers.
+    Attributes:
+        inherits: whether its top layers start from the collective's; else from random weights.
+        frozen: whether these layers and the collective's classifier stay as they are, so that only the stem learns.
+        distils: whether it learns from the collective besides the labels.
+        known: whether it learns every class that the collective knows; else the base classes alone.
+        epochs: passes over the images of its classes.
     """
-    first = network.layers[len(network.layers) - top].conv
+
+    inherits: bool
+    frozen: bool
+    distils: bool
+    known: bool
+    epochs: float
+
+
+def recipe_of(form: CompactForm, settings: CollectiveSettings) -> Recipe:
+    """The recipe of a form.
+
+    ``condensed`` has all that the collective can give, as far as the settings say. ``direct`` has none of it: it is
+    what a collective could train and send without a large network behind it. ``direct-inherited`` has the start alone.
+    """
+    if form == "condensed":
+        return Recipe(
+            inherits=settings.condense_start == "collective",
+            frozen=settings.condense_frozen,
+            distils=settings.distils,
+            known=settings.condense_known,
+            epochs=settings.condense_epochs,
+        )
+    return Recipe(
+        inherits=form == "direct-inherited",
+        frozen=False,
+        distils=False,
+        known=False,
+        epochs=settings.direct_epochs or settings.condense_epochs,
+    )
+
+
+def blueprint(network: ExpandableNetwork, top: int, settings: CollectiveSettings) -> Blueprint:
+    """Blocks of the compact network that the settings ask for.
+
+    Raises:
+        InputError: no layer is left for the stem to stand in for, or the budget is too small.
+    """
+    if not 1 <= top < len(network.layers):
+        raise InputError(
+            f"a stem cannot stand in front of {top} of {len(network.layers)} layers: set the collective's layers lower"
+        )
+    if settings.budget is None:
+        return blueprint_of(network, top, settings.width)
     channels = network.layers[0].conv.in_channels
-    widths = (channels, *(scaled(w, width) for w in STEM_WIDTHS), first.in_channels)
-    halvings = sum(block.pool for block in network.layers[: len(network.layers) - top])
-    return [
-        Block(role="stem", in_channels=before, out_channels=after, pool=number < halvings)
-        for number, (before, after) in enumerate(pairwise(widths))
-    ]
+    return blueprint_for(settings.budget, channels=channels, top=top, pools=settings.condense_pools)
 
 
 def condense(
     network: ExpandableNetwork,
     top: int,
     data: TrainingSet,
+    recipe: Recipe,
     settings: CollectiveSettings,
     random: RandomStates,
+    knowledge: Knowledge | None = None,
     observe: Observer | None = None,
-) -> CondensedNetwork:
-    """Train a light stem in front of the network's last ``top`` layers.
+) -> CompactNetwork:
+    """Train a compact network; the BatchNorm statistics of its blocks are estimated again at the end.
 
-    The weights of top layers and classifier are frozen; the BatchNorm statistics of all blocks are estimated again at
-    the end, as averages over balanced batches without augmentation.
+    They are then averages over balanced batches without augmentation.
 
     Args:
-        top: number of layers that are kept, fewer than all.
-        data: the collective's training images of all known classes.
-        random: draws the stem's weights, batches, augmentation and dropout.
+        network: the collective's; it stays as it is.
+        top: number of top layers, fewer than the network has.
+        data: the collective's training images of the classes that it learns.
+        random: draws weights, batches, augmentation and dropout.
+        knowledge: of the network, about the images of ``data``; needed where the recipe distils.
 
     Raises:
-        InputError: no layer is left for the stem to stand in for.
+        InputError: no layer is left for the stem to stand in for, the budget is too small, or the top layers cannot
+            start from the collective's.
     """
-    if not 1 <= top < len(network.layers):
-        raise InputError(
-            f"a stem cannot stand in front of {top} of {len(network.layers)} layers: set the collective's layers lower"
-        )
-    stem = build_blocks(stem_blocks(network, top, settings.width))
+    blocks = blueprint(network, top, settings)
+    stem, deep = build_blocks(blocks.stem), build_blocks(blocks.top)
     initialise(stem, random["weights"])
-    kept = nn.Sequential(*copy.deepcopy(network.layers[-top:]))
-    condensed = CondensedNetwork(stem, kept, copy.deepcopy(network.classifier))
-    condensed = condensed.to(data.device).to(memory_format=torch.channels_last)
+    initialise(deep, random["weights"])
+    if recipe.inherits:
+        inherit(layers_of(deep), network.layers[-top:])
+    classifier: nn.Module = copy.deepcopy(network.classifier)
+    if not recipe.frozen:
+        height, width = data.images.pixels.shape[1:3]
+        features = blocks.top[-1].out_channels * positions_of((*blocks.stem, *blocks.top), height, width)
+        classifier = build_compact_classifier(
+            settings.condense_classifier,
+            features,
+            len(data.rows),
+            hidden=scaled(HIDDEN, settings.width),
+            dropout=settings.condense_dropout,
+        )
+        initialise(classifier, random["weights"])
+    condensed = CompactNetwork(stem, deep, classifier).to(data.device).to(memory_format=torch.channels_last)
     condensed.train()
-    condensed.classifier.eval()
-    for part in (condensed.top, condensed.classifier):
-        part.requires_grad_(False)
+    trained = dict(condensed.named_parameters())
+    if recipe.frozen:
+        condensed.classifier.eval()
+        for part in (condensed.top, condensed.classifier):
+            part.requires_grad_(False)
+        trained = dict(stem.named_parameters())
+    model: nn.Module = condensed
+    objective: Objective | None = None
+    if recipe.distils:
+        assert knowledge is not None
+        model, objective = _student_of(condensed, knowledge, settings, random)
+        trained |= {f"regressor.{name}": value for name, value in model.regressor.named_parameters()}
     fit(
-        condensed,
-        dict(stem.named_parameters()),
+        model,
+        trained,
         data,
-        settings.condense_epochs,
+        recipe.epochs,
         settings=settings,
         learning_rate=settings.condense_learning_rate,
         random=random,
         observe=observe,
+        objective=objective,
     )
     estimate_statistics(condensed, data, random["batches"])
     return condensed.eval()
+
+
+def _student_of(
+    network: CompactNetwork, knowledge: Knowledge, settings: CollectiveSettings, random: RandomStates
+) -> tuple[Student, Objective]:
+    features = network.layers[-1].conv.out_channels
+    regressor = nn.Linear(features, knowledge.features.shape[2], bias=False)
+    initialise(regressor, random["weights"])
+    objective = Distillation(
+        knowledge,
+        logits=settings.distil_logits,
+        temperature=settings.distil_temperature,
+        features=settings.distil_features,
+        relations=settings.distil_relations,
+        label_smoothing=settings.label_smoothing,
+    )
+    return Student(network, regressor.to(knowledge.features.device)), objective
+
+
+@torch.no_grad()
+def ask(network: ExpandableNetwork, data: TrainingSet, rows: Tensor) -> Knowledge:
+    """What the collective's network says of the images ``rows [n]``, whole and mirrored; of the others, zeros."""
+    network.eval()
+    logits = features = torch.empty(0)
+    for index in rows.split(250):
+        x, _ = data.batch(index)
+        for side, picture in enumerate((x, x.flip(3))):
+            with autocast(data.device):
+                deep = network.blocks(picture)
+                said = network.classifier(deep)
+            deep, said = deep.flatten(1).float(), said.float()
+            if not len(logits):
+                logits = said.new_zeros((len(data.images), 2, said.shape[1]))
+                features = deep.new_zeros((len(data.images), 2, deep.shape[1]))
+            logits[index, side], features[index, side] = said, deep
+    return Knowledge(logits, features)
+
+
+@torch.no_grad()
+def inherit(blocks: Sequence[ConvolutionBlock], ancestors: Sequence[ConvolutionBlock]) -> None:
+    """Fill blocks from others that are as wide or wider: the channels with the largest BatchNorm scales cross.
+
+    After network slimming (Liu et al. 2017, *Learning efficient convolutional networks through network slimming*);
+    channels keep their order, and equal widths make an exact copy.
+
+    Raises:
+        InputError: a block is wider than its ancestor.
+    """
+    inputs = torch.arange(ancestors[0].conv.in_channels)
+    if blocks[0].conv.in_channels < len(inputs):
+        inputs = _largest(ancestors[0].conv.weight.square().sum((0, 2, 3)), blocks[0].conv.in_channels)
+    for block, ancestor in zip(blocks, ancestors, strict=True):
+        ours, theirs = block.conv.out_channels, ancestor.conv.out_channels
+        if ours > theirs or block.conv.in_channels > ancestor.conv.in_channels:
+            raise InputError(
+                f"top layers of {ours} channels cannot start from the collective's, which have {theirs}: choose a "
+                "smaller budget, a wider collective, or condense_start = random"
+            )
+        kept = _largest(ancestor.norm.weight.abs(), ours)
+        block.conv.weight.copy_(ancestor.conv.weight[kept][:, inputs])
+        mine, yours = block.norm.state_dict(), ancestor.norm.state_dict()
+        for name, value in yours.items():
+            mine[name].copy_(value if value.ndim == 0 else value[kept])
+        inputs = kept
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Positions of the ``count`` largest values, ascending."""
+    return values.cpu().topk(count).indices.sort().values
 
 
 @torch.no_grad()

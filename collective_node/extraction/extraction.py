@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collective_node.differential_privacy.fisher import PrivateFisher
-from collective_node.extraction.condensing import STEM_WIDTHS, CondensedNetwork
 from collective_node.extraction.criterion import check_tasks
+from collective_node.network.compact_network import STEM_SHARES, CompactNetwork
 from collective_node.network.expandable_network import ExpandableNetwork
 from collective_node.settings import CollectiveSettings
 from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
-from protocol.learngene.architecture import MOST_BLOCKS, Architecture, BlockRole, Form, InputContract
+from protocol.learngene.architecture import COMPACT_FORMS, MOST_BLOCKS, Architecture, BlockRole, Form, InputContract
 from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.images import DeviceImages
 from protocol.learngene.learngene import FisherDescription, Learngene
@@ -23,19 +23,20 @@ from protocol.learngene.network import ConvolutionBlock, block_tensors
 
 def most_layers(form: Form, layers: int) -> int:
     """The largest number of a network's ``layers`` that a form can hold."""
-    spare: dict[Form, int] = {
-        "paper-middle": 2,  # one in front and one behind, or it would be a front or a top
-        "condensed": 1,  # the stem stands in for one at least
-    }
-    taken = len(STEM_WIDTHS) + 1 if form == "condensed" else 0
-    return min(layers - spare.get(form, 0), MOST_BLOCKS - taken)
+    if form in COMPACT_FORMS:  # the stem stands in for one at least
+        return min(layers - 1, MOST_BLOCKS - len(STEM_SHARES))
+    if form == "whole":
+        return layers - 1 if layers <= MOST_BLOCKS else 0
+    # One in front and one behind, or it would be a front or a top.
+    return min(layers - 2 if form == "paper-middle" else layers, MOST_BLOCKS)
 
 
 def window_of(form: Form, chosen: range, layers: int) -> range:
-    """The collective's own layers (0-based) that a form holds; all forms hold equally many.
+    """The collective's own layers (0-based) that a form holds, or that its top layers are shaped after; of all forms
+    equally many, but for ``whole``, which holds every layer.
 
-    ``paper``: the chosen ones. ``condensed``: the last ones. ``paper-front``: the first ones. ``paper-middle``: those
-    with as many layers in front as behind, or one fewer in front.
+    ``paper``: the chosen ones. ``paper-front``: the first ones. ``paper-middle``: those with as many layers in front as
+    behind, or one fewer in front. Compact forms: the last ones.
 
     Args:
         chosen: what the criterion chose (:func:`collective_node.extraction.criterion.choose_layers`).
@@ -45,18 +46,18 @@ def window_of(form: Form, chosen: range, layers: int) -> range:
         InputError: the form cannot hold that many.
     """
     k, most = len(chosen), most_layers(form, layers)
+    if k > most and form == "whole" and layers > MOST_BLOCKS:
+        raise InputError(f"the form whole holds at most {MOST_BLOCKS} layers, and the network has {layers}")
     if k > most:
         raise InputError(
             f"the form {form} holds at most {most} of the network's {layers} layers, not {k}: "
             "set the collective's layers lower"
         )
-    starts: dict[Form, int] = {
-        "paper": chosen.start,
-        "condensed": layers - k,
-        "paper-front": 0,
-        "paper-middle": (layers - k) // 2,
-    }
-    return range(starts[form], starts[form] + k)
+    if form == "whole":
+        return range(layers)
+    starts = {"paper": chosen.start, "paper-front": 0, "paper-middle": (layers - k) // 2}
+    start = starts.get(form, layers - k)
+    return range(start, start + k)
 
 
 def check_layers(settings: CollectiveSettings, *, layers: int, tasks: int) -> None:
@@ -75,8 +76,7 @@ def check_layers(settings: CollectiveSettings, *, layers: int, tasks: int) -> No
         return
     if k > layers:
         raise InputError(f"{k} layers to inherit, but the network has {layers}: set the collective's layers lower")
-    forms: tuple[Form, ...] = ("condensed", *settings.forms)  # a collective condenses whatever it publishes
-    for form in forms:
+    for form in settings.forms:
         window_of(form, range(layers - k, layers), layers)
 
 
@@ -90,7 +90,7 @@ def role_of(window: range, layers: int) -> BlockRole:
 def learngene_of(
     form: Form,
     network: ExpandableNetwork,
-    condensed: CondensedNetwork,
+    compact: CompactNetwork | None,
     chosen: range,
     data: TrainingSet,
     settings: CollectiveSettings,
@@ -99,15 +99,16 @@ def learngene_of(
 ) -> Learngene:
     """Extract the learngene in one form, with a Fisher diagonal from the collective's own training images.
 
-    ``condensed`` holds stem and top of the condensed network, and its diagonal is taken through that network. The
-    other forms hold layers of the collective's own network (:func:`window_of`), and their diagonal is taken through
-    that network, as a whole: what stands in front of them, and behind them up to the logits.
+    A compact form holds stem and top of ``compact``, and its diagonal is taken through that network. The other forms
+    hold layers of the collective's own network (:func:`window_of`), and their diagonal is taken through that network,
+    as a whole: what stands in front of them, and behind them up to the logits.
 
     Args:
-        network: the collective's; it is put in evaluation mode, and so is ``condensed``.
+        network: the collective's; it is put in evaluation mode, and so is ``compact``.
+        compact: the network that was trained for a compact form; None for the others.
         chosen: layers that the criterion chose, 0-based.
-        data: the collective's training images of all known classes; the learngene's input contract is their shape and
-            normalisation.
+        data: the collective's training images of all classes that the network behind the form knows; the learngene's
+            input contract is their shape and normalisation.
         generator: draws the images and the labels of the estimator ``sampled`` (CPU).
         private: if given, computes the Fisher diagonal, with clipping and noise.
 
@@ -115,16 +116,17 @@ def learngene_of(
         InputError: the form cannot hold as many layers as were chosen.
     """
     network.eval()
-    condensed.eval()
     window = window_of(form, chosen, len(network.layers))
-    front: nn.Module
-    if form == "condensed":
-        blocks = condensed.describe()
-        inherited, front, head = condensed.layers, nn.Identity(), condensed.classifier
+    front: nn.Module = nn.Identity()
+    head: nn.Module
+    if compact is not None:
+        compact.eval()
+        blocks, inherited, head = compact.describe(), compact.layers, compact.classifier
     else:
-        role = role_of(window, len(network.layers))
         inherited = network.layers[window.start : window.stop]
-        blocks = [block.describe(role) for block in inherited]
+        blocks = [
+            block.describe(role) for block, role in zip(inherited, _roles(form, chosen, window, network), strict=True)
+        ]
         front = network.blocks[: window.start]
         head = nn.Sequential(*network.blocks[window.stop :], *network.classifier).eval()
     height, width, channels = data.images.pixels.shape[1:]
@@ -147,6 +149,14 @@ def learngene_of(
     diagonal, samples = fisher_diagonal(inherited, head, batches(), estimator, generator)
     fisher = FisherDescription(source="collective", estimator=estimator, samples=samples, clip_micro=0)
     return Learngene(architecture, tensors_of(inherited, diagonal, data.images), fisher)
+
+
+def _roles(form: Form, chosen: range, window: range, network: ExpandableNetwork) -> list[BlockRole]:
+    """Role of each layer in a window of the collective's network."""
+    layers = len(network.layers)
+    role: BlockRole = "top" if form == "whole" else role_of(window, layers)
+    stem: list[BlockRole] = ["stem"] * (layers - len(chosen) if form == "whole" else 0)
+    return stem + [role] * (len(window) - len(stem))  # `whole` hands over where a compact network does
 
 
 def tensors_of(

@@ -9,9 +9,17 @@ from pydantic import (
     model_validator,
 )
 
-#: ``condensed``: a light stem and the top layers. ``paper``: only layers of the collective, those that its criterion
-#: chose; ``paper-middle`` and ``paper-front``: equally many from the middle and the front of its network (Figure 6 b).
-Form = Literal["condensed", "paper", "paper-middle", "paper-front"]
+#: Compact networks that a collective makes for individuals: ``condensed`` from all that it knows, ``direct`` from its
+#: base images alone, as if it had no large network, ``direct-inherited`` as that, but its top layers started from the
+#: collective's.
+CompactForm = Literal["condensed", "direct", "direct-inherited"]
+#: Forms that reach from the image to the features; ``whole`` is the collective's network without its classifier.
+CompleteForm = Literal["condensed", "direct", "direct-inherited", "whole"]
+#: ``paper``: only layers of the collective, those that its criterion chose; ``paper-middle`` and ``paper-front``:
+#: equally many from the middle and the front of its network (Figure 6 b).
+Form = Literal["condensed", "direct", "direct-inherited", "whole", "paper", "paper-middle", "paper-front"]
+COMPACT_FORMS: tuple[CompactForm, ...] = get_args(CompactForm)
+COMPLETE_FORMS: tuple[CompleteForm, ...] = get_args(CompleteForm)
 #: Position of a block: in a light stem, or in the collective's own network.
 BlockRole = Literal["stem", "front", "middle", "top"]
 #: How a block normalises: by statistics of many images, or each image by itself (the only way that allows differential
@@ -41,6 +49,11 @@ _POSITIONS: dict[Form, tuple[BlockRole, ...]] = {
 def form_named(word: str) -> Form | None:
     """The form of this name, None if there is none."""
     return next((form for form in get_args(Form) if form == word), None)
+
+
+def compact_form(form: Form) -> CompactForm | None:
+    """The same form, if it is one of the compact ones."""
+    return next((compact for compact in COMPACT_FORMS if compact == form), None)
 
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -85,7 +98,7 @@ def groups_of(channels: int) -> int:
 
 
 class Architecture(BaseModel):
-    """Blocks from the first inherited one to the last. In the ``condensed`` form they reach from the image to the
+    """Blocks from the first inherited one to the last. In the complete forms they reach from the image to the
     features: a stem, then top blocks. In the other forms all have one role, which says where the individual's own
     blocks are needed: before ``top`` blocks, after ``front`` blocks, before and after ``middle`` blocks.
     """
@@ -101,12 +114,12 @@ class Architecture(BaseModel):
         for before, after in zip(self.blocks, self.blocks[1:], strict=False):
             if before.out_channels != after.in_channels:
                 raise ValueError(f"{before.out_channels} channels meet a block that expects {after.in_channels}")
-        if self.form == "condensed" and self.blocks[0].in_channels != self.input.channels:
-            raise ValueError("the first block of a condensed learngene must take the image's channels")
+        if self.complete and self.blocks[0].in_channels != self.input.channels:
+            raise ValueError(f"the first block of a {self.form} learngene must take the image's channels")
         roles = [block.role for block in self.blocks]
-        if self.form == "condensed":
+        if self.complete:
             if set(roles) - {"stem", "top"} or roles != sorted(roles):
-                raise ValueError("a condensed learngene holds a stem and then top blocks")
+                raise ValueError(f"a {self.form} learngene holds a stem and then top blocks")
         elif len(set(roles)) != 1 or roles[0] not in _POSITIONS[self.form]:
             allowed = " or ".join(_POSITIONS[self.form])
             raise ValueError(f"a learngene in the form {self.form} holds blocks of one role: {allowed}")
@@ -135,6 +148,16 @@ class Architecture(BaseModel):
                 if fisher and name in BLOCK_PARAMETERS:
                     allowed[f"fisher.{full}"] = ("fisher", shape)
         return dict(sorted(allowed.items()))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the blocks reach from the image to the features, so that an individual needs none of its own."""
+        return self.form in COMPLETE_FORMS
+
+    @property
+    def stem_blocks(self) -> int:
+        """Number of blocks with the role ``stem``."""
+        return sum(block.role == "stem" for block in self.blocks)
 
     @property
     def features(self) -> int:

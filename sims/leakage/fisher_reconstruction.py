@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from collective_node.extraction.condensing import CondensedNetwork
+from collective_node.network.compact_network import CompactNetwork
 from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.images import DeviceImages
 from protocol.learngene.learngene import Estimator, Learngene
@@ -113,7 +113,7 @@ class Reconstruction:
 
 
 def measure_reconstruction(
-    network: CondensedNetwork,
+    network: CompactNetwork,
     probe: Probe,
     images: DeviceImages,
     asked: NDArray[np.int64],
@@ -185,7 +185,7 @@ def _summarised(drawn: Mapping[tuple[int, float, str, str], Sequence["_Draw"]], 
 
 
 def diagonal_of(
-    network: CondensedNetwork,
+    network: CompactNetwork,
     images: DeviceImages,
     rows: NDArray[np.int64],
     outputs: Tensor,
@@ -207,7 +207,7 @@ def diagonal_of(
 
 
 def with_few_images_behind(
-    network: CondensedNetwork,
+    network: CompactNetwork,
     learngene: Learngene,
     images: DeviceImages,
     asked: NDArray[np.int64],
@@ -234,7 +234,7 @@ def with_few_images_behind(
 
 
 def class_behind_fisher(
-    network: CondensedNetwork,
+    network: CompactNetwork,
     probe: Probe,
     images: DeviceImages,
     heldout: LabelledImages,

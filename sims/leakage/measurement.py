@@ -222,7 +222,7 @@ class _Measurement:
         probe = Probe(evolved.learngenes["condensed"], own, len(images.classes), self.device)
         estimator = self.recipe.settings.fisher_estimator
         found = measure_reconstruction(
-            evolved.condensed,
+            evolved.compact["condensed"],
             probe,
             collective.images,
             asked,
@@ -234,7 +234,7 @@ class _Measurement:
             rng=rng,
         )
         control = class_behind_fisher(
-            evolved.condensed,
+            evolved.compact["condensed"],
             probe,
             collective.images,
             heldout.select(first_of_each(heldout.labels, settings.class_images)),
@@ -267,7 +267,7 @@ class _Measurement:
         settings, collective = self.settings, evolved.collective
         halves = paired_halves([len(few)], 2 * settings.control_shadows, rng)
         releases = with_few_images_behind(
-            evolved.condensed,
+            evolved.compact["condensed"],
             evolved.learngenes["condensed"],
             collective.images,
             few,

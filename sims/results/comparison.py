@@ -11,6 +11,9 @@ from sims.results.statistics import paired_difference
 
 _INHERITED: Mapping[Form, str] = {
     "condensed": "the condensed learngene",
+    "direct": "a compact network trained on the base images alone, no large network behind it",
+    "direct-inherited": "as direct, its top layers started from the collective's",
+    "whole": "the collective's whole network",
     "paper": "the paper's form: the layers that the criterion chose",
     "paper-middle": "layers from the middle of the collective",
     "paper-front": "layers from the front of the collective",
@@ -28,7 +31,7 @@ def _described(method: Method) -> str:
     if method.adaptation == "scratch":
         return "the condensed form's network, nothing inherited"
     if method.adaptation == "head":
-        return f"{_INHERITED[method.form]}; a logistic head on its features (the default)"
+        return f"{_INHERITED[method.form]}; a logistic head on its features"
     return f"{_INHERITED[method.form]}; {'inherited weights frozen' if method.frozen else _HELD[method.fisher]}"
 
 

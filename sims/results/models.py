@@ -150,6 +150,7 @@ class CollectiveResult(BaseModel):
     base_accuracy: Percent | None = None
     known_classes: int | None = None
     condensed_accuracy: Percent | None = None
+    compact_accuracy: dict[str, Percent] = {}
     gradient_trend: GradientTrend | None = None
     criterion: Criterion | None = None
     open_world: OpenWorld = OpenWorld()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from collective_node.batch_gradient import BatchGradient
 from collective_node.network.dropout import Dropout
+from collective_node.objectives import CrossEntropy
 from collective_node.random_states import RandomStates
 from collective_node.training_set import TrainingSet
 from protocol.learngene.images import CropAndFlip, DeviceImages, Normalisation, autocast
@@ -72,7 +73,7 @@ def one_after_the_other(network: nn.Module, parts: int) -> tuple[list[Tensor], f
 def test_it_is_the_weighted_sum_of_the_gradients_of_ghost_batches(parts: int) -> None:
     network = made()
     expected, mean, copies = one_after_the_other(made(), parts)
-    with BatchGradient(network, data(), parts, nn.CrossEntropyLoss(), RandomStates(0)) as gradient:
+    with BatchGradient(network, data(), parts, CrossEntropy(), RandomStates(0)) as gradient:
         assert float(gradient(ROWS)) == pytest.approx(mean, rel=1e-6)
         for found, wanted in zip(gradients(network), expected, strict=True):
             # In bfloat16 it matters a little whether a part's weight comes before or after the backward pass.
@@ -88,7 +89,7 @@ def _statistics(network: nn.Module) -> list[Tensor]:
 
 def test_with_one_part_it_is_the_gradient_of_the_batch_itself() -> None:
     network, other = made(), made()
-    BatchGradient(network, data(), 1, nn.CrossEntropyLoss(), RandomStates(0))(ROWS)
+    BatchGradient(network, data(), 1, CrossEntropy(), RandomStates(0))(ROWS)
     x, outputs = data().batch(ROWS)
     with autocast(torch.device("cpu")):
         logits = other(CropAndFlip.draw(12, RandomStates(0)["augmentation"])(x))
@@ -104,7 +105,7 @@ def test_a_step_moves_every_replica_and_the_result_does_not_depend_on_how_many_r
         network = made(dropout=0.5)
         optimiser = torch.optim.SGD(network.parameters(), 0.1)
         losses = []
-        with BatchGradient(network, data(), 2, nn.CrossEntropyLoss(), RandomStates(0)) as gradient:
+        with BatchGradient(network, data(), 2, CrossEntropy(), RandomStates(0)) as gradient:
             for _ in range(4):
                 losses.append(float(gradient(ROWS)))
                 optimiser.step()
@@ -116,7 +117,7 @@ def test_a_step_moves_every_replica_and_the_result_does_not_depend_on_how_many_r
 def test_after_training_that_failed_dropout_draws_by_itself_again() -> None:
     network = made(dropout=0.5)
 
-    def fails(*_: Tensor) -> Tensor:
+    def fails(*_: object) -> Tensor:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), BatchGradient(network, data(), 2, fails, RandomStates(0)) as gradient:
@@ -128,7 +129,7 @@ def test_frozen_weights_get_no_gradient() -> None:
     network = made()
     block = network[0]
     block.requires_grad_(False)
-    BatchGradient(network, data(), 2, nn.CrossEntropyLoss(), RandomStates(0))(ROWS)
+    BatchGradient(network, data(), 2, CrossEntropy(), RandomStates(0))(ROWS)
     assert all(parameter.grad is None for parameter in block.parameters())
     assert all(parameter.grad is not None for parameter in network[3].parameters())
 
@@ -155,7 +156,7 @@ def test_with_one_part_training_is_what_it_is_with_torchs_own_dropout() -> None:
     )
     theirs = copy.deepcopy(both)
     theirs[2], theirs[4] = nn.Dropout(0.5), nn.Dropout(0.5)
-    BatchGradient(both, data(), 1, nn.CrossEntropyLoss(), RandomStates(0))(ROWS)
+    BatchGradient(both, data(), 1, CrossEntropy(), RandomStates(0))(ROWS)
     states = RandomStates(0)
     x, outputs = data().batch(ROWS)
     with torch.random.fork_rng(devices=[]), autocast(torch.device("cpu")):

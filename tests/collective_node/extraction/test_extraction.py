@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from collective_node.extraction import condensing
-from collective_node.extraction.condensing import CondensedNetwork, condense, stem_blocks
+from collective_node.extraction.condensing import condense, recipe_of
 from collective_node.extraction.extraction import check_layers, learngene_of, role_of, window_of
+from collective_node.network.compact_network import CompactNetwork, blueprint_of
 from collective_node.network.expandable_network import ExpandableNetwork, output_layer
 from collective_node.network.growth_steps import add_outputs, deepen
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
-from protocol.learngene.architecture import MOST_BLOCKS, Form
+from protocol.learngene.architecture import COMPACT_FORMS, MOST_BLOCKS, Form
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of, load_blocks
@@ -64,8 +65,8 @@ def made_network(seed: int = 0) -> ExpandableNetwork:
     return network.train()
 
 
-def made_condensed(network: ExpandableNetwork, top: int = 3) -> CondensedNetwork:
-    return condense(network, top, DATA, SETTINGS, RandomStates(1))
+def made_condensed(network: ExpandableNetwork, top: int = 3) -> CompactNetwork:
+    return condense(network, top, DATA, recipe_of("condensed", SETTINGS), SETTINGS, RandomStates(1))
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +75,20 @@ def network() -> ExpandableNetwork:
 
 
 @pytest.fixture(scope="module")
-def condensed(network: ExpandableNetwork) -> CondensedNetwork:
+def condensed(network: ExpandableNetwork) -> CompactNetwork:
     return made_condensed(network)
 
 
 def learngene(
     form: Form,
     network: ExpandableNetwork,
-    condensed: CondensedNetwork,
+    condensed: CompactNetwork,
     chosen: range = range(10, 13),
     settings: CollectiveSettings = SETTINGS,
 ) -> Learngene:
     generator = torch.Generator().manual_seed(4)
-    return learngene_of(form, network, condensed, chosen, DATA, settings, generator)
+    compact = condensed if form in COMPACT_FORMS else None
+    return learngene_of(form, network, compact, chosen, DATA, settings, generator)
 
 
 @pytest.mark.parametrize("top", [1, 3, 6, 12])
@@ -109,7 +111,7 @@ def test_condensing_keeps_the_top_weights_and_estimates_its_statistics_anew(
 
 def test_the_stem_is_light_and_learns() -> None:
     network = made_network()
-    blocks = stem_blocks(network, 3, SETTINGS.width)
+    blocks = blueprint_of(network, 3, SETTINGS.width).stem
     assert [block.out_channels for block in blocks] == [4, 8, 16, 32]
     untrained = build_blocks(blocks)
     initialise(untrained, RandomStates(1)["weights"])
@@ -162,6 +164,7 @@ def test_the_windows_of_the_forms() -> None:
         ("paper-front", 13, 13),
         ("paper-middle", 13, 11),
         ("condensed", 13, 12),
+        ("direct", 13, 12),
         ("paper", 36, MOST_BLOCKS),
         ("paper-middle", 36, MOST_BLOCKS),
         ("condensed", 36, MOST_BLOCKS - 4),
@@ -173,7 +176,7 @@ def test_a_form_that_cannot_hold_so_many_layers_says_how_many_it_can(form: Form,
         window_of(form, range(most + 1), layers)
 
 
-@pytest.mark.parametrize(("form", "most"), [("paper-middle", 11), ("condensed", 12), ("paper", 12)])
+@pytest.mark.parametrize(("form", "most"), [("paper-middle", 11), ("condensed", 12), ("direct", 12)])
 def test_what_a_form_cannot_hold_is_refused_before_training(form: Form, most: int) -> None:
     check_layers(CollectiveSettings(layers=most, forms=(form,)), layers=13, tasks=1)
     with pytest.raises(InputError, match=f"holds at most {most} of the network's 13 layers, not {most + 1}.*lower"):
@@ -204,7 +207,7 @@ def test_the_role_says_where_a_window_stands() -> None:
     ],
 )
 def test_a_learngene_holds_the_collectives_own_layers(
-    network: ExpandableNetwork, condensed: CondensedNetwork, form: Form, chosen: range, first: int, role: str
+    network: ExpandableNetwork, condensed: CompactNetwork, form: Form, chosen: range, first: int, role: str
 ) -> None:
     made = learngene(form, network, condensed, chosen)
     assert made.architecture.form == form
@@ -217,8 +220,24 @@ def test_a_learngene_holds_the_collectives_own_layers(
                 np.testing.assert_array_equal(made.tensors[f"block.{number}.{name}"], value.numpy())
 
 
+def test_the_whole_form_holds_every_layer_and_hands_over_where_a_compact_one_does(network: ExpandableNetwork) -> None:
+    made = learngene_of("whole", network, None, range(10, 13), DATA, SETTINGS, torch.Generator())
+    assert [block.role for block in made.architecture.blocks] == ["stem"] * 10 + ["top"] * 3
+    assert made.architecture.complete
+    built = build_blocks(made.architecture.blocks).eval()
+    load_blocks([block for block in built if isinstance(block, ConvolutionBlock)], made.tensors)
+    x, _ = IMAGES.batch(torch.arange(8))
+    torch.testing.assert_close(built(x), network.blocks(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_with_more_layers_than_a_learngene_holds_is_not_sent_whole() -> None:
+    assert window_of("whole", range(3), MOST_BLOCKS) == range(MOST_BLOCKS)
+    with pytest.raises(InputError, match=f"at most {MOST_BLOCKS} layers"):
+        window_of("whole", range(3), MOST_BLOCKS + 1)
+
+
 def test_the_condensed_learngene_holds_stem_and_top_and_computes_the_same_features_alone(
-    network: ExpandableNetwork, condensed: CondensedNetwork
+    network: ExpandableNetwork, condensed: CompactNetwork
 ) -> None:
     made = learngene("condensed", network, condensed)
     assert [block.role for block in made.architecture.blocks] == ["stem"] * 4 + ["top"] * 3
@@ -230,7 +249,7 @@ def test_the_condensed_learngene_holds_stem_and_top_and_computes_the_same_featur
 
 @pytest.mark.parametrize("form", ["condensed", "paper", "paper-middle", "paper-front"])
 def test_a_learngene_carries_its_input_contract_and_a_diagonal_and_no_classifier(
-    network: ExpandableNetwork, condensed: CondensedNetwork, form: Form
+    network: ExpandableNetwork, condensed: CompactNetwork, form: Form
 ) -> None:
     made = learngene(form, network, condensed)
     contract = made.architecture.input
@@ -244,7 +263,7 @@ def test_a_learngene_carries_its_input_contract_and_a_diagonal_and_no_classifier
     assert not any("classifier" in name for name in made.tensors)
 
 
-def test_no_image_counts_twice_in_the_fisher_diagonal(network: ExpandableNetwork, condensed: CondensedNetwork) -> None:
+def test_no_image_counts_twice_in_the_fisher_diagonal(network: ExpandableNetwork, condensed: CompactNetwork) -> None:
     settings = SETTINGS.model_copy(update={"fisher_samples": 1024})
     made = learngene("paper", network, condensed, settings=settings)
     assert made.fisher is not None
@@ -262,7 +281,7 @@ def test_no_image_counts_twice_in_the_fisher_diagonal(network: ExpandableNetwork
     ],
 )
 def test_the_diagonal_is_taken_through_the_whole_network(
-    network: ExpandableNetwork, condensed: CondensedNetwork, form: Form, chosen: range, first: int, estimator: str
+    network: ExpandableNetwork, condensed: CompactNetwork, form: Form, chosen: range, first: int, estimator: str
 ) -> None:
     """Eq. 7 image by image and label by label, through whatever stands in front of the layers and behind them."""
     settings = SETTINGS.model_copy(update={"fisher_estimator": estimator, "fisher_samples": 3})
@@ -287,6 +306,6 @@ def test_the_diagonal_is_taken_through_the_whole_network(
             assert (found - total).abs().max() < 1e-4 * total.max()
 
 
-def test_the_same_generator_gives_the_same_learngene(network: ExpandableNetwork, condensed: CondensedNetwork) -> None:
+def test_the_same_generator_gives_the_same_learngene(network: ExpandableNetwork, condensed: CompactNetwork) -> None:
     first, second = (learngene("paper-front", network, condensed) for _ in range(2))
     assert all(np.array_equal(value, second.tensors[name]) for name, value in first.tensors.items())

@@ -1,0 +1,162 @@
+"""The compact network that a collective makes for individuals: a light stem, top layers and a classifier."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from collective_node.network.dropout import Dropout
+from collective_node.network.expandable_network import ExpandableNetwork, scaled
+from protocol.errors import InputError
+from protocol.learngene.architecture import Block, BlockRole
+from protocol.learngene.network import ConvolutionBlock, layers_of
+
+#: Widths of the light stem at width factor 1; the next is the input width of the first top layer.
+STEM_WIDTHS = (64, 128, 256)
+#: Widths of the stem's blocks over those of the top layers, where a budget decides both.
+STEM_SHARES = (8, 4, 2, 1)
+#: Classifier behind a compact network's features, while it is trained.
+CompactClassifier = Literal["mlp", "linear", "cosine"]
+#: Scale of a cosine classifier's similarities (Gidaris and Komodakis 2018 learn it and begin with 10).
+COSINE_SCALE = 16.0
+
+
+class CompactNetwork(nn.Module):
+    """Stem, top layers and classifier; a learngene that reaches from the image to the features is taken from them."""
+
+    def __init__(self, stem: nn.Sequential, top: nn.Sequential, classifier: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.top, self.classifier = stem, top, classifier
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]`` to the last feature map ``[N, F, h, w]``."""
+        found: Tensor = self.top(self.stem(x))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]`` to logits ``[N, classes]``."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+    @property
+    def layers(self) -> list[ConvolutionBlock]:
+        """The blocks of stem and top, in order."""
+        return [*layers_of(self.stem), *layers_of(self.top)]
+
+    def describe(self) -> list[Block]:
+        """Description of each block, in order."""
+        stem = [block.describe("stem") for block in layers_of(self.stem)]
+        return [*stem, *(block.describe("top") for block in layers_of(self.top))]
+
+
+class CosineClassifier(nn.Module):
+    """Logits that are scaled cosines between features and one vector for each class (Gidaris and Komodakis 2018,
+    *Dynamic few-shot visual learning without forgetting*, section 3.2)."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__()
+        self.directions = nn.Linear(features, outputs, bias=False)
+        self.scale = nn.Parameter(torch.tensor(COSINE_SCALE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, features]`` to ``[N, outputs]``."""
+        directions = nn.functional.normalize(self.directions.weight)
+        return self.scale * nn.functional.linear(nn.functional.normalize(x), directions)
+
+
+def build_compact_classifier(
+    kind: CompactClassifier, features: int, outputs: int, *, hidden: int, dropout: float
+) -> nn.Sequential:
+    """A classifier of the last feature map; its weights are torch's own until somebody initialises them.
+
+    Args:
+        kind: ``mlp`` has two hidden layers, as the collective's own; ``linear`` none; ``cosine`` is
+            :class:`CosineClassifier`.
+        features: values that it takes.
+        hidden, dropout: of ``mlp``: units of each hidden layer, and the probability of dropping one in training.
+    """
+    if kind == "linear":
+        return nn.Sequential(nn.Flatten(), nn.Linear(features, outputs))
+    if kind == "cosine":
+        return nn.Sequential(nn.Flatten(), CosineClassifier(features, outputs))
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in pairwise((features, hidden, hidden)):
+        layers += [nn.Linear(before, after), nn.ReLU(), Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Blocks of a compact network: its stem and its top layers."""
+
+    stem: tuple[Block, ...]
+    top: tuple[Block, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, without BatchNorm statistics."""
+        return sum(
+            9 * block.in_channels * block.out_channels + 2 * block.out_channels for block in (*self.stem, *self.top)
+        )
+
+
+def blueprint_of(network: ExpandableNetwork, top: int, width: float) -> Blueprint:
+    """A light stem of four blocks, and the network's own last ``top`` layers.
+
+    The stem ends with as many channels, and as small a map, as the top layers expect: the first of its blocks end with
+    a max-pool, as many as the collective has in front of its top layers.
+    """
+    kept = [layer.describe("top") for layer in network.layers[-top:]]
+    widths = (network.layers[0].conv.in_channels, *(scaled(w, width) for w in STEM_WIDTHS), kept[0].in_channels)
+    halvings = sum(block.pool for block in network.layers[: len(network.layers) - top])
+    return Blueprint(_chain("stem", widths, range(halvings)), tuple(kept))
+
+
+def blueprint_for(budget: int, *, channels: int, top: int, pools: Sequence[int]) -> Blueprint:
+    """The widest compact network of at most ``budget`` weights.
+
+    Its four stem blocks have an eighth, a quarter, a half and all of the channels of its top layers.
+
+    Args:
+        budget: weights, without BatchNorm statistics and classifier.
+        channels: of the images.
+        top: number of top layers.
+        pools: numbers, from 1, of the blocks that a max-pool follows.
+
+    Raises:
+        InputError: the budget is too small for one channel in every block, or a pool has no block.
+    """
+    blocks = len(STEM_SHARES) + top
+    if any(not 1 <= number <= blocks for number in pools):
+        raise InputError(f"a compact network of {blocks} blocks cannot pool behind block {max(pools)}")
+    behind = [number - 1 for number in pools]
+
+    def of(width: int) -> Blueprint:
+        stem = (channels, *(max(1, width // share) for share in STEM_SHARES))
+        return Blueprint(
+            _chain("stem", stem, behind),
+            _chain("top", (width,) * (top + 1), [number - len(STEM_SHARES) for number in behind]),
+        )
+
+    widths = [width for width in range(1, 4097) if of(width).parameters <= budget]
+    if not widths:
+        raise InputError(f"a compact network of {blocks} blocks needs more than {budget} weights")
+    return of(widths[-1])
+
+
+def _chain(role: BlockRole, widths: Sequence[int], pools: Iterable[int]) -> tuple[Block, ...]:
+    """Blocks of these widths, the input's first; a max-pool follows those in ``pools`` (from 0)."""
+    pooled = set(pools)
+    return tuple(
+        Block(role=role, in_channels=before, out_channels=after, pool=number in pooled)
+        for number, (before, after) in enumerate(pairwise(widths))
+    )
+
+
+def positions_of(blocks: Sequence[Block], height: int, width: int) -> int:
+    """Positions of the last feature map for images of ``height`` x ``width``."""
+    halvings = sum(block.pool for block in blocks)
+    return (height >> halvings) * (width >> halvings)

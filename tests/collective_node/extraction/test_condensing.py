@@ -1,0 +1,176 @@
+"""Compact networks: their sizes, what they start from, and what of the collective reaches which form."""
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from collective_node.extraction import condensing
+from collective_node.extraction.condensing import ask, condense, inherit, recipe_of
+from collective_node.network.compact_network import CompactNetwork, CosineClassifier, blueprint_for, positions_of
+from collective_node.network.expandable_network import ExpandableNetwork
+from collective_node.network.growth_steps import add_outputs
+from collective_node.random_states import RandomStates
+from collective_node.settings import BUDGETS, CollectiveSettings
+from collective_node.training_set import TrainingSet
+from protocol.errors import InputError
+from protocol.learngene.architecture import Block, CompactForm
+from protocol.learngene.images import DeviceImages, Normalisation
+from protocol.learngene.network import build_blocks, layers_of
+
+WIDTHS = (4, 4, 4, 4, 8, 8, 8, 16, 16, 16, 16, 16, 16)
+SETTINGS = CollectiveSettings(
+    width=0.0625, condense_epochs=1, batch_size=8, condense_frozen=False, distil_logits=0.5, distil_features=1.0
+)
+CLASSES = 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_statistics() -> Iterator[None]:
+    """BatchNorm statistics from 2 batches instead of 40."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(condensing, "STATISTICS_BATCHES", 2)
+        yield
+
+
+def made_data(classes: int = CLASSES) -> TrainingSet:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(classes), 6)
+    pixels = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    images = DeviceImages.load(pixels, labels, Normalisation.of(pixels), torch.device("cpu"))
+    rows = tuple(torch.nonzero(images.labels == label)[:, 0] for label in range(classes))
+    return TrainingSet(images, rows, torch.arange(classes))
+
+
+DATA = made_data()
+
+
+def made_network(seed: int) -> ExpandableNetwork:
+    generator = torch.Generator().manual_seed(seed)
+    network = ExpandableNetwork(WIDTHS, hidden=16, dropout=0, generator=generator)
+    add_outputs(network, CLASSES, generator)
+    for layer in network.layers:
+        nn.init.uniform_(layer.norm.weight, 0.5, 1.5, generator=generator)
+    return network
+
+
+def made(form: CompactForm, network: ExpandableNetwork, settings: CollectiveSettings = SETTINGS) -> CompactNetwork:
+    recipe = recipe_of(form, settings)
+    knowledge = ask(network, DATA, DATA.every_row) if recipe.distils else None
+    return condense(network, 3, DATA, recipe, settings, RandomStates(1), knowledge)
+
+
+def differ(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_direct_has_nothing_of_the_collectives_network_and_the_other_forms_have() -> None:
+    one, other = made_network(0), made_network(1)
+    assert not differ(made("direct", one), made("direct", other))
+    assert differ(made("direct-inherited", one), made("direct-inherited", other))
+    assert differ(made("condensed", one), made("condensed", other))
+    from_labels = SETTINGS.model_copy(update={"condense_start": "random", "distil_logits": 0.0, "distil_features": 0.0})
+    assert not differ(made("condensed", one, from_labels), made("condensed", other, from_labels))
+    assert not differ(made("condensed", one, from_labels), made("direct", other))
+
+
+def test_a_form_that_is_free_trains_every_block_and_one_that_is_frozen_its_stem_alone() -> None:
+    network = made_network(0)
+    free = made("condensed", network)
+    for mine, theirs in zip(layers_of(free.top), network.layers[-3:], strict=True):
+        assert not torch.equal(mine.conv.weight, theirs.conv.weight)
+    frozen = made("condensed", network, SETTINGS.model_copy(update={"condense_frozen": True}))
+    for mine, theirs in zip(layers_of(frozen.top), network.layers[-3:], strict=True):
+        assert torch.equal(mine.conv.weight, theirs.conv.weight)
+    assert not differ(frozen.classifier, network.classifier)
+
+
+@pytest.mark.parametrize("form", ["condensed", "direct", "direct-inherited"])
+@pytest.mark.parametrize("classifier", ["mlp", "linear", "cosine"])
+def test_the_collective_stays_as_it_is(form: CompactForm, classifier: str) -> None:
+    network = made_network(0)
+    before = copy.deepcopy(network.state_dict())
+    compact = made(form, network, SETTINGS.model_copy(update={"condense_classifier": classifier}))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert compact(torch.randn(2, 3, 32, 32)).shape == (2, CLASSES)
+
+
+def test_the_teacher_is_asked_about_each_image_and_its_mirror_image() -> None:
+    network = made_network(0)
+    knowledge = ask(network, DATA, torch.tensor([3, 7]))
+    x, _ = DATA.batch(torch.tensor([7]))
+    torch.testing.assert_close(knowledge.logits[7, 0], network(x)[0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(knowledge.logits[7, 1], network(x.flip(3))[0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(knowledge.features[7, 0], network.blocks(x).flatten(), rtol=1e-2, atol=1e-2)
+    assert not knowledge.logits[0].any()
+
+
+@pytest.mark.parametrize("budget", BUDGETS.values())
+@pytest.mark.parametrize("top", [1, 3])
+def test_a_budget_is_used_up_and_kept(budget: int, top: int) -> None:
+    found = blueprint_for(budget, channels=3, top=top, pools=(1, 2, 3))
+    blocks = [*found.stem, *found.top]
+    assert found.parameters == sum(p.numel() for p in build_blocks(blocks).parameters()) <= budget
+    wider = [block.model_copy(update=_one_wider(block, number)) for number, block in enumerate(blocks)]
+    assert sum(p.numel() for p in build_blocks(wider).parameters()) > budget
+    assert [number for number, block in enumerate(blocks, start=1) if block.pool] == [1, 2, 3]
+    assert positions_of(blocks, 32, 32) == 16
+
+
+def _one_wider(block: Block, number: int) -> dict[str, int]:
+    """One channel more in the top layers, and as much more as their share in the stem at most."""
+    return {"in_channels": block.in_channels + (number > 0), "out_channels": block.out_channels + 1}
+
+
+def test_a_budget_that_is_too_small_and_a_pool_without_a_block_are_refused() -> None:
+    with pytest.raises(InputError, match="needs more than 20 weights"):
+        blueprint_for(20, channels=3, top=3, pools=())
+    with pytest.raises(InputError, match="of 5 blocks cannot pool behind block 7"):
+        blueprint_for(250_000, channels=3, top=1, pools=(1, 7))
+
+
+def filled(widths: tuple[int, ...], seed: int) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(seed)
+    pairs = pairwise(widths)
+    blocks = build_blocks(Block(role="top", in_channels=a, out_channels=b, pool=False) for a, b in pairs)
+    for value in [*blocks.parameters(), *(buffer for buffer in blocks.buffers() if buffer.is_floating_point())]:
+        with torch.no_grad():
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.1)
+    return blocks
+
+
+def test_blocks_of_equal_widths_inherit_an_exact_copy() -> None:
+    ancestor, heir = filled((5, 6, 7), 0), filled((5, 6, 7), 1)
+    inherit(layers_of(heir), layers_of(ancestor))
+    x = torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(heir.eval()(x), ancestor.eval()(x), rtol=0, atol=0)
+
+
+def test_a_narrower_block_computes_the_kept_channels_where_the_others_send_nothing() -> None:
+    """Channels with scale and shift 0 are the smallest, and leaving them out changes nothing behind them."""
+    ancestor, heir = filled((5, 6, 7), 0), filled((5, 4, 7), 1)
+    first = layers_of(ancestor)[0].norm
+    with torch.no_grad():
+        for parameter in (first.weight, first.bias):
+            parameter[[1, 4]] = 0
+    inherit(layers_of(heir), layers_of(ancestor))
+    x = torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(heir.eval()(x), ancestor.eval()(x))
+
+
+def test_a_wider_block_cannot_inherit() -> None:
+    with pytest.raises(InputError, match="cannot start from the collective's, which have 6"):
+        inherit(layers_of(filled((5, 7), 0)), layers_of(filled((5, 6), 1)))
+
+
+def test_cosines_do_not_change_with_the_length_of_the_features() -> None:
+    classifier = CosineClassifier(4, 3)
+    x = torch.randn(5, 4)
+    logits: Tensor = classifier(x)
+    torch.testing.assert_close(classifier(10 * x), logits)
+    assert float(logits.abs().max()) <= float(classifier.scale) * (1 + 1e-5)
