@@ -11,7 +11,7 @@ from protocol.learngene.architecture import COMPLETE_FORMS, Form
 from protocol.learngene.learngene import Estimator
 
 #: The methods that run by default.
-DEFAULT_METHODS = ("condensed", "direct", "condensed-eq9", "paper", "scratch", "floor")
+DEFAULT_METHODS = ("condensed", "condensed-eq9", "paper", "scratch", "floor")
 #: Forms whose first inherited block always takes the image: no block can stand in front of it.
 TAKES_THE_IMAGE: Mapping[Form, str] = {
     **{form: f"a {form} learngene begins with its own stem" for form in COMPLETE_FORMS},

@@ -1,6 +1,7 @@
 """The profiles: settings of a run's training and target tasks, by its size and dataset."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from collective_node.settings import CollectiveSettings
 from individual_node.settings import IndividualSettings
 from protocol.errors import InputError
+from protocol.learngene.architecture import Form
 from sims.data.datasets import DatasetName
 
 ProfileName = Literal["smoke", "quick", "small", "paper"]
@@ -25,27 +27,33 @@ class Profile(BaseModel):
     individual: IndividualSettings
 
 
+#: Forms and methods of a run: the learngenes, and the controls that one of them must beat.
+_FORMS: tuple[Form, ...] = ("condensed", "direct", "whole", "paper")
+_METHODS = ("condensed", "direct", "whole", "condensed-eq9", "paper", "scratch", "floor")
+_collective = partial(CollectiveSettings, forms=_FORMS)
+_individual = partial(IndividualSettings, methods=_METHODS)
+
 # The numbers. ``width``: factor on every width of the paper's network; ``tasks``: sequential tasks of the collective.
 # What is not named here has the default of ``CollectiveSettings`` or ``IndividualSettings``.
 _AT_32: Mapping[ProfileName, Profile] = {
     "smoke": Profile(
         purpose="shows that every part works; its accuracies mean nothing",
         target_tasks={10: 4, 20: 2},
-        collective=CollectiveSettings(
+        collective=_collective(
             width=0.0625, tasks=2, epochs=0.2, parts=2, cycles=1, open_epochs=0.2, condense_epochs=0.2
         ),
-        individual=IndividualSettings(epochs=2, patches=50, curve_tasks=2),
+        individual=_individual(epochs=2, patches=50, curve_tasks=2),
     ),
     "quick": Profile(
         purpose="at most 4 minutes on two cores",
         target_tasks={10: 40, 20: 10},
-        collective=CollectiveSettings(width=0.25, tasks=13, parts=2),
-        individual=IndividualSettings(),
+        collective=_collective(width=0.25, tasks=13, parts=2),
+        individual=_individual(),
     ),
     "small": Profile(
         purpose="at most 30 minutes on two cores",
         target_tasks={10: 60, 20: 40},
-        collective=CollectiveSettings(
+        collective=_collective(
             width=0.375,
             tasks=13,
             epochs=4,
@@ -57,12 +65,12 @@ _AT_32: Mapping[ProfileName, Profile] = {
             open_epochs=1,
             condense_epochs=20,
         ),
-        individual=IndividualSettings(epochs=30),
+        individual=_individual(epochs=30),
     ),
     "paper": Profile(
         purpose="the paper's figures; needs a CUDA device",
         target_tasks={10: 100, 20: 100},
-        collective=CollectiveSettings(
+        collective=_collective(
             width=1.0,
             tasks=50,
             epochs=8,
@@ -73,7 +81,7 @@ _AT_32: Mapping[ProfileName, Profile] = {
             open_epochs=8,
             condense_epochs=60,
         ),
-        individual=IndividualSettings(epochs=30),
+        individual=_individual(epochs=30),
         needs_cuda=True,
     ),
 }
@@ -84,21 +92,21 @@ _AT_84: Mapping[ProfileName, Profile] = {
     "smoke": Profile(
         purpose="shows that every part works; its accuracies mean nothing",
         target_tasks={10: 2, 20: 1},
-        collective=CollectiveSettings(
+        collective=_collective(
             width=0.0625, tasks=2, epochs=0.1, parts=2, cycles=1, open_epochs=0.05, condense_epochs=0.05
         ),
-        individual=IndividualSettings(epochs=2, patches=20, curve_tasks=1),
+        individual=_individual(epochs=2, patches=20, curve_tasks=1),
     ),
     "quick": Profile(
         purpose="some 10 minutes on two cores (estimated); ten target tasks, as the paper",
         target_tasks={10: 10, 20: 10},
-        collective=CollectiveSettings(width=0.25, tasks=13, epochs=0.3, parts=2, open_epochs=0.3, condense_epochs=2.5),
-        individual=IndividualSettings(epochs=15, patches=200, curve_tasks=5),
+        collective=_collective(width=0.25, tasks=13, epochs=0.3, parts=2, open_epochs=0.3, condense_epochs=2.5),
+        individual=_individual(epochs=15, patches=200, curve_tasks=5),
     ),
     "small": Profile(
         purpose="an hour or two on two cores (estimated)",
         target_tasks={10: 40, 20: 20},
-        collective=CollectiveSettings(
+        collective=_collective(
             width=0.375,
             tasks=13,
             epochs=2,
@@ -110,7 +118,7 @@ _AT_84: Mapping[ProfileName, Profile] = {
             open_epochs=1,
             condense_epochs=10,
         ),
-        individual=IndividualSettings(epochs=30, patches=200),
+        individual=_individual(epochs=30, patches=200),
     ),
     "paper": _AT_32["paper"],
 }

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -11,6 +11,7 @@ from collective_node.settings import CollectiveSettings
 from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
 from protocol.errors import InputError, first_fault
+from protocol.learngene.architecture import Form
 from sims.data.datasets import DatasetName
 from sims.data.world_plan import WorldPlan
 from sims.run.changes import as_text, changed, join_changes, parse_changes
@@ -195,6 +196,10 @@ def resolve(
     data = "" if options.stand_in else options.data or (environment or {}).get(DATA_VARIABLE, "")
     changes = _training_changes(options)
     try:
+        collective = changed("collective", profile.collective, changes["collective"])
+        individual = profile.individual
+        if "methods" not in changes["individual"]:  # named forms bring the profile's methods that need no others
+            individual = individual.model_copy(update={"methods": _possible(individual.methods, collective.forms)})
         return RunSettings(
             dataset=options.dataset,
             profile=options.profile,
@@ -209,12 +214,17 @@ def resolve(
             collective_device=options.collective_device,
             individual_device=options.individual_device,
             resume=options.resume,
-            collective=changed("collective", profile.collective, changes["collective"]),
-            individual=changed("individual", profile.individual, changes["individual"]),
+            collective=collective,
+            individual=changed("individual", individual, changes["individual"]),
         )
     except ValidationError as error:
         where, text = first_fault(error)
         raise InputError(f"{where.replace('_', '-')}: {text}" if where else text) from None
+
+
+def _possible(methods: Sequence[str], forms: Sequence[Form]) -> tuple[str, ...]:
+    """The methods that need no learngene, or one in these forms; ``scratch`` only borrows an architecture."""
+    return tuple(name for name in methods if METHODS[name].form is None or METHODS[name].form in forms)
 
 
 def check_connected(wanted: int, connected: int) -> None:

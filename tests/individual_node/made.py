@@ -9,7 +9,7 @@ from individual_node.adaptation import Adapted, adapt, task_generator
 from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import TargetTask
-from protocol.learngene.architecture import Architecture, Block, BlockRole, Form, InputContract
+from protocol.learngene.architecture import COMPLETE_FORMS, Architecture, Block, BlockRole, Form, InputContract
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import FisherDescription, Learngene
 
@@ -31,7 +31,7 @@ def architecture(form: Form, *chain: Block, side: int = 16) -> Architecture:
 
 
 ARCHITECTURES: dict[Form, Architecture] = {
-    "condensed": architecture("condensed", *blocks("stem", (3, 8)), *blocks("top", (8, 8, 8))),
+    **{form: architecture(form, *blocks("stem", (3, 8)), *blocks("top", (8, 8, 8))) for form in COMPLETE_FORMS},
     "paper": architecture("paper", *blocks("top", (8, 8, 8))),
     "paper-middle": architecture("paper-middle", *blocks("middle", (8, 8, 8))),
     "paper-front": architecture("paper-front", *blocks("front", (3, 8, 8))),

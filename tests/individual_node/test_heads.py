@@ -121,7 +121,7 @@ def test_a_saved_head_makes_the_same_network_again() -> None:
 
 
 def test_a_head_needs_features_of_images() -> None:
-    with pytest.raises(InputError, match="form condensed, this one is paper"):
+    with pytest.raises(InputError, match="this one is paper"):
         FeatureHeadNetwork(learngene("paper").architecture, ways=WAYS)
 
 

@@ -42,7 +42,7 @@ def test_without_a_file_there_are_none(tmp_path: Path) -> None:
         {"methods": {"scratch": {"ten": {"0": 50.0}}}},
         {"methods": {"\x1b[31m": {}}},
         {"curves": {"scratch": {"10": {"tasks": 2, "epochs": [1], "accuracy": [30.0, 50.0]}}}},
-        {"inherited": {"whole": "3 -> 4p | 4"}},
+        {"inherited": {"half": "3 -> 4p | 4"}},
         {"revocation_status": {"condensed": "good"}},
         {"seconds": ["a while"]},
     ],

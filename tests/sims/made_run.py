@@ -16,10 +16,21 @@ from sims.run.settings import RunSettings, from_run_config
 
 VARIANTS = ("", "-individual", "-none", "-frozen")
 #: The methods that run where no others are asked for; with the accuracy around which theirs are drawn.
-METHODS = {"condensed": 72.0, "condensed-eq9": 68.0, "paper": 51.0, "scratch": 49.0, "floor": 63.0}
+METHODS = {
+    "condensed": 72.0,
+    "direct": 71.0,
+    "whole": 75.0,
+    "condensed-eq9": 68.0,
+    "paper": 51.0,
+    "scratch": 49.0,
+    "floor": 63.0,
+}
 #: Every method that there is.
 ALL_METHODS = {
     "condensed": 72.0,
+    "direct": 71.0,
+    "direct-inherited": 71.5,
+    "whole": 75.0,
     **{f"condensed-eq9{variant}": 68.0 - 2 * number for number, variant in enumerate(VARIANTS)},
     **{f"paper{variant}": 51.0 - number for number, variant in enumerate(VARIANTS)},
     **{f"paper-middle{variant}": 49.5 + number for number, variant in enumerate(VARIANTS)},

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from protocol.learngene.architecture import COMPLETE_FORMS
 from sims.results import comparison
 from sims.results.collection import collect
 from sims.results.comparison import pairs
@@ -15,6 +16,8 @@ from tests.sims.made_run import ALL_METHODS, make_run
 def test_differences_are_paired_on_the_same_tasks(made: tuple[Path, Results]) -> None:
     results = made[1]
     assert set(results.paired) == {
+        "condensed-direct",
+        "condensed-whole",
         "condensed-condensed-eq9",
         "condensed-paper",
         "condensed-scratch",
@@ -45,7 +48,7 @@ def test_every_method_is_described_in_order_and_compared_with_what_it_differs_fr
     bases = ("condensed-eq9", "paper", "paper-middle", "paper-front")
     variants = ("individual", "none", "frozen")
     assert sources == [(f"{base}-{variant}", base) for base in bases for variant in variants]
-    assert {first for first, _ in against_scratch} == set(ALL_METHODS) - {"condensed", "scratch", "floor"}
+    assert {first for first, _ in against_scratch} == set(ALL_METHODS) - {*COMPLETE_FORMS, "scratch", "floor"}
     assert {second for _, second in against_scratch} == {"scratch"}
 
 

@@ -54,9 +54,10 @@ def test_overrides_win_over_the_profile(tmp_path: Path) -> None:
     changed = {"tasks", "width", "classes_per_task", "forms", "sigma"}
     small = PROFILES["cifar100"]["small"]
     assert settings.collective.model_dump(exclude=changed) == small.collective.model_dump(exclude=changed)
-    assert settings.individual.model_dump(exclude={"retain_weight"}) == small.individual.model_dump(
-        exclude={"retain_weight"}
-    )
+    # The profile's methods that find their learngene among the named forms.
+    assert settings.individual.methods == ("condensed", "condensed-eq9", "paper", "scratch", "floor")
+    unchanged = {"retain_weight", "methods"}
+    assert settings.individual.model_dump(exclude=unchanged) == small.individual.model_dump(exclude=unchanged)
     assert resolve(settings.options()) == settings
 
 
