@@ -1,6 +1,7 @@
 """The plan of an evolution: what is learned in which order, and the fingerprints that a checkpoint depends on."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,8 @@ _AFTER_TASKS = {
         if name.startswith(("condense_", "distil_", "direct_", "privacy_"))
     ),
 }
+#: Later settings, with the values that leave the tasks as they were: a checkpoint from before can still be used.
+_AS_BEFORE: Mapping[str, object] = {"parts": 1, "classifier": "mlp"}
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {
     "cycles",
@@ -156,7 +159,7 @@ class EvolutionPlan:
             _first_widths(settings),
             channels=channels,
             positions=_positions(height, width),
-            hidden=scaled(HIDDEN, settings.width),
+            hidden=0 if settings.classifier == "linear" else scaled(HIDDEN, settings.width),
             dropout=settings.dropout,
             generator=random["weights"],
         )
@@ -216,8 +219,8 @@ def _positions(height: int, width: int) -> int:
 
 
 def _setup(images: CollectiveImages, settings: CollectiveSettings, seed: int, device: torch.device) -> str:
-    # One part is the ordinary batch, as it was before there were parts.
-    ordinary = {"parts"} if settings.parts == 1 else set[str]()
+    # Settings that mean what was meant before they were there.
+    ordinary = {name for name, value in _AS_BEFORE.items() if getattr(settings, name) == value}
     digest = hashlib.sha256(settings.model_dump_json(exclude=_AFTER_TASKS | _OF_CYCLES | ordinary).encode())
     digest.update(f"seed {seed}, {torch.get_num_threads()} threads, {device.type}".encode())
     for array in (images.train_images, images.train_labels, images.heldout_images, images.heldout_labels):

@@ -35,6 +35,9 @@ class CollectiveSettings(BaseModel):
     base_widths: tuple[int, ...] = Field(
         BASE_WIDTHS, min_length=13, max_length=13, description="channels of the convolutions, at width factor 1"
     )
+    classifier: Literal["mlp", "linear"] = Field(
+        "mlp", description="behind the convolutions: two hidden layers (the paper's), or none"
+    )
     tasks: int = Field(13, ge=1, description="sequential tasks; 13 partition the 64 base classes")
     classes_per_task: int = Field(5, ge=2)
     strategy: Strategy = Field("replay", description="against forgetting; none is the paper's")

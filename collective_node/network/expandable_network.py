@@ -22,13 +22,13 @@ def scaled(channels: int, width: float) -> int:
 
 
 class ExpandableNetwork(nn.Module):
-    """Convolution blocks and a classifier of two hidden layers, whose convolutions widen and whose outputs grow.
+    """Convolution blocks and a classifier, whose convolutions widen and whose outputs grow.
 
     Args:
         widths: output channels of each block.
         channels: channels of the input images.
         positions: positions of the last feature map that reach the classifier (1 for 32x32 images).
-        hidden: units of each hidden layer.
+        hidden: units of each of the classifier's two hidden layers; 0: it has none.
         dropout: probability of dropping a hidden unit in training.
         generator: source of the initial weights (CPU).
     """
@@ -75,11 +75,13 @@ class ExpandableNetwork(nn.Module):
 
 
 def build_classifier(features: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The thin classifier: two hidden layers with ReLU and dropout, then one output per class (none yet)."""
-    output = nn.Linear(hidden, 1)  # created with one row, because torch warns of a layer without rows
+    """The thin classifier: two hidden layers with ReLU and dropout, or none, then one output per class (none yet)."""
+    output = nn.Linear(hidden or features, 1)  # created with one row, because torch warns of a layer without rows
     replace_parameter(output, "weight", output.weight.detach()[:0])
     replace_parameter(output, "bias", output.bias.detach()[:0])
     output.out_features = 0
+    if hidden == 0:
+        return nn.Sequential(nn.Flatten(), output)
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(features, hidden),

@@ -21,7 +21,7 @@ class Responses:
 
     Attributes:
         logits: ``[N, C]``, an output per known class, before any softmax.
-        features: ``[N, F]``, the classifier's last hidden layer after ReLU.
+        features: ``[N, F]``, what the classifier's last layer takes, after ReLU.
 
     Raises:
         ValueError: the shapes are not these, or no class is known.

@@ -13,11 +13,11 @@ from collective_node.network.growth_steps import add_outputs, deepen, widen
 WIDTHS = (4, 4, 6, 6, 8, 8, 8, 8, 8, 8, 8, 8, 8)
 
 
-def network(positions: int = 1, seed: int = 0) -> ExpandableNetwork:
+def network(positions: int = 1, seed: int = 0, hidden: int = 16) -> ExpandableNetwork:
     """A narrow network with statistics and affine parameters away from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    made = ExpandableNetwork(WIDTHS, positions=positions, hidden=16, dropout=0.5, generator=generator)
+    made = ExpandableNetwork(WIDTHS, positions=positions, hidden=hidden, dropout=0.5, generator=generator)
     add_outputs(made, 5, generator)
     for layer in made.layers:
         nn.init.uniform_(layer.norm.weight, 0.5, 1.5)
@@ -32,9 +32,10 @@ def images(side: int = 32) -> Tensor:
     return torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("hidden", [0, 16])
 @pytest.mark.parametrize("index", range(13))
-def test_widening_preserves_the_function(index: int) -> None:
-    made, x = network(), images()
+def test_widening_preserves_the_function(index: int, hidden: int) -> None:
+    made, x = network(hidden=hidden), images()
     before = made(x)
     widths = made.widths
     widen(made, index, 3, torch.Generator().manual_seed(2))
@@ -43,8 +44,9 @@ def test_widening_preserves_the_function(index: int) -> None:
     torch.testing.assert_close(made(x), before, rtol=1e-5, atol=1e-5)
 
 
-def test_widening_in_front_of_the_classifier_with_several_positions() -> None:
-    made, x = network(positions=4), images(64)
+@pytest.mark.parametrize("hidden", [0, 16])
+def test_widening_in_front_of_the_classifier_with_several_positions(hidden: int) -> None:
+    made, x = network(positions=4, hidden=hidden), images(64)
     before = made(x)
     widen(made, 12, 8, torch.Generator().manual_seed(2))
     torch.testing.assert_close(made(x), before, rtol=1e-5, atol=1e-5)
