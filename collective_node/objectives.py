@@ -39,11 +39,11 @@ class CrossEntropy:
 
 
 def labelled_loss(logits: Tensor, outputs: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy of ``logits [n, outputs]`` with the labels ``[n]``, over the images that have one, divided by n."""
+    """Mean cross-entropy of ``logits [n, outputs]`` with the labels ``[n]``, over the images that have one; else 0."""
     loss = nn.functional.cross_entropy(
         logits, outputs, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum"
     )
-    return loss / len(outputs)
+    return loss / (outputs >= 0).sum().clamp(min=1)
 
 
 @dataclass(frozen=True)

@@ -209,11 +209,17 @@ def _condense(evolution: Evolution, collective: Collective, form: CompactForm, t
     def observe(step: int, steps: int) -> None:
         evolution.events.append("condense", step + 1, steps, f"a compact network, form {form}")
 
+    if recipe.stream and evolution.open_world is not None:
+        data = data.with_unlabelled(evolution.open_world.unnamed(collective), recipe.stream)
     knowledge: Knowledge | None = None
     if recipe.distils:
         knowledge = ask(collective.network, data, data.every_row)
+    epochs = recipe.epochs
+    if epochs is None:
+        condensed = len(_taught("condensed", collective, settings))
+        epochs = settings.condense_epochs * condensed / len(data)
     random = collective.random.copy()
-    return condense(collective.network, top, data, recipe, settings, random, knowledge, observe)
+    return condense(collective.network, top, data, recipe, epochs, settings, random, knowledge, observe)
 
 
 def _choose(evolution: Evolution, collective: Collective) -> Chosen:

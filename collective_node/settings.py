@@ -102,6 +102,9 @@ class CollectiveSettings(BaseModel):
     )
     condense_frozen: bool = Field(True, description="whether those layers and the collective's classifier stay")
     condense_known: bool = Field(True, description="whether the condensed form learns named classes besides the base's")
+    condense_stream: float = Field(
+        0.0, ge=0, lt=1, description="share of a batch that distils from images of the stream that nobody named"
+    )
     condense_classifier: CompactClassifier = Field(
         "mlp", description="behind the compact network's features, while it is trained and not frozen"
     )
@@ -111,7 +114,7 @@ class CollectiveSettings(BaseModel):
     distil_features: float = Field(0.0, ge=0, description="weight of the likeness to the collective's features")
     distil_relations: float = Field(0.0, ge=0, description="weight of the likeness of relations between images")
     direct_epochs: float | None = Field(
-        None, gt=0, description="passes of the forms direct and direct-inherited; none: as condensing"
+        None, gt=0, description="passes of the forms direct and direct-inherited; none: as many batches as condensing"
     )
     fisher_estimator: Estimator = "sampled"
     fisher_samples: int = Field(1024, ge=1)

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from protocol.learngene.images import DeviceImages
@@ -17,11 +19,24 @@ class TrainingSet:
         images: on the device.
         rows: row numbers in ``images``, int64 ``[n]`` for each class that is trained on.
         targets: the network's output for each label, int64 ``[labels]`` on the device; -1 if it has none.
+        unlabelled: row numbers of images without a label, int64 ``[m]``; their output is -1.
+        share: of each balanced batch that is drawn from those.
     """
 
     images: DeviceImages
     rows: tuple[Tensor, ...]
     targets: Tensor
+    unlabelled: Tensor | None = None
+    share: float = 0.0
+
+    def with_unlabelled(self, pixels: NDArray[np.uint8], share: float) -> "TrainingSet":
+        """The same images and further ones ``[m, H, W, C]`` that nobody named."""
+        images, labels = self.images, self.images.labels
+        more = torch.from_numpy(np.array(pixels)).to(self.device)
+        nameless = labels.new_full((len(more),), len(self.targets))
+        joined = DeviceImages(torch.cat([images.pixels, more]), torch.cat([labels, nameless]), images.mean, images.std)
+        targets = torch.cat([self.targets, self.targets.new_full((1,), -1)])
+        return TrainingSet(joined, self.rows, targets, torch.arange(len(images), len(joined)), share)
 
     def __len__(self) -> int:
         return sum(len(rows) for rows in self.rows)
@@ -33,8 +48,8 @@ class TrainingSet:
 
     @property
     def every_row(self) -> Tensor:
-        """All row numbers ``[N]``, class by class."""
-        return torch.cat(self.rows)
+        """All row numbers ``[N]``, class by class, then those of images without a label."""
+        return torch.cat([*self.rows, *([] if self.unlabelled is None else [self.unlabelled])])
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images ``[n, C, H, W]`` of the rows ``index [n]``, and their outputs ``[n]``."""
@@ -47,14 +62,23 @@ class TrainingSet:
             yield self.batch(index)
 
     def balanced(self, steps: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Batches of row numbers, see :func:`class_balanced_batches`."""
-        return class_balanced_batches(self.rows, steps, batch_size, generator)
+        """Batches of row numbers, see :func:`class_balanced_batches`; of them ``share`` without a label."""
+        if self.unlabelled is None:
+            yield from class_balanced_batches(self.rows, steps, batch_size, generator)
+            return
+        nameless = round(self.share * batch_size)
+        labelled = class_balanced_batches(self.rows, steps, batch_size - nameless, generator)
+        others = class_balanced_batches([self.unlabelled], steps, nameless, generator)
+        for ours, theirs in zip(labelled, others, strict=True):
+            # Mixed, so that every part of a batch has its share of them.
+            yield torch.cat([ours, theirs])[torch.randperm(batch_size, generator=generator)]
 
     def distinct(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` different row numbers, or all if there are fewer: one class after the other in turn.
 
         A Fisher diagonal states how many images it was taken from, so no image may count twice.
         """
+        assert self.unlabelled is None
         wanted = min(count, len(self))
         drawn = list(dict.fromkeys(torch.cat(list(self.balanced(1, count, generator))).tolist()))
         if len(drawn) < wanted:  # some class ran out

@@ -39,14 +39,16 @@ class Recipe:
         frozen: whether these layers and the collective's classifier stay as they are, so that only the stem learns.
         distils: whether it learns from the collective besides the labels.
         known: whether it learns every class that the collective knows; else the base classes alone.
-        epochs: passes over the images of its classes.
+        stream: share of a batch that has no label: images that the collective saw and nobody named.
+        epochs: passes over the labelled images of its classes; None: as many batches as the condensed form has.
     """
 
     inherits: bool
     frozen: bool
     distils: bool
     known: bool
-    epochs: float
+    stream: float
+    epochs: float | None
 
 
 def recipe_of(form: CompactForm, settings: CollectiveSettings) -> Recipe:
@@ -61,6 +63,7 @@ def recipe_of(form: CompactForm, settings: CollectiveSettings) -> Recipe:
             frozen=settings.condense_frozen,
             distils=settings.distils,
             known=settings.condense_known,
+            stream=settings.condense_stream if settings.distils else 0.0,
             epochs=settings.condense_epochs,
         )
     return Recipe(
@@ -68,7 +71,8 @@ def recipe_of(form: CompactForm, settings: CollectiveSettings) -> Recipe:
         frozen=False,
         distils=False,
         known=False,
-        epochs=settings.direct_epochs or settings.condense_epochs,
+        stream=0.0,
+        epochs=settings.direct_epochs,
     )
 
 
@@ -93,6 +97,7 @@ def condense(
     top: int,
     data: TrainingSet,
     recipe: Recipe,
+    epochs: float,
     settings: CollectiveSettings,
     random: RandomStates,
     knowledge: Knowledge | None = None,
@@ -106,6 +111,7 @@ def condense(
         network: the collective's; it stays as it is.
         top: number of top layers, fewer than the network has.
         data: the collective's training images of the classes that it learns.
+        epochs: passes over the labelled images of ``data``.
         random: draws weights, batches, augmentation and dropout.
         knowledge: of the network, about the images of ``data``; needed where the recipe distils.
 
@@ -149,7 +155,7 @@ def condense(
         model,
         trained,
         data,
-        recipe.epochs,
+        epochs,
         settings=settings,
         learning_rate=settings.condense_learning_rate,
         random=random,

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+from numpy.typing import NDArray
 
 from collective_node import continual_training
 from collective_node.collective import Collective
@@ -55,6 +56,11 @@ class OpenWorld:
         self._settings, self._annotator, self._evaluation, self._events = settings, annotator, evaluation, events
         self.stream = Stream(stream, evaluation.heldout, annotator.truth, plan.untaught, settings)
         self.setup = cycle_setup(settings, stream, annotator.truth)
+
+    def unnamed(self, collective: Collective) -> NDArray[np.uint8]:
+        """Images ``[n, H, W, C]`` of the stream that no annotator named."""
+        named = [row for one in collective.named for row in one.rows]
+        return np.delete(self.stream.images, named, axis=0)
 
     def add_named(self, collective: Collective, named: Named) -> list[int]:
         """Give a collective the images of the stream that an annotator named.

@@ -50,3 +50,21 @@ def test_a_batch_is_the_images_of_its_rows_with_the_outputs_of_their_labels() ->
     found = list(data.batches(data.every_row, size=3))
     assert [len(outputs) for _, outputs in found] == [3, 3, 1]
     assert torch.equal(torch.cat([x for x, _ in found]), data.images.batch(data.every_row)[0])
+
+
+def test_images_without_a_label_fill_their_share_of_every_batch_and_have_no_output() -> None:
+    data = made_set(2, 6, 4)
+    more = np.random.default_rng(1).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    joined = data.with_unlabelled(more, 0.25)
+    assert len(joined) == len(data) == 10
+    assert joined.every_row.tolist() == [*data.every_row.tolist(), *range(12, 17)]
+    batches = list(joined.balanced(5, 8, torch.Generator().manual_seed(0)))
+    for batch in batches:
+        _, outputs = joined.batch(batch)
+        assert (outputs == -1).tolist() == (batch >= 12).tolist()
+        assert torch.bincount(outputs + 1).tolist() == [2, 3, 3]
+    nameless = torch.cat(batches)
+    assert torch.bincount(nameless[nameless >= 12] - 12).tolist() == [2] * 5  # each before any again
+    x, _ = joined.batch(torch.tensor([13]))
+    own = DeviceImages(torch.from_numpy(more), torch.zeros(5).long(), data.images.mean, data.images.std)
+    assert torch.equal(x, own.batch(torch.tensor([1]))[0])

@@ -66,7 +66,9 @@ def made_network(seed: int = 0) -> ExpandableNetwork:
 
 
 def made_condensed(network: ExpandableNetwork, top: int = 3) -> CompactNetwork:
-    return condense(network, top, DATA, recipe_of("condensed", SETTINGS), SETTINGS, RandomStates(1))
+    return condense(
+        network, top, DATA, recipe_of("condensed", SETTINGS), SETTINGS.condense_epochs, SETTINGS, RandomStates(1)
+    )
 
 
 @pytest.fixture(scope="module")
