@@ -48,6 +48,10 @@ class Trained(NamedTuple):
     loss: float
     retain_weight: float | None
 
+    def then(self, other: "Trained") -> "Trained":
+        """Both trainings, one after the other."""
+        return Trained(self.steps + other.steps, other.loss, other.retain_weight)
+
 
 def train(
     collective: Collective,
@@ -57,6 +61,7 @@ def train(
     settings: CollectiveSettings,
     events: StepEvents,
     watch: Callable[[list[Tensor]], None] | None = None,
+    learning_rate: float | None = None,
 ) -> Trained:
     """Train a collective's network on the images of ``classes``.
 
@@ -65,6 +70,7 @@ def train(
         classes: numbers of known classes; with the strategy ``replay`` the earlier ones are among them.
         epochs: passes over the images of these classes.
         strategy: ``ewc`` adds the penalty of the earlier tasks, if there is one.
+        learning_rate: the peak; None: that of the settings.
         watch: gets the weight gradients of all convolutions of every eighth batch.
 
     Raises:
@@ -92,7 +98,7 @@ def train(
         collective.training_set(classes),
         epochs,
         settings=settings,
-        learning_rate=settings.learning_rate,
+        learning_rate=learning_rate or settings.learning_rate,
         random=collective.random,
         momentum=collective.momentum,
         regularise=regularise,

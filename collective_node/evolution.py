@@ -152,6 +152,13 @@ class Evolution:
             collective, classes, settings.epochs, settings.strategy, settings, events, collective.trend.observe
         )
         collective.trend.end_task()
+        if settings.consolidate_epochs and number == len(plan.sequence) - 1:
+            events = StepEvents(self.events, "consolidate", f"consolidating {len(collective.known)} classes")
+            trained = trained.then(
+                continual_training.train(
+                    collective, collective.known, settings.consolidate_epochs, "replay", settings, events
+                )
+            )
         if settings.strategy == "ewc":
             continual_training.anchor(collective, classes, settings)
         network, evaluation = collective.network, self.evaluation

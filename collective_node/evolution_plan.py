@@ -37,13 +37,14 @@ _AFTER_TASKS = {
     ),
 }
 #: Later settings, with the values that leave the tasks as they were: a checkpoint from before can still be used.
-_AS_BEFORE: Mapping[str, object] = {"parts": 1, "classifier": "mlp"}
+_AS_BEFORE: Mapping[str, object] = {"parts": 1, "classifier": "mlp", "consolidate_epochs": 0.0}
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {
     "cycles",
     "classes_per_cycle",
     "examples",
     "open_epochs",
+    "open_learning_rate",
     "score",
     "threshold",
     "keep_known",

@@ -51,6 +51,9 @@ class CollectiveSettings(BaseModel):
     epochs: float = Field(
         0.7, gt=0, description="passes over the images of all known classes (none, ewc: of the task) a task"
     )
+    consolidate_epochs: float = Field(
+        0.0, ge=0, description="passes over the images of all known classes after the last task, strategy replay"
+    )
     batch_size: int = Field(64, ge=2)
     parts: int = Field(
         1, ge=1, le=64, description="of a batch, computed side by side, each with BatchNorm statistics of its own"
@@ -68,6 +71,7 @@ class CollectiveSettings(BaseModel):
         100, ge=0, description="further images of each class named that the oracle gives, besides the unknown set's"
     )
     open_epochs: float = Field(0.7, gt=0, description="passes over the images of all known classes a cycle")
+    open_learning_rate: float | None = Field(None, gt=0, description="in a cycle; none: as in the tasks")
     score: Score = Field("max-logit", description="how unknown an image is; msp is Eq. 2")
     threshold: float | None = Field(None, description="lambda_open of Eq. 3; none: calibrated on held-out known images")
     keep_known: float = Field(0.95, gt=0, lt=1, description="share of held-out base images under the threshold")
@@ -167,6 +171,12 @@ class CollectiveSettings(BaseModel):
     def _parts_hold_images(self) -> "CollectiveSettings":
         if self.batch_size < 2 * self.parts:
             raise ValueError(f"batch_size must be at least {2 * self.parts}: two images for each of {self.parts} parts")
+        return self
+
+    @model_validator(mode="after")
+    def _consolidation_is_rehearsal(self) -> "CollectiveSettings":
+        if self.consolidate_epochs and self.strategy != "replay":
+            raise ValueError(f"consolidate_epochs trains on earlier classes again, which strategy={self.strategy} bars")
         return self
 
     @model_validator(mode="after")

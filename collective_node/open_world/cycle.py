@@ -161,7 +161,15 @@ class OpenWorld:
         collective.learn_classes(new)
         classes = list(collective.known) if strategy == "replay" else new
         events = StepEvents(self._events, "cycle", f"{where}, {len(collective.known)} classes known")
-        trained = continual_training.train(collective, classes, settings.open_epochs, strategy, settings, events)
+        trained = continual_training.train(
+            collective,
+            classes,
+            settings.open_epochs,
+            strategy,
+            settings,
+            events,
+            learning_rate=settings.open_learning_rate,
+        )
         if strategy == "ewc":
             continual_training.anchor(collective, classes, settings)
         return trained.steps, trained.retain_weight

@@ -10,6 +10,8 @@ import torch
 from collective_node import checkpoint
 from collective_node.collective import Collective
 from collective_node.records import Comparison
+from collective_node.settings import CollectiveSettings
+from collective_node.training import steps_for
 from protocol.errors import RunFailedError
 from tests.collective_node.made_evolution import (
     CLASSES,
@@ -140,3 +142,15 @@ def test_a_written_schedule_widens_and_deepens_and_a_late_layer_has_no_early_tre
         missing = [index for index, share in enumerate(row) if share is None]
         assert len(missing) == 15 - len(collective.tasks[number].widths)
         assert set(missing) <= {1, 7}
+
+
+def test_consolidation_trains_on_every_known_class_after_the_last_task_alone(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"consolidate_epochs": 2.0, "classifier": "linear"})
+    plain = evolution(tmp_path / "plain", SETTINGS.model_copy(update={"classifier": "linear"})).run()[0]
+    collective = evolution(tmp_path / "more", settings).run()[0]
+    batches = steps_for(2.0, sum(len(rows) for rows in collective.rows_of(collective.known)), settings.batch_size)
+    added = [more.steps - one.steps for more, one in zip(collective.tasks, plain.tasks, strict=True)]
+    assert added == [0] * (len(added) - 1) + [batches]
+    assert len(collective.network.classifier) == 2
+    with pytest.raises(ValueError, match="trains on earlier classes again, which strategy=none bars"):
+        CollectiveSettings(consolidate_epochs=1, strategy="none")
