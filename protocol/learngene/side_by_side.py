@@ -91,11 +91,13 @@ def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> li
     order.
     """
     listed = list(items)
-    if _workers.count == 1 or len(listed) == 1 or getattr(_workers.inside, "yes", False):
-        with _one_thread(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            return [work(item) for item in listed]
-    futures = [_workers.pool.submit(work, item) for item in listed]
-    errors = [future.exception() for future in futures]
+    with _threads_as_before():
+        if _workers.count == 1 or len(listed) == 1 or getattr(_workers.inside, "yes", False):
+            torch.set_num_threads(1)
+            with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+                return [work(item) for item in listed]
+        futures = [_workers.pool.submit(work, item) for item in listed]
+        errors = [future.exception() for future in futures]
     for error in errors:
         if error is not None:
             raise error
@@ -103,10 +105,12 @@ def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> li
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Operations of the calling thread use one thread inside."""
+def _threads_as_before() -> Iterator[None]:
+    """Give the calling thread, and those that begin later, the number of threads that it had inside an operation.
+
+    A number that a worker sets for itself would be the one that threads begin with from then on.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         yield
     finally:

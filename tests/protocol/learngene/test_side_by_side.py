@@ -71,6 +71,12 @@ def test_a_piece_begins_as_a_new_thread_does(count: int) -> None:
             assert side_by_side(look, range(2)) == [(1, True, False)] * 2
             assert not torch.is_grad_enabled()
         assert torch.get_num_threads() == 2
+        # So has a thread that begins after it: a node's next job, for one.
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [2]
     finally:
         torch.set_num_threads(before)
 
