@@ -12,7 +12,7 @@ from sims.data.division_choice import DivisionName
 from sims.data.images import count_images, load_source
 from sims.data.world_plan import WorldPlan, check_enough
 from sims.data.worlds import World, check_free, make_world
-from sims.run.options import DATA_VARIABLE, DIVISION_HELP, DIVISION_SEED_HELP
+from sims.run.options import DATA_VARIABLE, DIVISION_HELP, DIVISION_SEED_HELP, TEST_IMAGES_HELP
 from sims.run.settings import division_choice, typed_data
 
 _world = typer.Typer(no_args_is_help=False, help="Worlds: the private folders of the parties of a simulation.")
@@ -48,6 +48,7 @@ def make(
     target_tasks_10: Annotated[int, typer.Option(min=0, help="Target tasks with 10 images a class.")] = 40,
     target_tasks_20: Annotated[int, typer.Option(min=0, help="Target tasks with 20 images a class.")] = 10,
     ways: Annotated[int, typer.Option(min=2, help="Classes of a target task.")] = 5,
+    test_images: Annotated[int | None, typer.Option(min=1, help=TEST_IMAGES_HELP, show_default="all")] = None,
     division: Annotated[DivisionName, typer.Option(help=DIVISION_HELP)] = "own",
     division_seed: Annotated[int, typer.Option(min=0, help=DIVISION_SEED_HELP)] = 0,
     stand_in: Annotated[
@@ -75,6 +76,7 @@ def make(
         individuals=individuals,
         ways=ways,
         target_tasks={shots: n for shots, n in ((10, target_tasks_10), (20, target_tasks_20)) if n},
+        test_images=test_images,
     )
     choice = division_choice(division, division_seed)
     data = typed_data(data, stand_in=stand_in)

@@ -44,6 +44,7 @@ class WorldDescription(BaseModel):
 
     Attributes:
         division: which division of the dataset's classes this is; worlds of earlier versions have its own.
+        test_images: of each class in a target task; None, as in earlier versions: all.
     """
 
     model_config = _STRICT
@@ -56,6 +57,7 @@ class WorldDescription(BaseModel):
     individuals: int
     ways: int
     target_tasks: dict[str, int]
+    test_images: int | None = None
     duplicates: Duplicates
     counts: dict[str, dict[str, int]]
 
@@ -210,6 +212,7 @@ def _write(
         individuals=plan.individuals,
         ways=plan.ways,
         target_tasks={str(shots): plan.target_tasks[shots] for shots in plan.shots},
+        test_images=plan.test_images,
         duplicates=cut.duplicates,
         counts=counts,
     )

@@ -73,6 +73,7 @@ DIVISION_HELP = (
     "ones: settings are chosen there."
 )
 DIVISION_SEED_HELP = "Which tuning division."
+TEST_IMAGES_HELP = "Test images of each class in a target task, drawn anew for each."
 
 
 def _key(name: str) -> str:
@@ -105,6 +106,7 @@ class Options(BaseModel):
     target_tasks: Annotated[Text, Flag("the profile's")] = Field(
         "", description="Target tasks: 40, or by shots 10:40,20:10."
     )
+    test_images: Annotated[int, Flag("all")] = Field(0, ge=0, description=TEST_IMAGES_HELP)
     individuals: Annotated[int, Flag("1")] = Field(0, ge=0, description="Individuals that share the target tasks.")
     tasks: Annotated[int, Flag("the profile's")] = Field(0, ge=0, description="Sequential tasks of the collective.")
     width: Annotated[float, Flag("the profile's")] = Field(0.0, ge=0, description="Factor on the paper's layer widths.")

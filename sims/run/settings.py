@@ -44,6 +44,7 @@ class RunSettings(BaseModel):
         out: folder that holds the runs.
         folder: this run's own folder; None: a new one under ``out``.
         target_tasks: shots per class -> number of target tasks, over all individuals.
+        test_images: of each class in a target task; None, as in runs of earlier versions: all.
         threads: of each node process; 0: one for each core.
         resume: go on with the unfinished run that ``folder`` names, or with the latest of these settings in ``out``.
         collective, individual: the training numbers of the parties; ``set`` of the options changes any.
@@ -61,6 +62,7 @@ class RunSettings(BaseModel):
     out: Path
     folder: Path | None
     target_tasks: dict[int, int]
+    test_images: int | None = Field(default=None, ge=1)
     individuals: int = Field(ge=1, le=64)
     threads: Threads
     collective_device: Device
@@ -105,7 +107,7 @@ class RunSettings(BaseModel):
     @property
     def plan(self) -> WorldPlan:
         """The plan by which the images are cut."""
-        return WorldPlan(individuals=self.individuals, target_tasks=self.target_tasks)
+        return WorldPlan(individuals=self.individuals, target_tasks=self.target_tasks, test_images=self.test_images)
 
     def options(self) -> Options:
         """The options that resolve to these settings."""
@@ -120,6 +122,7 @@ class RunSettings(BaseModel):
             out=str(self.out),
             shots=",".join(str(shots) for shots in self.target_tasks),
             target_tasks=",".join(f"{shots}:{tasks}" for shots, tasks in self.target_tasks.items()),
+            test_images=self.test_images or 0,
             individuals=self.individuals,
             tasks=self.collective.tasks,
             width=self.collective.width,
@@ -223,6 +226,7 @@ def resolve(
             out=_folder("out", options.out or str(DEFAULT_OUT)),
             folder=_folder("folder", options.folder) if options.folder else None,
             target_tasks=_target_tasks(options.shots, options.target_tasks, profile),
+            test_images=options.test_images or None,
             individuals=options.individuals or individuals or _DEFAULT_INDIVIDUALS,
             threads=options.threads,
             collective_device=options.collective_device,

@@ -99,6 +99,7 @@ def test_target_tasks_by_shots(shots: str, tasks: str, expected: dict[int, int])
         ({"target-tasks": "4,5"}, "target-tasks"),
         ({"shots": "10", "target-tasks": "20:4"}, "20"),
         ({"individuals": 65}, "individuals"),
+        ({"test-images": -1}, "test-images"),
         ({"division": "novel"}, "division"),
         ({"division-seed": 1}, "division-seed is the seed of the tuning division"),
         ({"division": "tuning", "division-seed": -1}, "division-seed"),
@@ -198,6 +199,15 @@ def test_the_command_repeats_the_run(tmp_path: Path, dataset: DatasetName) -> No
         else:
             config[key] = type(defaults()[key])(value)
     assert from_run_config({**config, "set": join_changes(changes)}) == settings
+
+
+def test_a_task_s_test_images_are_all_or_a_number() -> None:
+    assert from_run_config({}).plan.test_images is None
+    settings = from_run_config({"test-images": 15})
+    assert settings.plan.test_images == 15
+    assert resolve(settings.options()) == settings
+    assert settings.command().endswith("--test-images 15")
+    assert settings.experiment() != from_run_config({}).experiment()
 
 
 def test_the_command_names_the_division(tmp_path: Path) -> None:
