@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from protocol.commands.terminal import make_app
 from protocol.errors import InputError
 from sims.cifar100.split import CIFAR100
 from sims.data import glyphs
@@ -88,7 +88,7 @@ def make_folder(root: Path) -> Path:
 
 def test_no_image_of_a_novel_class_of_the_dataset_is_read_or_reaches_a_party(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "mine")
-    app = make_app("A test.")
+    app = typer.Typer()
     register(app)
     app.command("other")(lambda: None)
     common = ["--data", str(folder), "--target-tasks-10", "3", "--target-tasks-20", "0"]
