@@ -85,13 +85,7 @@ def make(
     found, counts = count_images(data, dataset=name, stand_in=stand_in, choice=choice)
     check_enough(counts, found, plan)
     started = time.monotonic()
-    source = load_source(
-        data,
-        dataset=name,
-        stand_in=stand_in,
-        choice=choice,
-        say=say,
-    )
+    source = load_source(data, dataset=name, stand_in=stand_in, choice=choice, say=say)
     world = make_world(source, source.division, plan, seed, out)
     _show(world)
     say(f"Made in {time.monotonic() - started:.1f} s: {world.folder}")
