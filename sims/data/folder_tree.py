@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +42,10 @@ class FolderTree:
     def counts(self) -> dict[Part, dict[str, int]]:
         """Images by part and class."""
         return {part: {label: len(found) for label, found in by.items()} for part, by in self.files.items()}
+
+    def only(self, classes: Sequence[str]) -> "FolderTree":
+        """The same tree with these classes alone, in this order."""
+        return replace(self, files={part: {label: by[label] for label in classes} for part, by in self.files.items()})
 
 
 def is_tree(folder: Path, division: Division) -> bool:

@@ -1,9 +1,10 @@
 """Sources of images: a folder tree, the published CIFAR-100 archive, or the built-in stand-in."""
 
+import re
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from sims.cifar100.split import CIFAR100
 from sims.data import cifar100_archive, glyphs
 from sims.data.datasets import DATASETS, DatasetName, check_data_named
 from sims.data.division import SPLIT_FILE, Division, read_split
+from sims.data.division_choice import OWN, DivisionChoice
 from sims.data.folder_tree import FolderTree, Part, is_tree, list_tree, read_images
 from sims.data.picture_cache import drawing_digest, keep, kept, listing_digest
 
@@ -62,6 +64,7 @@ class ImageSource:
         train: training images.
         test: test images.
         reason: why these images are used (a stand-in says what was missing), or their place.
+        choice: which division of the classes this is.
     """
 
     name: str
@@ -71,19 +74,19 @@ class ImageSource:
     train: ImageSet
     test: ImageSet
     reason: str
+    choice: DivisionChoice = OWN
 
     @property
     def notice(self) -> str:
-        """The notice that every output must carry if the images are a stand-in; empty if they are real."""
-        return notice(self.name, self.kind, self.reason)
+        """The notice that every output must carry; empty for real images in the dataset's own division."""
+        return notice(self.name, self.kind, self.choice, self.reason)
 
 
-def notice(name: str, kind: Kind, reason: str = "") -> str:
-    """The notice that every output of a dataset carries; empty unless it is the stand-in."""
-    if kind != "stand-in":
-        return ""
+def notice(name: str, kind: Kind, choice: DivisionChoice = OWN, reason: str = "") -> str:
+    """The notice that every output of a dataset carries: for the stand-in and for the tuning division; else empty."""
     because = f" ({reason})" if reason else ""
-    return f"The images are the built-in stand-in '{name}', NOT CIFAR-100 or ImageNet100{because}."
+    stand_in = f"The images are the built-in stand-in '{name}', NOT CIFAR-100 or ImageNet100{because}."
+    return " ".join(filter(None, (stand_in if kind == "stand-in" else "", choice.notice)))
 
 
 def load_source(
@@ -91,6 +94,7 @@ def load_source(
     *,
     dataset: DatasetName = "cifar100",
     stand_in: bool = False,
+    choice: DivisionChoice = OWN,
     cache: Path = CACHE,
     say: Callable[[str], None] = lambda line: None,
 ) -> ImageSource:
@@ -105,6 +109,8 @@ def load_source(
         data: the user's folder; never replaced by the stand-in.
         dataset: decides on classes and size; every image is brought to it.
         stand_in: draw the stand-in without looking further.
+        choice: which division of the classes; in the tuning division no image of another class is kept, and of a
+            folder tree none is read.
         cache: folder of downloads, of the images that were decoded from large trees, and of the stand-in once drawn.
         say: gets one line before something slow.
 
@@ -113,14 +119,17 @@ def load_source(
     """
     check_data_named(dataset, data=data is not None, stand_in=stand_in)
     if stand_in:
-        return draw_stand_in("asked for", size=DATASETS[dataset].size, cache=cache)
+        return _divided(draw_stand_in("asked for", size=DATASETS[dataset].size, cache=cache), choice)
     if data is not None:
-        found = _find(data.expanduser(), dataset)
-        return _load_published_in(data.expanduser(), say) if found is None else _read_found(found, cache, say)
+        found = _find(data.expanduser(), dataset, choice)
+        if found is not None:
+            return _read_found(found, cache, say)
+        return _divided(_load_published_in(data.expanduser(), say), choice)
     problem = fetch_published(cache, say=say)
     if problem is not None:
-        return draw_stand_in(f"no data folder was given and CIFAR-100 could not be downloaded: {problem}", cache=cache)
-    return read_published(cache.expanduser())
+        reason = f"no data folder was given and CIFAR-100 could not be downloaded: {problem}"
+        return _divided(draw_stand_in(reason, cache=cache), choice)
+    return _divided(read_published(cache.expanduser()), choice)
 
 
 def fetch_published(cache: Path = CACHE, *, say: Callable[[str], None] = lambda line: None) -> str | None:
@@ -137,24 +146,30 @@ def fetch_published(cache: Path = CACHE, *, say: Callable[[str], None] = lambda 
 
 
 def count_images(
-    data: Path | None = None, *, dataset: DatasetName = "cifar100", stand_in: bool = False
+    data: Path | None = None,
+    *,
+    dataset: DatasetName = "cifar100",
+    stand_in: bool = False,
+    choice: DivisionChoice = OWN,
 ) -> tuple[Division, dict[Part, dict[str, int]]]:
     """Count the images that ``load_source`` will find, without reading one: the division, and images by part and class.
 
     Args:
-        data, dataset, stand_in: as of ``load_source``.
+        data, dataset, stand_in, choice: as of ``load_source``.
 
     Raises:
-        InputError: the folder is missing or must be given, has no known layout, or lacks classes or images.
+        InputError: the folder is missing or must be given, has no known layout, or lacks classes or images; there are
+            too few base classes for the tuning division.
     """
     check_data_named(dataset, data=data is not None, stand_in=stand_in)
     division, each = CIFAR100, _PUBLISHED
     if stand_in:
         division, each = glyphs.DIVISION, {"train": glyphs.TRAIN_PER_CLASS, "test": glyphs.TEST_PER_CLASS}
     elif data is not None:
-        found = _find(data.expanduser(), dataset)
+        found = _find(data.expanduser(), dataset, choice)
         if found is not None:
             return found.division, found.tree.counts
+    division = choice.apply(division)
     return division, {part: dict.fromkeys(division.classes, count) for part, count in each.items()}
 
 
@@ -200,15 +215,50 @@ def _enlarged(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Found:
-    """A folder tree, and the division and size of the images that are read from it."""
+    """A folder tree, and the division and size of the images that are read from it; it has no other classes."""
 
     name: str
     division: Division
     size: int
     tree: FolderTree
+    choice: DivisionChoice
+
+    @classmethod
+    def divided(cls, name: str, own: Division, size: int, root: Path, choice: DivisionChoice) -> "_Found":
+        """The tree in ``root``, of whose own division the chosen one is made."""
+        tree, division = list_tree(root, own), choice.apply(own)
+        return cls(choice.dataset_name(name), division, size, tree.only(_kept(own, choice)), choice)
 
 
-def _find(data: Path, dataset: DatasetName) -> _Found | None:
+def _kept(own: Division, choice: DivisionChoice) -> tuple[str, ...]:
+    """The classes that a choice leaves, in an order that does not depend on the seed."""
+    return own.base if choice.is_tuning else own.classes
+
+
+def _divided(source: ImageSource, choice: DivisionChoice) -> ImageSource:
+    """A source that has its own division under the chosen one, without images of classes that this leaves out."""
+    if not choice.is_tuning:
+        return source
+    division, classes = choice.apply(source.division), _kept(source.division, choice)
+    renumbered = np.full(len(source.classes), -1, np.int64)
+    renumbered[[source.classes.index(name) for name in classes]] = np.arange(len(classes))
+
+    def only(found: ImageSet) -> ImageSet:
+        labels = renumbered[found.labels]
+        return ImageSet(found.images[labels >= 0], labels[labels >= 0])
+
+    return replace(
+        source,
+        name=choice.dataset_name(source.name),
+        classes=classes,
+        division=division,
+        train=only(source.train),
+        test=only(source.test),
+        choice=choice,
+    )
+
+
+def _find(data: Path, dataset: DatasetName, choice: DivisionChoice) -> _Found | None:
     """Find the folder tree in ``data``; None if it holds the published CIFAR-100.
 
     Raises:
@@ -223,13 +273,13 @@ def _find(data: Path, dataset: DatasetName) -> _Found | None:
                 f"{data} holds no {SPLIT_FILE}: write one that lists the class folders under base, open_world and novel"
             )
         split = read_split(data / SPLIT_FILE)
-        name = data.resolve().name or dataset
+        name = _plain_name(data.resolve().name) or dataset
         if name in DATASETS:  # the paper's figures for the published division do not hold for this one
-            name = f"{name} (own split)"
-        return _Found(name, split.division, split.size, list_tree(data, split.division))
+            name = f"{name} own split"
+        return _Found.divided(name, split.division, split.size, data, choice)
     for folder in (data, data / dataset):
         if is_tree(folder, known.division):
-            return _Found(dataset, known.division, known.size, list_tree(folder, known.division))
+            return _Found.divided(dataset, known.division, known.size, folder, choice)
     if dataset == "cifar100" and ((data / _ARCHIVE_FOLDER).is_dir() or (data / _ARCHIVE).is_file()):
         return None
     raise InputError(
@@ -238,8 +288,14 @@ def _find(data: Path, dataset: DatasetName) -> _Found | None:
     )
 
 
+def _plain_name(text: str) -> str:
+    """A folder's name as results hold one: small letters, digits, and ``._-`` with single spaces for all else."""
+    return re.sub(r"[^a-z0-9._-]+", " ", text.lower()).strip(" ._-")[:60].strip()
+
+
 def _read_found(found: _Found, cache: Path, say: Callable[[str], None]) -> ImageSource:
-    tree, classes = found.tree, found.division.classes
+    tree = found.tree
+    classes = tuple(tree.files["train"])
     files = {part: [file for of_class in by.values() for file in of_class] for part, by in tree.files.items()}
     images = dict(zip(files, _pixels([*files.values()], found, cache, say), strict=True))
     labels = {
@@ -248,7 +304,7 @@ def _read_found(found: _Found, cache: Path, say: Callable[[str], None]) -> Image
     }
     sets = {part: ImageSet(images[part], labels[part]) for part in files}
     reason = f"from {tree.root}, {tree.layout}"
-    return ImageSource(found.name, "folder", classes, found.division, sets["train"], sets["test"], reason)
+    return ImageSource(found.name, "folder", classes, found.division, sets["train"], sets["test"], reason, found.choice)
 
 
 def _drawn(

@@ -8,11 +8,12 @@ import typer
 
 from protocol.output import PlainTable, console, plain, say
 from sims.data.datasets import DATASETS, dataset_name
+from sims.data.division_choice import DivisionName
 from sims.data.images import count_images, load_source
 from sims.data.world_plan import WorldPlan, check_enough
 from sims.data.worlds import World, check_free, make_world
-from sims.run.options import DATA_VARIABLE
-from sims.run.settings import typed_data
+from sims.run.options import DATA_VARIABLE, DIVISION_HELP, DIVISION_SEED_HELP, TEST_IMAGES_HELP
+from sims.run.settings import division_choice, typed_data
 
 _world = typer.Typer(no_args_is_help=False, help="Worlds: the private folders of the parties of a simulation.")
 
@@ -47,6 +48,9 @@ def make(
     target_tasks_10: Annotated[int, typer.Option(min=0, help="Target tasks with 10 images a class.")] = 40,
     target_tasks_20: Annotated[int, typer.Option(min=0, help="Target tasks with 20 images a class.")] = 10,
     ways: Annotated[int, typer.Option(min=2, help="Classes of a target task.")] = 5,
+    test_images: Annotated[int | None, typer.Option(min=1, help=TEST_IMAGES_HELP, show_default="all")] = None,
+    division: Annotated[DivisionName, typer.Option(help=DIVISION_HELP)] = "own",
+    division_seed: Annotated[int, typer.Option(min=0, help=DIVISION_SEED_HELP)] = 0,
     stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Draw the built-in stand-in images instead; they are no photographs.")
     ] = False,
@@ -61,6 +65,8 @@ def make(
 
       learngene world make folder --data ~/images/mine --out ~/world
 
+      learngene world make cifar100 --division tuning --data ~/images/cifar100 --out ~/world
+
       learngene world make cifar100 --stand-in --out /tmp/world
     """
     name = dataset_name(dataset)
@@ -70,19 +76,16 @@ def make(
         individuals=individuals,
         ways=ways,
         target_tasks={shots: n for shots, n in ((10, target_tasks_10), (20, target_tasks_20)) if n},
+        test_images=test_images,
     )
+    choice = division_choice(division, division_seed)
     data = typed_data(data, stand_in=stand_in)
     # Check both before a download of minutes.
     check_free(out.expanduser())
-    division, counts = count_images(data, dataset=name, stand_in=stand_in)
-    check_enough(counts, division, plan)
+    found, counts = count_images(data, dataset=name, stand_in=stand_in, choice=choice)
+    check_enough(counts, found, plan)
     started = time.monotonic()
-    source = load_source(
-        data,
-        dataset=name,
-        stand_in=stand_in,
-        say=say,
-    )
+    source = load_source(data, dataset=name, stand_in=stand_in, choice=choice, say=say)
     world = make_world(source, source.division, plan, seed, out)
     _show(world)
     say(f"Made in {time.monotonic() - started:.1f} s: {world.folder}")

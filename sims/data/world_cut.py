@@ -16,7 +16,7 @@ from sims.data.world_plan import WorldPlan, check_enough
 Rows = NDArray[np.int64]
 
 # Streams of the random generator: one for each thing that is drawn, so that none depends on how much another drew.
-_HALVES, STREAM, _SHARES, _TASK_CLASSES, _TASK_SUPPORT = range(5)
+_HALVES, STREAM, _SHARES, _TASK_CLASSES, _TASK_SUPPORT, _TASK_TEST = range(6)
 
 _ROLES = ("base", "open_world", "novel")  # in the order of a division's classes
 
@@ -156,7 +156,6 @@ def target_tasks(share: Share, number: int, plan: WorldPlan, seed: int) -> list[
     The classes of a task depend on the seed and the task alone, not on the number of individuals.
     """
     support_starts = np.cumsum([0, *(len(rows) for rows in share.support)])
-    test_starts = np.cumsum([0, *(len(rows) for rows in share.test)])
     tasks: list[dict[str, object]] = []
     for task in range(number, plan.tasks, plan.individuals):
         classes = np.random.default_rng([seed, _TASK_CLASSES, task]).choice(
@@ -174,9 +173,18 @@ def target_tasks(share: Share, number: int, plan: WorldPlan, seed: int) -> list[
                     for shots in plan.shots
                     if task < plan.target_tasks[shots]
                 },
-                "test": [
-                    row for index in classes for row in range(int(test_starts[index]), int(test_starts[index + 1]))
-                ],
+                "test": _test_rows(share, classes, plan, np.random.default_rng([seed, _TASK_TEST, task])),
             }
         )
     return tasks
+
+
+def _test_rows(share: Share, classes: NDArray[np.int64], plan: WorldPlan, rng: np.random.Generator) -> list[int]:
+    """The test images of a task: of each class all, or so many as the plan says."""
+    starts = np.cumsum([0, *(len(rows) for rows in share.test)])
+    rows: list[int] = []
+    for index in classes:
+        there = np.arange(starts[index], starts[index + 1])
+        chosen = there if plan.test_images is None else np.sort(rng.choice(there, plan.test_images, replace=False))
+        rows += chosen.tolist()
+    return rows

@@ -20,6 +20,8 @@ class WorldPlan(BaseModel):
         ways: classes of a target task.
         target_tasks: for each shot count (support images a class) the number of target tasks; task ``t`` has a shot
             count when ``t`` is below its number, so the tasks of the smaller number are the first of the larger.
+        test_images: test images of each class in a target task, drawn anew for each task; None: all that the
+            individual has.
         fewest_train_images: training images that every base class must have for the collective.
         fewest_test_images: test images that every novel class must have for each individual.
     """
@@ -31,6 +33,7 @@ class WorldPlan(BaseModel):
     target_tasks: Mapping[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
         default_factory=lambda: {10: 40, 20: 10}, min_length=1
     )
+    test_images: int | None = Field(default=None, ge=1)
     fewest_train_images: int = Field(default=10, ge=1)
     fewest_test_images: int = Field(default=10, ge=1)
 
@@ -62,7 +65,8 @@ def check_enough(counts: Mapping[Part, Mapping[str, int]], division: Division, p
     if plan.individuals > plan.tasks:
         raise InputError(f"{plan.individuals} individuals but {plan.tasks} target tasks: ask for more tasks")
     base: Mapping[Part, int] = {"train": plan.fewest_train_images, "test": 2}
-    novel: Mapping[Part, int] = {"train": plan.shots[-1], "test": plan.fewest_test_images}
+    fewest_test = max(plan.fewest_test_images, plan.test_images or 0)
+    novel: Mapping[Part, int] = {"train": plan.shots[-1], "test": fewest_test}
     for part, of in counts.items():
         for names, fewest in ((division.base, base[part]), (division.open_world, 1)):
             for name in names:
@@ -73,5 +77,5 @@ def check_enough(counts: Mapping[Part, Mapping[str, int]], division: Division, p
             if each < novel[part]:
                 raise InputError(
                     f"novel class {name} has {of[name]} usable {part} images, {each} for each of {plan.individuals} "
-                    f"individuals; {novel[part]} are needed: use fewer individuals or shots"
+                    f"individuals; {novel[part]} are needed: use fewer individuals, shots or test images"
                 )

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from protocol.errors import InputError
 from protocol.files.atomic import make_folder
 from sims.data.division import Division
+from sims.data.division_choice import OWN, DivisionChoice
 from sims.data.images import ImageSet, ImageSource, Kind, notice
 from sims.data.world_cut import STREAM, Cut, Duplicates, Rows, cut_images, target_tasks
 from sims.data.world_plan import WorldPlan
@@ -39,17 +40,24 @@ class Dataset(BaseModel):
 
 
 class WorldDescription(BaseModel):
-    """``world.json``: the description beside the party folders, without data about any single image."""
+    """``world.json``: the description beside the party folders, without data about any single image.
+
+    Attributes:
+        division: which division of the dataset's classes this is; worlds of earlier versions have its own.
+        test_images: of each class in a target task; None, as in earlier versions: all.
+    """
 
     model_config = _STRICT
 
     format: Literal[1]
     dataset: Dataset
+    division: DivisionChoice = OWN
     notice: str
     seed: int
     individuals: int
     ways: int
     target_tasks: dict[str, int]
+    test_images: int | None = None
     duplicates: Duplicates
     counts: dict[str, dict[str, int]]
 
@@ -84,7 +92,7 @@ class World:
 
     @property
     def notice(self) -> str:
-        """The notice that every output carries about the images; empty if they are real."""
+        """The notice that every output carries: about images that are not real, and the tuning division; or empty."""
         return self.description.notice
 
 
@@ -198,11 +206,13 @@ def _write(
     description = WorldDescription(
         format=FORMAT,
         dataset=Dataset(name=source.name, source=source.kind),
-        notice=notice(source.name, source.kind),
+        division=source.choice,
+        notice=notice(source.name, source.kind, source.choice),
         seed=seed,
         individuals=plan.individuals,
         ways=plan.ways,
         target_tasks={str(shots): plan.target_tasks[shots] for shots in plan.shots},
+        test_images=plan.test_images,
         duplicates=cut.duplicates,
         counts=counts,
     )

@@ -118,7 +118,7 @@ FIGURES: Mapping[str, Callable[[Leakage], bytes | None]] = {
 
 def _title(figure: Figure, found: Leakage, text: str) -> None:
     source = f"{found.dataset}, profile {found.profile}, seed {found.run_seed}"
-    note = f"STAND-IN IMAGES · {source}" if found.notice else source
+    note = f"STAND-IN IMAGES · {source}" if found.source == "stand-in" else source
     figure.suptitle(f"{text}\n{note}", fontsize=11, color="#A03000" if found.notice else "black")
 
 

@@ -19,6 +19,7 @@ from protocol.exchange import audit
 from protocol.files.atomic import write_atomically
 from protocol.node.metrics import METRICS_FILE, Percent, read_metrics
 from sims.data import images
+from sims.data.division_choice import DivisionChoice
 from sims.results.comparison import METHODS, compare
 from sims.results.models import CollectiveResult, Crossing, Curve, Dataset, MethodResult, NodeFacts, Results
 from sims.results.statistics import mean_interval
@@ -26,7 +27,7 @@ from sims.run.run_folder import individuals_of, read_record, read_settings, stat
 
 _Metrics = TypeVar("_Metrics", bound=BaseModel)
 
-#: Follows the notice of the stand-in.
+#: Follows the notice of the stand-in and of the tuning division.
 NOT_COMPARABLE = "These figures cannot be compared with the paper's."
 
 
@@ -56,7 +57,7 @@ def collect(run_folder: Path) -> Results:
     seconds = {"run": record.seconds, "collective": _seconds(told)}
     seconds |= {party: found.seconds for party, found in metrics.items()}
     results = Results(
-        dataset=_dataset(run_folder),
+        dataset=_dataset(run_folder, settings.choice),
         profile=settings.profile,
         seed=settings.seed,
         methods={method: {n: _result(tasks) for n, tasks in by.items()} for method, by in accuracies.items()},
@@ -168,7 +169,7 @@ def _facts(
     )
 
 
-def _dataset(run_folder: Path) -> Dataset:
+def _dataset(run_folder: Path, choice: DivisionChoice) -> Dataset:
     path = run_folder / "world" / "collective" / "manifest.json"
     try:
         found = strict_json.parse_object(path.read_bytes()).get("dataset")
@@ -177,10 +178,11 @@ def _dataset(run_folder: Path) -> Dataset:
     if not isinstance(found, dict):
         raise RunFailedError(f"{path} does not say which dataset it is")
     try:
-        dataset = Dataset.model_validate({"name": found.get("name"), "source": found.get("source"), "notice": None})
+        facts = {"name": found.get("name"), "source": found.get("source"), "division": choice, "notice": None}
+        dataset = Dataset.model_validate(facts)
     except ValidationError as error:
         raise RunFailedError(f"{path}: {fault_line(error)}") from None
-    notice = images.notice(dataset.name, dataset.source)
+    notice = images.notice(dataset.name, dataset.source, choice)
     return dataset.model_copy(update={"notice": f"{notice} {NOT_COMPARABLE}" if notice else None})
 
 

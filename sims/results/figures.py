@@ -421,14 +421,12 @@ def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
 
 
 def _title(figure: Figure, results: Results, text: str) -> None:
-    """The title, the run it belongs to, and in plain words that the images are the stand-in, if they are."""
+    """The title, the run it belongs to, and in plain words if the images are the stand-in or divided for tuning."""
     source = f"{results.dataset.name}, profile {results.profile}, seed {results.seed}"
     if results.dataset.notice is None:
         figure.suptitle(f"{text}\n{source}", fontsize=11)
     else:
-        figure.suptitle(
-            f"{text}\nSTAND-IN IMAGES, NOT CIFAR-100 OR IMAGENET100 · {source}", fontsize=10, color="#A03000"
-        )
+        figure.suptitle(f"{text}\n{results.dataset.warning} · {source}", fontsize=10, color="#A03000")
 
 
 def _png(figure: Figure) -> bytes:

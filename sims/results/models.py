@@ -15,6 +15,7 @@ from protocol.encoding.earlier_words import in_format_2
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import read_given
 from protocol.node.metrics import Name, Percent
+from sims.data.division_choice import OWN, DivisionChoice
 from sims.results import result_bounds
 from sims.results.paper_figures import PAPER_FIGURES, PaperFigures
 
@@ -32,13 +33,21 @@ _MAX_BYTES = 256 << 20
 
 
 class Dataset(BaseModel):
-    """Name and source of the images; ``notice`` is a sentence for every output if they are the stand-in."""
+    """Name and source of the images, and the division of their classes (earlier versions: the dataset's own);
+    ``notice`` is for every output if they are the stand-in, or divided for tuning."""
 
     model_config = _FROZEN
 
     name: Name
     source: Source
+    division: DivisionChoice = OWN
     notice: str | None
+
+    @property
+    def warning(self) -> str:
+        """The notice in a few words, for the title of a figure; empty if there is none."""
+        stand_in = "STAND-IN IMAGES, NOT CIFAR-100 OR IMAGENET100" if self.source == "stand-in" else ""
+        return ", ".join(filter(None, (stand_in, "TUNING DIVISION" if self.division.is_tuning else "")))
 
 
 class MethodResult(BaseModel):

@@ -230,10 +230,12 @@ def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], Non
         world = load_world(folder)
     else:
         say("the images are loaded, and each party's own are put in its folder")
-        source = load_source(settings.data, dataset=settings.dataset, stand_in=settings.stand_in, say=say)
+        source = load_source(
+            settings.data, dataset=settings.dataset, stand_in=settings.stand_in, choice=settings.choice, say=say
+        )
         world = make_world(source, source.division, settings.plan, settings.seed, folder)
     dataset = world.description.dataset
-    say(world.description.notice or f"the images are {dataset.name} ({dataset.source})")
+    say(" ".join(filter(None, (f"the images are {dataset.name} ({dataset.source})", world.notice))))
 
 
 def _parties(settings: RunSettings) -> list[tuple[Role, str]]:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from protocol.errors import InputError, fault_line
 from protocol.node.configuration import DEVICE_PATTERN
 from sims.data.datasets import DatasetName, dataset_name
+from sims.data.division_choice import DivisionName
 from sims.run.profiles import DEFAULT_PROFILE, PROFILES, ProfileName, profile_name
 
 #: A value of a run configuration (``flwr run --run-config``).
@@ -67,6 +68,12 @@ _PROFILES_HELP = (
     "The times are of cifar100."
 )
 _DEVICE_HELP = "auto, cpu, cuda or cuda:<number>."
+DIVISION_HELP = (
+    "own: the dataset's own classes for each role. tuning: its base classes alone, divided again, without its novel "
+    "ones: settings are chosen there."
+)
+DIVISION_SEED_HELP = "Which tuning division."
+TEST_IMAGES_HELP = "Test images of each class in a target task, drawn anew for each."
 
 
 def _key(name: str) -> str:
@@ -90,6 +97,8 @@ class Options(BaseModel):
         "downloaded; without it CIFAR-100 is downloaded, and without a network the built-in stand-in drawn.",
     )
     stand_in: bool = Field(False, description="Draw the stand-in; needs no data, no network.")
+    division: DivisionName = Field("own", description=DIVISION_HELP)
+    division_seed: Seed = Field(0, description=DIVISION_SEED_HELP)
     out: Annotated[Text, Flag(metavar="PATH", path=True, stands_for=str(DEFAULT_OUT))] = Field(
         "", description="Folder that holds the runs."
     )
@@ -97,6 +106,7 @@ class Options(BaseModel):
     target_tasks: Annotated[Text, Flag("the profile's")] = Field(
         "", description="Target tasks: 40, or by shots 10:40,20:10."
     )
+    test_images: Annotated[int, Flag("all")] = Field(0, ge=0, description=TEST_IMAGES_HELP)
     individuals: Annotated[int, Flag("1")] = Field(0, ge=0, description="Individuals that share the target tasks.")
     tasks: Annotated[int, Flag("the profile's")] = Field(0, ge=0, description="Sequential tasks of the collective.")
     width: Annotated[float, Flag("the profile's")] = Field(0.0, ge=0, description="Factor on the paper's layer widths.")

@@ -87,6 +87,8 @@ def run(
         _check_images(settings, console)
     folder = prepare(settings, now=datetime.fromtimestamp(clock(), UTC))
     console.print(plain(f"run folder     {folder}"), soft_wrap=True)
+    if settings.choice.notice:
+        console.print(plain(settings.choice.notice, "bold yellow"), soft_wrap=True)
     before = _record(folder)
     log: deque[str] = deque(maxlen=_LOG_LINES)
     with Interruption() as interruption:
@@ -112,7 +114,9 @@ def run(
 
 def _check_images(settings: RunSettings, console: Console) -> None:
     """Refuse too few images before anything is started, and download missing ones."""
-    division, counts = count_images(settings.data, dataset=settings.dataset, stand_in=settings.stand_in)
+    division, counts = count_images(
+        settings.data, dataset=settings.dataset, stand_in=settings.stand_in, choice=settings.choice
+    )
     check_enough(counts, division, settings.plan)
     if settings.collective.classes_per_task > len(division.base):
         raise InputError(

@@ -13,6 +13,7 @@ from individual_node.settings import IndividualSettings
 from protocol.errors import InputError, first_fault
 from protocol.learngene.architecture import Form
 from sims.data.datasets import DatasetName
+from sims.data.division_choice import DivisionChoice, DivisionName
 from sims.data.world_plan import WorldPlan
 from sims.run.changes import as_text, changed, join_changes, parse_changes
 from sims.run.options import (
@@ -39,9 +40,11 @@ class RunSettings(BaseModel):
         dataset: which classes and which size of images.
         data: folder of real images; None: CIFAR-100 is downloaded, or the stand-in drawn if that fails.
         stand_in: draw the stand-in even if real images are available.
+        division, division_seed: which division of the classes; runs of earlier versions have the dataset's own.
         out: folder that holds the runs.
         folder: this run's own folder; None: a new one under ``out``.
         target_tasks: shots per class -> number of target tasks, over all individuals.
+        test_images: of each class in a target task; None, as in runs of earlier versions: all.
         threads: of each node process; 0: one for each core.
         resume: go on with the unfinished run that ``folder`` names, or with the latest of these settings in ``out``.
         collective, individual: the training numbers of the parties; ``set`` of the options changes any.
@@ -54,9 +57,12 @@ class RunSettings(BaseModel):
     seed: Seed
     data: Path | None
     stand_in: bool
+    division: DivisionName = "own"
+    division_seed: Seed = 0
     out: Path
     folder: Path | None
     target_tasks: dict[int, int]
+    test_images: int | None = Field(default=None, ge=1)
     individuals: int = Field(ge=1, le=64)
     threads: Threads
     collective_device: Device
@@ -89,6 +95,11 @@ class RunSettings(BaseModel):
         return self
 
     @property
+    def choice(self) -> DivisionChoice:
+        """The division of the classes."""
+        return division_choice(self.division, self.division_seed)
+
+    @property
     def shots(self) -> tuple[int, ...]:
         """The shot counts, smallest first."""
         return tuple(self.target_tasks)
@@ -96,7 +107,7 @@ class RunSettings(BaseModel):
     @property
     def plan(self) -> WorldPlan:
         """The plan by which the images are cut."""
-        return WorldPlan(individuals=self.individuals, target_tasks=self.target_tasks)
+        return WorldPlan(individuals=self.individuals, target_tasks=self.target_tasks, test_images=self.test_images)
 
     def options(self) -> Options:
         """The options that resolve to these settings."""
@@ -106,9 +117,12 @@ class RunSettings(BaseModel):
             seed=self.seed,
             data=str(self.data or ""),
             stand_in=self.stand_in,
+            division=self.division,
+            division_seed=self.division_seed,
             out=str(self.out),
             shots=",".join(str(shots) for shots in self.target_tasks),
             target_tasks=",".join(f"{shots}:{tasks}" for shots, tasks in self.target_tasks.items()),
+            test_images=self.test_images or 0,
             individuals=self.individuals,
             tasks=self.collective.tasks,
             width=self.collective.width,
@@ -194,6 +208,7 @@ def resolve(
     if options.stand_in and options.data:
         raise InputError("stand-in and data exclude each other; give one of them")
     data = "" if options.stand_in else options.data or (environment or {}).get(DATA_VARIABLE, "")
+    choice = division_choice(options.division, options.division_seed)
     changes = _training_changes(options)
     try:
         collective = changed("collective", profile.collective, changes["collective"])
@@ -206,9 +221,12 @@ def resolve(
             seed=options.seed,
             data=_folder("data", data, must_exist=True) if data else None,
             stand_in=options.stand_in,
+            division=choice.name,
+            division_seed=choice.seed,
             out=_folder("out", options.out or str(DEFAULT_OUT)),
             folder=_folder("folder", options.folder) if options.folder else None,
             target_tasks=_target_tasks(options.shots, options.target_tasks, profile),
+            test_images=options.test_images or None,
             individuals=options.individuals or individuals or _DEFAULT_INDIVIDUALS,
             threads=options.threads,
             collective_device=options.collective_device,
@@ -225,6 +243,17 @@ def resolve(
 def _possible(methods: Sequence[str], forms: Sequence[Form]) -> tuple[str, ...]:
     """The methods that need no learngene, or one in these forms; ``scratch`` only borrows an architecture."""
     return tuple(name for name in methods if METHODS[name].form is None or METHODS[name].form in forms)
+
+
+def division_choice(name: DivisionName, seed: int) -> DivisionChoice:
+    """The division that two options ask for.
+
+    Raises:
+        InputError: a seed is given to the dataset's own division, which has none.
+    """
+    if seed and name == "own":
+        raise InputError("division-seed is the seed of the tuning division: give division tuning too, or leave it out")
+    return DivisionChoice(name=name, seed=seed)
 
 
 def check_connected(wanted: int, connected: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from protocol.encoding import canonical_json
 from protocol.exchange.audit import ALLOWED, NO_LINE
+from sims.run.options import Value
 from sims.run.run_folder import OpenRun, open_prepared, prepare
 from sims.run.settings import RunSettings, from_run_config
 
@@ -56,14 +57,21 @@ def make_run(
     run_id: str = "0" * 32,
     methods: Mapping[str, float] = METHODS,
     dataset: str = "cifar100",
+    division: str = "own",
 ) -> Path:
     """Write what two kinds of nodes leave; the accuracies are drawn from ``seed``. Returns the run's folder."""
-    settings = from_run_config(
-        {"out": str(out), "target-tasks": target_tasks, "individuals": individuals, "seed": seed, "profile": "smoke"}
-    )
+    config: dict[str, Value] = {
+        "out": str(out),
+        "target-tasks": target_tasks,
+        "individuals": individuals,
+        "seed": seed,
+        "profile": "smoke",
+        "division": division,
+    }
+    settings = from_run_config(config)
     run = open_run(settings, run_id=run_id)
     folder = run.folder
-    name = "glyphs" if source == "stand-in" else dataset
+    name = settings.choice.dataset_name("glyphs" if source == "stand-in" else dataset)
     _json(folder / "world" / "collective" / "manifest.json", {"dataset": {"name": name, "source": source}})
     _json(folder / "nodes" / "collective" / "state" / "metrics.json", collective_metrics(seed))
     generator = np.random.default_rng(seed)

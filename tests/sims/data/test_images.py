@@ -18,8 +18,11 @@ from protocol.errors import InputError
 from sims.cifar100.split import CIFAR100
 from sims.data import cifar100_archive, glyphs, images
 from sims.data.datasets import DATASETS
+from sims.data.division_choice import DivisionChoice
 from sims.data.images import count_images, draw_stand_in, load_source, read_published
 from sims.imagenet100.split import IMAGENET100
+from sims.results.models import Dataset
+from sims.results.paper_figures import PAPER_FIGURES
 from tests.sims.data.python2_pickle import pickled
 from tests.sims.made_tree import CLASSES, DIVISION, make_tree
 
@@ -110,6 +113,16 @@ def test_a_folder_of_ones_own_is_divided_by_its_split(tmp_path: Path) -> None:
     division, counts = count_images(tmp_path / "mine", dataset="folder")
     assert division == DIVISION
     assert counts == {part: dict.fromkeys(CLASSES, 2) for part in ("train", "test")}
+
+
+@pytest.mark.parametrize("name", ["cifar100", "My Pictures (2026)", "Fotos für mich", "写真", "_x", "x" * 200])
+def test_any_folder_s_name_becomes_one_that_results_hold(tmp_path: Path, name: str) -> None:
+    make_tree(split(tmp_path / name))
+    found = load_source(tmp_path / name, dataset="folder")
+    division = DivisionChoice(name="tuning", seed=2**31 - 1)
+    for text in (found.name, division.dataset_name(found.name)):
+        Dataset(name=text, source="folder", notice=None)
+        assert text not in PAPER_FIGURES
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,21 @@ def test_shot_counts_stop_where_the_plan_says_and_fewer_shots_are_the_first_of_m
                 np.testing.assert_array_equal(two, four[:, :2])
 
 
+def test_a_task_has_as_many_test_images_as_the_plan_says(world: worlds.World, tmp_path: Path) -> None:
+    fewer = make_world(make_source(), DIVISION, PLAN.model_copy(update={"test_images": 2}), 3, tmp_path / "fewer")
+    assert (world.description.test_images, fewer.description.test_images) == (None, 2)
+    drawn: set[tuple[int, ...]] = set()
+    for party in world.individuals:
+        test = np.load(fewer.folder_of(party) / "test_labels.npy")
+        for task, whole in zip(tasks_of(fewer, party), tasks_of(world, party), strict=True):
+            assert {**task, "test": None} == {**whole, "test": None}  # classes and support images stay the same
+            assert test[task["test"]].tolist() == np.repeat(task["classes"], 2).tolist()
+            assert len(set(task["test"])) == len(task["test"])
+            assert set(task["test"]) < set(whole["test"])
+            drawn.add(tuple(task["test"]))
+    assert len(drawn) == PLAN.tasks  # drawn anew for each task
+
+
 def test_the_classes_of_a_task_do_not_depend_on_the_number_of_individuals(world: worlds.World, tmp_path: Path) -> None:
     alone = make_world(make_source(), DIVISION, PLAN.model_copy(update={"individuals": 1}), 3, tmp_path / "alone")
     ours = {task["task"]: task["classes"] for party in world.individuals for task in tasks_of(world, party)}
@@ -255,6 +270,7 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         ({"individuals": 7}, r"novel class k has 24 usable train images, 3 for each of 7 individuals; 4 are needed"),
         ({"individuals": 5}, r"novel class k has 9 usable test images, 1 for each of 5 individuals; 2 are needed"),
         ({"individuals": 8}, r"8 individuals but 7 target tasks"),
+        ({"test_images": 5}, r"novel class k has 9 usable test images, 4 for each of 2 individuals; 5 are needed"),
         ({"ways": 5}, r"a 5-way task needs 5 novel classes; there are 4"),
         ({"fewest_train_images": 25}, r"class e has 24 usable train images; 25 are needed"),
     ],

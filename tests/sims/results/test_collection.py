@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from protocol.errors import InputError, RunFailedError
+from sims.data.division_choice import OWN, DivisionChoice
 from sims.results.collection import collect
 from sims.results.models import Results, load
 from tests.protocol.hostile_files import ANY, plant, within
@@ -185,6 +186,19 @@ def test_the_stand_in_is_said(tmp_path: Path) -> None:
     results = collect(make_run(tmp_path, source="stand-in"))
     assert results.dataset.notice is not None
     assert "NOT CIFAR-100" in results.dataset.notice
+
+
+def test_the_tuning_division_is_said_and_stands_beside_no_figure_of_the_paper(tmp_path: Path) -> None:
+    results = collect(make_run(tmp_path, division="tuning"))
+    assert results.dataset.division == DivisionChoice(name="tuning")
+    assert results.dataset.name == "cifar100 tuning division 0"
+    assert results.dataset.notice is not None
+    assert "TUNING DIVISION (seed 0)" in results.dataset.notice
+    assert "cannot be compared" in results.dataset.notice
+    assert results.paper is None
+    own = collect(make_run(tmp_path))
+    assert (own.dataset.division, own.dataset.notice) == (OWN, None)
+    assert own.paper is not None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from jsonschema.exceptions import ValidationError
 
 from collective_node.records import CycleFigures, StreamMetrics
 from collective_node.settings import Score, Strategy
+from sims.data.division_choice import OWN
 from sims.results.collection import collect
 from sims.results.models import CollectiveResult, Results, load, schema
 from sims.results.paper_figures import PAPER_FIGURES
@@ -24,6 +25,16 @@ def test_the_file_is_valid_by_its_schema_and_reads_back(made: tuple[Path, Result
     assert load(folder) == results
 
 
+@pytest.mark.parametrize("how", [{"division": "tuning"}, {"source": "stand-in"}, {}])
+def test_images_that_are_not_the_papers_are_valid_with_their_notice(tmp_path: Path, how: dict[str, str]) -> None:
+    folder = make_run(tmp_path, **how)
+    collect(folder)
+    document = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    Draft202012Validator(schema()).validate(document)
+    del document["dataset"]["division"]  # as earlier versions wrote the file
+    assert Results.model_validate(document).dataset.division == OWN
+
+
 def test_the_schema_refuses_what_it_should(made: tuple[Path, Results]) -> None:
     good = json.loads((made[0] / "results.json").read_text(encoding="utf-8"))
     changes: list[Callable[[Any], object]] = [
@@ -31,6 +42,9 @@ def test_the_schema_refuses_what_it_should(made: tuple[Path, Results]) -> None:
         lambda d: d.update(extra=1),
         lambda d: d["dataset"].update(source="internet"),
         lambda d: d["dataset"].update(source="stand-in"),  # without its notice
+        lambda d: d["dataset"].update(division={"name": "tuning", "seed": 0}),  # the same
+        lambda d: d["dataset"].update(division={"name": "novel", "seed": 0}),
+        lambda d: d["dataset"].update(notice="of the dataset's own division"),
         lambda d: d["methods"]["scratch"]["10"].update(mean=101),
         lambda d: d["methods"]["scratch"].update({"ten": d["methods"]["scratch"]["10"]}),
         lambda d: d["methods"]["scratch"]["10"].update(ci95=-1),

@@ -211,8 +211,9 @@ def test_numbers_have_a_minus_sign_and_none_before_zero(value: float | None, sai
     assert number_text(value, sign=True) == said
 
 
-def test_the_stand_in_is_said_in_page_and_figures(tmp_path: Path) -> None:
-    folder = make_run(tmp_path, source="stand-in")
+@pytest.mark.parametrize("how", [{"source": "stand-in"}, {"division": "tuning"}])
+def test_the_stand_in_and_the_tuning_division_are_said_in_page_and_figures(tmp_path: Path, how: dict[str, str]) -> None:
+    folder = make_run(tmp_path, **how)
     results = collect(folder)
     page = Page(report.write(folder).read_text(encoding="utf-8"))
     assert results.dataset.notice is not None

@@ -115,6 +115,10 @@ def test_runs_of_different_experiments_or_one_seed_are_refused(
     collect(drawn)
     with pytest.raises(InputError, match="different images"):
         of_folders([folders[0], drawn])
+    tuning = make_run(tmp_path, seed=9, target_tasks="10:5", division="tuning")
+    collect(tuning)
+    with pytest.raises(InputError, match="different experiments, see division"):
+        of_folders([folders[0], tuning])
     with pytest.raises(InputError, match="no folder of a run"):
         of_folders([folders[0], tmp_path / "nowhere"])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import InputError
+from sims.data.division_choice import OWN
 from sims.run.run_folder import (
     OpenRun,
     is_locked,
@@ -18,7 +19,7 @@ from sims.run.run_folder import (
     resume_folder,
 )
 from sims.run.settings import RunSettings, from_run_config
-from tests.sims.made_run import NOW, open_run
+from tests.sims.made_run import NOW, edit, open_run
 
 
 def settings(out: Path, **changes: object) -> RunSettings:
@@ -84,6 +85,29 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path) -> None:
     run.close()
     with pytest.raises(InputError, match="seed"):
         start(settings(tmp_path, folder=run.folder, resume=True, seed=5))
+
+
+def test_a_run_of_one_division_is_not_resumed_as_one_of_another(tmp_path: Path) -> None:
+    own, tuning, other = (
+        settings(tmp_path, division=name, division_seed=seed)
+        for name, seed in (("own", 0), ("tuning", 0), ("tuning", 1))
+    )
+    run = start(tuning)
+    run.close()
+    for wanted in (own, other):
+        with pytest.raises(InputError, match="no unfinished run with these settings"):
+            latest_unfinished(wanted)
+        with pytest.raises(InputError, match=r"made with other settings \(division"):
+            resume_folder(wanted.model_copy(update={"folder": run.folder, "resume": True}))
+    assert latest_unfinished(tuning) == run.folder
+
+
+def test_settings_of_an_earlier_version_have_the_datasets_own_division(tmp_path: Path) -> None:
+    run = start(settings(tmp_path))
+    run.close()
+    edit(run.folder / "settings.json", lambda d: [d["settings"].pop(name) for name in ("division", "division_seed")])
+    assert read_settings(run.folder).settings.choice == OWN
+    assert resume_folder(settings(tmp_path, folder=run.folder, resume=True)) == run.folder
 
 
 def test_only_one_process_works_on_a_run(tmp_path: Path) -> None:

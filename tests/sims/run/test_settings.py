@@ -7,6 +7,7 @@ import pytest
 
 from protocol.errors import InputError
 from sims.data.datasets import DATASETS, DatasetName
+from sims.data.division_choice import DivisionChoice
 from sims.run.changes import join_changes
 from sims.run.options import Value, defaults
 from sims.run.profiles import PROFILES, ProfileName
@@ -98,6 +99,10 @@ def test_target_tasks_by_shots(shots: str, tasks: str, expected: dict[int, int])
         ({"target-tasks": "4,5"}, "target-tasks"),
         ({"shots": "10", "target-tasks": "20:4"}, "20"),
         ({"individuals": 65}, "individuals"),
+        ({"test-images": -1}, "test-images"),
+        ({"division": "novel"}, "division"),
+        ({"division-seed": 1}, "division-seed is the seed of the tuning division"),
+        ({"division": "tuning", "division-seed": -1}, "division-seed"),
         ({"tasks": -2}, "tasks"),
         ({"width": 99.0}, "width"),
         ({"threads": -1}, "threads"),
@@ -196,11 +201,30 @@ def test_the_command_repeats_the_run(tmp_path: Path, dataset: DatasetName) -> No
     assert from_run_config({**config, "set": join_changes(changes)}) == settings
 
 
+def test_a_task_s_test_images_are_all_or_a_number() -> None:
+    assert from_run_config({}).plan.test_images is None
+    settings = from_run_config({"test-images": 15})
+    assert settings.plan.test_images == 15
+    assert resolve(settings.options()) == settings
+    assert settings.command().endswith("--test-images 15")
+    assert settings.experiment() != from_run_config({}).experiment()
+
+
+def test_the_command_names_the_division(tmp_path: Path) -> None:
+    assert "--division" not in from_run_config({}).command()
+    assert from_run_config({"division": "tuning"}).command().endswith("--division tuning")
+    settings = from_run_config({"division": "tuning", "division-seed": 3, "data": str(tmp_path)})
+    assert settings.command().endswith("--division tuning --division-seed 3")
+    assert resolve(settings.options()) == settings
+    assert settings.choice == DivisionChoice(name="tuning", seed=3)
+
+
 def test_the_experiment_does_not_depend_on_where_it_is_written(tmp_path: Path) -> None:
     here = from_run_config({"out": str(tmp_path / "a")})
     there = from_run_config({"out": str(tmp_path / "b"), "resume": True})
     assert here.experiment() == there.experiment()
     assert here.experiment() != from_run_config({"seed": 1}).experiment()
+    assert here.experiment() != from_run_config({"division": "tuning"}).experiment()
     assert here.experiment() != from_run_config({"set": "individual.retain_weight=7"}).experiment()
 
 
