@@ -13,7 +13,7 @@ from torch import nn
 
 from individual_node.adaptation import adapt, task_generator
 from individual_node.adapted import AdaptedModel, Description, Estimate, Lineage, PictureClassifier, weights_of
-from individual_node.feature_head import fit_feature_head
+from individual_node.feature_head import fit_feature_head, head_on_network
 from individual_node.image_folder import OwnPictures
 from individual_node.method_table import METHODS, Method
 from individual_node.settings import IndividualSettings
@@ -28,13 +28,23 @@ from protocol.node.events import Observer
 
 #: Settings without effect here: they concern many target tasks, or methods that inherit nothing.
 ELSEWHERE = frozenset(
-    {"methods", "scratch_learning_rate", "networks_at_once", "curve_tasks", "patches", "floor_penalty"}
+    {
+        "methods",
+        "scratch_learning_rate",
+        "scratch_epochs",
+        "paper_scratch_learning_rate",
+        "paper_scratch_epochs",
+        "networks_at_once",
+        "curve_tasks",
+        "patches",
+        "floor_penalty",
+    }
 )
 
 
 def methods_for(form: Form) -> list[str]:
     """The methods that inherit a learngene of this form; the first is the one to use."""
-    return [name for name, method in METHODS.items() if method.form == form and method.adaptation in ("head", "eq9")]
+    return [name for name, method in METHODS.items() if method.form == form and method.inherits]
 
 
 def choose_method(name: str | None, form: Form) -> Method:
@@ -105,7 +115,7 @@ def adapt_to_pictures(
         classes=pictures.classes,
         pictures=pictures.counts,
         method=method.name,
-        network="feature-head" if method.adaptation == "head" else "individual",
+        network="feature-head" if method.adaptation == "head" else "individual-head" if method.head else "individual",
         learngene=Lineage(
             release=verified.release_digest,
             seq=release.seq,
@@ -171,7 +181,7 @@ def _taught(
     images = DeviceImages.load(pixels, labels, Normalisation(mean, std), device)
     network: nn.Module
     if method.adaptation == "head":
-        network = fit_feature_head(learngene, images, ways=ways, penalty=settings.penalty)
+        network = fit_feature_head(learngene, images, ways=ways, settings=settings.head)
     else:
         none = np.empty(0, np.int64)
         task = TargetTask(0, ways, np.arange(len(rows)), labels, none, none, pictures.classes)
@@ -185,6 +195,7 @@ def _taught(
             [generator],
             observe=lambda epoch, _: at(epoch),
         )
-        network = done.networks.network(0)
+        trained = done.networks.network(0)
+        network = head_on_network(trained, images, settings.head) if method.head else trained
     classifier = PictureClassifier(network, mean, std).to(device)
     return classifier.eval().requires_grad_(False)
