@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from individual_node.front_start import start_with_patches
 from individual_node.method_table import Method
 from individual_node.reconstruction import IndividualNetworks, reconstruct
 from individual_node.settings import IndividualSettings
+from individual_node.statistics_matching import StatisticsMatching
 from individual_node.target_tasks import TargetTask
 from individual_node.views import shifted
 from protocol.errors import InputError, RunFailedError
@@ -225,10 +227,7 @@ def adapt(
             own layers do not fit, or a class has too few images for early stopping.
         RunFailedError: the loss is not a number any more.
     """
-    model = reconstruct(architecture, learngene, ways=tasks[0].ways, generators=generators, own=settings.own_layers)
-    model = model.to(images.pixels.device).to(memory_format=torch.channels_last)
-    if method.frozen:
-        model.freeze_inherited()
+    model = _begun(method, architecture, learngene, tasks, images, settings, generators)
     held: Sequence[TargetTask] = ()
     best: BestWeights | None = None
     if settings.early_stopping is not None:
@@ -236,6 +235,7 @@ def adapt(
         tasks, held = [learning for learning, _ in parts], [validation for _, validation in parts]
         best = BestWeights(model, settings.early_stopping)
     retained = _Retained(method, model, learngene, settings)
+    matched = StatisticsMatching(model.inherited if learngene is not None and settings.statistics_weight else ())
     learning_rate, epochs = settings.schedule_of(method)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(
@@ -244,7 +244,7 @@ def adapt(
 
     def learn(loss: Tensor) -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + settings.statistics_weight * matched()).backward()
         retained.add_gradient()
         optimiser.step()
 
@@ -258,7 +258,27 @@ def adapt(
                 best.look(model, validation_losses(model, held, images))
         if observe is not None:
             observe(epoch, model if best is None else best.networks)
+    matched.close()
     return Adapted((model if best is None else best.networks).eval(), retained.weights)
+
+
+def _begun(
+    method: Method,
+    architecture: Architecture,
+    learngene: Learngene | None,
+    tasks: Sequence[TargetTask],
+    images: DeviceImages,
+    settings: IndividualSettings,
+    generators: Sequence[torch.Generator],
+) -> IndividualNetworks:
+    """The networks on the device as training begins with them."""
+    model = reconstruct(architecture, learngene, ways=tasks[0].ways, generators=generators, own=settings.own_layers)
+    model = model.to(images.pixels.device).to(memory_format=torch.channels_last)
+    if settings.own_front_start == "patches":
+        start_with_patches(model, tasks, images, generators)
+    if method.frozen:
+        model.freeze_inherited()
+    return model
 
 
 def _epoch(

@@ -18,12 +18,12 @@ IN_CACHE = 2
 CONTRAST, WHITENING = 10 / 255**2, 0.1
 
 
-def random_patches(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` patches of 6x6 at random places of ``[N, C, H, W]``: ``[count, C * 36]``."""
+def random_patches(images: Tensor, count: int, generator: torch.Generator, size: int = PATCH) -> Tensor:
+    """``count`` square patches at random places of ``[N, C, H, W]``: ``[count, C * size * size]``."""
     n, _, height, width = images.shape
     which = torch.randint(n, (count,), generator=generator)
-    rows = torch.randint(height - PATCH + 1, (count, 1), generator=generator) + torch.arange(PATCH)
-    columns = torch.randint(width - PATCH + 1, (count, 1), generator=generator) + torch.arange(PATCH)
+    rows = torch.randint(height - size + 1, (count, 1), generator=generator) + torch.arange(size)
+    columns = torch.randint(width - size + 1, (count, 1), generator=generator) + torch.arange(size)
     index = which[:, None, None].to(images.device)
     picked = images.permute(0, 2, 3, 1)[index, rows[:, :, None].to(images.device), columns[:, None].to(images.device)]
     return picked.permute(0, 3, 1, 2).flatten(1)
@@ -90,10 +90,12 @@ def _over_mirror_images(pooled: Tensor) -> Tensor:
     return (plain + mirrored[:, [1, 0, 3, 2]]) / 2
 
 
-def whitened_filters(images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def whitened_filters(
+    images: Tensor, count: int, generator: torch.Generator, size: int = PATCH
+) -> tuple[Tensor, Tensor, Tensor]:
     """Patches of ``images [N, C, H, W]`` that become filters of length one in the whitened space, ``[count, D]``, with
     the mean and the matrix of :func:`whitening`."""
-    patches = contrast_normalised(random_patches(images, max(5000, 10 * count), generator))
+    patches = contrast_normalised(random_patches(images, max(5000, 10 * count), generator, size))
     mean, matrix = whitening(patches)
     return nn.functional.normalize((patches[:count] - mean) @ matrix, dim=1), mean, matrix
 

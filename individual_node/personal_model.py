@@ -85,7 +85,7 @@ def adapt_to_pictures(
         InputError: the settings do not fit the learngene or the pictures.
         RunFailedError: training diverged.
     """
-    learngene, release = verified.learngene, verified.release
+    learngene = verified.learngene
     fold = fold_of(pictures, folds, settings, seed)
     parts = 0 if fold is None else int(fold.max()) + 1
     steps = 1 if method.adaptation == "head" else settings.epochs
@@ -101,28 +101,14 @@ def adapt_to_pictures(
         at(steps)
         return classifier
 
-    estimate = None
-    if fold is not None:
-        correct = np.zeros(len(pictures.classes), np.int64)
-        for part in range(parts):
-            classifier = teach(np.flatnonzero(fold != part), part, f"estimating, part {part + 1} of {parts}")
-            truth = pictures.labels[fold == part]
-            named = classifier.probabilities(pictures.pixels[fold == part]).argmax(1)
-            correct += np.bincount(truth[named == truth], minlength=len(correct))
-        estimate = Estimate(folds=parts, correct=tuple(correct.tolist()))
+    estimate = None if fold is None else _estimate(pictures, fold, teach)
     classifier = teach(np.arange(len(pictures.labels)), parts, "adapting to all pictures").cpu()
     description = Description(
         classes=pictures.classes,
         pictures=pictures.counts,
         method=method.name,
         network="feature-head" if method.adaptation == "head" else "individual-head" if method.head else "individual",
-        learngene=Lineage(
-            release=verified.release_digest,
-            seq=release.seq,
-            run_id=release.run_id,
-            form=release.form,
-            collective=release.signer,
-        ),
+        learngene=_lineage(verified),
         architecture=learngene.architecture,
         own=settings.own_layers,
         settings=settings.model_dump(mode="json", exclude=set(ELSEWHERE)),
@@ -132,6 +118,32 @@ def adapt_to_pictures(
         node=None if node is None else str(node.absolute()),
     )
     return AdaptedModel(description, classifier)
+
+
+def _lineage(verified: VerifiedLearngene) -> Lineage:
+    """What a model keeps of the learngene from which it was adapted."""
+    release = verified.release
+    return Lineage(
+        release=verified.release_digest,
+        seq=release.seq,
+        run_id=release.run_id,
+        form=release.form,
+        collective=release.signer,
+    )
+
+
+def _estimate(
+    pictures: OwnPictures, fold: NDArray[np.int64], teach: Callable[[NDArray[np.int64], int, str], PictureClassifier]
+) -> Estimate:
+    """Accuracy on each part of the pictures, of models that were taught the others."""
+    parts = int(fold.max()) + 1
+    correct = np.zeros(len(pictures.classes), np.int64)
+    for part in range(parts):
+        classifier = teach(np.flatnonzero(fold != part), part, f"estimating, part {part + 1} of {parts}")
+        truth = pictures.labels[fold == part]
+        named = classifier.probabilities(pictures.pixels[fold == part]).argmax(1)
+        correct += np.bincount(truth[named == truth], minlength=len(correct))
+    return Estimate(folds=parts, correct=tuple(correct.tolist()))
 
 
 def fold_of(pictures: OwnPictures, folds: int, settings: IndividualSettings, seed: int) -> NDArray[np.int64] | None:

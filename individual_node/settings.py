@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,6 +15,8 @@ DEFAULT_METHODS = ("condensed", "condensed-eq9", "scratch", "random", "paper", "
 #: How many shifted copies of an image there are to choose from: its eight neighbours.
 MOST_SHIFTS = 8
 
+#: The first own convolution in front: He's random weights, or filters as the floor has them.
+FrontStart = Literal["random", "patches"]
 Channels = Annotated[int, Field(ge=1, le=4096)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -99,6 +101,12 @@ class IndividualSettings(BaseModel):
     )
     own_back: tuple[Channels, ...] | None = Field(
         None, max_length=24, description="channels of its own convolutions behind; none: as the learngene suggests"
+    )
+    own_front_start: FrontStart = Field(
+        "random", description="of the first own convolution in front: random, or whitened patches of the support images"
+    )
+    statistics_weight: float = Field(
+        0.0, ge=0, description="of the loss that fits own layers in front to the BatchNorm statistics of inherited ones"
     )
     hidden: Channels | None = Field(
         None, description="units of the classifier's two hidden layers; none: twice the last convolution's channels"
