@@ -26,7 +26,7 @@ def scaled(x: Tensor, choice: HeadChoice, stem: int) -> Tensor:
 def dealt(labels: Tensor, folds: int) -> Tensor:
     """The fold of each image ``[tasks, n]``: the images of a class are dealt to the folds in turn, in their order; each
     class begins where the class before it ended."""
-    order = labels.argsort(1, stable=True)
+    order = labels.argsort(dim=1, stable=True)
     place = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
     return torch.empty_like(labels).scatter_(1, order, place) % folds
 
@@ -47,7 +47,7 @@ def validation_losses(views: Sequence[Tensor], labels: Tensor, ways: int, choice
     copies = views[0].shape[1] // count
     held = dealt(labels, folds)[None] == torch.arange(folds, device=labels.device)[:, None, None]  # [folds, tasks, n]
     learns = (~held).flatten(0, 1).repeat(1, copies).double()  # [folds * tasks, copies * n]
-    parts = [view.repeat(folds, 1, 1) for view in views]
+    parts = [view.double().repeat(folds, 1, 1) for view in views]
     centres = [(learns[:, None] @ view) / learns.sum(1)[:, None, None] for view in parts]
     x = scaled(centred_and_normalised(parts, centres), choice, parts[0].shape[2])
     targets = labels.repeat(folds, copies)

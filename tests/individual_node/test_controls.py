@@ -46,8 +46,8 @@ def test_statistics_of_random_weights_are_those_of_the_tasks_own_support_images(
             assert isinstance(block.norm, nn.BatchNorm2d)
             assert block.norm.running_mean is not None
             assert block.norm.running_var is not None
-            torch.testing.assert_close(block.norm.running_mean, response.mean(1))
-            torch.testing.assert_close(block.norm.running_var, response.var(1))
+            torch.testing.assert_close(block.norm.running_mean, response.mean(1), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(block.norm.running_var, response.var(1), rtol=1e-3, atol=1e-3)
             x = block(x)
 
 
