@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from protocol.learngene.architecture import COMPLETE_FORMS
 from sims.results import comparison
 from sims.results.collection import collect
 from sims.results.comparison import pairs
