@@ -10,7 +10,7 @@ Public, each by its own module (nothing is imported here, so that a node can be 
   ``IndividualNetwork``.
 - ``individual_node.adaptation``: ``adapt`` (Eq. 9), ``test_accuracy``.
 - ``individual_node.feature_head``: the logistic head on inherited features: ``fit_feature_head``,
-  ``FeatureHeadNetwork``.
+  ``FeatureHeadNetwork``; on those of a trained network: ``head_on_network``.
 - ``individual_node.floor.floor_predictions``: the accuracy that is possible without any learngene.
 - ``individual_node.personal_model.adapt_to_pictures``: one model of one's own pictures;
   ``individual_node.image_folder`` reads them, ``individual_node.adapted`` saves and loads the model,

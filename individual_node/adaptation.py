@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from individual_node.front_start import start_with_patches
 from individual_node.method_table import Method
 from individual_node.reconstruction import IndividualNetworks, reconstruct
 from individual_node.settings import IndividualSettings
+from individual_node.statistics_matching import StatisticsMatching
 from individual_node.target_tasks import TargetTask
+from individual_node.views import shifted
 from protocol.errors import InputError, RunFailedError
 from protocol.learngene.architecture import Architecture
 from protocol.learngene.fisher import fisher_diagonal
@@ -153,6 +156,50 @@ class BestWeights:
                 best[name].unflatten(0, apart)[rows] = value.unflatten(0, apart)[rows]
 
 
+class _Retained:
+    """What Eq. 8 holds in a group of networks: nothing, or the inherited values, by one source of the Fisher diagonal.
+
+    Attributes:
+        weights: every lambda of Eq. 9 that was used.
+
+    Raises:
+        InputError: lambda would diverge, or the learngene has no Fisher diagonal and the method needs it.
+    """
+
+    def __init__(
+        self, method: Method, model: IndividualNetworks, learngene: Learngene | None, settings: IndividualSettings
+    ) -> None:
+        self._model, self._settings = model, settings
+        self._own = method.fisher == "individual" and learngene is not None
+        self._inherited = {name: t for name, t in block_tensors(model.inherited).items() if t.requires_grad}
+        self._values = {name: tensor.detach().clone() for name, tensor in self._inherited.items()}
+        self._loss: RetainLoss | None = None
+        self._weight = 1.0
+        self.weights: list[float] = []
+        if method.fisher == "collective" and learngene is not None:
+            self._weight = choose_retain_weight(learngene, settings)
+            self._loss = RetainLoss.of(model.inherited, learngene) if self._weight > 0 else None
+            self.weights = [self._weight]
+
+    def renew(
+        self,
+        epoch: int,
+        tasks: Sequence[TargetTask],
+        images: DeviceImages,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        """Take the individuals' own Fisher diagonals, where they are the source and are due before this epoch."""
+        if self._own and (epoch - 1) % self._settings.fisher_every == 0:
+            fisher, found = own_fisher(self._model, tasks, images, self._settings, generators)
+            self._loss = RetainLoss(self._inherited, self._values, fisher)  # lambda is in it: each network has its own
+            self.weights.extend(found)
+
+    def add_gradient(self) -> None:
+        """Add the gradient of lambda times Eq. 8."""
+        if self._loss is not None:
+            self._loss.add_gradient(self._weight)
+
+
 def adapt(
     method: Method,
     architecture: Architecture,
@@ -180,45 +227,30 @@ def adapt(
             own layers do not fit, or a class has too few images for early stopping.
         RunFailedError: the loss is not a number any more.
     """
-    model = reconstruct(architecture, learngene, ways=tasks[0].ways, generators=generators, own=settings.own_layers)
-    model = model.to(images.pixels.device).to(memory_format=torch.channels_last)
-    if method.frozen:
-        model.freeze_inherited()
+    model = _begun(method, architecture, learngene, tasks, images, settings, generators)
     held: Sequence[TargetTask] = ()
     best: BestWeights | None = None
     if settings.early_stopping is not None:
         parts = [t.held_out(settings.validation_share, g) for t, g in zip(tasks, generators, strict=True)]
         tasks, held = [learning for learning, _ in parts], [validation for _, validation in parts]
         best = BestWeights(model, settings.early_stopping)
-    inherited = {name: t for name, t in block_tensors(model.inherited).items() if t.requires_grad}
-    values = {name: tensor.detach().clone() for name, tensor in inherited.items()}
-    retain_loss: RetainLoss | None = None
-    retain_weight, retain_weights = 1.0, list[float]()
-    if learngene is not None and method.fisher == "collective":
-        retain_weight = choose_retain_weight(learngene, settings)
-        retain_loss = RetainLoss.of(model.inherited, learngene) if retain_weight > 0 else None
-        retain_weights = [retain_weight]
+    retained = _Retained(method, model, learngene, settings)
+    matched = StatisticsMatching(model.inherited if learngene is not None and settings.statistics_weight else ())
+    learning_rate, epochs = settings.schedule_of(method)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        settings.scratch_learning_rate if learngene is None else settings.learning_rate,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=True,
+        learning, learning_rate, settings.momentum, weight_decay=settings.weight_decay, fused=True
     )
 
     def learn(loss: Tensor) -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if retain_loss is not None:
-            retain_loss.add_gradient(retain_weight)
+        (loss + settings.statistics_weight * matched()).backward()
+        retained.add_gradient()
         optimiser.step()
 
-    for epoch in range(1, settings.epochs + 1):
+    for epoch in range(1, epochs + 1):
         if best is None or not best.over:
-            if learngene is not None and method.fisher == "individual" and (epoch - 1) % settings.fisher_every == 0:
-                fisher, found = own_fisher(model, tasks, images, settings, generators)
-                retain_loss = RetainLoss(inherited, values, fisher)  # lambda is in it: each network has its own
-                retain_weights.extend(found)
+            retained.renew(epoch, tasks, images, generators)
             last = _epoch(model, tasks, images, settings.batch_size, generators, learn)
             if not math.isfinite(last):
                 raise RunFailedError(f"{method.name}: the loss is not a number any more; lower the learning rate")
@@ -226,7 +258,27 @@ def adapt(
                 best.look(model, validation_losses(model, held, images))
         if observe is not None:
             observe(epoch, model if best is None else best.networks)
-    return Adapted((model if best is None else best.networks).eval(), retain_weights)
+    matched.close()
+    return Adapted((model if best is None else best.networks).eval(), retained.weights)
+
+
+def _begun(
+    method: Method,
+    architecture: Architecture,
+    learngene: Learngene | None,
+    tasks: Sequence[TargetTask],
+    images: DeviceImages,
+    settings: IndividualSettings,
+    generators: Sequence[torch.Generator],
+) -> IndividualNetworks:
+    """The networks on the device as training begins with them."""
+    model = reconstruct(architecture, learngene, ways=tasks[0].ways, generators=generators, own=settings.own_layers)
+    model = model.to(images.pixels.device).to(memory_format=torch.channels_last)
+    if settings.own_front_start == "patches":
+        start_with_patches(model, tasks, images, generators)
+    if method.frozen:
+        model.freeze_inherited()
+    return model
 
 
 def _epoch(
@@ -239,7 +291,7 @@ def _epoch(
 ) -> float:
     """One pass over the support images, each task in its own order and with its own augmentation; the last loss."""
     model.train()
-    rows, labels = _stacked(tasks)
+    rows, labels = stacked(tasks)
     count = len(rows)
     order = torch.stack([torch.randperm(count, generator=g) for g in generators], 1)
     draws = [CropAndFlip.draw(count, g) for g in generators]
@@ -260,7 +312,7 @@ def _epoch(
     return float(loss.detach())
 
 
-def _stacked(tasks: Sequence[TargetTask]) -> tuple[Tensor, Tensor]:
+def stacked(tasks: Sequence[TargetTask]) -> tuple[Tensor, Tensor]:
     """Rows and labels of the support images, both ``[n, tasks]``."""
     rows = np.stack([task.support for task in tasks], 1)
     return torch.from_numpy(rows), torch.from_numpy(np.stack([task.support_labels for task in tasks], 1))
@@ -268,21 +320,35 @@ def _stacked(tasks: Sequence[TargetTask]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _logits(model: IndividualNetworks, rows: Tensor, images: DeviceImages) -> Tensor:
-    """Logits ``[n, tasks, ways]`` of the images ``rows [n, tasks]``, in evaluation mode."""
+    """Logits ``[n, tasks, ways]`` of the images ``rows [n, tasks]``, with mirror images and in evaluation mode."""
     was_training = model.training
     model.eval()
     found = []
     for part in rows.split(AT_ONCE):
         x, _ = images.batch(part.flatten())
         with autocast(x.device):
-            found.append(model(channels_joined(x, model.networks)).float().cpu())
+            found.append(model.predict(channels_joined(x, model.networks)).float().cpu())
     model.train(was_training)
     return torch.cat(found)
 
 
+@torch.no_grad()
+def network_views(
+    model: IndividualNetworks, rows: Tensor, images: DeviceImages, shift: tuple[int, int] = (0, 0)
+) -> list[Tensor]:
+    """Both views ``[tasks, n, F]`` that each network has of its task's images ``rows [n, tasks]``, shifted as
+    :func:`individual_node.views.shifted` does it; the networks are in evaluation mode."""
+    parts = []
+    for part in rows.split(AT_ONCE):
+        x = shifted(images.batch(part.flatten())[0], shift)
+        with autocast(x.device):
+            parts.append(model.views(channels_joined(x, model.networks)))
+    return [torch.cat(view, 1) for view in zip(*parts, strict=True)]
+
+
 def validation_losses(model: IndividualNetworks, held: Sequence[TargetTask], images: DeviceImages) -> Tensor:
     """Mean cross-entropy of each network on the support images that its task holds out, in evaluation mode."""
-    rows, labels = _stacked(held)
+    rows, labels = stacked(held)
     logits = _logits(model, rows, images)
     return nn.functional.cross_entropy(logits.movedim(2, 1), labels, reduction="none").mean(0)
 

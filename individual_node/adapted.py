@@ -74,7 +74,7 @@ class Description(BaseModel):
         pictures: number of training pictures of each class.
         method: how it was adapted; ``network`` names the module.
         architecture: of the learngene, with the input contract.
-        own: the individual's own layers, for a network of kind ``individual``.
+        own: the individual's own layers, for a network of kind ``individual`` or ``individual-head``.
         settings, seed: settings and seed of its adaptation, for the record.
         estimate: None if there were too few pictures for one.
         weights: SHA-256 of ``model.safetensors``.
@@ -88,7 +88,7 @@ class Description(BaseModel):
     classes: tuple[Annotated[str, Field(min_length=1, max_length=_LONGEST_CLASS)], ...] = Field(min_length=2)
     pictures: tuple[int, ...]
     method: str = Field(max_length=64)
-    network: Literal["feature-head", "individual"]
+    network: Literal["feature-head", "individual", "individual-head"]
     learngene: Lineage
     architecture: Architecture
     own: OwnLayers
@@ -203,9 +203,11 @@ def weights_of(classifier: PictureClassifier) -> bytes:
 
 def network_of(description: Description) -> nn.Module:
     """The module that a description names, before the model's weights are loaded."""
-    if description.network == "feature-head":
-        return FeatureHeadNetwork(description.architecture, ways=len(description.classes))
-    return IndividualNetwork(description.architecture, ways=len(description.classes), own=description.own)
+    ways = len(description.classes)
+    if description.network == "individual":
+        return IndividualNetwork(description.architecture, ways=ways, own=description.own)
+    own = None if description.network == "feature-head" else description.own
+    return FeatureHeadNetwork(description.architecture, ways=ways, own=own)
 
 
 def _classifier(description: Description, data: bytes) -> PictureClassifier:

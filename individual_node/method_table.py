@@ -6,9 +6,10 @@ from typing import Literal
 
 from protocol.learngene.architecture import COMPLETE_FORMS, Form
 
-#: ``head``: a logistic head on inherited features. ``eq9``: the network is trained by Eq. 9 (by Eq. 6 if nothing is
-#: retained). ``scratch``: the same network, nothing inherited. ``floor``: no network at all.
-Adaptation = Literal["head", "eq9", "scratch", "floor"]
+#: ``head``: a logistic head on inherited features. ``random``: the same head on features of random weights. ``eq9``:
+#: the network is trained by Eq. 9 (by Eq. 6 if nothing is retained). ``scratch``: the same network, nothing inherited.
+#: ``floor``: no network at all.
+Adaptation = Literal["head", "random", "eq9", "scratch", "floor"]
 #: Origin of the Fisher diagonal of Eq. 8: the collective's images, in the learngene; the individual's own, through its
 #: current head (Algorithm 1); or none, so nothing is retained.
 FisherSource = Literal["collective", "individual", "none"]
@@ -25,6 +26,7 @@ class Method:
         fisher: origin of the Fisher diagonal.
         frozen: whether weights and BatchNorm statistics of the inherited blocks are not changed.
         start: methods with one ``start`` and form begin a target task with the same weights of their own.
+        head: whether the logistic head on the features of the trained network takes the place of its own classifier.
     """
 
     name: str
@@ -33,6 +35,22 @@ class Method:
     fisher: FisherSource
     frozen: bool
     start: str
+    head: bool = False
+
+    @property
+    def inherits(self) -> bool:
+        """Whether a learngene's weights are used, not only its architecture."""
+        return self.adaptation in ("head", "eq9")
+
+    @property
+    def trains(self) -> bool:
+        """Whether a network is trained on the support images."""
+        return self.adaptation in ("eq9", "scratch")
+
+
+def scratch_of(form: Form) -> str:
+    """The method that trains this form's own architecture from scratch."""
+    return "scratch" if form in COMPLETE_FORMS else f"{form}-scratch"
 
 
 def _variants(name: str, form: Form) -> list[Method]:
@@ -42,17 +60,32 @@ def _variants(name: str, form: Form) -> list[Method]:
         Method(f"{name}-individual", form, "eq9", "individual", frozen=False, start=name),
         Method(f"{name}-none", form, "eq9", "none", frozen=False, start=name),
         Method(f"{name}-frozen", form, "eq9", "none", frozen=True, start=name),
+        Method(f"{name}-head", form, "eq9", "collective", frozen=False, start=name, head=True),
+    ]
+
+
+def _scratch(form: Form) -> list[Method]:
+    """The form's network from scratch, with its own classifier and with the logistic head."""
+    name = scratch_of(form)
+    return [
+        Method(name, form, "scratch", "none", frozen=False, start=name),
+        Method(f"{name}-head", form, "scratch", "none", frozen=False, start=name, head=True),
     ]
 
 
 _ROWS = (
     Method("condensed", "condensed", "head", "none", frozen=True, start="condensed"),
     *(Method(form, form, "head", "none", frozen=True, start=form) for form in COMPLETE_FORMS if form != "condensed"),
+    *(Method(form, form, "head", "none", frozen=True, start=form) for form in COMPLETE_FORMS if form != "condensed"),
     *_variants("condensed-eq9", "condensed"),
+    *_scratch("condensed"),
+    Method("random", "condensed", "random", "none", frozen=True, start="scratch"),
     *_variants("paper", "paper"),
+    *_scratch("paper"),
     *_variants("paper-middle", "paper-middle"),
+    *_scratch("paper-middle"),
     *_variants("paper-front", "paper-front"),
-    Method("scratch", "condensed", "scratch", "none", frozen=False, start="scratch"),
+    *_scratch("paper-front"),
     Method("floor", None, "floor", "none", frozen=False, start="floor"),
 )
 

@@ -11,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from individual_node.adaptation import adapt, task_generator, test_accuracy
-from individual_node.feature_head import FeatureHeads, handover_of, inherited_features
+from individual_node.adaptation import adapt, network_views, stacked, task_generator, test_accuracy
+from individual_node.feature_head import FeatureHeads, handover_of
 from individual_node.floor import floor_predictions
 from individual_node.method_table import METHODS, Method
+from individual_node.random_weights import random_networks
 from individual_node.reconstruction import IndividualNetworks
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import PrivateImages, TargetTask
+from individual_node.views import SHIFTS, inherited_features
 from protocol.errors import InputError
 from protocol.learngene.architecture import Form
 from protocol.learngene.images import DeviceImages, Normalisation
@@ -105,7 +107,7 @@ class Evaluation:
         learngene = self.learngenes[method.form]
         if method.adaptation == "head":
             return [partial(self._head, method, learngene, tasks, shots)]
-        return self._trained(method, learngene, tasks, shots)
+        return self._networks(method, learngene, tasks, shots)
 
     def _loaded(self, learngene: Learngene) -> tuple[DeviceImages, DeviceImages]:
         """Support and test images on the device, normalised by the learngene's input contract."""
@@ -121,51 +123,86 @@ class Evaluation:
 
         return load(self.images.support_images), load(self.images.test_images)
 
-    def _trained(self, method: Method, learngene: Learngene, tasks: Sequence[TargetTask], shots: int) -> list[Piece]:
-        """Methods that train a network per task, many tasks as one batched network."""
+    def _networks(self, method: Method, learngene: Learngene, tasks: Sequence[TargetTask], shots: int) -> list[Piece]:
+        """Methods with a network for each task, many tasks as one batched network."""
         support, test = self._loaded(learngene)
-        settings, done = self.settings, 0
-        progress = _Progress(self.events, len(tasks) * settings.epochs, f"{method.name}, {shots} shots")
+        done = 0
+        units = self.settings.schedule_of(method)[1] if method.trains else 1
+        progress = _Progress(self.events, len(tasks) * units, f"{method.name}, {shots} shots")
+        curves = method.trains and not method.head and shots == min(self.images.tasks)
         pieces: list[Piece] = []
-        for group in groups(tasks, settings.networks_at_once):
-            watched = max(0, min(len(group), settings.curve_tasks - done)) if shots == min(self.images.tasks) else 0
-            pieces.append(partial(self._group, method, learngene, group, shots, support, test, watched, progress))
+        for group in groups(tasks, self.settings.networks_at_once):
+            generators = [task_generator(self.seed, method.start, shots, task.number) for task in group]
+            if method.trains:
+                watched = max(0, min(len(group), self.settings.curve_tasks - done)) if curves else 0
+                work = partial(self._trained, method, learngene, group, support, test, watched, progress, generators)
+            else:
+                work = partial(self._random, learngene, group, support, test, progress, generators)
+            pieces.append(work)
             done += len(group)
         return pieces
 
-    def _group(
+    def _trained(
         self,
         method: Method,
         learngene: Learngene,
         group: Sequence[TargetTask],
-        shots: int,
         support: DeviceImages,
         test: DeviceImages,
         watched: int,
         progress: "_Progress",
+        generators: Sequence[torch.Generator],
     ) -> Outcome:
-        """One group of tasks; the learning curve is that of the first ``watched``."""
-        outcome = Outcome()
+        """Train a network for each task of a group; the learning curve is that of the first ``watched``."""
+        outcome, (_, epochs) = Outcome(), self.settings.schedule_of(method)
 
         def observe(epoch: int, model: IndividualNetworks) -> None:
             progress.report(len(group))
-            if watched and (epoch in CURVE_EPOCHS or epoch == self.settings.epochs):
+            if watched and (epoch in CURVE_EPOCHS or epoch == epochs):
                 outcome.curve.setdefault(epoch, []).extend(test_accuracy(model, group, test)[:watched])
 
+        inherited = learngene if method.inherits else None
         adapted = adapt(
-            method,
-            learngene.architecture,
-            None if method.adaptation == "scratch" else learngene,
-            group,
-            support,
-            self.settings,
-            [task_generator(self.seed, method.start, shots, task.number) for task in group],
-            observe=observe,
+            method, learngene.architecture, inherited, group, support, self.settings, generators, observe=observe
         )
-        found = test_accuracy(adapted.networks, group, test)
-        outcome.accuracy.update({task.number: value for task, value in zip(group, found, strict=True)})
         outcome.retain_weights.extend(adapted.retain_weights)
+        if method.head:
+            outcome.accuracy.update(self._headed(adapted.networks, group, support, test))
+        else:
+            found = test_accuracy(adapted.networks, group, test)
+            outcome.accuracy.update({task.number: value for task, value in zip(group, found, strict=True)})
         return outcome
+
+    def _random(
+        self,
+        learngene: Learngene,
+        group: Sequence[TargetTask],
+        support: DeviceImages,
+        test: DeviceImages,
+        progress: "_Progress",
+        generators: Sequence[torch.Generator],
+    ) -> Outcome:
+        """The logistic head on features of random weights."""
+        networks = random_networks(learngene.architecture, group, support, generators)
+        outcome = Outcome(self._headed(networks, group, support, test))
+        progress.report(len(group))
+        return outcome
+
+    def _headed(
+        self, networks: IndividualNetworks, group: Sequence[TargetTask], support: DeviceImages, test: DeviceImages
+    ) -> dict[int, float]:
+        """Accuracies of the logistic head on the features of each task's own network."""
+        rows, labels = stacked(group)
+        copies = [network_views(networks, rows, support, shift) for shift in self._shifts]
+        known = [torch.cat(view, 1) for view in zip(*copies, strict=True)]
+        heads = FeatureHeads.fit(known, labels.T.to(self.device), group[0].ways, self.settings.head)
+        unknown = network_views(networks, torch.from_numpy(np.stack([task.test for task in group], 1)), test)
+        return _scores(group, heads.predict(unknown))
+
+    @property
+    def _shifts(self) -> Sequence[tuple[int, int]]:
+        """The shifts of a support image from which a head learns."""
+        return SHIFTS[: 1 + self.settings.support_shifts]
 
     def _head(self, method: Method, learngene: Learngene, tasks: Sequence[TargetTask], shots: int) -> Outcome:
         """A logistic head on the inherited features, which stay as they are."""
@@ -175,14 +212,19 @@ class Evaluation:
         network.to(self.device).to(memory_format=torch.channels_last).eval()
         handover = handover_of(learngene.architecture)
         support, test = self._loaded(learngene)
-        support_views = _features(blocks, handover, support, [task.support for task in tasks])
+        rows = [task.support for task in tasks]
+        copies = [_features(blocks, handover, support, rows, shift) for shift in self._shifts]
         test_views = _features(blocks, handover, test, [task.test for task in tasks])
         outcome, progress = Outcome(), _Progress(self.events, len(tasks), f"{method.name}, {shots} shots")
         for group in groups(tasks, self.settings.networks_at_once):
-            known = [torch.stack([view[torch.from_numpy(task.support)] for task in group]) for view in support_views]
+            chosen = [torch.from_numpy(task.support) for task in group]
+            known = [
+                torch.stack([torch.cat([view[index] for view in views]) for index in chosen])
+                for views in zip(*copies, strict=True)
+            ]
             unknown = [torch.stack([view[torch.from_numpy(task.test)] for task in group]) for view in test_views]
             labels = torch.from_numpy(np.stack([task.support_labels for task in group])).to(self.device)
-            heads = FeatureHeads.fit(known, labels, group[0].ways, self.settings.penalty)
+            heads = FeatureHeads.fit(known, labels, group[0].ways, self.settings.head)
             outcome.accuracy.update(_scores(group, heads.predict(unknown)))
             progress.report(len(group))
         return outcome
@@ -238,12 +280,16 @@ def groups(tasks: Sequence[TargetTask], size: int) -> Iterator[Sequence[TargetTa
 
 
 def _features(
-    blocks: Sequence[ConvolutionBlock], handover: int, images: DeviceImages, rows: Sequence[NDArray[np.int64]]
+    blocks: Sequence[ConvolutionBlock],
+    handover: int,
+    images: DeviceImages,
+    rows: Sequence[NDArray[np.int64]],
+    shift: tuple[int, int] = (0, 0),
 ) -> list[Tensor]:
     """Both views ``[len(images), F]`` of the rows that are used; the others stay 0."""
     used = np.unique(np.concatenate(rows))
     views = []
-    for found in inherited_features(blocks, handover, images, used):
+    for found in inherited_features(blocks, handover, images, used, shift):
         view = found.new_zeros((len(images), found.shape[1]))
         view[torch.from_numpy(used).to(found.device)] = found
         views.append(view)

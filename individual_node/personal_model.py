@@ -13,7 +13,7 @@ from torch import nn
 
 from individual_node.adaptation import adapt, task_generator
 from individual_node.adapted import AdaptedModel, Description, Estimate, Lineage, PictureClassifier, weights_of
-from individual_node.feature_head import fit_feature_head
+from individual_node.feature_head import fit_feature_head, head_on_network
 from individual_node.image_folder import OwnPictures
 from individual_node.method_table import METHODS, Method
 from individual_node.settings import IndividualSettings
@@ -28,13 +28,23 @@ from protocol.node.events import Observer
 
 #: Settings without effect here: they concern many target tasks, or methods that inherit nothing.
 ELSEWHERE = frozenset(
-    {"methods", "scratch_learning_rate", "networks_at_once", "curve_tasks", "patches", "floor_penalty"}
+    {
+        "methods",
+        "scratch_learning_rate",
+        "scratch_epochs",
+        "paper_scratch_learning_rate",
+        "paper_scratch_epochs",
+        "networks_at_once",
+        "curve_tasks",
+        "patches",
+        "floor_penalty",
+    }
 )
 
 
 def methods_for(form: Form) -> list[str]:
     """The methods that inherit a learngene of this form; the first is the one to use."""
-    return [name for name, method in METHODS.items() if method.form == form and method.adaptation in ("head", "eq9")]
+    return [name for name, method in METHODS.items() if method.form == form and method.inherits]
 
 
 def choose_method(name: str | None, form: Form) -> Method:
@@ -75,7 +85,7 @@ def adapt_to_pictures(
         InputError: the settings do not fit the learngene or the pictures.
         RunFailedError: training diverged.
     """
-    learngene, release = verified.learngene, verified.release
+    learngene = verified.learngene
     fold = fold_of(pictures, folds, settings, seed)
     parts = 0 if fold is None else int(fold.max()) + 1
     steps = 1 if method.adaptation == "head" else settings.epochs
@@ -91,28 +101,14 @@ def adapt_to_pictures(
         at(steps)
         return classifier
 
-    estimate = None
-    if fold is not None:
-        correct = np.zeros(len(pictures.classes), np.int64)
-        for part in range(parts):
-            classifier = teach(np.flatnonzero(fold != part), part, f"estimating, part {part + 1} of {parts}")
-            truth = pictures.labels[fold == part]
-            named = classifier.probabilities(pictures.pixels[fold == part]).argmax(1)
-            correct += np.bincount(truth[named == truth], minlength=len(correct))
-        estimate = Estimate(folds=parts, correct=tuple(correct.tolist()))
+    estimate = None if fold is None else _estimate(pictures, fold, teach)
     classifier = teach(np.arange(len(pictures.labels)), parts, "adapting to all pictures").cpu()
     description = Description(
         classes=pictures.classes,
         pictures=pictures.counts,
         method=method.name,
-        network="feature-head" if method.adaptation == "head" else "individual",
-        learngene=Lineage(
-            release=verified.release_digest,
-            seq=release.seq,
-            run_id=release.run_id,
-            form=release.form,
-            collective=release.signer,
-        ),
+        network="feature-head" if method.adaptation == "head" else "individual-head" if method.head else "individual",
+        learngene=_lineage(verified),
         architecture=learngene.architecture,
         own=settings.own_layers,
         settings=settings.model_dump(mode="json", exclude=set(ELSEWHERE)),
@@ -122,6 +118,32 @@ def adapt_to_pictures(
         node=None if node is None else str(node.absolute()),
     )
     return AdaptedModel(description, classifier)
+
+
+def _lineage(verified: VerifiedLearngene) -> Lineage:
+    """What a model keeps of the learngene from which it was adapted."""
+    release = verified.release
+    return Lineage(
+        release=verified.release_digest,
+        seq=release.seq,
+        run_id=release.run_id,
+        form=release.form,
+        collective=release.signer,
+    )
+
+
+def _estimate(
+    pictures: OwnPictures, fold: NDArray[np.int64], teach: Callable[[NDArray[np.int64], int, str], PictureClassifier]
+) -> Estimate:
+    """Accuracy on each part of the pictures, of models that were taught the others."""
+    parts = int(fold.max()) + 1
+    correct = np.zeros(len(pictures.classes), np.int64)
+    for part in range(parts):
+        classifier = teach(np.flatnonzero(fold != part), part, f"estimating, part {part + 1} of {parts}")
+        truth = pictures.labels[fold == part]
+        named = classifier.probabilities(pictures.pixels[fold == part]).argmax(1)
+        correct += np.bincount(truth[named == truth], minlength=len(correct))
+    return Estimate(folds=parts, correct=tuple(correct.tolist()))
 
 
 def fold_of(pictures: OwnPictures, folds: int, settings: IndividualSettings, seed: int) -> NDArray[np.int64] | None:
@@ -171,7 +193,7 @@ def _taught(
     images = DeviceImages.load(pixels, labels, Normalisation(mean, std), device)
     network: nn.Module
     if method.adaptation == "head":
-        network = fit_feature_head(learngene, images, ways=ways, penalty=settings.penalty)
+        network = fit_feature_head(learngene, images, ways=ways, settings=settings.head)
     else:
         none = np.empty(0, np.int64)
         task = TargetTask(0, ways, np.arange(len(rows)), labels, none, none, pictures.classes)
@@ -185,6 +207,7 @@ def _taught(
             [generator],
             observe=lambda epoch, _: at(epoch),
         )
-        network = done.networks.network(0)
+        trained = done.networks.network(0)
+        network = head_on_network(trained, images, settings.head) if method.head else trained
     classifier = PictureClassifier(network, mean, std).to(device)
     return classifier.eval().requires_grad_(False)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from individual_node.settings import OwnLayers
+from individual_node.views import two_views
 from protocol.errors import InputError
 from protocol.learngene.architecture import Architecture, Block
 from protocol.learngene.learngene import Learngene
@@ -30,7 +31,7 @@ def own_widths(architecture: Architecture) -> tuple[tuple[int, ...], tuple[int, 
       its first; behind a learngene that does not widen, all have its width (the equal widths of Figure 6 b). None is
       narrower than the last inherited one.
 
-    A complete learngene reaches from the image to the features and needs no own blocks.
+    A learngene that reaches from the image to the features needs no own blocks.
     """
     first, last = architecture.blocks[0], architecture.blocks[-1]
     light = tuple(max(1, first.in_channels // share) for share in LIGHT_SHARES)
@@ -82,6 +83,20 @@ def own_blocks(architecture: Architecture, own: OwnLayers = SUGGESTED) -> tuple[
     return blocks[: len(front)], blocks[len(front) :]
 
 
+def blocks_and_handover(architecture: Architecture, own: OwnLayers = SUGGESTED) -> tuple[list[Block], int]:
+    """All blocks of an individual's network, and the number of those in front of its last part.
+
+    The last part takes the first of the two views of an image and makes the second: it is the individual's own blocks
+    behind the inherited ones, if there are any; otherwise the inherited ones, or their top if they begin with a stem.
+
+    Raises:
+        InputError: as :func:`own_blocks`.
+    """
+    front, back = own_blocks(architecture, own)
+    blocks = [*front, *architecture.blocks, *back]
+    return blocks, max(1, len(blocks) - len(back) if back else len(front) + architecture.stem_blocks)
+
+
 class IndividualNetworks(nn.Module):
     """Networks of several target tasks side by side: independent, and trained as one grouped network.
 
@@ -93,6 +108,7 @@ class IndividualNetworks(nn.Module):
 
     Attributes:
         features: values that one network's classifier takes.
+        handover: number of blocks in front of the last part, see :func:`blocks_and_handover`.
 
     Raises:
         InputError: ``own`` does not fit the learngene.
@@ -100,8 +116,8 @@ class IndividualNetworks(nn.Module):
 
     def __init__(self, architecture: Architecture, *, ways: int, networks: int, own: OwnLayers = SUGGESTED) -> None:
         super().__init__()
-        front, back = own_blocks(architecture, own)
-        blocks = [*front, *architecture.blocks, *back]
+        front, _ = own_blocks(architecture, own)
+        blocks, self.handover = blocks_and_handover(architecture, own)
         self.blocks = build_blocks(blocks, networks=networks)
         self._inherited = slice(len(front), len(front) + len(architecture.blocks))
         height, width = architecture.input.height, architecture.input.width
@@ -147,6 +163,18 @@ class IndividualNetworks(nn.Module):
         logits: Tensor = self.classifier(features.reshape(x.shape[0], -1, 1, 1))
         return logits.reshape(x.shape[0], self.networks, self.ways)
 
+    def predict(self, x: Tensor) -> Tensor:
+        """The logits of images ``[N, networks * C, H, W]``, each the mean over the image and its mirror image:
+        ``[N, networks, ways]``."""
+        logits: Tensor = (self(x) + self(x.flip(3))) / 2
+        return logits
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """Both views of images ``[N, networks * C, H, W]``, see :func:`individual_node.views.two_views`:
+        ``[networks, N, F]``."""
+        found = two_views(self.blocks[: self.handover], self.blocks[self.handover :], x)
+        return [view.unflatten(1, (self.networks, -1)).movedim(1, 0) for view in found]
+
     def network(self, index: int) -> "IndividualNetwork":
         """One of the networks by itself, in evaluation mode. It shares the memory of its weights with this one."""
         with torch.device("meta"):
@@ -167,13 +195,12 @@ class IndividualNetwork(nn.Module):
         self.side_by_side = IndividualNetworks(architecture, ways=ways, networks=1, own=own)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images ``[n, C, H, W]`` to logits ``[n, ways]``."""
-        logits: Tensor = self.side_by_side(x)
-        return logits[:, 0]
+        """Normalised images ``[n, C, H, W]`` to logits ``[n, ways]``: means over an image and its mirror image."""
+        return self.side_by_side.predict(x)[:, 0]
 
     def parts(self) -> tuple[nn.Sequential, list[ConvolutionBlock], nn.Sequential]:
-        """The part in front of the inherited blocks, these blocks, and the part behind; in this order they are
-        the network, in evaluation mode."""
+        """The part in front of the inherited blocks, these blocks, and the part behind, in evaluation mode: in this
+        order they are the network as it is trained, without mirror images."""
         whole = self.side_by_side
         inherited = whole.inherited
         blocks = layers_of(whole.blocks)

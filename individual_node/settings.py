@@ -1,24 +1,25 @@
 """Settings of an individual: which methods it runs, and how it adapts."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from itertools import product
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from individual_node.method_table import METHODS
+from individual_node.method_table import METHODS, Method
 from protocol.learngene.architecture import COMPLETE_FORMS, Form
 from protocol.learngene.learngene import Estimator
 
 #: The methods that run by default.
-DEFAULT_METHODS = ("condensed", "condensed-eq9", "paper", "scratch", "floor")
-#: Forms whose first inherited block always takes the image: no block can stand in front of it.
-TAKES_THE_IMAGE: Mapping[Form, str] = {
-    **{form: f"a {form} learngene begins with its own stem" for form in COMPLETE_FORMS},
-    "paper-front": "a learngene from the front of a network takes the image itself",
-}
+DEFAULT_METHODS = ("condensed", "condensed-eq9", "scratch", "random", "paper", "paper-scratch", "floor")
+#: How many shifted copies of an image there are to choose from: its eight neighbours.
+MOST_SHIFTS = 8
 
+#: The first own convolution in front: He's random weights, or filters as the floor has them.
+FrontStart = Literal["random", "patches"]
 Channels = Annotated[int, Field(ge=1, le=4096)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,38 @@ class OwnLayers:
     hidden: int | None = None
 
 
+@dataclass(frozen=True)
+class HeadChoice:
+    """What a logistic head may be: the L2 penalty, and the share of the top's view; the stem's view has the rest."""
+
+    penalty: float
+    top_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How a logistic head is fitted.
+
+    Attributes:
+        default: where nothing is chosen, or nothing is clearly better.
+        others: what a cross-validation on the support images may choose instead.
+        folds: of the cross-validation.
+        shifts: shifted copies of each support image that the head learns from too.
+    """
+
+    default: HeadChoice
+    others: tuple[HeadChoice, ...] = ()
+    folds: int = 5
+    shifts: int = 0
+
+
+def takes_the_image(form: Form) -> str | None:
+    """The reason why no block can stand in front of a form's first inherited block; None: one can."""
+    if form in COMPLETE_FORMS:
+        return f"a learngene in the form {form} begins with its own stem"
+    return "a learngene from the front of a network takes the image itself" if form == "paper-front" else None
+
+
 class IndividualSettings(BaseModel):
     """Everything that decides how an individual adapts; the defaults are the profile ``quick``."""
 
@@ -44,7 +77,12 @@ class IndividualSettings(BaseModel):
     epochs: int = Field(20, ge=1, description="passes over a task's support images (the paper's 30)")
     batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(0.005, gt=0, description="of the methods that inherit (the paper's)")
-    scratch_learning_rate: float = Field(0.02, gt=0)
+    scratch_learning_rate: float = Field(0.02, gt=0, description="of `scratch`, a complete network")
+    scratch_epochs: int | None = Field(None, ge=1, description="of `scratch`; none: as many as `epochs`")
+    paper_scratch_learning_rate: float = Field(
+        0.02, gt=0, description="of `paper-scratch` and those of other positions"
+    )
+    paper_scratch_epochs: int | None = Field(None, ge=1, description="likewise; none: as many as `epochs`")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     retain_weight: float | None = Field(
@@ -64,10 +102,25 @@ class IndividualSettings(BaseModel):
     own_back: tuple[Channels, ...] | None = Field(
         None, max_length=24, description="channels of its own convolutions behind; none: as the learngene suggests"
     )
+    own_front_start: FrontStart = Field(
+        "random", description="of the first own convolution in front: random, or whitened patches of the support images"
+    )
+    statistics_weight: float = Field(
+        0.0, ge=0, description="of the loss that fits own layers in front to the BatchNorm statistics of inherited ones"
+    )
     hidden: Channels | None = Field(
         None, description="units of the classifier's two hidden layers; none: twice the last convolution's channels"
     )
-    penalty: float = Field(0.3, gt=0, description="L2 penalty of the logistic head on inherited features")
+    penalty: float = Field(0.3, gt=0, description="L2 penalty of the logistic head on a network's features")
+    top_share: Share = Field(0.5, description="of the top's view of an image in the head; the stem's view has the rest")
+    cross_validation: int | None = Field(
+        None, ge=2, description="folds by which each head chooses from the two grids; none: `penalty` and `top_share`"
+    )
+    penalty_grid: tuple[Positive, ...] = Field((0.1, 0.3, 1.0), max_length=16)
+    top_share_grid: tuple[Share, ...] = Field((0.5,), max_length=16)
+    support_shifts: int = Field(
+        0, ge=0, le=MOST_SHIFTS, description="shifted copies of each support image from which the head learns too"
+    )
     networks_at_once: int = Field(4, ge=1, description="target tasks that train as one batched network")
     curve_tasks: int = Field(10, ge=0, description="target tasks behind the learning curves")
     patches: int = Field(400, ge=1, description="filters of the transfer-free floor")
@@ -86,7 +139,7 @@ class IndividualSettings(BaseModel):
         if self.own_front is not None:
             for name in self.methods:
                 method = METHODS[name]
-                reason = TAKES_THE_IMAGE.get(method.form) if method.form and method.adaptation != "head" else None
+                reason = takes_the_image(method.form) if method.form and method.trains else None
                 if reason is not None:
                     raise ValueError(f"own_front has no place in the method {name!r}: {reason}; leave one of them out")
         return self
@@ -95,3 +148,21 @@ class IndividualSettings(BaseModel):
     def own_layers(self) -> OwnLayers:
         """Depth and width of the individual's own layers."""
         return OwnLayers(self.own_front, self.own_back, self.hidden)
+
+    @property
+    def head(self) -> HeadSettings:
+        """How a logistic head on features is fitted."""
+        grid = [HeadChoice(*one) for one in product(self.penalty_grid, self.top_share_grid)]
+        default = HeadChoice(self.penalty, self.top_share)
+        if self.cross_validation is None:
+            return HeadSettings(default, shifts=self.support_shifts)
+        others = tuple(choice for choice in dict.fromkeys(grid) if choice != default)
+        return HeadSettings(default, others, self.cross_validation, self.support_shifts)
+
+    def schedule_of(self, method: Method) -> tuple[float, int]:
+        """Learning rate and epochs of a method that trains a network."""
+        if method.adaptation != "scratch" or method.form is None:
+            return self.learning_rate, self.epochs
+        if method.form in COMPLETE_FORMS:
+            return self.scratch_learning_rate, self.scratch_epochs or self.epochs
+        return self.paper_scratch_learning_rate, self.paper_scratch_epochs or self.epochs

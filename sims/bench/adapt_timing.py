@@ -13,11 +13,12 @@ from torch import Tensor
 
 from individual_node import floor
 from individual_node.adaptation import adapt, task_generator, test_accuracy
-from individual_node.feature_head import FeatureHeads, centred_and_normalised
+from individual_node.feature_head import FeatureHeads
 from individual_node.method_table import METHODS
 from individual_node.methods import Evaluation
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import PrivateImages, TargetTask
+from individual_node.views import centred_and_normalised
 from protocol.learngene.architecture import Architecture, Block, InputContract
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
@@ -114,7 +115,7 @@ class HeadWork:
         self._known = [self._drawn(means, labels, generator) for _ in range(2)]
         tests = torch.arange(WAYS).repeat_interleave(TESTS)
         self._unknown = [self._drawn(means, tests, generator) for _ in range(2)]
-        self._penalty = IndividualSettings().penalty
+        self._settings = IndividualSettings().head
 
     def together(self) -> Tensor:
         """The classes predicted by a head for each task, many fitted at once: ``[tasks, n]``."""
@@ -123,7 +124,7 @@ class HeadWork:
 
     def _group(self, tasks: Tensor) -> Tensor:
         known, unknown = ([view[tasks] for view in views] for views in (self._known, self._unknown))
-        return FeatureHeads.fit(known, self._labels[tasks], WAYS, self._penalty).predict(unknown)
+        return FeatureHeads.fit(known, self._labels[tasks], WAYS, self._settings).predict(unknown)
 
     def alone(self) -> Tensor:
         """The same by scikit-learn, task by task."""
@@ -131,7 +132,9 @@ class HeadWork:
         known, unknown = (centred_and_normalised(views, centres).numpy() for views in (self._known, self._unknown))
         labels = self._labels.numpy()
         parts = zip(known, labels, unknown, strict=True)
-        return torch.stack([torch.from_numpy(_scikit_learn(a, b, c, self._penalty)) for a, b, c in parts])
+        return torch.stack(
+            [torch.from_numpy(_scikit_learn(a, b, c, self._settings.default.penalty)) for a, b, c in parts]
+        )
 
     @staticmethod
     def _drawn(means: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -187,7 +190,8 @@ def _task(number: int, rng: np.random.Generator) -> TargetTask:
 
 
 def _floor_features(noise: NDArray[np.uint8], task: TargetTask, filters: int) -> NDArray[np.float32]:
-    """What the floor computes of a task's images, written out: every patch whitened, both signs, four quadrants."""
+    """What the floor computes of a task's images, written out: every patch whitened, both signs, four quadrants, and
+    then the mean over image and mirror image."""
     support, test = (
         torch.from_numpy(noise[rows]).permute(0, 3, 1, 2).float() / 255 for rows in (task.support, task.test)
     )
@@ -195,10 +199,13 @@ def _floor_features(noise: NDArray[np.uint8], task: TargetTask, filters: int) ->
     chosen, mean, matrix = floor.whitened_filters(support, filters, generator)
     features = []
     for image in torch.cat([support, test]).split(1):
-        response = (floor.normalised_patches(image) - mean) @ matrix @ chosen.T
-        side = round(response.shape[1] ** 0.5)
-        both = torch.cat([response.relu(), (-response).relu()], 2)
-        features.append((floor.quadrant_means(side) @ both).flatten())
+        views = []
+        for picture in (image, image.flip(3)):
+            response = (floor.normalised_patches(picture) - mean) @ matrix @ chosen.T
+            side = round(response.shape[1] ** 0.5)
+            both = torch.cat([response.relu(), (-response).relu()], 2)
+            views.append((floor.quadrant_means(side) @ both).flatten())
+        features.append((views[0] + views[1]) / 2)
     return torch.stack(features).numpy()
 
 

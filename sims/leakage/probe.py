@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from individual_node.feature_head import logistic_regression
+from individual_node.logistic_regression import logistic_regression
 from protocol.learngene.images import DeviceImages
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of, load_blocks

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from individual_node import method_table
-from individual_node.method_table import FisherSource, Method
+from individual_node.method_table import FisherSource, Method, scratch_of
 from protocol.learngene.architecture import Form
 from protocol.node.metrics import Percent
 from sims.results.models import PairedResult
@@ -25,14 +25,27 @@ _HELD: Mapping[FisherSource, str] = {
 }
 
 
+#: Whose architecture a method borrows that inherits nothing.
+_BORROWED: Mapping[Form, str] = {
+    "condensed": "the condensed form's network",
+    "paper": "the network of `paper`",
+    "paper-middle": "the network of `paper-middle`",
+    "paper-front": "the network of `paper-front`",
+}
+
+
 def _described(method: Method) -> str:
     if method.form is None:
         return "no transfer at all: whitened patches of the support images, logistic regression"
-    if method.adaptation == "scratch":
-        return "the condensed form's network, nothing inherited"
+    if method.adaptation == "random":
+        return f"{_BORROWED[method.form]} with random weights; the same logistic head on its features"
     if method.adaptation == "head":
         return f"{_INHERITED[method.form]}; a logistic head on its features"
-    return f"{_INHERITED[method.form]}; {'inherited weights frozen' if method.frozen else _HELD[method.fisher]}"
+    if method.adaptation == "scratch":
+        trained = f"{_BORROWED[method.form]}, trained from scratch"
+    else:
+        trained = f"{_INHERITED[method.form]}; {'inherited weights frozen' if method.frozen else _HELD[method.fisher]}"
+    return f"{trained}, then the logistic head on its features" if method.head else trained
 
 
 #: Methods in the order of every table and figure, with what each one is.
@@ -42,22 +55,34 @@ METHODS: Mapping[str, str] = {name: _described(method) for name, method in metho
 def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
     """Which methods are compared on the same tasks: heading -> (first, second), each pair once.
 
-    The default against every other; the chosen layers against those of other positions; each source of the Fisher
-    diagonal against the collective's, with the same start; and every other use of a learngene against scratch.
+    The default against every other, its controls among them; the chosen layers against those of other positions; each
+    source of the Fisher diagonal against the collective's, with the same start; every network that inherits and trains
+    against the same architecture from scratch, with the same head; and on one trained network the logistic head
+    against the network's own classifier. What training adds under the same head, against frozen features: of inherited
+    layers it is in the first group, of random ones a group of its own.
     """
     given = list(methods)
     known = [method_table.METHODS[name] for name in given if name in method_table.METHODS]
-    trained = [method for method in known if method.adaptation == "eq9"]
+    trained = [method for method in known if method.adaptation == "eq9" and method.form is not None]
+    headed = [method for method in known if method.head]
     wanted = {
         "the default against every other": [("condensed", name) for name in given if name != "condensed"],
         "the chosen layers against other positions": [("paper", "paper-middle"), ("paper", "paper-front")],
         "the source of the Fisher diagonal, against the collective's": [
-            (method.name, method.start) for method in trained if method.name != method.start
+            (method.name, method.start) for method in trained if method.name != method.start and not method.head
         ],
-        "a learngene against none": [(method.name, "scratch") for method in trained],
+        "a learngene against none": [(method.name, _from_scratch(method)) for method in trained],
+        "the logistic head against the network's own classifier": [(method.name, method.start) for method in headed],
+        "training against random weights, the same head": [("scratch-head", "random")],
     }
     found = {title: [pair for pair in group if set(pair) <= set(given)] for title, group in wanted.items()}
     return {title: group for title, group in found.items() if group}
+
+
+def _from_scratch(method: Method) -> str:
+    """The method that trains the same architecture from scratch, and names images by the same kind of head."""
+    assert method.form is not None
+    return f"{scratch_of(method.form)}{'-head' if method.head else ''}"
 
 
 def pair_key(first: str, second: str) -> str:

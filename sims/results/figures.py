@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from collective_node.records import CycleFigures
-from individual_node.method_table import METHODS, FisherSource, Method
+from individual_node.method_table import METHODS, FisherSource, Method, scratch_of
 from protocol.learngene.architecture import Form
 from sims.results.models import Results, metric_of
 from sims.results.plotting import (
@@ -124,7 +124,7 @@ def curves_figure(results: Results) -> bytes | None:
     else:
         wanted = [(count, form) for count in shots for form in forms]
         for axes, (count, form) in zip(panels, wanted, strict=False):
-            for method in [found.name for found in trained if found.form == form] + ["scratch"]:
+            for method in [found.name for found in trained if found.form == form] + [scratch_of(form)]:
                 if (method, count) in curves:
                     label, colour, marker = _held(METHODS[method])
                     _curve(axes, results, method, count, colour, marker, label)

@@ -29,7 +29,17 @@ class Profile(BaseModel):
 
 #: Forms and methods of a run: the learngenes, and the controls that one of them must beat.
 _FORMS: tuple[Form, ...] = ("condensed", "direct", "whole", "paper")
-_METHODS = ("condensed", "direct", "whole", "condensed-eq9", "paper", "scratch", "floor")
+_METHODS = (
+    "condensed",
+    "direct",
+    "whole",
+    "condensed-eq9",
+    "scratch",
+    "random",
+    "paper",
+    "paper-scratch",
+    "floor",
+)
 _collective = partial(CollectiveSettings, forms=_FORMS)
 _individual = partial(IndividualSettings, methods=_METHODS)
 

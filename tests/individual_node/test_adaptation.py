@@ -46,8 +46,8 @@ from tests.individual_node.made import (
     task,
 )
 
-TRAINED = tuple(name for name, method in METHODS.items() if method.adaptation in ("eq9", "scratch"))
-INHERITING = tuple(name for name, method in METHODS.items() if method.adaptation == "eq9")
+TRAINED = tuple(name for name, method in METHODS.items() if method.trains and not method.head)
+INHERITING = tuple(name for name in TRAINED if METHODS[name].inherits)
 OWN_FISHER = tuple(name for name, method in METHODS.items() if method.fisher == "individual")
 FROZEN = tuple(name for name in INHERITING if METHODS[name].frozen)
 FORMS: tuple[Form, ...] = ("condensed", "paper", "paper-middle", "paper-front")
@@ -128,15 +128,31 @@ def test_without_a_lambda_it_is_the_papers_or_half_of_what_is_stable() -> None:
     assert choose_retain_weight(gene, settings) == pytest.approx(1.9 / 0.005 / largest)
 
 
-def test_accuracy_is_counted_per_task() -> None:
+def test_accuracy_is_counted_per_task_over_image_and_mirror_image() -> None:
     model = adapted("condensed-eq9", 0, 1, retain_weight=0.0).networks
     found = accuracy_on_test_images(model, [task(0), task(1)], images())
     data = images()
     for index, number in enumerate((0, 1)):
         x, _ = data.batch(torch.from_numpy(task(number).test))
-        joint = torch.cat([x, x], 1)
-        predicted = model(joint)[:, index].argmax(1).numpy()
+        logits = [model(torch.cat([picture, picture], 1))[:, index] for picture in (x, x.flip(3))]
+        predicted = torch.stack(logits).mean(0).argmax(1).numpy()
         assert found[index] == pytest.approx((predicted == task(number).test_labels).mean() * 100)
+
+
+def test_every_network_trains_at_the_rate_and_for_the_epochs_of_its_method() -> None:
+    settings = IndividualSettings(
+        epochs=7, learning_rate=0.01, scratch_learning_rate=0.02, paper_scratch_learning_rate=0.03, scratch_epochs=5
+    )
+    scratch = {"scratch": (0.02, 5), **dict.fromkeys(("paper-scratch", "paper-front-scratch"), (0.03, 7))}
+    for name, expected in {"condensed-eq9": (0.01, 7), "paper-head": (0.01, 7), **scratch}.items():
+        assert settings.schedule_of(METHODS[name]) == expected
+    by_epoch = {
+        epochs: adapted("scratch", 0, scratch_epochs=epochs, epochs=9).networks.state_dict() for epochs in (1, 2)
+    }
+    assert same(by_epoch[2], adapted("scratch", 0, epochs=2).networks.state_dict())
+    assert not same(by_epoch[1], by_epoch[2])
+    slower = adapted("scratch", 0, epochs=2, scratch_learning_rate=0.001).networks.state_dict()
+    assert not same(by_epoch[2], slower)
 
 
 # --- each target task by itself
@@ -190,8 +206,9 @@ def test_test_images_change_no_weight_and_no_statistic(
         own = PrivateImages(images().pixels.numpy(), test_pixels, {SHOTS: [task(0), task(1)]})
         evaluation = Evaluation({form: learngene(form)}, own, settings, 0, CPU, Events(tmp_path / "events"))
         outcomes.append(evaluation.run(name, SHOTS))
-    if name in TRAINED:
+    if METHODS[name].trains:
         assert same(*ended)
+    if name in TRAINED:
         assert [sorted(outcome.curve) for outcome in outcomes] == [[1, 2, 3]] * 2
         assert outcomes[0].curve[3] == [outcomes[0].accuracy[number] for number in (0, 1)]
 
@@ -332,7 +349,7 @@ def test_an_own_diagonal_of_zeros_leaves_the_papers_lambda() -> None:
 
 def test_variants_of_a_method_begin_with_the_same_weights() -> None:
     for name, method in METHODS.items():
-        if method.adaptation == "eq9":
+        if method.trains:
             assert name.startswith(method.start)
             assert METHODS[method.start].form == method.form
 

@@ -8,15 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from individual_node.feature_head import (
-    FeatureHeadNetwork,
-    FeatureHeads,
-    centred_and_normalised,
-    fit_feature_head,
-    inherited_features,
-    logistic_regression,
-    predict,
-)
+from individual_node.feature_head import FeatureHeadNetwork, FeatureHeads, fit_feature_head
 from individual_node.floor import (
     PATCH,
     contrast_normalised,
@@ -26,14 +18,18 @@ from individual_node.floor import (
     random_patches,
     whitening,
 )
+from individual_node.logistic_regression import logistic_regression, predict
 from individual_node.methods import Evaluation
-from individual_node.settings import IndividualSettings
+from individual_node.settings import HeadChoice, HeadSettings, IndividualSettings
 from individual_node.target_tasks import PrivateImages
+from individual_node.views import centred_and_normalised, inherited_features
 from protocol.errors import InputError
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
 from protocol.node.events import Events
 from tests.individual_node.made import CPU, SHOTS, WAYS, images, learngene, task
+
+HEAD = HeadSettings(HeadChoice(0.3))
 
 
 @pytest.mark.parametrize("features", [6, 23, 24, 25, 200])
@@ -88,7 +84,7 @@ def test_a_task_of_its_own_is_predicted_as_among_many(tmp_path: Path) -> None:
     together = evaluation.run("condensed", SHOTS).accuracy
     mean, std = (torch.from_numpy(gene.tensors[f"input.{name}"]) for name in ("mean", "std"))
     for number in range(3):
-        network = fit_feature_head(gene, replace(support_of(number), mean=mean, std=std), ways=WAYS, penalty=0.3)
+        network = fit_feature_head(gene, replace(support_of(number), mean=mean, std=std), ways=WAYS, settings=HEAD)
         x, _ = replace(data, mean=mean, std=std).batch(torch.from_numpy(task(number).test))
         right = network(x).argmax(1).numpy() == task(number).test_labels
         assert together[number] == pytest.approx(right.mean() * 100)
@@ -101,10 +97,10 @@ def test_the_head_as_a_network_computes_what_the_heads_of_many_tasks_compute() -
     views = inherited_features(blocks, 1, data, np.arange(60))
     support = torch.from_numpy(np.stack([t.support for t in tasks]))
     labels = torch.from_numpy(np.stack([t.support_labels for t in tasks]))
-    heads = FeatureHeads.fit([view[support] for view in views], labels, WAYS, 0.3)
+    heads = FeatureHeads.fit([view[support] for view in views], labels, WAYS, HEAD)
     x, _ = data.batch(torch.arange(60))
     for number in range(3):
-        network = fit_feature_head(gene, support_of(number), ways=WAYS, penalty=0.3)
+        network = fit_feature_head(gene, support_of(number), ways=WAYS, settings=HEAD)
         known = centred_and_normalised(views, [centre[number] for centre in heads.centres]).double()
         expected = known @ heads.weight[number, :, :-1].T + heads.weight[number, :, -1]
         torch.testing.assert_close(network(x).double(), expected, rtol=1e-3, atol=1e-3)
@@ -112,7 +108,7 @@ def test_the_head_as_a_network_computes_what_the_heads_of_many_tasks_compute() -
 
 
 def test_a_saved_head_makes_the_same_network_again() -> None:
-    network = fit_feature_head(learngene(), support_of(0), ways=WAYS, penalty=0.3)
+    network = fit_feature_head(learngene(), support_of(0), ways=WAYS, settings=HEAD)
     again = FeatureHeadNetwork(learngene().architecture, ways=WAYS)
     assert not again.training
     again.load_state_dict(network.state_dict())
@@ -126,21 +122,24 @@ def test_a_head_needs_features_of_images() -> None:
 
 
 def test_encoding_agrees_with_patches_copied_out_one_by_one() -> None:
+    """Of the images and of their mirror images, with filters that are not their own mirror images."""
     torch.manual_seed(0)
     images = torch.rand(3, 3, 12, 12)
     generator = torch.Generator().manual_seed(0)
     mean, matrix = whitening(contrast_normalised(random_patches(images, 500, generator)))
     filters = torch.nn.functional.normalize(torch.randn(10, 3 * PATCH * PATCH), dim=1)
-    patches = torch.nn.functional.unfold(images, PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH)
-    response = ((contrast_normalised(patches) - mean) @ matrix) @ filters.T
-    response = response.view(3, 7, 7, 10).permute(0, 3, 1, 2)
-    both = torch.cat([response.relu(), (-response).relu()], 1)
-    expected = torch.nn.functional.adaptive_avg_pool2d(both, 2)
-    expected = expected.view(3, 2, 10, 4).transpose(2, 3).flatten(1)  # sign, quadrant, filter
-    # bfloat16 products, where the machine has them, keep eight bits.
-    torch.testing.assert_close(
-        encode(normalised_patches(images), filters, mean, matrix), expected, rtol=0.05, atol=0.05
-    )
+    views = []
+    for pictures in (images, images.flip(3)):
+        patches = torch.nn.functional.unfold(pictures, PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH)
+        response = ((contrast_normalised(patches) - mean) @ matrix) @ filters.T
+        response = response.view(3, 7, 7, 10).permute(0, 3, 1, 2)
+        both = torch.cat([response.relu(), (-response).relu()], 1)
+        expected = torch.nn.functional.adaptive_avg_pool2d(both, 2)
+        views.append(expected.view(3, 2, 10, 4).transpose(2, 3).flatten(1))  # sign, quadrant, filter
+    found = encode(normalised_patches(images), filters, mean, matrix)
+    torch.testing.assert_close(found, (views[0] + views[1]) / 2, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, views[0], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(encode(normalised_patches(images.flip(3)), filters, mean, matrix), found)
 
 
 def test_whitening_makes_patches_nearly_uncorrelated() -> None:

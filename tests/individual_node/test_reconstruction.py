@@ -130,14 +130,36 @@ def test_one_of_the_networks_by_itself_computes_what_it_computes_beside_the_othe
     gene = learngene(form)
     joint = reconstruct(gene.architecture, gene, ways=WAYS, generators=generators(0, 1, 2)).eval()
     x = torch.randn(5, 3, 16, 16)
-    beside = joint(torch.cat([torch.randn_like(x), x, torch.randn_like(x)], 1))[:, 1]
+    beside, mirrored = (
+        joint(torch.cat([torch.randn_like(x), picture, torch.randn_like(x)], 1))[:, 1] for picture in (x, x.flip(3))
+    )
     single = joint.network(1)
-    torch.testing.assert_close(single(x), beside)
+    torch.testing.assert_close(single(x), (beside + mirrored) / 2)
+    torch.testing.assert_close(single(x), single(x.flip(3)))
     front, inherited, head = single.parts()
     torch.testing.assert_close(head(torch.nn.Sequential(*inherited)(front(x))), beside)
     assert [block.conv.weight.shape for block in inherited] == [
         (block.out_channels, block.in_channels, 3, 3) for block in gene.architecture.blocks
     ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_views_of_a_network_enter_and_leave_its_last_part(form: Form) -> None:
+    """The last part: own layers behind the inherited ones, else the inherited ones, of a condensed one its top."""
+    gene = learngene(form)
+    joint = reconstruct(gene.architecture, gene, ways=WAYS, generators=generators(0, 1)).eval()
+    x = torch.randn(5, 6, 16, 16)
+    handover = {"condensed": 1, "paper": 4, "paper-middle": 4, "paper-front": 2}[form]
+    assert len(joint.blocks) - handover == (4 if form == "paper-front" else 2)
+    views = joint.views(x)
+    for network, part in enumerate(x.chunk(2, 1)):
+        front, inherited, _ = joint.network(network).parts()
+        behind = joint.network(network).side_by_side.blocks[len(front) + len(inherited) :]
+        chain = [*front, *inherited, *behind]
+        for view, chosen in zip(views, (chain[:handover], chain), strict=True):
+            both = sum(torch.nn.Sequential(*chosen)(picture) for picture in (part, part.flip(3)))
+            assert isinstance(both, torch.Tensor)
+            torch.testing.assert_close(view[network], both.flatten(1).sqrt())
 
 
 def test_one_of_the_networks_shares_the_memory_of_all() -> None:
@@ -149,7 +171,7 @@ def test_one_of_the_networks_shares_the_memory_of_all() -> None:
         for parameter in joint.parameters():
             parameter.mul_(1.5)
     assert not torch.allclose(single(x), before)
-    torch.testing.assert_close(single(x), joint.eval()(torch.cat([x, x], 1))[:, 1])
+    torch.testing.assert_close(single(x), joint.eval().predict(torch.cat([x, x], 1))[:, 1])
 
 
 def test_a_saved_state_makes_the_same_network_again() -> None:

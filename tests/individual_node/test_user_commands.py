@@ -179,7 +179,15 @@ def test_a_classifier_is_normalisation_network_and_softmax(node: Node, model: Pa
     np.testing.assert_allclose(loaded.classifier.probabilities(read.pixels), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("form", "method"), [("condensed", "condensed-eq9-frozen"), ("paper", "paper")])
+@pytest.mark.parametrize(
+    ("form", "method"),
+    [
+        ("condensed", "condensed-eq9-frozen"),
+        ("condensed", "condensed-eq9-head"),
+        ("paper", "paper"),
+        ("paper", "paper-head"),
+    ],
+)
 def test_methods_that_train_are_saved_and_exported_too(
     node: Node, pictures: Path, tmp_path: Path, run: Run, form: Form, method: str
 ) -> None:

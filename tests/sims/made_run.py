@@ -15,15 +15,17 @@ from sims.run.options import Value
 from sims.run.run_folder import OpenRun, open_prepared, prepare
 from sims.run.settings import RunSettings, from_run_config
 
-VARIANTS = ("", "-individual", "-none", "-frozen")
+VARIANTS = ("", "-individual", "-none", "-frozen", "-head")
 #: The methods that run where no others are asked for; with the accuracy around which theirs are drawn.
 METHODS = {
     "condensed": 72.0,
     "direct": 71.0,
     "whole": 75.0,
     "condensed-eq9": 68.0,
-    "paper": 51.0,
     "scratch": 49.0,
+    "random": 47.0,
+    "paper": 51.0,
+    "paper-scratch": 50.0,
     "floor": 63.0,
 }
 #: Every method that there is.
@@ -33,10 +35,18 @@ ALL_METHODS = {
     "direct-inherited": 71.5,
     "whole": 75.0,
     **{f"condensed-eq9{variant}": 68.0 - 2 * number for number, variant in enumerate(VARIANTS)},
-    **{f"paper{variant}": 51.0 - number for number, variant in enumerate(VARIANTS)},
-    **{f"paper-middle{variant}": 49.5 + number for number, variant in enumerate(VARIANTS)},
-    **{f"paper-front{variant}": 53.0 - number for number, variant in enumerate(VARIANTS)},
     "scratch": 49.0,
+    "scratch-head": 52.0,
+    "random": 47.0,
+    **{f"paper{variant}": 51.0 - number for number, variant in enumerate(VARIANTS)},
+    "paper-scratch": 50.0,
+    "paper-scratch-head": 52.5,
+    **{f"paper-middle{variant}": 49.5 + number for number, variant in enumerate(VARIANTS)},
+    "paper-middle-scratch": 48.0,
+    "paper-middle-scratch-head": 48.5,
+    **{f"paper-front{variant}": 53.0 - number for number, variant in enumerate(VARIANTS)},
+    "paper-front-scratch": 50.5,
+    "paper-front-scratch-head": 49.5,
     "floor": 63.0,
 }
 #: The learning curve of scratch in the first individual begins one above the first of them.
@@ -94,7 +104,8 @@ def make_run(
             }
             for method, by_shots in accuracies.items()
         }
-        trained = [method for method in methods if method not in ("condensed", "floor")]
+        without = ("condensed", "direct", "direct-inherited", "whole", "random", "floor")
+        trained = [method for method in methods if method not in without and not method.endswith("-head")]
         _json(
             node / "metrics.json",
             {

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from protocol.learngene.architecture import COMPLETE_FORMS
 from sims.results import comparison
 from sims.results.collection import collect
 from sims.results.comparison import pairs
@@ -21,9 +20,11 @@ def test_differences_are_paired_on_the_same_tasks(made: tuple[Path, Results]) ->
         "condensed-condensed-eq9",
         "condensed-paper",
         "condensed-scratch",
+        "condensed-random",
+        "condensed-paper-scratch",
         "condensed-floor",
         "condensed-eq9-scratch",
-        "paper-scratch",
+        "paper-paper-scratch",
     }
     for shots in (10, 20):
         first, second = results.methods["condensed"][shots].per_task, results.methods["floor"][shots].per_task
@@ -42,14 +43,21 @@ def test_every_method_is_described_in_order_and_compared_with_what_it_differs_fr
     flat = [pair for group in groups.values() for pair in group]
     assert len(flat) == len(set(flat))
     assert set(results.paired) == {f"{first}-{second}" for first, second in flat}
-    against_default, positions, sources, against_scratch = groups.values()
+    against_default, positions, sources, against_scratch, heads, training = groups.values()
     assert [second for _, second in against_default] == [name for name in ALL_METHODS if name != "condensed"]
     assert positions == [("paper", "paper-middle"), ("paper", "paper-front")]
     bases = ("condensed-eq9", "paper", "paper-middle", "paper-front")
+    own = ("scratch", "paper-scratch", "paper-middle-scratch", "paper-front-scratch")
     variants = ("individual", "none", "frozen")
     assert sources == [(f"{base}-{variant}", base) for base in bases for variant in variants]
-    assert {first for first, _ in against_scratch} == set(ALL_METHODS) - {*COMPLETE_FORMS, "scratch", "floor"}
-    assert {second for _, second in against_scratch} == {"scratch"}
+    kinds = ("", *(f"-{variant}" for variant in variants))
+    assert against_scratch == [
+        pair
+        for base, scratch in zip(bases, own, strict=True)
+        for pair in [*((base + kind, scratch) for kind in kinds), (f"{base}-head", f"{scratch}-head")]
+    ]
+    assert set(heads) == {(f"{name}-head", name) for name in bases + own}
+    assert training == [("scratch-head", "random")]
 
 
 def test_methods_that_did_not_run_are_in_no_pair() -> None:
