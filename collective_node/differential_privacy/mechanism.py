@@ -23,7 +23,7 @@ def check_delta(exponent: int, images: int) -> None:
     """
     if _MARGIN * images > 10**exponent:
         raise InputError(
-            f"delta 1e-{exponent} is too large for about {images} training images: at most 1 / ({_MARGIN} n) is allowed; "
+            f"delta 1e-{exponent} is above 1 / ({_MARGIN} n) for n = about {images} training images; "
             f"set privacy_delta_exponent to {len(str(_MARGIN * images - 1))} or more"
         )
 
