@@ -11,7 +11,7 @@ import torch
 from collective_node.collective import Collective
 from collective_node.collective_images import CollectiveImages
 from collective_node.differential_privacy.fisher import PrivateFisher
-from collective_node.differential_privacy.mechanism import Mechanism
+from collective_node.differential_privacy.mechanism import Mechanism, check_delta
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.differential_privacy.release import Finished, setup_of
 from collective_node.evolution import Evolution
@@ -112,7 +112,10 @@ def evolve(
         )
     check_privacy(settings)
     evolution = Evolution(images, settings, seed, device, checkpoints, events, annotator)
-    # Refuse before the training, not after it, what the policy would not let out.
+    # Refuse before the training, not after it, a delta that the accounting would refuse, and what the policy would not
+    # let out.
+    if settings.privacy_epsilon is not None:
+        check_delta(settings.privacy_delta_exponent, evolution.plan.taught_images)
     samples = min(settings.fisher_samples, evolution.plan.taught_images)
     if samples < fewest_fisher_images:
         raise InputError(

@@ -125,7 +125,9 @@ class CollectiveSettings(BaseModel):
     privacy_epsilon: float | None = Field(
         None, gt=0, le=100, description="differential privacy: epsilon of all that is released; none: no guarantee"
     )
-    privacy_delta_exponent: int = Field(5, ge=1, le=30, description="delta is 10 to the minus this")
+    privacy_delta_exponent: int = Field(
+        6, ge=1, le=30, description="delta is 10 to the minus this; at most 1 / (10 n) for n training images"
+    )
     privacy_scope: PrivacyScope = Field(
         "weights-and-fisher",
         description="what the guarantee is about; fisher-given-weights: the Fisher diagonal alone, not the weights",

@@ -13,7 +13,7 @@ from dp_accounting import (
 )
 from dp_accounting.pld import PLDAccountant
 
-from collective_node.differential_privacy.mechanism import Mechanism, Sampled
+from collective_node.differential_privacy.mechanism import Mechanism, Sampled, check_delta
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.settings import CollectiveSettings
 from collective_node.training import steps_for
@@ -68,7 +68,7 @@ def plan(
         fewest_fisher_images: fewest images of a Fisher diagonal that the site's policy lets out.
 
     Raises:
-        InputError: delta is not small beside the number of images, or these are too few for a Fisher diagonal.
+        InputError: delta is larger than 1 / (10 n) for n images, or these are too few for a Fisher diagonal.
         RunFailedError: by the final, finer accounting the planned noise does not keep epsilon.
     """
     if settings.privacy_epsilon is None:
@@ -107,11 +107,7 @@ def plan(
 
 
 def _check_count(settings: CollectiveSettings, count: int, fisher_images: int, fewest_fisher_images: int) -> None:
-    if 10.0**-settings.privacy_delta_exponent * count >= 1:
-        raise InputError(
-            f"delta 1e-{settings.privacy_delta_exponent} would allow to publish one of about {count} images outright; "
-            f"set privacy_delta_exponent to {len(str(count))} or more"
-        )
+    check_delta(settings.privacy_delta_exponent, count)
     if fisher_images < fewest_fisher_images:
         raise InputError(
             f"a Fisher diagonal from {fisher_images} images may not leave this site, only from {fewest_fisher_images} "

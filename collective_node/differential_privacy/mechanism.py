@@ -4,7 +4,28 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from protocol.errors import InputError
 from protocol.learngene.learngene import DifferentialPrivacy, PrivacyScope
+
+#: Delta is at most 1 / (this times the number of training images).
+_MARGIN = 10
+
+
+def check_delta(exponent: int, images: int) -> None:
+    """Refuse a delta of 10 to the minus ``exponent`` that is above 1 / (10 n) for ``n`` = ``images``.
+
+    Delta allows that with this probability anything is given away. A mechanism that publishes each image outright with
+    probability delta keeps every epsilon: on average it publishes ``n delta`` images. So delta has to be well below
+    1 / n (Dwork and Roth 2014, section 2.3).
+
+    Raises:
+        InputError: delta is larger; it names the exponent to set.
+    """
+    if _MARGIN * images > 10**exponent:
+        raise InputError(
+            f"delta 1e-{exponent} is above 1 / ({_MARGIN} n) for n = about {images} training images; "
+            f"set privacy_delta_exponent to {len(str(_MARGIN * images - 1))} or more"
+        )
 
 
 class Sampled(BaseModel):

@@ -2,9 +2,8 @@
 shadow as a target, and with made-up membership.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,11 @@ from sims.leakage.attack_metrics import (
     rates,
     tpr_at_fpr,
 )
-from sims.leakage.likelihood_ratio import offline, online, others
+from sims.leakage.likelihood_ratio import others
+
+#: A score of each unit, ``[N]``, from statistics ``[N, D]`` on the target, ``[K, N, D]`` on the shadows, and which
+#: units each shadow was trained on, bool ``[K, N]``. A larger score means that the unit was more likely used.
+Rule = Callable[[Scores, Scores, Mask], Scores]
 
 #: Fewest units of each kind for a release's own rates.
 FEWEST = 10
@@ -33,34 +36,39 @@ class Attack:
 
     Attributes:
         name: its name in tables.
-        test: ``plain``: the statistic itself; ``online`` and ``offline``: LiRA.
+        rule: from its statistics to a score.
         columns: the statistics that it reads.
         fisher: whether one of them needs the Fisher diagonal.
+        population: whether its rule takes the population's statistics too, behind those of the units.
     """
 
     name: str
-    test: Literal["plain", "online", "offline"]
+    rule: Rule
     columns: tuple[int, ...]
     fisher: bool
+    population: bool = False
 
     def score(self, target: Scores, shadows: Scores, inside: Mask) -> Scores:
-        """Of each unit, ``[N]``, from statistics ``[N, D]`` of the target and ``[K, N, D]`` of the shadows."""
+        """Of each unit, ``[N]``, from statistics ``[N + Z, D]`` of the target and ``[K, N + Z, D]`` of the shadows."""
+        rows = len(target) if self.population else inside.shape[1]
         columns = list(self.columns)
-        if self.test == "plain":
-            return target[:, columns[0]]
-        test = online if self.test == "online" else offline
-        return test(target[:, columns], shadows[:, :, columns], inside)
+        return self.rule(target[:rows, columns], shadows[:, :rows, columns], inside)
+
+
+def itself(target: Scores, shadows: Scores, inside: Mask) -> Scores:
+    """The rule without shadows: one statistic itself, compared with one threshold (Yeom et al. 2018 for the loss)."""
+    return target[:, 0]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of the same units on a release and on every shadow.
+    """Statistics of the same N units, and of a population of Z others behind them, on a release and on every shadow.
 
     Attributes:
-        release: ``[N, D]``; None if there is no release besides the shadows.
+        release: ``[N + Z, D]``; None if there is no release besides the shadows.
         truth: of the release: which units it was trained on, bool ``[N]``; None as above.
-        shadows: ``[K, N, D]``.
-        inside: bool ``[K, N]``.
+        shadows: ``[K, N + Z, D]``.
+        inside: bool ``[K, N]``. The population is in no shadow and not in the release.
     """
 
     release: Scores | None
@@ -108,24 +116,20 @@ def evaluate(
     return Evaluation(release, over_targets(each), tuple(float(value) for value in np.mean(curve, axis=0)))
 
 
-def by_chance(attack: Attack, found: Statistics, made_up: Sequence[Mask]) -> Bounds:
-    """Mean AUROC over the shadows with made-up membership, where there is nothing to find.
+def by_chance(attack: Attack, found: Statistics, made_up: Sequence[Mask]) -> Scores:
+    """Mean AUROC over the shadows with each made-up membership, ``[M]``, where there is nothing to find.
 
     Student's interval over targets assumes that they are independent, but they are not: each serves as a reference for
     all others, and all hold the same units. The result by chance on the same shadows includes these dependences.
 
     Args:
         made_up: made-up membership of the units in the shadows, each bool ``[K, N]`` in complementary pairs.
-
-    Returns:
-        The mean over ``made_up``, and the bounds between which 95 % of them lie.
     """
     means = []
     for halves in made_up:
         scores = _shadow_scores(attack, Statistics(None, None, found.shadows, halves))
         means.append(np.mean([auroc(own, inside) for own, inside in zip(scores, halves, strict=True)]))
-    low, high = np.percentile(means, (2.5, 97.5))
-    return Bounds(float(np.mean(means)), float(low), float(high))
+    return np.array(means, dtype=np.float64)
 
 
 def _enough(truth: Mask) -> bool:

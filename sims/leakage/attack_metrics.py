@@ -136,6 +136,12 @@ def mean_bounds(values: Sequence[float]) -> Bounds:
     return Bounds(interval.mean, interval.mean - half, interval.mean + half)
 
 
+def central_bounds(values: Scores) -> Bounds:
+    """Mean of some draws, and the bounds between which 95 % of them lie."""
+    low, high = np.percentile(values, _CENTRAL)
+    return Bounds(float(np.mean(values)), float(low), float(high))
+
+
 def _check(scores: Scores, positive: Mask) -> int:
     if scores.ndim != 1 or scores.shape != positive.shape or positive.dtype != np.bool_:
         raise ValueError(f"scores [N] go with booleans [N], not {scores.shape} with {positive.dtype}{positive.shape}")

@@ -10,20 +10,25 @@ from numpy.typing import NDArray
 from collective_node.collective_images import CollectiveImages
 from protocol.errors import InputError
 from protocol.learngene.learngene import Learngene
-from sims.leakage.attack_evaluation import Attack
+from sims.leakage.attack_evaluation import Attack, itself
 from sims.leakage.attack_metrics import Mask
 from sims.leakage.attacked_run import subset
-from sims.leakage.likelihood_ratio import paired_halves
+from sims.leakage.likelihood_ratio import offline, online, paired_halves, shared_shift
 from sims.leakage.probe import STATISTICS, LabelledImages, Probe
 
 _, _CONFIDENCE, _BATCHNORM, _FISHER = range(len(STATISTICS))
 
+_ALL = (_CONFIDENCE, _BATCHNORM, _FISHER)
 ATTACKS = (
-    Attack("confidence", "plain", (_CONFIDENCE,), fisher=False),
-    Attack("LiRA online, confidence", "online", (_CONFIDENCE,), fisher=False),
-    Attack("Fisher match", "plain", (_FISHER,), fisher=True),
-    Attack("LiRA online, Fisher match", "online", (_FISHER,), fisher=True),
-    Attack("LiRA online, all", "online", (_CONFIDENCE, _BATCHNORM, _FISHER), fisher=True),
+    Attack("confidence", itself, (_CONFIDENCE,), fisher=False),
+    Attack("LiRA offline, confidence", offline, (_CONFIDENCE,), fisher=False),
+    Attack("LiRA online, confidence", online, (_CONFIDENCE,), fisher=False),
+    Attack("shared shift, confidence", shared_shift, (_CONFIDENCE,), fisher=False),
+    Attack("Fisher match", itself, (_FISHER,), fisher=True),
+    Attack("LiRA online, Fisher match", online, (_FISHER,), fisher=True),
+    Attack("LiRA online, all", online, _ALL, fisher=True),
+    Attack("shared shift, Fisher match", shared_shift, (_FISHER,), fisher=True),
+    Attack("shared shift, all", shared_shift, _ALL, fisher=True),
 )
 #: Most classes whose presence is asked for: half of them present, half absent.
 MOST_CLASSES = 16

@@ -14,6 +14,11 @@ class LeakageSettings(BaseModel):
         samples: images behind a Fisher diagonal.
         repetitions: draws of those images.
         head_images: most further images of each class on which the attacker fits its head.
+        population: most held-out images, beside the candidates, that RMIA compares with.
+        rmia_gamma: how much more an image must stand out than one of the population (RMIA's gamma; larger values only
+            make scores equal).
+        rmia_a: ``p_in = a p_out + 1 - a`` for an attacker whose shadows hold no candidate (RMIA offline; 0.3 is what
+            the authors' program takes).
         class_images: most images of each class on which class presence is measured.
         control_shadows: collectives of the positive control, an even number.
         control_candidates: of each class in the positive control, an even number.
@@ -33,6 +38,9 @@ class LeakageSettings(BaseModel):
     samples: tuple[int, ...] = (1, 8, 32, 128, 1024)
     repetitions: int = Field(10, ge=2)
     head_images: int = Field(100, ge=2)
+    population: int = Field(1000, ge=1)
+    rmia_gamma: float = Field(1.0, ge=1)
+    rmia_a: float = Field(0.3, ge=0, le=1)
     class_images: int = Field(25, ge=1)
     control_shadows: int = Field(8, ge=4, multiple_of=2)
     control_candidates: int = Field(10, ge=4, multiple_of=2)

@@ -18,7 +18,7 @@ def leakage_tables(found: Leakage) -> RenderableType:
     for question, text in counts.items():
         rows = found.of(question)
         if rows:
-            parts.append(_attacks(f"{question}: {text}", rows, images=question == "membership"))
+            parts.append(_attacks(f"{question}: {text}", rows, found.strongest(question), question == "membership"))
     if found.reconstruction:
         parts.append(_reconstruction(found))
     parts.append(_controls(found))
@@ -28,7 +28,7 @@ def leakage_tables(found: Leakage) -> RenderableType:
     return Group(*parts)
 
 
-def _attacks(title: str, rows: tuple[AttackResult, ...], *, images: bool) -> PlainTable:
+def _attacks(title: str, rows: tuple[AttackResult, ...], strongest: AttackResult | None, images: bool) -> PlainTable:
     table = titled(title)
     for heading in ("received", "attack"):
         table.add_column(heading)
@@ -50,7 +50,8 @@ def _attacks(title: str, rows: tuple[AttackResult, ...], *, images: bool) -> Pla
                 _short(row.shadows.balanced_accuracy, 100),
                 "–" if own is None else _short(own.balanced_accuracy, 100),
             ]
-        table.add_row(row.variant, row.attack, *cells)
+        name = f"{row.attack} (strongest)" if row == strongest else row.attack
+        table.add_row(row.variant, name, *cells)
     return table
 
 

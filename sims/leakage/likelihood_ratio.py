@@ -1,5 +1,5 @@
-"""The likelihood-ratio attack LiRA (Carlini et al. 2022, arXiv:2112.03570) with Gaussians, and the membership of units
-in shadows.
+"""Likelihood-ratio attacks with Gaussians: LiRA (Carlini et al. 2022, arXiv:2112.03570) and the shared shift; and the
+membership of units in shadows.
 
 A *unit* is what may or may not have been used in training: an image, or a class. A *shadow* is a collective that the
 attacker trained, knowing which units went in.
@@ -58,8 +58,9 @@ def online(target: Scores, shadows: Scores, inside: Mask) -> Scores:
     Raises:
         ValueError: a unit is in no shadow or in all, or the shapes do not fit.
     """
-    _check(target, shadows, inside)
-    return _log_density(target, shadows, inside) - _log_density(target, shadows, ~inside)
+    check_references(target, shadows, inside)
+    with_unit, without = _moments(shadows, inside), _moments(shadows, ~inside)
+    return _log_density(target - with_unit[0], with_unit[1]) - _log_density(target - without[0], without[1])
 
 
 def offline(target: Scores, shadows: Scores, inside: Mask) -> Scores:
@@ -68,18 +69,48 @@ def offline(target: Scores, shadows: Scores, inside: Mask) -> Scores:
     The paper's one-sided test: ``1 - Pr[N(mean_out, s_out) > x]`` grows with it. For one statistic whose larger values
     mean that the unit was more likely used; arguments as of :func:`online`.
     """
-    _check(target, shadows, inside)
+    check_references(target, shadows, inside)
     if target.shape[1] != 1:
         raise ValueError("the offline test is of one statistic")
     mean, covariance = _moments(shadows, ~inside)
     return np.asarray((target - mean)[:, 0] / np.sqrt(covariance[0, 0]), dtype=np.float64)
 
 
-def _log_density(target: Scores, shadows: Scores, counted: Mask) -> Scores:
-    """Logarithm of the density, up to a constant that is the same for both hypotheses."""
-    mean, covariance = _moments(shadows, counted)
+def shared_shift(target: Scores, shadows: Scores, inside: Mask) -> Scores:
+    """Log-likelihood ratio of each unit, ``[N]``, where training shifts the statistics of all units alike.
+
+    The model, with ``m_ki`` = 1 where shadow ``k`` was trained on unit ``i``, else 0:
+
+        s_ki = c_i + m_ki d + e_ki,    e_ki ~ N(0, S_in) where m_ki = 1, N(0, S_out) where m_ki = 0
+
+    Only the centre ``c_i`` is a unit's own; the shift ``d`` and both covariances are those of all units. Least squares
+    over all K shadows (K_in of them with the unit) give
+
+        d = mean over units of (mean_in - mean_out),    c_i = mean of s_ki over k - (K_in / K) d
+
+    and the error of ``c_i`` has the covariance ``E = (K_in S_in + K_out S_out) / K^2``. The score is
+
+        log N(x_i; c_i + d, S_in + E) - log N(x_i; c_i, S_out + E)
+
+    :func:`online` estimates a shift for each unit from its few shadows, with the covariance ``S_in / K_in + S_out /
+    K_out``: a common shift smaller than this error is lost there. Here N units estimate it together. For one statistic
+    with ``S_in = S_out`` the order is that of ``x_i - mean of s_ki``: difficulty calibration (Watson et al. 2022,
+    arXiv:2111.08440), with the sign found by the shadows. Arguments and errors as of :func:`online`.
+    """
+    check_references(target, shadows, inside)
+    (mean_in, spread_in), (mean_out, spread_out) = _moments(shadows, inside), _moments(shadows, ~inside)
+    count, held = len(inside), inside.sum(0).astype(np.float64)
+    shift = np.average(mean_in - mean_out, axis=0, weights=held * (count - held))
+    own = target - (shadows.mean(0) - (held / count)[:, None] * shift)
+    share = float(held.mean()) / count
+    error = (share * spread_in + (1 - share) * spread_out) / count
+    return _log_density(own - shift, spread_in + error) - _log_density(own, spread_out + error)
+
+
+def _log_density(differences: Scores, covariance: Scores) -> Scores:
+    """Logarithm of the density of ``differences [N, D]`` from the mean, up to a constant of all Gaussians."""
     factor = np.linalg.cholesky(covariance)
-    standardised = np.linalg.solve(factor, (target - mean).T)
+    standardised = np.linalg.solve(factor, differences.T)
     return np.asarray(-0.5 * (standardised**2).sum(0) - np.log(np.diag(factor)).sum(), dtype=np.float64)
 
 
@@ -96,7 +127,12 @@ def _moments(shadows: Scores, counted: Mask) -> tuple[Scores, Scores]:
     return mean, covariance + ridge * np.eye(len(covariance))
 
 
-def _check(target: Scores, shadows: Scores, inside: Mask) -> None:
+def check_references(target: Scores, shadows: Scores, inside: Mask) -> None:
+    """Check statistics ``[N, D]``, ``[K, N, D]`` and memberships ``[K, N]``.
+
+    Raises:
+        ValueError: a unit is in no shadow or in all, or the shapes do not fit.
+    """
     if target.ndim != 2 or shadows.shape[1:] != target.shape or inside.shape != shadows.shape[:2]:
         raise ValueError(f"statistics {target.shape} do not fit shadows {shadows.shape} with {inside.shape}")
     held = inside.sum(0)

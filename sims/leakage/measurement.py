@@ -19,7 +19,7 @@ from protocol.learngene.images import choose_device
 from protocol.learngene.learngene import Learngene
 from sims.leakage import class_presence, membership
 from sims.leakage.attack_evaluation import Attack, Statistics, by_chance, evaluate
-from sims.leakage.attack_metrics import Bounds, Mask, Scores
+from sims.leakage.attack_metrics import Bounds, Mask, Scores, central_bounds
 from sims.leakage.attacked_run import AttackedRun, subset, without_in_stream
 from sims.leakage.fisher_reconstruction import (
     class_behind_fisher,
@@ -78,7 +78,9 @@ class _Measurement:
         self.run, self.settings, self.folder, self.say = run, settings, folder, say
         self.device = choose_device(run.kept.settings.collective_device)
         self.recipe = Recipe(as_the_run(run.kept.settings.collective), run.truth, self.device)
+        self.on_images = membership.attacks(settings)
         self.controls: list[Control] = []
+        self.chance_of_strongest: dict[Question, Measure] = {}
 
     def rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self.settings.seed, *stream])
@@ -106,8 +108,10 @@ class _Measurement:
         truth: Mask,
         made_up: list[Mask],
     ) -> list[AttackResult]:
-        """Every attack on every variant it can read, and the negative control of each without noise."""
+        """Every attack on every variant it can read; of those without noise, the negative control of each, and what the
+        strongest of all has by chance."""
         rows: list[AttackResult] = []
+        means: list[Scores] = []
         noises = (0.0, *self.settings.noise)
         for number, noise in enumerate(noises):
             found = self._statistics(question, of, shadows, inside, truth, noise, (number, len(noises)))
@@ -118,8 +122,10 @@ class _Measurement:
                     if not _reads(attack, variant):
                         continue
                     result = evaluate(attack, found, GRID, self.settings.resamples, self.rng(_BOOTSTRAP))
-                    chance = by_chance(attack, found, made_up)
+                    drawn = by_chance(attack, found, made_up)
+                    chance = central_bounds(drawn)
                     if noise == 0:
+                        means.append(drawn)
                         text = f"{question}, {attack.name}: made-up membership"
                         self.controls.append(Control.negative(text, chance))
                     rows.append(
@@ -133,6 +139,8 @@ class _Measurement:
                             curve=result.curve,
                         )
                     )
+        strongest = 0.5 + np.abs(np.array(means) - 0.5).max(0)
+        self.chance_of_strongest[question] = Measure.of(central_bounds(strongest))
         return rows
 
     def _statistics(
@@ -159,9 +167,9 @@ class _Measurement:
         candidates = membership.choose_candidates(self.run.images, settings.candidates, self.rng(_CANDIDATES))
         halves = candidates.halves(settings.shadows, self.rng(_HALVES))
         shadows = self.shadows("membership", self.recipe, candidates.training, halves)
-        of = membership.measure(candidates, settings.head_images, self.device, fisher=True)
+        of = membership.measure(candidates, settings, self.device, fisher=True)
         made_up = [candidates.halves(settings.shadows, self.rng(_MADE_UP, 0, n)) for n in range(settings.made_up)]
-        rows = self.attacks("membership", membership.ATTACKS, of, shadows, halves, candidates.members, made_up)
+        rows = self.attacks("membership", self.on_images, of, shadows, halves, candidates.members, made_up)
         return rows, candidates
 
     def overfitted_control(self) -> None:
@@ -173,9 +181,9 @@ class _Measurement:
         halves = candidates.halves(settings.control_shadows, self.rng(_CONTROL_HALVES))
         recipe = Recipe(overfitted(self.recipe.settings, len(few.classes), settings.control_epochs), None, self.device)
         shadows = self.shadows("control", recipe, lambda inside: candidates.training(inside, alone=True), halves)
-        of = membership.measure(candidates, settings.head_images, self.device, fisher=False)
+        of = membership.measure(candidates, settings, self.device, fisher=False)
         found = Statistics(None, None, np.array([of(learngene) for learngene in shadows]), halves)
-        for attack in membership.ATTACKS:
+        for attack in self.on_images:
             if attack.fisher:  # memorised images have no gradient; the control of these attacks is in `twin`
                 continue
             result = evaluate(attack, found, GRID, settings.resamples, self.rng(_BOOTSTRAP))
@@ -287,7 +295,7 @@ class _Measurement:
         leaky = Statistics(None, None, np.array(table), halves)
         return {
             attack.name: evaluate(attack, leaky, GRID, settings.resamples, rng).shadows["auroc"]
-            for attack in membership.ATTACKS
+            for attack in self.on_images
             if attack.fisher
         }
 
@@ -355,6 +363,7 @@ def measure(run: AttackedRun, settings: LeakageSettings, folder: Path, command: 
         absent=int((~classes.members).sum()),
         grid=GRID,
         attacks=(*rows, *class_rows),
+        chance_of_strongest=work.chance_of_strongest,
         reconstruction=twin.reconstruction,
         controls=tuple(work.controls),
         machine=_machine(),

@@ -11,7 +11,7 @@ from scipy.special import log_ndtr, ndtr
 
 from collective_node.differential_privacy import accounting
 from collective_node.differential_privacy.accounting import COUNT_SHARE, epsilon_of, event_of, plan
-from collective_node.differential_privacy.mechanism import Mechanism, Sampled
+from collective_node.differential_privacy.mechanism import Mechanism, Sampled, check_delta
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError, RunFailedError
@@ -147,10 +147,23 @@ def test_more_images_wanted_than_there_are_means_all_of_them() -> None:
     assert found.fisher_images == found.images
 
 
-def test_a_delta_that_protects_nobody_is_refused() -> None:
-    settings = PRIVATE.model_copy(update={"privacy_delta_exponent": 3})
-    with pytest.raises(InputError, match="privacy_delta_exponent to 5"):
+@pytest.mark.parametrize(("exponent", "most"), [(1, 1), (5, 10_000), (6, 100_000), (30, 10**29)])
+def test_delta_is_at_most_a_tenth_of_one_over_the_number_of_images(exponent: int, most: int) -> None:
+    check_delta(exponent, most)
+    with pytest.raises(InputError, match=f"privacy_delta_exponent to {exponent + 1} or more"):
+        check_delta(exponent, most + 1)
+
+
+def test_a_delta_that_is_too_large_is_refused_before_noise_is_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "calibrated", lambda *_: pytest.fail("noise for a delta that is refused"))
+    settings = PRIVATE.model_copy(update={"privacy_delta_exponent": 5})
+    with pytest.raises(InputError, match="privacy_delta_exponent to 6"):
         plan(settings, 20_000, fishers=1, randomness=PrivateRandomness())
+
+
+def test_the_default_delta_suits_the_base_images_of_every_dataset() -> None:
+    """64 classes of 1,300 images, ImageNet's, are the most."""
+    check_delta(PRIVATE.privacy_delta_exponent, 64 * 1300)
 
 
 def test_a_plan_with_too_little_noise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

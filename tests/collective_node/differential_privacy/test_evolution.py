@@ -16,6 +16,7 @@ from collective_node.differential_privacy import accounting
 from collective_node.differential_privacy.evolution import PrivatelyEvolved, evolve_privately
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.differential_privacy.release import assembled, provenance
+from collective_node.evolution import Evolution
 from collective_node.pipeline import Evolved, check_privacy, evolve
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError
@@ -252,6 +253,19 @@ def test_the_fisher_diagonal_alone_can_be_private_given_the_weights(tmp_path: Pa
     for form, learngene in found.learngenes.items():
         for name, array in learngene.tensors.items():
             np.testing.assert_array_equal(array, again.learngenes[form].tensors[name])
+
+
+def test_a_delta_too_large_for_the_images_is_refused_and_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """96 images: 1 / 960 at most. Where the weights are trained without noise, it is refused before that."""
+    large = {"privacy_delta_exponent": 2}
+    with pytest.raises(InputError, match=r"delta 1e-2 .* privacy_delta_exponent to [34]"):  # of a noisy number
+        evolved(tmp_path / "weights", settings=SETTINGS.model_copy(update=large))
+    assert not (tmp_path / "weights" / "checkpoint" / "private").exists()
+    monkeypatch.setattr(Evolution, "run", lambda _: pytest.fail("trained for a delta that is refused"))
+    with pytest.raises(InputError, match=r"delta 1e-2 .* privacy_delta_exponent to 3"):
+        plainly(tmp_path / "fisher", SETTINGS.model_copy(update=large | {"privacy_scope": "fisher-given-weights"}))
 
 
 def test_evolve_leaves_private_weights_to_the_other(tmp_path: Path) -> None:

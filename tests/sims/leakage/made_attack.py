@@ -25,6 +25,7 @@ SMALL = LeakageSettings(
     samples=(1, 8),
     repetitions=3,
     head_images=6,
+    population=24,
     class_images=3,
     control_shadows=4,
     control_candidates=4,

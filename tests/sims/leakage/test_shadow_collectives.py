@@ -14,7 +14,7 @@ from sims.leakage.attacked_run import AttackedRun, subset, without_in_stream
 from sims.leakage.probe import LabelledImages, Probe, first_of_each
 from sims.leakage.release_variants import variants, with_noise
 from sims.leakage.shadow_collectives import Recipe, as_the_run, remove_leftovers, train_shadows
-from tests.sims.leakage.made_attack import make_attacked, with_release
+from tests.sims.leakage.made_attack import SMALL, make_attacked, with_release
 
 CPU = torch.device("cpu")
 
@@ -66,6 +66,23 @@ def test_every_shadow_swaps_candidates_and_nothing_else(made: tuple[AttackedRun,
         assert [image.tobytes() in trained for image in candidates.images.images] == inside.tolist()
         alone = candidates.training(inside, alone=True)
         assert pictures(alone.train_images) == pictures(candidates.images.images[inside])
+
+
+@pytest.mark.parametrize("count", [48, 10_000])
+def test_the_population_is_in_no_shadow_and_no_candidate(made: tuple[AttackedRun, Evolved], count: int) -> None:
+    """Also if as many candidates as possible are asked for."""
+    run, _ = made
+    rng = np.random.default_rng(0)
+    candidates = membership.choose_candidates(run.images, count, rng)
+    population = candidates.population(12)
+    assert set(population.labels) == set(range(6))
+    shown = set(pictures(population.images))
+    assert len(population) == len(shown) <= 12
+    assert not shown & set(pictures(candidates.images.images))
+    for inside in candidates.halves(2, rng):
+        assert not shown & set(pictures(candidates.training(inside).train_images))
+    of = membership.measure(candidates, SMALL.model_copy(update={"population": 12}), CPU, fisher=False)
+    assert of(run.learngene).shape == (len(candidates.images) + len(population), 4)
 
 
 def test_every_class_shadow_swaps_classes_and_nothing_else(made: tuple[AttackedRun, Evolved]) -> None:

@@ -71,7 +71,7 @@ def test_points_go_by_epsilon_and_the_one_without_a_guarantee_is_last(runs: list
     assert [len(point.runs) for point in table.points] == [2, 1, 1]
     assert table.methods == ("condensed", "scratch")
     assert table.shots == (10,)
-    assert (table.scope, table.delta) == ("weights-and-fisher", 1e-5)
+    assert (table.scope, table.delta) == ("weights-and-fisher", mechanism(1.0).delta)
 
 
 def test_intervals_are_over_runs_where_there_are_several_else_over_tasks(runs: list[Path]) -> None:
