@@ -97,7 +97,7 @@ def largest_stable_weight(learning_rate: float, largest: float, momentum: float)
     """The weight (lambda of Eq. 9) above which a step must diverge, for a largest Fisher entry ``largest``.
 
     Along one parameter the retain loss is a parabola of curvature ``lambda F``. With momentum ``m`` an error is
-    multiplied by the roots ``z`` of ``z^2 - (1 + m - a) z + m``, ``a = learning_rate lambda F`` (Polyak 1964). The first
-    root to leave the unit circle does so at -1, where ``a`` is ``2 (1 + m)``.
+    multiplied by the roots ``z`` of ``z^2 - (1 + m - a) z + m``, ``a = learning_rate lambda F`` (Polyak 1964). The
+    first root to leave the unit circle does so at -1, where ``a`` is ``2 (1 + m)``.
     """
     return 2 * (1 + momentum) / (learning_rate * largest) if largest > 0 else float("inf")
