@@ -134,6 +134,13 @@ class OpenWorld(BaseModel):
         """Whether the truth about the stream was known, so that recognition could be measured."""
         return any(cycle.before is not None for cycle in self.cycles)
 
+    @property
+    def by_chance(self) -> tuple[Percent, Percent] | None:
+        """Accuracy of a guess after the last own cycle: among all known classes, and among the named ones alone; None if
+        no class was named."""
+        named = sum(len(cycle.classes) for cycle in self.cycles)
+        return (100 / self.cycles[-1].known, 100 / named) if named else None
+
 
 class LearngeneFacts(BaseModel):
     """A published learngene: its blocks in one line, and its Fisher diagonal."""

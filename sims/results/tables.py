@@ -162,6 +162,10 @@ def _cycles(results: Results) -> RenderableType:
             )
         if kind.stopped:
             table.add_row(f"{kind_label(kind.score, kind.strategy)} stopped: {kind.stopped}")
+    guessed = results.collective.open_world.by_chance
+    if guessed is not None:
+        known, alone = map(number_text, guessed)
+        table.add_row("by chance, in the end", "–", "–", "–", "–", known, alone, "–", known, style="dim")
     if results.paper is not None:
         reached = "{:.1f} ± {:.1f}".format(*results.paper.open_world)
         # It does not say among how many classes, so its figure stands below both of ours.

@@ -199,9 +199,7 @@ def test_chance_levels_are_what_one_score_for_all_images_has(stream: Stream) -> 
 def test_chance_levels_are_the_means_over_scores_that_say_nothing() -> None:
     _, unknown, correct = STREAMS["without ties"]
     generator, chance = torch.Generator().manual_seed(7), chance_levels(unknown, correct)
-    drawn = [
-        stream_metrics(torch.rand(len(unknown), generator=generator), unknown, correct, 0.5) for _ in range(200)
-    ]
+    drawn = [stream_metrics(torch.rand(len(unknown), generator=generator), unknown, correct, 0.5) for _ in range(200)]
     for metric, near in (("auroc", 0.6), ("fpr95", 0.6), ("aupr", 0.9), ("oscr", 0.6)):
         values = [getattr(found, metric) for found in drawn]
         assert sum(values) / len(values) == pytest.approx(getattr(chance, metric), abs=near)

@@ -118,7 +118,7 @@ def test_without_curvature_every_weight_is_stable() -> None:
     assert largest_stable_weight(0.1, 0.0, 0.9) == float("inf")
 
 
-@pytest.mark.parametrize("step", [0.0, 1e-9, 0.3, 50.0, 1e12])
+@pytest.mark.parametrize("step", [0.0, 1e-9, 0.3, 50.0, 1e5])
 def test_the_proximal_step_is_the_minimum_of_distance_and_loss(step: float) -> None:
     """There the gradient of ``1/2 |theta - now|^2 + step loss`` vanishes; the loss is convex, so it is the minimum."""
     now = parameters(0)
@@ -127,9 +127,7 @@ def test_the_proximal_step_is_the_minimum_of_distance_and_loss(step: float) -> N
     loss.proximal_step(step)
     gradient = torch.autograd.grad(loss(), list(now.values()))
     for (name, parameter), slope in zip(now.items(), gradient, strict=True):
-        torch.testing.assert_close(
-            parameter.detach() - before[name], -step * slope, rtol=1e-9, atol=1e-9 * max(1.0, step * 1e-6)
-        )
+        torch.testing.assert_close(parameter.detach() - before[name], -step * slope, rtol=1e-9, atol=1e-9)
 
 
 def test_a_proximal_step_leaves_what_nothing_holds_and_reaches_the_anchor_at_any_weight() -> None:
