@@ -136,8 +136,8 @@ class OpenWorld(BaseModel):
 
     @property
     def by_chance(self) -> tuple[Percent, Percent] | None:
-        """Accuracy of a guess after the last own cycle: among all known classes, and among the named ones alone; None if
-        no class was named."""
+        """Accuracy of a guess after the last own cycle: among all known classes, and among the named ones alone; None
+        if no class was named."""
         named = sum(len(cycle.classes) for cycle in self.cycles)
         return (100 / self.cycles[-1].known, 100 / named) if named else None
 

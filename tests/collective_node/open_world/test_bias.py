@@ -57,6 +57,7 @@ def test_a_cycle_aligns_its_own_classes_with_all_before_and_changes_nothing_else
     collective, new = learned(tmp_path / "state")
     with torch.no_grad():
         collective.network.classifier[-1].weight[CLASSES:] *= 5
+        collective.network.classifier[-1].bias[CLASSES:] += 1
     before = state(collective)
     assert treated(collective, new, tmp_path, "weight-alignment") == 0
     after = state(collective)

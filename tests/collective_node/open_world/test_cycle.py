@@ -70,7 +70,7 @@ def test_what_a_cycle_measures(tmp_path: Path) -> None:
 
 
 def test_found_by_recognition_and_given_by_the_oracle_are_counted_apart(tmp_path: Path) -> None:
-    settings = CYCLES.model_copy(update={"threshold": None, "keep_known": 0.1, "examples": 2})
+    settings = CYCLES.model_copy(update={"threshold": None, "keep_known": 0.7, "examples": 2})
     made = evolution(tmp_path / "state", settings)
     collective, _ = made.run()
     assert made.open_world is not None
