@@ -14,7 +14,8 @@ Public, each by its own module (nothing is imported here, so that a node can be 
   deepens and gets new outputs; ``collective_node.network.growth_schedule``: growth steps as a user writes them;
   ``collective_node.network.growth_of_tensors``: how momentum and Fisher diagonals follow.
 - ``collective_node.open_world.stream``, ``collective_node.open_world.scores``, ``collective_node.open_world.metrics``:
-  recognition of unknown images, and its metrics; ``collective_node.open_world.annotators``: who names them.
+  recognition of unknown images, and its metrics; ``collective_node.open_world.annotators``: who names them;
+  ``collective_node.open_world.bias``: the bias between old and new classes.
 - ``collective_node.ewc``: elastic weight consolidation over the collective's past tasks.
 - ``collective_node.metrics.CollectiveMetrics``: the node's ``metrics.json``.
 - ``collective_node.extraction.criterion``, ``collective_node.extraction.similarity``: the two criteria that choose

@@ -1,6 +1,7 @@
 """A collective: its network, the classes that it knows, its labelled images, and its records."""
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,6 +39,7 @@ class Collective:
         named: what an annotator named, cycle by cycle.
         momentum: of the optimiser, by parameter name.
         ewc: the penalty that holds its weights; None before the first task, and without the strategy ``ewc``.
+        calibration: row numbers of those named images that it is not trained on, int64 on the CPU.
     """
 
     network: ExpandableNetwork
@@ -52,6 +54,7 @@ class Collective:
     named: list[Named] = field(default_factory=list)
     momentum: dict[str, Tensor] = field(default_factory=dict)
     ewc: EwcPenalty | None = None
+    calibration: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def branch(self) -> "Collective":
         """Copy the collective for a trial; only the images are shared."""
@@ -70,7 +73,7 @@ class Collective:
 
     def rows_of(self, classes: Sequence[int]) -> list[Tensor]:
         """Row numbers of the training images of each class, int64 ``[n]`` on the CPU."""
-        labels = self.images.labels.cpu()
+        labels = self.images.labels.cpu().index_fill(0, self.calibration, -1)
         return [torch.nonzero(labels == number)[:, 0] for number in classes]
 
     def training_set(self, classes: Sequence[int]) -> TrainingSet:
@@ -118,8 +121,11 @@ class Collective:
         self._follow(add_outputs(self.network, len(new), self.random["outputs"]))
         self.known += new
 
-    def add_named(self, named: Named, pictures: NDArray[np.uint8]) -> list[int]:
+    def add_named(self, named: Named, pictures: NDArray[np.uint8], calibration_share: float = 0.0) -> list[int]:
         """Take in images ``[n, H, W, C]`` that an annotator named, in the order of ``named``.
+
+        Args:
+            calibration_share: of each class's images, rounded down, not to be trained on; spread evenly over them.
 
         Returns:
             Numbers of the classes among them that are not known; they get no output yet.
@@ -131,6 +137,8 @@ class Collective:
                 self.classes.append(name)
         labels = torch.tensor([numbers[name.casefold()] for name in named.names], dtype=torch.int64)
         images = self.images
+        chosen = torch.tensor(_evenly_spread(labels.tolist(), calibration_share), dtype=torch.int64)
+        self.calibration = torch.cat([self.calibration, len(images) + chosen])
         self.images = DeviceImages(
             torch.cat([images.pixels, torch.from_numpy(np.array(pictures)).to(images.pixels.device)]),
             torch.cat([images.labels, labels.to(images.labels.device)]),
@@ -144,3 +152,15 @@ class Collective:
         self.momentum = growth.follow_all(self.momentum, "gradient")
         if self.ewc is not None:
             self.ewc = self.ewc.grow(growth)
+
+
+def _evenly_spread(labels: Sequence[int], share: float) -> list[int]:
+    """Positions of a share of each label's occurrences, rounded down: where its running count reaches the next whole
+    number."""
+    seen: Counter[int] = Counter()
+    chosen = []
+    for position, label in enumerate(labels):
+        before, seen[label] = seen[label], seen[label] + 1
+        if int(share * seen[label]) > int(share * before):
+            chosen.append(position)
+    return chosen

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
 
 from collective_node.collective import Collective
-from collective_node.ewc import EwcPenalty, choose_weight
+from collective_node.ewc import EwcPenalty
 from collective_node.settings import CollectiveSettings, Strategy
 from collective_node.training import fit
 from protocol.errors import RunFailedError
@@ -87,10 +86,7 @@ def train(
                 raise RunFailedError(f"{events.text}: {error}; lower the collective's learning rate") from error
         events.report(step + 1, steps)
 
-    retain_weight, regularise = None, None
-    if strategy == "ewc" and collective.ewc is not None:
-        retain_weight = choose_weight(collective.ewc, settings)
-        regularise = partial(collective.ewc.of(network).add_gradient, retain_weight)
+    held = collective.ewc.of(network) if strategy == "ewc" and collective.ewc is not None else None
     network.train()
     steps, loss = fit(
         network,
@@ -101,10 +97,10 @@ def train(
         learning_rate=learning_rate or settings.learning_rate,
         random=collective.random,
         momentum=collective.momentum,
-        regularise=regularise,
+        proximal=None if held is None else lambda step: held.proximal_step(step * settings.ewc),
         observe=observe,
     )
-    return Trained(steps, loss, retain_weight)
+    return Trained(steps, loss, None if held is None else settings.ewc)
 
 
 def anchor(collective: Collective, classes: Sequence[int], settings: CollectiveSettings) -> None:

@@ -36,8 +36,15 @@ _AFTER_TASKS = {
         if name.startswith(("condense_", "distil_", "direct_", "privacy_"))
     ),
 }
-#: Later settings, with the values that leave the tasks as they were: a checkpoint from before can still be used.
-_AS_BEFORE: Mapping[str, object] = {"parts": 1, "classifier": "mlp", "consolidate_epochs": 0.0}
+#: Later settings, with the values that leave tasks and cycles as they were: a checkpoint from before can still be used.
+_AS_BEFORE: Mapping[str, object] = {
+    "parts": 1,
+    "classifier": "mlp",
+    "consolidate_epochs": 0.0,
+    "open_learning_rate": None,
+    "bias": "none",
+    "calibration_share": 0.0,
+}
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {
     "cycles",
@@ -45,6 +52,8 @@ _OF_CYCLES = {
     "examples",
     "open_epochs",
     "open_learning_rate",
+    "bias",
+    "calibration_share",
     "score",
     "threshold",
     "keep_known",
@@ -52,6 +61,8 @@ _OF_CYCLES = {
     "compare_scores",
     "compare_strategies",
 }
+#: Stands for how the EWC penalty is taken: a checkpoint that was made with its gradient does not go on like this.
+_EWC_FORM = b"ewc by proximal steps"
 
 
 @dataclass(frozen=True)
@@ -220,13 +231,19 @@ def _positions(height: int, width: int) -> int:
 
 
 def _setup(images: CollectiveImages, settings: CollectiveSettings, seed: int, device: torch.device) -> str:
-    # Settings that mean what was meant before they were there.
-    ordinary = {name for name, value in _AS_BEFORE.items() if getattr(settings, name) == value}
-    digest = hashlib.sha256(settings.model_dump_json(exclude=_AFTER_TASKS | _OF_CYCLES | ordinary).encode())
+    left_out = _AFTER_TASKS | _OF_CYCLES | _as_before(settings)
+    digest = hashlib.sha256(settings.model_dump_json(exclude=left_out).encode())
+    if settings.strategy == "ewc":
+        digest.update(_EWC_FORM)
     digest.update(f"seed {seed}, {torch.get_num_threads()} threads, {device.type}".encode())
     for array in (images.train_images, images.train_labels, images.heldout_images, images.heldout_labels):
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _as_before(settings: CollectiveSettings) -> set[str]:
+    """Names of the later settings that mean here what was meant before they were there."""
+    return {name for name, value in _AS_BEFORE.items() if getattr(settings, name) == value}
 
 
 def cycle_setup(settings: CollectiveSettings, stream: NDArray[np.uint8], truth: Truth | None) -> str:
@@ -236,7 +253,9 @@ def cycle_setup(settings: CollectiveSettings, stream: NDArray[np.uint8], truth: 
         stream: uint8 ``[N, H, W, C]``.
         truth: what is known about the stream.
     """
-    digest = hashlib.sha256(settings.model_dump_json(include=_OF_CYCLES).encode())
+    digest = hashlib.sha256(settings.model_dump_json(include=_OF_CYCLES - _as_before(settings)).encode())
+    if "ewc" in settings.compare_strategies:
+        digest.update(_EWC_FORM)
     digest.update(stream.tobytes())
     if truth is not None:
         digest.update("\n".join((*truth.stream_names, *truth.heldout_names)).encode())

@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from collective_node.network.growth_of_tensors import Growth
-from collective_node.settings import CollectiveSettings
 from protocol.learngene.fisher import Batches, fisher_of_network
 from protocol.learngene.learngene import Estimator
-from protocol.learngene.retain_loss import RetainLoss, largest_stable_weight
+from protocol.learngene.retain_loss import RetainLoss
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,9 @@ class EwcPenalty:
     It holds every parameter: convolutions, BatchNorm, the classifier's hidden layers and its outputs. Those that came
     later - new outputs, an inserted layer - are free until the next task has been added; the copies that widening
     makes are held as their originals were, see :meth:`grow`.
+
+    A training takes the penalty's proximal step after each step of its optimiser, see
+    :func:`collective_node.training.fit`: stable at any weight, although the summed diagonal grows with every task.
 
     Attributes:
         anchors: the parameters after the last task, by the names of ``network.named_parameters()``.
@@ -75,7 +76,7 @@ class EwcPenalty:
         return type(self)(growth.follow_all(self.anchors, "value"), growth.follow_all(self.fisher, "square"))
 
     def of(self, network: nn.Module) -> RetainLoss:
-        """The penalty on a network: ``1/2 sum_i F_i (theta_i - theta*_i)^2``, with its gradient in closed form.
+        """The penalty on a network: ``1/2 sum_i F_i (theta_i - theta*_i)^2``, with its proximal step in closed form.
 
         Raises:
             ValueError: the network has grown since, see :meth:`grow`.
@@ -84,11 +85,6 @@ class EwcPenalty:
         if not self.anchors.keys() <= parameters.keys():
             raise ValueError(f"the network has no {min(self.anchors.keys() - parameters.keys())} any more")
         return RetainLoss({name: parameters[name] for name in self.anchors}, self.anchors, self.fisher)
-
-    @property
-    def largest(self) -> float:
-        """The largest entry of the diagonal; 0 before the first task."""
-        return reduce(max, (float(value.max()) for value in self.fisher.values() if value.numel()), 0.0)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, for a checkpoint: ``anchor.<parameter>`` and ``fisher.<parameter>``, contiguous."""
@@ -107,12 +103,3 @@ class EwcPenalty:
         anchors = {name.removeprefix("anchor."): t for name, t in tensors.items() if name.startswith("anchor.")}
         fisher = {name.removeprefix("fisher."): t for name, t in tensors.items() if name.startswith("fisher.")}
         return cls(anchors, fisher)
-
-
-def choose_weight(penalty: EwcPenalty, settings: CollectiveSettings) -> float:
-    """The weight of the penalty in the next task: that of the settings, but at most half of the largest weight that is
-    stable at the peak learning rate (the summed diagonal grows with every task)."""
-    limit = largest_stable_weight(
-        settings.learning_rate, penalty.largest, settings.momentum, nesterov=settings.momentum > 0
-    )
-    return min(settings.ewc, limit / 2)

@@ -12,9 +12,31 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
+class ChanceLevels(BaseModel):
+    """What a score that says nothing about an image reaches on a stream, in per cent: the level that each metric is to
+    be read against.
+
+    Attributes:
+        auroc, fpr95: 50 and 95, whatever the stream.
+        aupr: the share of unknown images.
+        oscr: half the closed-set accuracy, the share of known images that their largest logit names rightly.
+        all_flagged: open-set accuracy when every image is flagged: the share of unknown images.
+        none_flagged: open-set accuracy when none is: the share of images that are known and named rightly.
+    """
+
+    model_config = _FROZEN
+
+    auroc: Percent = 50.0
+    fpr95: Percent = 95.0
+    aupr: Percent
+    oscr: Percent
+    all_flagged: Percent
+    none_flagged: Percent
+
+
 class StreamMetrics(BaseModel):
     """Metrics of a stream of ``known`` and ``unknown`` images, in per cent; each by the function of its name in
-    :mod:`collective_node.open_world.metrics`."""
+    :mod:`collective_node.open_world.metrics`. ``chance`` is None in files of before it was measured."""
 
     model_config = _FROZEN
 
@@ -25,6 +47,7 @@ class StreamMetrics(BaseModel):
     aupr: Percent
     oscr: Percent
     open_set_accuracy: Percent
+    chance: ChanceLevels | None = None
 
 
 class TaskFigures(BaseModel):
@@ -67,12 +90,15 @@ class CycleFigures(BaseModel):
         stream: images of this cycle's part of the stream.
         unknown_set: how many of them were above the threshold; ``truly_unknown``: how many of these are unknown.
         named, dismissed: images that got a new class (further examples included), and images of the unknown set that
-            did not.
+            did not. ``found`` and ``given``: how many of the named ones recognition found, being in the unknown set,
+            and how many the oracle added as further examples.
         classes: the new classes. ``known``: all known ones after the cycle.
         before, after: by score, on this part of the stream before the classes were added, and on the next part after
             they were; None if that part holds no unknown (or no known) image, or the score could not be taken.
         open_accuracy_before, open_accuracy_after: on held-out images of all classes named so far, this cycle's among
             them, and among all known classes, before and after this cycle's training.
+        open_only_accuracy_before, open_only_accuracy_after: on the same images among the named classes alone: the
+            largest of their logits counts. None in files of before it was measured.
         old_open_accuracy_before, old_open_accuracy_after: of those named in earlier cycles alone; None in the first.
         base_accuracy_before, base_accuracy_after: on held-out images of the classes of the tasks. The loss of these and
             of the earlier named ones is forgetting.
@@ -102,6 +128,18 @@ class CycleFigures(BaseModel):
     base_accuracy_after: Percent
     retain_weight: float | None
     steps: int
+    open_only_accuracy_before: Percent | None = None
+    open_only_accuracy_after: Percent | None = None
+
+    @property
+    def found(self) -> int:
+        """Named images that recognition found."""
+        return self.unknown_set - self.dismissed
+
+    @property
+    def given(self) -> int:
+        """Named images that were not in the unknown set: the oracle's further examples."""
+        return self.named - self.found
 
 
 class CycleRecord(CycleFigures):

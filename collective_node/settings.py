@@ -14,8 +14,11 @@ from protocol.learngene.learngene import Estimator, PrivacyScope
 #: paper's).
 Strategy = Literal["replay", "ewc", "none"]
 #: How unknown an image looks; ``msp`` is Eq. 2.
-Score = Literal["msp", "max-logit", "energy", "relative-mahalanobis", "nearest-neighbour"]
+Score = Literal["msp", "max-logit", "energy", "gen", "fdbd", "relative-mahalanobis", "nearest-neighbour"]
 SCORES: tuple[Score, ...] = get_args(Score)
+#: Against the bias between old and new classes after a cycle's training: nothing, the norms of their output weights
+#: aligned (Zhao et al. 2020), a balanced fine-tuning (Castro et al. 2018).
+Bias = Literal["none", "weight-alignment", "balanced"]
 #: Which layers the form ``paper`` takes: by the trend of gradients (Eq. 4, 5), or by their likeness to those of a
 #: pseudo-descendant (arXiv 2305.02279).
 Criterion = Literal["gradient-trend", "similarity"]
@@ -72,9 +75,13 @@ class CollectiveSettings(BaseModel):
     )
     open_epochs: float = Field(0.7, gt=0, description="passes over the images of all known classes a cycle")
     open_learning_rate: float | None = Field(None, gt=0, description="in a cycle; none: as in the tasks")
+    bias: Bias = Field("none", description="against the bias between old and new classes after a cycle's training")
     score: Score = Field("max-logit", description="how unknown an image is; msp is Eq. 2")
     threshold: float | None = Field(None, description="lambda_open of Eq. 3; none: calibrated on held-out known images")
-    keep_known: float = Field(0.95, gt=0, lt=1, description="share of held-out base images under the threshold")
+    keep_known: float = Field(0.95, gt=0, lt=1, description="share of held-out known images under the threshold")
+    calibration_share: float = Field(
+        0.0, ge=0, lt=1, description="of each named class's images, not trained on: they calibrate the threshold too"
+    )
     neighbours: int = Field(50, ge=1, description="k of the score nearest-neighbour")
     compare_scores: tuple[Score, ...] = Field((), description="further scores whose cycles are tried and reported")
     compare_strategies: tuple[Strategy, ...] = Field(
@@ -167,6 +174,12 @@ class CollectiveSettings(BaseModel):
     def _no_annotator_is_asked_twice(self) -> "CollectiveSettings":
         if self.annotator == "annotate" and (self.compare_scores or self.compare_strategies):
             raise ValueError("compare_scores and compare_strategies need annotator = oracle: they ask again and again")
+        return self
+
+    @model_validator(mode="after")
+    def _balanced_needs_images_of_old_classes(self) -> "CollectiveSettings":
+        if self.bias == "balanced" and {self.strategy, *self.compare_strategies} != {"replay"}:
+            raise ValueError("bias = balanced needs strategy = replay: ewc and none look at no image of an old class")
         return self
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ def fit(
     learning_rate: float,
     random: RandomStates,
     momentum: dict[str, Tensor] | None = None,
-    regularise: Callable[[], None] | None = None,
+    proximal: Callable[[float], None] | None = None,
     observe: Observer | None = None,
     objective: Objective | None = None,
 ) -> tuple[int, float]:
@@ -57,7 +57,10 @@ def fit(
         learning_rate: the peak of one cycle over the steps.
         random: draws batches, augmentation and dropout.
         momentum: of the optimiser, by parameter name; changed to that at the end. None: it begins at zero.
-        regularise: adds the gradient of a penalty; called after the backward pass and after ``observe``.
+        proximal: takes the proximal step, of the size that it is given, of a penalty on the parameters; called after
+            each step of the optimiser. The momentum knows nothing of the penalty, and a constant gradient moves the
+            parameters by ``rate / (1 - momentum)`` a step in the end. That is the size, so a training comes to rest
+            where loss + penalty is least, whatever the momentum.
         observe: called after each backward pass.
         objective: what is learned; None: the labels, smoothed as the settings say.
 
@@ -75,14 +78,15 @@ def fit(
     last: list[Tensor] = []
     with BatchGradient(model, data, parts, objective, random) as gradient:
         for step, index in enumerate(order):
+            rate = one_cycle(step, steps, learning_rate)
             for group in optimiser.param_groups:
-                group["lr"] = one_cycle(step, steps, learning_rate)
+                group["lr"] = rate
             loss = gradient(index)
             if observe is not None:
                 observe(step, steps)
-            if regularise is not None:
-                regularise()
             optimiser.step()
+            if proximal is not None:
+                proximal(rate / (1 - settings.momentum))
             if step >= int(steps * 0.9):
                 last.append(loss)
     mean = float(torch.stack(last).mean())

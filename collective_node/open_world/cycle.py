@@ -12,6 +12,7 @@ from collective_node.continual_training import StepEvents
 from collective_node.evaluation import Evaluation
 from collective_node.evolution_plan import EvolutionPlan, cycle_setup
 from collective_node.open_world.annotators import Annotator, LabelQuery
+from collective_node.open_world.bias import treat_bias
 from collective_node.open_world.stream import FIT_IMAGES_PER_CLASS, Recognition, Stream
 from collective_node.records import Comparison, CycleRecord, Named
 from collective_node.settings import Score, Strategy
@@ -68,7 +69,7 @@ class OpenWorld:
         Returns:
             Numbers of the classes among them that are not known; they get no output yet.
         """
-        return collective.add_named(named, self.stream.images[named.rows])
+        return collective.add_named(named, self.stream.images[named.rows], self._settings.calibration_share)
 
     def compare(self, collective: Collective, score: Score, strategy: Strategy) -> Comparison:
         """Try all cycles with another score or strategy, on a copy of the collective. An error ends the trial early,
@@ -100,10 +101,11 @@ class OpenWorld:
         named = self._labelled(query, where)
         earlier = collective.named_classes
         base_before = evaluation.base_accuracy(collective.network, collective)
-        old_before = evaluation.open_accuracy(collective, earlier)
+        old_before = evaluation.open_accuracy(collective, earlier).among_known
         new = self.add_named(collective, named)
         open_before = evaluation.open_accuracy(collective, collective.named_classes)
         steps, retain_weight = self._learn(collective, new, strategy, where)
+        open_after = evaluation.open_accuracy(collective, collective.named_classes)
         flagged = recognition.rows[recognition.flagged]
         record = CycleRecord(
             cycle=number,
@@ -119,10 +121,12 @@ class OpenWorld:
             known=len(collective.known),
             before=recognition.metrics,
             after=self.stream.recognise(collective, number + 1, score).metrics,
-            open_accuracy_before=open_before,
-            open_accuracy_after=evaluation.open_accuracy(collective, collective.named_classes),
+            open_accuracy_before=open_before.among_known,
+            open_accuracy_after=open_after.among_known,
+            open_only_accuracy_before=open_before.among_named,
+            open_only_accuracy_after=open_after.among_named,
             old_open_accuracy_before=old_before,
-            old_open_accuracy_after=evaluation.open_accuracy(collective, earlier),
+            old_open_accuracy_after=evaluation.open_accuracy(collective, earlier).among_known,
             base_accuracy_before=base_before,
             base_accuracy_after=evaluation.base_accuracy(collective.network, collective),
             retain_weight=retain_weight,
@@ -170,9 +174,10 @@ class OpenWorld:
             events,
             learning_rate=settings.open_learning_rate,
         )
+        steps = trained.steps + treat_bias(collective, new, settings, events)
         if strategy == "ewc":
             continual_training.anchor(collective, classes, settings)
-        return trained.steps, trained.retain_weight
+        return steps, trained.retain_weight
 
     def _truly_unknown(self, query: LabelQuery, recognition: Recognition) -> int | None:
         """Images of the unknown set that are of no known class; None if the truth is unknown."""

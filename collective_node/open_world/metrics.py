@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from collective_node.open_world.scores import is_unknown
-from collective_node.records import StreamMetrics
+from collective_node.records import ChanceLevels, StreamMetrics
 
 
 def stream_metrics(scores: Tensor, unknown: Tensor, correct: Tensor, threshold: float) -> StreamMetrics | None:
@@ -41,6 +41,26 @@ def stream_metrics(scores: Tensor, unknown: Tensor, correct: Tensor, threshold: 
         aupr=100 * average_precision(scores, unknown),
         oscr=100 * oscr(scores, unknown, correct),
         open_set_accuracy=100 * open_set_accuracy(scores, unknown, correct, threshold),
+        chance=chance_levels(unknown, correct),
+    )
+
+
+def chance_levels(unknown: Tensor, correct: Tensor) -> ChanceLevels:
+    """The metrics of a score that says nothing about an image.
+
+    AUROC, FPR95 and OSCR are expectations over all orders of the images; so is AUPR in the limit of many images (for
+    few it is a little higher), and it is what one score for all images has.
+
+    Args:
+        unknown: bool ``[N]``; both kinds must occur.
+        correct: bool ``[N]``, read for known images only.
+    """
+    images, positives, right = len(unknown), int(unknown.sum()), int((correct & ~unknown).sum())
+    return ChanceLevels(
+        aupr=100 * positives / images,
+        oscr=50 * right / (images - positives),
+        all_flagged=100 * positives / images,
+        none_flagged=100 * right / images,
     )
 
 

@@ -1,4 +1,4 @@
-"""Five scores of how unknown an image looks to the collective, and the threshold above which it is unknown."""
+"""Seven scores of how unknown an image looks to the collective, and the threshold above which it is unknown."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from protocol.errors import InputError, RunFailedError
 
 #: Added to both covariances' diagonals in ``relative-mahalanobis``, as a share of the mean variance of the features.
 RIDGE = 1e-3
+#: Power and number of probabilities of ``gen``, as its paper sets both.
+GEN_POWER, GEN_LARGEST = 0.1, 100
 #: Images scored at once by ``nearest-neighbour``: the matrix of distances has this many rows.
 ROWS = 256
 
@@ -49,14 +51,17 @@ class Responses:
         return len(self.logits)
 
 
-def fit_score(score: Score, known: Responses, labels: Tensor, *, neighbours: int) -> Callable[[Responses], Tensor]:
+def fit_score(
+    score: Score, known: Responses, labels: Tensor, *, weights: Tensor, neighbours: int
+) -> Callable[[Responses], Tensor]:
     """Fit the score with this name to known images, if it needs them.
 
     Args:
         score: which score.
-        known: responses to training images of the known classes; only ``relative-mahalanobis`` and
+        known: responses to training images of the known classes; only ``fdbd``, ``relative-mahalanobis`` and
             ``nearest-neighbour`` look at them.
         labels: their classes, ``[N]`` integers, in any numbering.
+        weights: of the output layer, ``[C, F]``: a row for each logit; only ``fdbd`` looks at them.
         neighbours: k of ``nearest-neighbour``.
 
     Returns:
@@ -65,7 +70,8 @@ def fit_score(score: Score, known: Responses, labels: Tensor, *, neighbours: int
     Raises:
         InputError: more neighbours than known images.
         RunFailedError: the features of all known images are the same.
-        ValueError: there is no known image although the score needs some, or not one label per image.
+        ValueError: there is no known image although the score needs some, or not one label per image, or not one weight
+            for each pair of logit and feature.
     """
     match score:
         case "msp":
@@ -74,6 +80,10 @@ def fit_score(score: Score, known: Responses, labels: Tensor, *, neighbours: int
             return lambda responses: negated_largest_logit(responses.logits)
         case "energy":
             return lambda responses: free_energy(responses.logits)
+        case "gen":
+            return lambda responses: generalised_entropy(responses.logits)
+        case "fdbd":
+            return DecisionBoundaryDistance.fit(known, weights)
         case "relative-mahalanobis":
             relative = RelativeMahalanobis.fit(known.features, labels)
             return lambda responses: relative(responses.features)
@@ -130,6 +140,58 @@ def negated_largest_logit(logits: Tensor) -> Tensor:
 def free_energy(logits: Tensor) -> Tensor:
     """``-log sum_c exp(logits_c)`` at temperature 1 (Liu et al. 2020, arXiv 2010.03759): to float64 ``[N]``."""
     return -logits.double().logsumexp(1)
+
+
+def generalised_entropy(logits: Tensor) -> Tensor:
+    """``sum_m p_m^g (1 - p_m)^g`` over the M largest probabilities, ``g = 0.1``, ``M = 100`` (generalised entropy, GEN,
+    Liu, Lochman and Zach 2023): ``[N, C]`` to float64 ``[N]``; over all of them if there are no more than M classes.
+
+    The power lifts what is small, so it is taken of logarithms, and ``1 - p`` of the largest is summed over the others:
+    images that the network is sure of do not tie.
+    """
+    logits = logits.double()
+    largest = logits.log_softmax(1).topk(min(GEN_LARGEST, logits.shape[1]), dim=1).values
+    rest = torch.cat([one_minus_largest_softmax(logits)[:, None], 1 - largest[:, 1:].exp()], 1)
+    return ((GEN_POWER * largest).exp() * rest.pow(GEN_POWER)).sum(1)
+
+
+@dataclass(frozen=True)
+class DecisionBoundaryDistance:
+    """Minus the mean distance to the decision boundaries, over the distance to the mean of the known features (fDBD,
+    Liu and Qin 2024, arXiv 2312.11536), in float64.
+
+    ``z`` lies ``|(w_f - w_c)^T z + b_f - b_c| / ||w_f - w_c||`` from the boundary between the class ``f`` that the
+    network names and another one ``c``; the numerator is the difference of their logits. The mean is over all ``c``,
+    and the divisor ``||z - mu||``: an image far from the known ones is far from every boundary as well.
+
+    Attributes:
+        mean: of the known images' features, ``[F]``.
+        between: ``||w_f - w_c||``, ``[C, C]``.
+    """
+
+    mean: Tensor
+    between: Tensor
+
+    @classmethod
+    def fit(cls, known: Responses, weights: Tensor) -> "DecisionBoundaryDistance":
+        """From responses to known images, and the output layer's weights ``[C, F]``."""
+        if len(known) == 0 or weights.shape != (known.logits.shape[1], known.features.shape[1]):
+            raise ValueError(
+                f"{list(weights.shape)} weights for {list(known.features.shape)} features of known images "
+                f"and {known.logits.shape[1]} logits"
+            )
+        rows = weights.detach().double()
+        between = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+        return cls(known.features.double().mean(0), between)
+
+    def __call__(self, responses: Responses) -> Tensor:
+        """To float64 ``[N]``, at most 0; 0 for every image if one class is known and there is no boundary."""
+        logits, smallest = responses.logits.double(), torch.finfo(torch.float64).tiny
+        largest, named = logits.max(1, keepdim=True)
+        # Of the named class itself 0 / tiny, which adds nothing.
+        distances = (largest - logits) / self.between[named[:, 0]].clamp_min(smallest)
+        mean = distances.sum(1) / max(1, logits.shape[1] - 1)
+        return -mean / (responses.features.double() - self.mean).norm(dim=1).clamp_min(smallest)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class Stream:
 
     Args:
         images: uint8 ``[N, H, W, C]``.
-        heldout: held-out images of the base classes: what thresholds are calibrated on.
+        heldout: held-out images of the base classes: what thresholds are calibrated on, with the images of named
+            classes that the collective is not trained on.
         truth: the stream's labels, if they are known; apart from this they are used only for measuring.
         untaught: names of the base classes that no task teaches.
 
@@ -100,18 +101,22 @@ class Stream:
         seen = _responses(network, stream)
         # Images of classes that no task teaches must not calibrate the threshold.
         is_known = torch.isin(self._heldout.labels.cpu(), torch.tensor(collective.known))
-        heldout = _responses(network, self._heldout, torch.nonzero(is_known)[:, 0])
+        calibrated_on = [_responses(network, self._heldout, torch.nonzero(is_known)[:, 0])]
+        if len(collective.calibration):
+            calibrated_on.append(_responses(network, collective.images, collective.calibration))
+        weights = output_layer(network.classifier).weight
         scores: dict[Score, Tensor] = {}
         thresholds: dict[Score, float] = {}
         for name in SCORES if self.truth is not None else (score,):
             try:
-                found = fit_score(name, known, labels, neighbours=settings.neighbours)
+                found = fit_score(name, known, labels, weights=weights, neighbours=settings.neighbours)
             except (InputError, RunFailedError):
                 if name == score:
                     raise
                 continue  # one that is only measured
             scores[name] = found(seen)
-            thresholds[name] = calibrated_threshold(found(heldout), settings.keep_known)
+            kept = torch.cat([found(responses) for responses in calibrated_on])
+            thresholds[name] = calibrated_threshold(kept, settings.keep_known)
         if settings.threshold is not None and score == settings.score:
             thresholds[score] = settings.threshold
         return Recognition(

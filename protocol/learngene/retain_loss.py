@@ -75,19 +75,29 @@ class RetainLoss:
             assert p.grad is not None
             p.grad.addcmul_(self.fisher[name], p - self.anchors[name], value=weight)
 
+    @torch.no_grad()
+    def proximal_step(self, step: float) -> None:
+        """Move the parameters to ``argmin_theta 1/2 |theta - theta_now|^2 + step loss(theta)`` (Moreau 1965).
+
+        In closed form ``theta <- (theta + step F theta*) / (1 + step F)``, parameter by parameter: an implicit step of
+        gradient descent. Each comes nearer to its anchor and none passes it, however large ``step`` is.
+        """
+        for name, p in self.parameters.items():
+            # step F / (1 + step F), which is 0 where F is, and 1 where step F is infinite.
+            share = (step * self.fisher[name]).reciprocal_().add_(1).reciprocal_()
+            p.addcmul_(share, self.anchors[name] - p)
+
 
 def _repeated(values: NDArray[np.float32], networks: int, like: Tensor) -> Tensor:
     value = torch.from_numpy(np.array(values)).to(like)
     return value.repeat(networks, *([1] * (value.ndim - 1)))
 
 
-def largest_stable_weight(learning_rate: float, largest: float, momentum: float, *, nesterov: bool = False) -> float:
+def largest_stable_weight(learning_rate: float, largest: float, momentum: float) -> float:
     """The weight (lambda of Eq. 9) above which a step must diverge, for a largest Fisher entry ``largest``.
 
     Along one parameter the retain loss is a parabola of curvature ``lambda F``. With momentum ``m`` an error is
-    multiplied by the roots ``z`` of ``z^2 - (1 + m - a) z + m``, ``a = learning_rate lambda F`` (Polyak 1964), or of
-    ``z^2 - (1 + m) (1 - a) z + m (1 - a)`` with Nesterov's momentum (Lessard, Recht and Packard 2016). The first root
-    to leave the unit circle does so at -1: where ``a`` is ``2 (1 + m)``, and ``2 (1 + m) / (1 + 2 m)`` with Nesterov's.
+    multiplied by the roots ``z`` of ``z^2 - (1 + m - a) z + m``, ``a = learning_rate lambda F`` (Polyak 1964). The
+    first root to leave the unit circle does so at -1, where ``a`` is ``2 (1 + m)``.
     """
-    limit = 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1)
-    return limit / (learning_rate * largest) if largest > 0 else float("inf")
+    return 2 * (1 + momentum) / (learning_rate * largest) if largest > 0 else float("inf")

@@ -1,6 +1,7 @@
 """The models of ``results.json``: with them the file is read, written, and described in ``results.schema.json``."""
 
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Literal, get_args
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.metrics import Criterion, FisherFacts, GradientTrend
-from collective_node.records import CycleFigures, StreamMetrics, TaskFigures
+from collective_node.records import ChanceLevels, CycleFigures, StreamMetrics, TaskFigures
 from collective_node.settings import Score, Strategy
 from protocol.encoding.earlier_words import in_format_2
 from protocol.errors import InputError, fault_line
@@ -22,6 +23,9 @@ from sims.results.paper_figures import PAPER_FIGURES, PaperFigures
 #: How well unknown images of a stream are recognised; as in :class:`collective_node.records.StreamMetrics`.
 Metric = Literal["auroc", "fpr95", "aupr", "oscr", "open_set_accuracy"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+#: Levels to read them against; as in :class:`collective_node.records.ChanceLevels`.
+ChanceLevel = Literal["auroc", "fpr95", "aupr", "oscr", "all_flagged", "none_flagged"]
+CHANCE_LEVELS: tuple[ChanceLevel, ...] = get_args(ChanceLevel)
 
 #: Sources of images; the first two are real ones.
 Source = Literal["folder", "download", "stand-in"]
@@ -138,6 +142,13 @@ class OpenWorld(BaseModel):
     def measured(self) -> bool:
         """Whether the truth about the stream was known, so that recognition could be measured."""
         return any(cycle.before is not None for cycle in self.cycles)
+
+    @property
+    def by_chance(self) -> tuple[Percent, Percent] | None:
+        """Accuracy of a guess after the last own cycle: among all known classes, and among the named ones alone; None
+        if no class was named."""
+        named = sum(len(cycle.classes) for cycle in self.cycles)
+        return (100 / self.cycles[-1].known, 100 / named) if named else None
 
 
 class LearngeneFacts(BaseModel):
@@ -274,4 +285,16 @@ def load(run_folder: Path) -> Results:
 def metric_of(found: StreamMetrics | None, metric: Metric) -> Percent | None:
     """One metric of a stream; None if it could not be measured."""
     value: Percent | None = getattr(found, metric, None)
+    return value
+
+
+def chance_of(found: Mapping[Score, StreamMetrics | None] | None) -> ChanceLevels | None:
+    """The chance levels of a part of the stream, which no score changes; None if they were not measured."""
+    levels = (one.chance for one in (found or {}).values() if one is not None)
+    return next((level for level in levels if level is not None), None)
+
+
+def level_of(found: ChanceLevels | None, level: ChanceLevel) -> Percent | None:
+    """One of the chance levels; None if it was not measured."""
+    value: Percent | None = getattr(found, level, None)
     return value

@@ -19,9 +19,10 @@ from sims.leakage import leakage_figures, leakage_results
 from sims.leakage.leakage_results import Leakage
 from sims.results.comparison import METHODS, pair_key, pairs
 from sims.results.figures import DOTS_PER_INCH, FIGURES
-from sims.results.models import METRICS, Results, load, metric_of
+from sims.results.models import METRICS, Results, chance_of, level_of, load, metric_of
 from sims.results.privacy_table import PRIVACY_FIGURE
 from sims.results.wording import (
+    CHANCE_ROWS,
     METRIC_NAMES,
     change_text,
     describe_settings,
@@ -170,6 +171,9 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
         kind_label=kind_label,
         change=change_text,
         metric_of=metric_of,
+        chance_of=chance_of,
+        level_of=level_of,
+        chance_rows=CHANCE_ROWS,
         metrics={metric: METRIC_NAMES[metric] for metric in METRICS},
         settings=describe_settings(kept.settings),
         task_counts={shots: results.task_count(shots) for shots in results.shots},
@@ -213,11 +217,15 @@ def open_world_sentences(results: Results) -> list[str]:
         return []
     first, last = cycles[0], cycles[-1]
     told = metric_of((first.before or {}).get(first.score), "auroc")
-    parts = [] if told is None else [f"told unknown images from known ones with an AUROC of {number_text(told)} %"]
+    parts = []
+    if told is not None:
+        parts.append(f"told unknown images from known ones with an AUROC of {number_text(told)} % (50 by chance)")
     count = sum(len(cycle.classes) for cycle in cycles)
     learned = f"learned {count} new class{'' if count == 1 else 'es'}"
     if last.open_accuracy_after is not None:
-        learned += f" to an accuracy of {number_text(last.open_accuracy_after)} %"
+        learned += f" to an accuracy of {number_text(last.open_accuracy_after)} % among all {last.known} known ones"
+    if last.open_only_accuracy_after is not None:
+        learned += f" ({number_text(last.open_only_accuracy_after)} % among the new ones alone)"
     kept = f"from {number_text(first.base_accuracy_before)} to {number_text(last.base_accuracy_after)} %"
     parts += [learned, f"went {kept} on its base classes"]
     how = kind_label(first.score, first.strategy)

@@ -8,11 +8,23 @@ from typing import Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict
 
 from collective_node.metrics import Criterion
-from collective_node.records import CycleFigures, StreamMetrics
+from collective_node.records import ChanceLevels, CycleFigures, StreamMetrics
 from collective_node.settings import SCORES, Score, Strategy
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
-from sims.results.models import METRICS, Comparison, Dataset, Metric, Results, load, metric_of
+from sims.results.models import (
+    CHANCE_LEVELS,
+    METRICS,
+    ChanceLevel,
+    Comparison,
+    Dataset,
+    Metric,
+    Results,
+    chance_of,
+    level_of,
+    load,
+    metric_of,
+)
 from sims.results.statistics import mean_interval
 from sims.run.run_folder import read_settings
 
@@ -21,10 +33,14 @@ CycleFigure = Literal[
     "unknown_set",
     "truly_unknown",
     "named",
+    "found",
+    "given",
     "dismissed",
     "classes",
     "open_accuracy_before",
     "open_accuracy_after",
+    "open_only_accuracy_before",
+    "open_only_accuracy_after",
     "old_open_accuracy_before",
     "old_open_accuracy_after",
     "base_accuracy_before",
@@ -74,6 +90,15 @@ class StreamOverRuns(BaseModel):
     after: dict[Metric, OverRuns]
 
 
+class ChanceOverRuns(BaseModel):
+    """Chance levels of the stream, before a cycle's classes were added and after."""
+
+    model_config = _FROZEN
+
+    before: dict[ChanceLevel, OverRuns] = {}
+    after: dict[ChanceLevel, OverRuns] = {}
+
+
 class CycleOverRuns(BaseModel):
     """One open-world cycle over the runs; a figure that no run has is left out."""
 
@@ -82,6 +107,7 @@ class CycleOverRuns(BaseModel):
     cycle: int
     figures: dict[CycleFigure, OverRuns]
     stream: dict[Score, StreamOverRuns]
+    chance: ChanceOverRuns = ChanceOverRuns()
 
 
 class ComparisonOverRuns(BaseModel):
@@ -202,7 +228,11 @@ def _cycle(cycles: Sequence[CycleFigures]) -> CycleOverRuns:
         if before or after:
             stream[score] = StreamOverRuns(before=before, after=after)
     figures = {name: _over([cycle_figure(cycle, name) for cycle in cycles]) for name in CYCLE_FIGURES}
-    return CycleOverRuns(cycle=cycles[0].cycle, figures=_there(figures), stream=stream)
+    chance = ChanceOverRuns(
+        before=_levels([chance_of(cycle.before) for cycle in cycles]),
+        after=_levels([chance_of(cycle.after) for cycle in cycles]),
+    )
+    return CycleOverRuns(cycle=cycles[0].cycle, figures=_there(figures), stream=stream, chance=chance)
 
 
 def cycle_figure(cycle: CycleFigures, name: CycleFigure) -> float | None:
@@ -217,6 +247,10 @@ def cycle_figure(cycle: CycleFigures, name: CycleFigure) -> float | None:
 
 def _metrics(found: Sequence[StreamMetrics | None]) -> dict[Metric, OverRuns]:
     return _there({name: _over([metric_of(one, name) for one in found]) for name in METRICS})
+
+
+def _levels(found: Sequence[ChanceLevels | None]) -> dict[ChanceLevel, OverRuns]:
+    return _there({name: _over([level_of(one, name) for one in found]) for name in CHANCE_LEVELS})
 
 
 def _last_old_accuracy(result: Results) -> float | None:

@@ -8,10 +8,11 @@ from rich.console import Group, RenderableType
 from collective_node.metrics import Criterion
 from protocol.output import PlainTable, plain
 from sims.results.comparison import pair_key, pairs
-from sims.results.models import METRICS, Results, metric_of
+from sims.results.models import METRICS, Results, chance_of, level_of, metric_of
 from sims.results.privacy_table import PrivacyTable
 from sims.results.summary import ComparisonOverRuns, OverRuns, Summary
 from sims.results.wording import (
+    CHANCE_ROWS,
     METRIC_NAMES,
     change_text,
     interval_text,
@@ -140,7 +141,8 @@ def _cycles(results: Results) -> RenderableType:
     """Accuracies before and after each cycle, by score and strategy."""
     table = titled("open world: accuracy, %, before → after the new classes are learned")
     table.add_column("score, strategy")
-    for name in ("cycle", "unknown set (truly)", "new", "open-world classes", "earlier ones", "base classes"):
+    columns = ("cycle", "unknown set (truly)", "found + given", "new", "open-world classes", "among them alone")
+    for name in (*columns, "earlier ones", "base classes"):
         table.add_column(name, justify="right")
     for number, kind in enumerate(results.collective.open_world.every):
         own = number == 0
@@ -149,8 +151,10 @@ def _cycles(results: Results) -> RenderableType:
                 kind_label(kind.score, kind.strategy) + (" (this run)" if own else ""),
                 str(cycle.cycle + 1),
                 f"{cycle.unknown_set} ({'–' if cycle.truly_unknown is None else cycle.truly_unknown})",
+                f"{cycle.found} + {cycle.given}",
                 str(len(cycle.classes)),
                 change_text(cycle.open_accuracy_before, cycle.open_accuracy_after),
+                change_text(cycle.open_only_accuracy_before, cycle.open_only_accuracy_after),
                 change_text(cycle.old_open_accuracy_before, cycle.old_open_accuracy_after),
                 f"{change_text(cycle.base_accuracy_before, cycle.base_accuracy_after)} "
                 f"({number_text(cycle.base_accuracy_after - cycle.base_accuracy_before, sign=True)})",
@@ -158,9 +162,14 @@ def _cycles(results: Results) -> RenderableType:
             )
         if kind.stopped:
             table.add_row(f"{kind_label(kind.score, kind.strategy)} stopped: {kind.stopped}")
+    guessed = results.collective.open_world.by_chance
+    if guessed is not None:
+        known, alone = map(number_text, guessed)
+        table.add_row("by chance, in the end", "–", "–", "–", "–", known, alone, "–", known, style="dim")
     if results.paper is not None:
         reached = "{:.1f} ± {:.1f}".format(*results.paper.open_world)
-        table.add_row("the paper, Table 2", "–", "–", "–", reached, "–", "–", style="dim")
+        # It does not say among how many classes, so its figure stands below both of ours.
+        table.add_row("the paper, Table 2", "–", "–", "–", "–", reached, reached, "–", "–", style="dim")
     return table
 
 
@@ -180,6 +189,10 @@ def _stream(results: Results) -> Iterator[RenderableType]:
             after = (cycle.after or {}).get(score)
             cells = [change_text(metric_of(before, metric), metric_of(after, metric)) for metric in METRICS]
             table.add_row(str(cycle.cycle + 1), score, *cells, style="bold" if score == cycle.score else "")
+        for name, levels in CHANCE_ROWS.items():
+            sides = [chance_of(cycle.before), chance_of(cycle.after)]
+            both = [[level_of(side, levels[m]) if m in levels else None for side in sides] for m in METRICS]
+            table.add_row(str(cycle.cycle + 1), name, *(change_text(*pair) for pair in both), style="dim")
     yield table
 
 
@@ -202,6 +215,7 @@ def _collective_over_runs(summary: Summary) -> RenderableType:
             for name, what in (
                 ("open_accuracy_before", "open-world classes before"),
                 ("open_accuracy_after", "open-world classes after"),
+                ("open_only_accuracy_after", "open-world classes after, among them alone"),
                 ("old_open_accuracy_before", "earlier named classes before"),
                 ("old_open_accuracy_after", "earlier named classes after"),
                 ("base_accuracy_before", "base classes before"),
@@ -227,6 +241,10 @@ def _stream_over_runs(own: ComparisonOverRuns) -> RenderableType:
                 cells = [interval_text(side.get(metric)) for metric in METRICS]
                 style = "bold" if score == own.score else ""
                 table.add_row(str(cycle.cycle + 1), score, when, *cells, style=style)
+        for name, levels in CHANCE_ROWS.items():
+            for when, chance in (("before", cycle.chance.before), ("after", cycle.chance.after)):
+                cells = [interval_text(chance.get(levels[m]) if m in levels else None) for m in METRICS]
+                table.add_row(str(cycle.cycle + 1), name, when, *cells, style="dim")
     return table
 
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.settings import Score, Strategy
-from sims.results.models import Metric
+from sims.results.models import ChanceLevel, Metric
 from sims.run.settings import RunSettings
 
 #: The name of each metric in texts.
@@ -15,6 +15,12 @@ METRIC_NAMES: Mapping[Metric, str] = {
     "aupr": "AUPR",
     "oscr": "OSCR",
     "open_set_accuracy": "open-set accuracy",
+}
+#: Rows below the scores of a stream, and which level each has in the column of which metric.
+CHANCE_ROWS: Mapping[str, Mapping[Metric, ChanceLevel]] = {
+    "by chance": {"auroc": "auroc", "fpr95": "fpr95", "aupr": "aupr", "oscr": "oscr"},
+    "everything flagged": {"open_set_accuracy": "all_flagged"},
+    "nothing flagged": {"open_set_accuracy": "none_flagged"},
 }
 _STRATEGIES: Mapping[Strategy, str] = {"replay": "replay", "ewc": "EWC", "none": "no strategy"}
 

@@ -1,12 +1,13 @@
 """Tests of the plan of an evolution: what is refused before any training, and what each task trains on."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 import torch
 
 from collective_node import evolution_plan
-from collective_node.evolution_plan import EvolutionPlan, grown_widths
+from collective_node.evolution_plan import EvolutionPlan, cycle_setup, grown_widths
 from collective_node.network.expandable_network import ExpandableNetwork
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError
@@ -92,3 +93,17 @@ def test_settings_of_cycles_and_of_what_follows_change_no_fingerprint_of_the_tas
         assert plan(CYCLES.model_copy(update=changes)).setup == fingerprint
     for other in ({"epochs": 2.0}, {"width": 0.125}, {"tasks": 3}):
         assert plan(CYCLES.model_copy(update=other)).setup != fingerprint
+
+
+def test_settings_that_came_later_change_a_fingerprint_only_where_they_change_something() -> None:
+    """So a checkpoint of before they existed still fits."""
+    stream = images().stream_images
+    assert stream is not None
+    before = {"cycles", "classes_per_cycle", "examples", "open_epochs", "score", "threshold", "keep_known"}
+    before |= {"neighbours", "compare_scores", "compare_strategies"}
+    expected = hashlib.sha256(CYCLES.model_dump_json(include=before).encode() + stream.tobytes())
+    assert cycle_setup(CYCLES, stream, None) == expected.hexdigest()
+    for changes in ({"bias": "weight-alignment"}, {"calibration_share": 0.2}):
+        changed = CYCLES.model_copy(update=changes)
+        assert cycle_setup(changed, stream, None) != cycle_setup(CYCLES, stream, None)
+        assert plan(changed).setup == plan(CYCLES).setup

@@ -10,6 +10,9 @@ from collective_node.settings import CollectiveSettings
     ("changes", "error"),
     [
         ({"annotator": "annotate", "compare_scores": ("energy",)}, "need annotator = oracle"),
+        ({"bias": "balanced", "strategy": "ewc"}, "balanced needs strategy = replay"),
+        ({"bias": "balanced", "compare_strategies": ("none",)}, "balanced needs strategy = replay"),
+        ({"calibration_share": 1.0}, "less than 1"),
         ({"forms": ()}, "at least 1 item"),
         ({"forms": ("paper", "paper")}, "stands twice"),
         ({"criterion": "similarity"}, "descendant_epochs above 0"),

@@ -213,16 +213,26 @@ def cycles(score: str, strategy: str, shift: float = 0.0) -> list[dict[str, obje
     lost = {"replay": 1.5, "ewc": 9.0, "none": 22.0}[strategy]
 
     def stream(after: bool, number: int) -> dict[str, object]:
-        base = {"msp": 70.5, "max-logit": 72.0, "energy": 71.8, "relative-mahalanobis": 64.0, "nearest-neighbour": 61}
+        base = {"msp": 70.5, "max-logit": 72.0, "energy": 71.8, "gen": 71.2, "fdbd": 69.3}
+        base |= {"relative-mahalanobis": 64.0, "nearest-neighbour": 61}
+        known, unknown, right = 1600, 900 - 100 * number, 61.0 + shift - 2 * after
         return {
             name: {
-                "known": 1600,
-                "unknown": 900 - 100 * number,
+                "known": known,
+                "unknown": unknown,
                 "auroc": level + shift - (2.5 if after else 0.0) - number,
                 "fpr95": 82.0 - shift,
                 "aupr": level - 10.0,
                 "oscr": level / 2 + shift,
                 "open_set_accuracy": level - 25.0,
+                "chance": {
+                    "auroc": 50.0,
+                    "fpr95": 95.0,
+                    "aupr": 100 * unknown / (known + unknown),
+                    "oscr": right / 2,
+                    "all_flagged": 100 * unknown / (known + unknown),
+                    "none_flagged": right * known / (known + unknown),
+                },
             }
             for name, level in base.items()
         }
@@ -244,6 +254,8 @@ def cycles(score: str, strategy: str, shift: float = 0.0) -> list[dict[str, obje
             "after": stream(True, number),
             "open_accuracy_before": 0.0 if number == 0 else learned / 2,
             "open_accuracy_after": learned - 4 * number,
+            "open_only_accuracy_before": 0.0 if number == 0 else 11 + learned / 2,
+            "open_only_accuracy_after": 13 + learned - 4 * number,
             "old_open_accuracy_before": None if number == 0 else learned,
             "old_open_accuracy_after": None if number == 0 else learned - lost,
             "base_accuracy_before": 60.0 - lost * number + shift,

@@ -10,9 +10,20 @@ import torch
 from collective_node.evolution import Evolution
 from collective_node.open_world.annotators import LabelQuery, Oracle
 from collective_node.records import Named
+from collective_node.settings import SCORES
 from protocol.errors import InputError
 from protocol.node.events import Events
-from tests.collective_node.made_evolution import CLASSES, CYCLES, UNKNOWN, evolution, images, names, state, truth
+from tests.collective_node.made_evolution import (
+    CLASSES,
+    CYCLES,
+    UNKNOWN,
+    evolution,
+    images,
+    killed_after,
+    names,
+    state,
+    truth,
+)
 
 
 def test_a_cycle_adds_what_the_annotator_named_and_known_classes_become_n_plus_m(tmp_path: Path) -> None:
@@ -42,18 +53,65 @@ def test_what_a_cycle_measures(tmp_path: Path) -> None:
     first, last = collective.cycles
     assert first.open_accuracy_before == 0.0  # there was no output for them
     assert first.before is not None
-    assert set(first.before) == {"msp", "max-logit", "energy", "relative-mahalanobis", "nearest-neighbour"}
+    assert set(first.before) == set(SCORES)
     part = np.array_split(np.arange(len(truth().stream_names)), 3)[0]
     unknown = sum(truth().stream_names[row] in names(UNKNOWN) for row in part)
     for metrics in first.before.values():
         assert metrics is not None
         assert (metrics.known, metrics.unknown) == (len(part) - unknown, unknown)
+        assert metrics.chance is not None
+        assert metrics.chance.aupr == pytest.approx(100 * unknown / len(part))
     assert first.truly_unknown == unknown
     # What follows the first cycle is measured on the second part, and so is what precedes the second cycle.
     assert first.after == last.before
     # All classes of the stream are known by now: there is nothing to tell apart.
     assert last.after is not None
     assert set(last.after.values()) == {None}
+
+
+def test_found_by_recognition_and_given_by_the_oracle_are_counted_apart(tmp_path: Path) -> None:
+    settings = CYCLES.model_copy(update={"cycles": 1, "classes_per_cycle": 4, "examples": 2})
+    learned, _ = evolution(tmp_path / "tasks").run()
+    aside = evolution(tmp_path / "aside", settings).open_world
+    assert aside is not None
+    recognition = aside.stream.recognise(learned, 0, "max-logit")
+    # Half of the images of one class are found, so others of it are left to be given.
+    shown = [truth().stream_names[row] == "class 8" for row in recognition.rows]
+    assert sum(shown) >= 4
+    threshold = float(np.median(recognition.scores[shown]))
+    collective, _ = evolution(tmp_path / "state", settings.model_copy(update={"threshold": threshold})).run()
+    rows, cycle = set(collective.named[0].rows), collective.cycles[0]
+    flagged = recognition.scores > threshold
+    assert cycle.unknown_set == int(flagged.sum())
+    assert cycle.found == len(rows & set(recognition.rows[flagged].tolist()))
+    assert cycle.given == len(rows & set(recognition.rows[~flagged].tolist()))
+    assert 0 < cycle.given <= 2 * len(cycle.classes)
+
+
+def test_accuracy_among_the_named_classes_alone_is_never_below_that_among_all(tmp_path: Path) -> None:
+    collective, _ = evolution(tmp_path / "state", CYCLES).run()
+    assert collective.cycles[0].open_only_accuracy_before == 0.0
+    for cycle in collective.cycles:
+        for alone, among_all in (
+            (cycle.open_only_accuracy_before, cycle.open_accuracy_before),
+            (cycle.open_only_accuracy_after, cycle.open_accuracy_after),
+        ):
+            assert alone is not None
+            assert among_all is not None
+            assert alone >= among_all
+
+
+def test_images_that_calibrate_are_trained_on_by_nobody_and_a_killed_run_finds_them_again(tmp_path: Path) -> None:
+    settings = CYCLES.model_copy(update={"calibration_share": 0.4, "bias": "balanced"})
+    whole, _ = evolution(tmp_path / "whole", settings).run()
+    assert len(whole.calibration) > 0
+    held = set(whole.calibration.tolist())
+    assert not held & set(whole.training_set(whole.known).every_row.tolist())
+    killed_after(5, tmp_path / "killed", settings)
+    again, _ = evolution(tmp_path / "killed", settings).run()
+    assert again.calibration.tolist() == whole.calibration.tolist()
+    expected = state(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in state(again).items())
 
 
 def test_what_was_named_earlier_is_measured_apart(tmp_path: Path) -> None:

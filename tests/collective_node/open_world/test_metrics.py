@@ -15,6 +15,7 @@ from torch import Tensor
 from collective_node.open_world.metrics import (
     auroc,
     average_precision,
+    chance_levels,
     fpr_at_tpr,
     open_set_accuracy,
     oscr,
@@ -168,6 +169,7 @@ def test_stream_metrics_are_the_metrics_in_per_cent() -> None:
         aupr=100 * average_precision(scores, unknown),
         oscr=100 * oscr(scores, unknown, correct),
         open_set_accuracy=100 * open_set_accuracy(scores, unknown, correct, 1.0),
+        chance=chance_levels(unknown, correct),
     )
     assert StreamMetrics.model_validate_json(found.model_dump_json()) == found
 
@@ -175,12 +177,32 @@ def test_stream_metrics_are_the_metrics_in_per_cent() -> None:
 def test_a_perfect_stream_is_all_hundreds_and_its_reverse_is_not() -> None:
     perfect = stream_metrics(*STREAMS["perfect"], 3.0)
     assert perfect is not None
-    assert perfect.model_dump(exclude={"known", "unknown"}) == {
+    assert perfect.model_dump(exclude={"known", "unknown", "chance"}) == {
         "auroc": 100.0, "fpr95": 0.0, "aupr": 100.0, "oscr": 100.0, "open_set_accuracy": 100.0
     }  # fmt: skip
     worst = stream_metrics(*STREAMS["the wrong way round"], 2.5)
     assert worst is not None
     assert (worst.auroc, worst.fpr95, worst.oscr, worst.open_set_accuracy) == (0.0, 100.0, 0.0, 0.0)
+
+
+@each_stream
+def test_chance_levels_are_what_one_score_for_all_images_has(stream: Stream) -> None:
+    _, unknown, correct = stream
+    same, chance = torch.zeros(len(unknown)), chance_levels(unknown, correct)
+    assert chance.auroc == pytest.approx(100 * auroc(same, unknown), abs=1e-9)
+    assert chance.aupr == pytest.approx(100 * average_precision(same, unknown), abs=1e-9)
+    assert chance.oscr == pytest.approx(100 * oscr(same, unknown, correct), abs=1e-9)
+    for threshold, level in ((-1.0, chance.all_flagged), (1.0, chance.none_flagged)):
+        assert level == pytest.approx(100 * open_set_accuracy(same, unknown, correct, threshold), abs=1e-9)
+
+
+def test_chance_levels_are_the_means_over_scores_that_say_nothing() -> None:
+    _, unknown, correct = STREAMS["without ties"]
+    generator, chance = torch.Generator().manual_seed(7), chance_levels(unknown, correct)
+    drawn = [stream_metrics(torch.rand(len(unknown), generator=generator), unknown, correct, 0.5) for _ in range(200)]
+    for metric, near in (("auroc", 0.6), ("fpr95", 0.6), ("aupr", 0.9), ("oscr", 0.6)):
+        values = [getattr(found, metric) for found in drawn]
+        assert sum(values) / len(values) == pytest.approx(getattr(chance, metric), abs=near)
 
 
 @pytest.mark.parametrize("unknown", ["0000", "1111", ""])

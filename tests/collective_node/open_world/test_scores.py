@@ -15,6 +15,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from collective_node.open_world.scores import (
+    GEN_LARGEST,
+    GEN_POWER,
     RIDGE,
     ROWS,
     RelativeMahalanobis,
@@ -28,7 +30,7 @@ from protocol.errors import InputError, RunFailedError
 
 LABELS = torch.arange(120) % 4 * 10 + 3  # any numbering of the classes will do
 #: How much a score changes for each 1 that is added to all logits.
-ON_LOGITS: dict[Score, float] = {"msp": 0.0, "max-logit": -1.0, "energy": -1.0}
+ON_LOGITS: dict[Score, float] = {"msp": 0.0, "max-logit": -1.0, "energy": -1.0, "gen": 0.0}
 
 
 def responses(count: int, seed: int, *, spread: float = 1.0) -> Responses:
@@ -41,10 +43,12 @@ def responses(count: int, seed: int, *, spread: float = 1.0) -> Responses:
 
 
 KNOWN, OTHERS = responses(120, 0), responses(50, 1, spread=3.0)
+#: Of an output layer, and its biases.
+WEIGHTS, BIASES = torch.randn((4, 6), generator=torch.Generator().manual_seed(8)), torch.tensor([0.5, -1.0, 0.0, 2.0])
 
 
 def fitted(score: Score, neighbours: int = 7) -> Callable[[Responses], Tensor]:
-    return fit_score(score, KNOWN, LABELS, neighbours=neighbours)
+    return fit_score(score, KNOWN, LABELS, weights=WEIGHTS, neighbours=neighbours)
 
 
 def gaussians(ridge_share: float) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
@@ -80,6 +84,78 @@ def test_energy_is_the_free_energy() -> None:
     np.testing.assert_allclose(
         fitted("energy")(OTHERS), -logsumexp(OTHERS.logits.double().numpy(), axis=1), rtol=1e-14, atol=0
     )
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 250])
+def test_gen_agrees_with_a_sum_written_out(classes: int) -> None:
+    """Over the hundred largest probabilities, or all if there are fewer."""
+    logits = torch.randn((30, classes), generator=torch.Generator().manual_seed(7)).double() * 4
+    expected = []
+    for row in softmax(logits.numpy(), axis=1).tolist():
+        largest = sorted(row, reverse=True)[:GEN_LARGEST]
+        expected.append(math.fsum(p**GEN_POWER * (1 - p) ** GEN_POWER for p in largest))
+    found = fitted("gen")(Responses(logits, torch.zeros(30, 1)))
+    # One class: 1 - p is 0 here, and in the sum written out the rounding of 1 - p.
+    np.testing.assert_allclose(found, [0.0] * 30 if classes == 1 else expected, rtol=1e-9, atol=0)
+
+
+def test_gen_still_ranks_images_that_the_network_is_very_sure_of() -> None:
+    sure = Responses(torch.tensor([[60.0, 0.0, 0.0], [70.0, 0.0, 0.0], [70.0, 1.0, 0.0]]), torch.zeros(3, 1))
+    surest, less, least = (float(fitted("gen")(sure)[image]) for image in (1, 2, 0))
+    assert surest < less < least
+    # (1 - p)^g of the largest is (2 e^-60)^g, which is not 0 although p is 1 in floating point.
+    assert least == pytest.approx((2 * math.exp(-60)) ** GEN_POWER + 2 * math.exp(-60) ** GEN_POWER, rel=1e-9)
+
+
+def answered(features: Tensor) -> Responses:
+    """What an output layer makes of the features, in double precision."""
+    return Responses(features.double() @ WEIGHTS.double().T + BIASES.double(), features.double())
+
+
+def test_fdbd_agrees_with_the_feet_of_the_perpendiculars_on_the_decision_boundaries() -> None:
+    """On each foot the network gives both classes one logit; how far it lies is the distance that the paper means."""
+    weights, biases = WEIGHTS.double().numpy(), BIASES.double().numpy()
+    mean = KNOWN.features.double().numpy().mean(0)
+    expected = []
+    for z in OTHERS.features.double().numpy():
+        logits = weights @ z + biases
+        named = int(logits.argmax())
+        distances = []
+        for other in set(range(4)) - {named}:
+            normal = weights[named] - weights[other]
+            foot = z - (logits[named] - logits[other]) / (normal @ normal) * normal
+            at_foot = weights @ foot + biases
+            assert at_foot[named] == pytest.approx(at_foot[other], abs=1e-9)
+            distances.append(np.linalg.norm(z - foot))
+        expected.append(-np.mean(distances) / np.linalg.norm(z - mean))
+    score = fit_score("fdbd", answered(KNOWN.features), LABELS, weights=WEIGHTS, neighbours=1)
+    np.testing.assert_allclose(score(answered(OTHERS.features)), expected, rtol=1e-9, atol=0)
+
+
+def test_fdbd_keeps_its_value_when_features_and_weights_are_scaled_or_a_constant_is_added_to_all_logits() -> None:
+    known, others = answered(KNOWN.features), answered(OTHERS.features)
+    before = fit_score("fdbd", known, LABELS, weights=WEIGHTS, neighbours=1)(others)
+
+    def moved(found: Responses) -> Responses:
+        return Responses(found.logits + 7, found.features * 1e3)
+
+    after = fit_score("fdbd", moved(known), LABELS, weights=WEIGHTS.double() / 1e3, neighbours=1)(moved(others))
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=0)
+
+
+def test_fdbd_of_one_class_or_of_two_with_the_same_weights_is_a_number() -> None:
+    features = OTHERS.features
+    alone = Responses(torch.ones(50, 1), features)
+    assert fit_score("fdbd", alone, LABELS[:50], weights=WEIGHTS[:1], neighbours=1)(alone).tolist() == [0.0] * 50
+    twins = Responses(OTHERS.logits[:, :1].expand(50, 2), features)
+    found = fit_score("fdbd", twins, LABELS[:50], weights=WEIGHTS[:1].expand(2, 6), neighbours=1)(twins)
+    assert not found.isnan().any()
+
+
+@pytest.mark.parametrize("weights", [torch.zeros(4, 5), torch.zeros(3, 6), torch.zeros(6)])
+def test_weights_that_do_not_fit_logits_and_features_are_refused(weights: Tensor) -> None:
+    with pytest.raises(ValueError, match="weights for"):
+        fit_score("fdbd", KNOWN, LABELS, weights=weights, neighbours=1)
 
 
 @pytest.mark.parametrize("shift", [-300.0, 7.0, 5000.0])
@@ -203,7 +279,7 @@ def test_known_images_score_lower_than_others_where_the_network_answers_them_dif
         (means[torch.arange(40) % 4].roll(4, 1) + 0.3 * torch.randn((40, 8), generator=generator)).relu(),
     )
     train, labels = known(200)
-    by_name = fit_score(score, train, labels, neighbours=5)
+    by_name = fit_score(score, train, labels, weights=torch.eye(4, 8) * 1.6, neighbours=5)
     threshold = calibrated_threshold(by_name(known(100)[0]), 0.95)
     assert is_unknown(by_name(unknown), threshold).all()
     assert is_unknown(by_name(known(100)[0]), threshold).double().mean() < 0.2
@@ -232,7 +308,7 @@ def test_a_network_whose_features_are_all_the_same_is_named() -> None:
 @pytest.mark.parametrize("labels", [torch.zeros(119).long(), torch.zeros(120, 1).long()])
 def test_labels_that_do_not_fit_the_images_are_refused(labels: Tensor) -> None:
     with pytest.raises(ValueError, match="labels for"):
-        fit_score("relative-mahalanobis", KNOWN, labels, neighbours=1)
+        fit_score("relative-mahalanobis", KNOWN, labels, weights=WEIGHTS, neighbours=1)
 
 
 @given(

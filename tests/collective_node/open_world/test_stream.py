@@ -1,8 +1,10 @@
 """Tests of the stream: thresholds, and base classes that no task teaches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from collective_node.evolution import Evolution
@@ -27,6 +29,28 @@ def test_the_threshold_is_calibrated_on_held_out_known_images(tmp_path: Path) ->
         largest = network(made.evaluation.heldout.batch(torch.arange(len(made.evaluation.heldout)))[0]).amax(1)
     kept = (-largest.double() <= recognition.threshold + 1e-6).double().mean()
     assert 0.5 <= kept <= 0.5 + 2 / len(largest)
+
+
+def test_images_of_named_classes_that_were_kept_back_calibrate_it_too(tmp_path: Path) -> None:
+    settings = CYCLES.model_copy(update={"threshold": None, "keep_known": 0.5, "calibration_share": 0.5})
+    made = evolution(tmp_path / "state", settings)
+    stream = stream_of(made)
+    collective, _ = evolution(tmp_path / "tasks").run()
+    assert made.open_world is not None
+    rows = [row for row, name in enumerate(truth().stream_names) if name == "class 8"]
+    new = made.open_world.add_named(collective, Named(rows=rows, names=["class 8"] * len(rows)))
+    collective.learn_classes(new)
+    assert len(collective.calibration) == len(rows) // 2
+    network, heldout = collective.network.eval(), made.evaluation.heldout
+    with torch.no_grad():
+        known = -network(heldout.batch(torch.arange(len(heldout)))[0]).amax(1).double()
+        named = -network(collective.images.batch(collective.calibration)[0]).amax(1).double()
+    pool = torch.cat([known, named]).sort().values
+    threshold = stream.recognise(collective, 0, "max-logit").threshold
+    assert threshold == pytest.approx(float(pool[(len(pool) + 1) // 2 - 1]), abs=1e-5)
+    without = replace(collective, calibration=torch.zeros(0, dtype=torch.int64))
+    alone = stream.recognise(without, 0, "max-logit").threshold
+    assert alone == pytest.approx(float(known.sort().values[(len(known) + 1) // 2 - 1]), abs=1e-5)
 
 
 def test_a_given_threshold_is_for_the_score_of_the_settings_alone(tmp_path: Path) -> None:

@@ -97,19 +97,16 @@ def test_what_does_not_belong_together_is_refused() -> None:
         RetainLoss.anchored(now, {**fisher, "bias": fisher["bias"][:4]})
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize(("share", "converges"), [(0.95, True), (1.05, False)])
 @pytest.mark.parametrize("momentum", [0.5, 0.9])
-def test_the_limit_is_where_torchs_gradient_descent_diverges(
-    share: float, converges: bool, momentum: float, nesterov: bool
-) -> None:
+def test_the_limit_is_where_torchs_gradient_descent_diverges(share: float, converges: bool, momentum: float) -> None:
     rate, fisher = 0.005, 3.0
-    weight = share * largest_stable_weight(rate, fisher, momentum, nesterov=nesterov)
+    weight = share * largest_stable_weight(rate, fisher, momentum)
     theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
     loss = RetainLoss(
         {"theta": theta}, {"theta": torch.zeros(1).double()}, {"theta": torch.full((1,), fisher).double()}
     )
-    optimiser = torch.optim.SGD([theta], rate, momentum, nesterov=nesterov)
+    optimiser = torch.optim.SGD([theta], rate, momentum)
     for _ in range(1000):
         theta.grad = torch.zeros_like(theta)
         loss.add_gradient(weight)
@@ -119,3 +116,66 @@ def test_the_limit_is_where_torchs_gradient_descent_diverges(
 
 def test_without_curvature_every_weight_is_stable() -> None:
     assert largest_stable_weight(0.1, 0.0, 0.9) == float("inf")
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-9, 0.3, 50.0, 1e5])
+def test_the_proximal_step_is_the_minimum_of_distance_and_loss(step: float) -> None:
+    """There the gradient of ``1/2 |theta - now|^2 + step loss`` vanishes; the loss is convex, so it is the minimum."""
+    now = parameters(0)
+    before = {name: value.detach().clone() for name, value in now.items()}
+    loss = RetainLoss(now, parameters(1), squares())
+    loss.proximal_step(step)
+    gradient = torch.autograd.grad(loss(), list(now.values()))
+    for (name, parameter), slope in zip(now.items(), gradient, strict=True):
+        torch.testing.assert_close(parameter.detach() - before[name], -step * slope, rtol=1e-9, atol=1e-9)
+
+
+def test_a_proximal_step_leaves_what_nothing_holds_and_reaches_the_anchor_at_any_weight() -> None:
+    theta, fisher = torch.full((4,), 3.0), torch.tensor([0.0, 1e-30, 1.0, 10.0])
+    RetainLoss({"w": theta}, {"w": torch.ones(4)}, {"w": fisher}).proximal_step(1e38)  # times 10 it is infinite
+    assert theta.tolist() == [3.0, 1.0, 1.0, 1.0]
+
+
+class Descent:
+    """Nesterov's gradient descent on ``1/2 h (theta - 2)^2``, with a penalty anchored at -1."""
+
+    rate, momentum = 0.05, 0.9
+    curvature = torch.tensor([0.5, 1.0, 3.0, 3.0, 3.0], dtype=torch.float64)
+    fisher = torch.tensor([0.0, 0.2, 0.01, 40.0, 1e4], dtype=torch.float64)
+
+    def __init__(self) -> None:
+        self.theta = torch.full((5,), 5.0, dtype=torch.float64, requires_grad=True)
+        self.penalty = RetainLoss(
+            {"theta": self.theta}, {"theta": torch.full((5,), -1.0).double()}, {"theta": self.fisher}
+        )
+        self.optimiser = torch.optim.SGD([self.theta], self.rate, self.momentum, nesterov=True)
+
+    def minimum(self, weight: float) -> Tensor:
+        """Of ``1/2 h (theta - 2)^2 + weight/2 F (theta + 1)^2``, in closed form."""
+        return (2 * self.curvature - weight * self.fisher) / (self.curvature + weight * self.fisher)
+
+    def run(self, weight: float, step: float | None) -> Tensor:
+        """Where it comes to; ``step``: of the proximal form, None: the penalty's gradient is added instead."""
+        for _ in range(2000):
+            self.theta.grad = self.curvature * (self.theta.detach() - 2)
+            if step is None:
+                self.penalty.add_gradient(weight)
+            self.optimiser.step()
+            if step is not None:
+                self.penalty.proximal_step(step * weight)
+        return self.theta.detach()
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e3, 1e9])
+def test_proximal_steps_come_to_the_minimum_at_any_weight_and_gradients_of_the_penalty_diverge(weight: float) -> None:
+    found = Descent().run(weight, Descent.rate / (1 - Descent.momentum))
+    torch.testing.assert_close(found, Descent().minimum(weight), rtol=1e-6, atol=1e-9)
+    # The control: the largest entry is 1e4, far above what this rate can take.
+    assert not (Descent().run(weight, None).abs() < 1e6).all()
+
+
+def test_with_momentum_a_proximal_step_of_the_rate_alone_comes_to_another_point() -> None:
+    """The control of the division by one minus the momentum: a penalty of a tenth of the weight is what comes out."""
+    found = Descent().run(1.0, Descent.rate)
+    torch.testing.assert_close(found, Descent().minimum(1 - Descent.momentum), rtol=1e-6, atol=1e-9)
+    assert not torch.allclose(found, Descent().minimum(1.0), rtol=0.01)

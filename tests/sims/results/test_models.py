@@ -9,11 +9,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from collective_node.records import CycleFigures, StreamMetrics
+from collective_node.records import ChanceLevels, CycleFigures, StreamMetrics
 from collective_node.settings import Score, Strategy
 from sims.data.division_choice import OWN
 from sims.results.collection import collect
-from sims.results.models import CollectiveResult, Results, load, schema
+from sims.results.models import CHANCE_LEVELS, CollectiveResult, Results, chance_of, load, schema
 from sims.results.paper_figures import PAPER_FIGURES
 from tests.sims.made_run import make_run
 
@@ -59,6 +59,7 @@ def test_the_schema_refuses_what_it_should(made: tuple[Path, Results]) -> None:
         lambda d: d["collective"]["open_world"]["cycles"][0].update(strategy="hope"),
         lambda d: d["collective"]["open_world"]["cycles"][0]["before"].update(guess=None),
         lambda d: d["collective"]["open_world"]["cycles"][0]["after"]["msp"].update(auroc=101),
+        lambda d: d["collective"]["open_world"]["cycles"][0]["after"]["msp"]["chance"].pop("aupr"),
         lambda d: d["collective"]["open_world"]["comparisons"][0].pop("score"),
     ]
     for change in changes:
@@ -77,6 +78,7 @@ def test_the_schema_names_what_the_models_hold(made: tuple[Path, Results]) -> No
     assert isinstance(definitions, dict)
     assert set(definitions["cycle"]["properties"]) == set(CycleFigures.model_fields)
     assert set(definitions["stream_metrics"]["properties"]) == set(StreamMetrics.model_fields)
+    assert set(definitions["chance_levels"]["properties"]) == set(ChanceLevels.model_fields) == set(CHANCE_LEVELS)
     assert definitions["score"]["enum"] == list(get_args(Score))
     assert definitions["strategy"]["enum"] == list(get_args(Strategy))
 
@@ -95,3 +97,19 @@ def test_a_run_of_before_the_open_world_still_loads(made: tuple[Path, Results], 
         del document["collective"][name]
     (tmp_path / "results.json").write_text(json.dumps(document), encoding="utf-8")
     assert load(tmp_path).collective.open_world.every == ()
+
+
+def test_a_run_of_before_chance_levels_were_measured_still_loads_and_fits_the_schema(
+    made: tuple[Path, Results], tmp_path: Path
+) -> None:
+    document = json.loads((made[0] / "results.json").read_text(encoding="utf-8"))
+    for found in (document["collective"]["open_world"], *document["collective"]["open_world"]["comparisons"]):
+        for cycle in found["cycles"]:
+            del cycle["open_only_accuracy_before"], cycle["open_only_accuracy_after"]
+            for metrics in (*cycle["before"].values(), *cycle["after"].values()):
+                del metrics["chance"]
+    Draft202012Validator(schema()).validate(document)
+    (tmp_path / "results.json").write_text(json.dumps(document), encoding="utf-8")
+    cycle = load(tmp_path).collective.open_world.cycles[0]
+    assert chance_of(cycle.before) is None
+    assert cycle.open_only_accuracy_after is None

@@ -15,7 +15,7 @@ from rich.console import Console
 from sims.results import figures, report
 from sims.results.collection import collect
 from sims.results.comparison import pairs
-from sims.results.models import METRICS, Results, metric_of
+from sims.results.models import CHANCE_LEVELS, METRICS, Results, chance_of, level_of, metric_of
 from sims.results.tables import results_tables
 from sims.results.wording import change_text, interval_text, layers_text, number_text, pair_label, verdict
 from tests.sims.made_run import ALL_METHODS, edit, make_run
@@ -91,6 +91,7 @@ def test_page_and_terminal_hold_the_whole_open_world(made: tuple[Path, Results, 
         for cycle in kind.cycles:
             for text in (page.text, terminal):
                 assert change_text(cycle.open_accuracy_before, cycle.open_accuracy_after) in text
+                assert change_text(cycle.open_only_accuracy_before, cycle.open_only_accuracy_after) in text
                 assert change_text(cycle.base_accuracy_before, cycle.base_accuracy_after) in text
                 assert number_text(cycle.base_accuracy_after - cycle.base_accuracy_before, sign=True) in text
                 assert str(cycle.unknown_set) in text
@@ -103,9 +104,17 @@ def test_page_and_terminal_hold_the_whole_open_world(made: tuple[Path, Results, 
                 change = change_text(metric_of(before, metric), metric_of(cycle.after[score], metric))
                 assert change in page.text
                 assert change in terminal
+        before, after = chance_of(cycle.before), chance_of(cycle.after)
+        for level in CHANCE_LEVELS:
+            assert level_of(before, level) is not None
+            change = change_text(level_of(before, level), level_of(after, level))
+            assert change in page.text
+            assert change in terminal
+        assert f"{cycle.found} + {cycle.given}" in terminal
         for name in cycle.classes:
             assert name in page.text
-    assert "45.88 ± 2.99" in page.text
+    assert results.collective.open_world.by_chance == (100 / 80, 100 / 16)
+    assert page.text.count("45.88 ± 2.99") == 2
     assert "11–13" in page.text
     assert "layers chosen: 11–13; settled: 9–13; most like a pseudo-descendant's: 9–11" in terminal
 

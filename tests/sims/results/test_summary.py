@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from collective_node.settings import SCORES
 from protocol.errors import InputError
 from sims.results.collection import collect
-from sims.results.models import Results
+from sims.results.models import CHANCE_LEVELS, Results, chance_of, level_of
 from sims.results.summary import Summary, of_folders, summarise, write
 from sims.results.tables import summary_table
 from sims.results.wording import interval_text
@@ -64,7 +65,13 @@ def test_the_open_world_is_summarised_by_score_strategy_and_cycle(
                     values.append(metrics.auroc)
                 auroc = found.before["auroc"]
                 assert (auroc.mean, auroc.ci95) == pytest.approx(interval(values))
-            assert len(cycle.stream) == 5
+            assert set(cycle.stream) == set(SCORES)
+            assert cycle.figures["found"].per_run == tuple(record.found for record in records)
+            assert cycle.figures["found"].mean + cycle.figures["given"].mean == cycle.figures["named"].mean
+            chances = [chance_of(record.after) for record in records]
+            for level, over in cycle.chance.after.items():
+                assert over.per_run == tuple(level_of(chance, level) for chance in chances)
+            assert set(cycle.chance.before) == set(cycle.chance.after) == set(CHANCE_LEVELS)
 
 
 def test_one_run_has_no_interval_and_what_one_run_lacks_is_left_out_of_its_mean(
@@ -98,6 +105,8 @@ def test_the_file_and_the_table_hold_the_summary(
     for found in summary.open_world[0].cycles[0].stream.values():
         assert interval_text(found.before["auroc"]) in text
         assert interval_text(found.after["oscr"]) in text
+    for over in summary.open_world[0].cycles[0].chance.before.values():
+        assert interval_text(over) in text
     assert text.count("layers chosen: 11–13") == 3
 
 
