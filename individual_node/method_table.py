@@ -76,7 +76,6 @@ def _scratch(form: Form) -> list[Method]:
 _ROWS = (
     Method("condensed", "condensed", "head", "none", frozen=True, start="condensed"),
     *(Method(form, form, "head", "none", frozen=True, start=form) for form in COMPLETE_FORMS if form != "condensed"),
-    *(Method(form, form, "head", "none", frozen=True, start=form) for form in COMPLETE_FORMS if form != "condensed"),
     *_variants("condensed-eq9", "condensed"),
     *_scratch("condensed"),
     Method("random", "condensed", "random", "none", frozen=True, start="scratch"),
