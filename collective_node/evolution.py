@@ -152,7 +152,7 @@ class Evolution:
             collective, classes, settings.epochs, settings.strategy, settings, events, collective.trend.observe
         )
         collective.trend.end_task()
-        if settings.consolidate_epochs and number == len(plan.sequence) - 1:
+        if settings.strategy == "replay" and settings.consolidate_epochs and number == len(plan.sequence) - 1:
             events = StepEvents(self.events, "consolidate", f"consolidating {len(collective.known)} classes")
             trained = trained.then(
                 continual_training.train(

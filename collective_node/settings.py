@@ -39,7 +39,7 @@ class CollectiveSettings(BaseModel):
         BASE_WIDTHS, min_length=13, max_length=13, description="channels of the convolutions, at width factor 1"
     )
     classifier: Literal["mlp", "linear"] = Field(
-        "mlp", description="behind the convolutions: two hidden layers (the paper's), or none"
+        "linear", description="behind the convolutions: two hidden layers (mlp, the paper's), or none"
     )
     tasks: int = Field(13, ge=1, description="sequential tasks; 13 partition the 64 base classes")
     classes_per_task: int = Field(5, ge=2)
@@ -52,10 +52,10 @@ class CollectiveSettings(BaseModel):
         0.0, ge=0, le=1, description="noise on copied weights: its standard deviation over that of the layer's weights"
     )
     epochs: float = Field(
-        0.7, gt=0, description="passes over the images of all known classes (none, ewc: of the task) a task"
+        0.2, gt=0, description="passes over the images of all known classes (none, ewc: of the task) a task"
     )
     consolidate_epochs: float = Field(
-        0.0, ge=0, description="passes over the images of all known classes after the last task, strategy replay"
+        2.0, ge=0, description="passes over the images of all known classes after the last task, with replay alone"
     )
     batch_size: int = Field(64, ge=2)
     parts: int = Field(
@@ -74,7 +74,7 @@ class CollectiveSettings(BaseModel):
         100, ge=0, description="further images of each class named that the oracle gives, besides the unknown set's"
     )
     open_epochs: float = Field(0.7, gt=0, description="passes over the images of all known classes a cycle")
-    open_learning_rate: float | None = Field(None, gt=0, description="in a cycle; none: as in the tasks")
+    open_learning_rate: float | None = Field(0.02, gt=0, description="in a cycle; none: as in the tasks")
     bias: Bias = Field("none", description="against the bias between old and new classes after a cycle's training")
     score: Score = Field("max-logit", description="how unknown an image is; msp is Eq. 2")
     threshold: float | None = Field(None, description="lambda_open of Eq. 3; none: calibrated on held-out known images")
@@ -100,24 +100,26 @@ class CollectiveSettings(BaseModel):
         0.0, ge=0, description="passes over the base images for the pseudo-descendant; 0: no second criterion"
     )
     forms: tuple[Form, ...] = Field(("condensed", "paper"), min_length=1)
-    condense_epochs: float = Field(6.0, gt=0, description="passes over the known images for the compact network")
+    condense_epochs: float = Field(5.0, gt=0, description="passes over the known images for the compact network")
     condense_learning_rate: float = Field(0.1, gt=0)
     condense_budget: Budget | None = Field(
-        None, description="weights of the compact network; none: a stem for the collective's own top layers"
+        "0.5M", description="weights of the compact network; none: a stem for the collective's own top layers"
     )
     condense_pools: tuple[int, ...] = Field(
         (1, 2, 3, 4, 7), max_length=8, description="blocks that a max-pool follows, from 1, where a budget is set"
     )
     condense_start: Literal["collective", "random"] = Field(
-        "collective", description="first weights of the condensed form's top layers"
+        "random", description="first weights of the condensed form's top layers"
     )
-    condense_frozen: bool = Field(True, description="whether those layers and the collective's classifier stay")
+    condense_frozen: bool = Field(
+        False, description="whether top layers from the collective, and its classifier, stay as they are"
+    )
     condense_known: bool = Field(True, description="whether the condensed form learns named classes besides the base's")
     condense_stream: float = Field(
         0.0, ge=0, lt=1, description="share of a batch that distils from images of the stream that nobody named"
     )
     condense_classifier: CompactClassifier = Field(
-        "mlp", description="behind the compact network's features, while it is trained and not frozen"
+        "linear", description="behind the compact network's features, while it is trained and not frozen"
     )
     condense_dropout: float = Field(0.0, ge=0, lt=1, description="in that classifier, mlp")
     distil_logits: float = Field(0.0, ge=0, le=1, description="weight of the collective's soft labels in condensing")
@@ -189,9 +191,12 @@ class CollectiveSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _consolidation_is_rehearsal(self) -> "CollectiveSettings":
-        if self.consolidate_epochs and self.strategy != "replay":
-            raise ValueError(f"consolidate_epochs trains on earlier classes again, which strategy={self.strategy} bars")
+    def _frozen_layers_are_the_collectives(self) -> "CollectiveSettings":
+        if self.condense_frozen and (self.condense_start != "collective" or self.condense_budget is not None):
+            raise ValueError(
+                "condense_frozen keeps the collective's own top layers: set condense_start=collective and "
+                "condense_budget=none"
+            )
         return self
 
     @model_validator(mode="after")

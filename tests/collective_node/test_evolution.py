@@ -10,7 +10,6 @@ import torch
 from collective_node import checkpoint
 from collective_node.collective import Collective
 from collective_node.records import Comparison
-from collective_node.settings import CollectiveSettings
 from collective_node.training import steps_for
 from protocol.errors import RunFailedError
 from tests.collective_node.made_evolution import (
@@ -152,5 +151,8 @@ def test_consolidation_trains_on_every_known_class_after_the_last_task_alone(tmp
     added = [more.steps - one.steps for more, one in zip(collective.tasks, plain.tasks, strict=True)]
     assert added == [0] * (len(added) - 1) + [batches]
     assert len(collective.network.classifier) == 2
-    with pytest.raises(ValueError, match="trains on earlier classes again, which strategy=none bars"):
-        CollectiveSettings(consolidate_epochs=1, strategy="none")
+    # Earlier classes are not trained on again where the strategy says so.
+    bare = settings.model_copy(update={"strategy": "none", "tasks": 2})
+    without = bare.model_copy(update={"consolidate_epochs": 0.0})
+    runs = [evolution(tmp_path / name, one).run()[0] for name, one in (("bare", bare), ("without", without))]
+    assert [task.steps for task in runs[0].tasks] == [task.steps for task in runs[1].tasks]
