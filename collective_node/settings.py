@@ -105,8 +105,10 @@ class CollectiveSettings(BaseModel):
     condense_budget: Budget | None = Field(
         "0.5M", description="weights of the compact network; none: a stem for the collective's own top layers"
     )
-    condense_pools: tuple[int, ...] = Field(
-        (1, 2, 3, 4, 7), max_length=8, description="blocks that a max-pool follows, from 1, where a budget is set"
+    condense_pools: tuple[int, ...] | None = Field(
+        None,
+        max_length=8,
+        description="blocks that a max-pool follows, from 1, where a budget is set; none: the stem's four and the last",
     )
     condense_start: Literal["collective", "random"] = Field(
         "random", description="first weights of the condensed form's top layers"

@@ -115,7 +115,7 @@ def blueprint_of(network: ExpandableNetwork, top: int, width: float) -> Blueprin
     return Blueprint(_chain("stem", widths, range(halvings)), tuple(kept))
 
 
-def blueprint_for(budget: int, *, channels: int, top: int, pools: Sequence[int]) -> Blueprint:
+def blueprint_for(budget: int, *, channels: int, top: int, pools: Sequence[int] | None = None) -> Blueprint:
     """The widest compact network of at most ``budget`` weights.
 
     Its four stem blocks have an eighth, a quarter, a half and all of the channels of its top layers.
@@ -124,12 +124,13 @@ def blueprint_for(budget: int, *, channels: int, top: int, pools: Sequence[int])
         budget: weights, without BatchNorm statistics and classifier.
         channels: of the images.
         top: number of top layers.
-        pools: numbers, from 1, of the blocks that a max-pool follows.
+        pools: numbers, from 1, of the blocks that a max-pool follows; None: those of the stem, and the last.
 
     Raises:
         InputError: the budget is too small for one channel in every block, or a pool has no block.
     """
     blocks = len(STEM_SHARES) + top
+    pools = (*range(1, len(STEM_SHARES) + 1), blocks) if pools is None else pools
     if any(not 1 <= number <= blocks for number in pools):
         raise InputError(f"a compact network of {blocks} blocks cannot pool behind block {max(pools)}")
     behind = [number - 1 for number in pools]

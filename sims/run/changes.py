@@ -48,8 +48,7 @@ def parse_changes(text: str) -> dict[str, dict[str, str]]:
         if not (equals and dot and party in models):
             raise InputError(f"set: {word!r} is not of the form collective.NAME=VALUE or individual.NAME=VALUE")
         if name not in models[party].model_fields:
-            names = ", ".join(models[party].model_fields)
-            raise InputError(f"set: unknown setting {target!r}; those of the {party} are: {names}")
+            raise InputError(f"set: unknown setting {target!r}; --dry-run lists those of the {party}")
         if name in found[party]:
             raise InputError(f"set: {target} is given twice")
         found[party][name] = value

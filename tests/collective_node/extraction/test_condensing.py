@@ -24,7 +24,13 @@ from protocol.learngene.network import build_blocks, layers_of
 
 WIDTHS = (4, 4, 4, 4, 8, 8, 8, 16, 16, 16, 16, 16, 16)
 SETTINGS = CollectiveSettings(
-    width=0.0625, condense_epochs=1, batch_size=8, condense_frozen=False, distil_logits=0.5, distil_features=1.0
+    width=0.0625,
+    condense_epochs=1,
+    condense_budget=None,
+    condense_start="collective",
+    batch_size=8,
+    distil_logits=0.5,
+    distil_features=1.0,
 )
 CLASSES = 4
 

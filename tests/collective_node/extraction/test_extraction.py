@@ -25,7 +25,15 @@ from protocol.learngene.network import ConvolutionBlock, build_blocks, initialis
 
 CLASSES = 5
 WIDTHS = (4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32)
-SETTINGS = CollectiveSettings(width=0.0625, batch_size=8, condense_epochs=0.5, fisher_samples=30)
+SETTINGS = CollectiveSettings(
+    width=0.0625,
+    batch_size=8,
+    condense_epochs=0.5,
+    condense_budget=None,
+    condense_start="collective",
+    condense_frozen=True,
+    fisher_samples=30,
+)
 #: Output of each label: the network knows four of the five classes, in another order.
 OUTPUTS = torch.tensor([2, -1, 0, 3, 1])
 
