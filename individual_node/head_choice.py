@@ -55,7 +55,8 @@ def validation_logits(views: Sequence[Tensor], labels: Tensor, ways: int, choice
     x = scaled(centred_and_normalised(parts, centres), choice, parts[0].shape[2])
     weight = logistic_regression(x, labels.repeat(folds, copies), ways, choice.penalty, learns / copies)
     logits = logits_of(weight, x[:, :count])
-    return (logits.unflatten(0, (folds, tasks)) * held[..., None]).sum(0)
+    of_their_own_fold: Tensor = logits.unflatten(0, (folds, tasks)) * held[..., None]
+    return of_their_own_fold.sum(0)
 
 
 def losses_at_best_temperature(logits: Tensor, labels: Tensor) -> Tensor:
