@@ -272,7 +272,14 @@ def _begun(
     generators: Sequence[torch.Generator],
 ) -> IndividualNetworks:
     """The networks on the device as training begins with them."""
-    model = reconstruct(architecture, learngene, ways=tasks[0].ways, generators=generators, own=settings.own_layers)
+    model = reconstruct(
+        architecture,
+        learngene,
+        ways=tasks[0].ways,
+        generators=generators,
+        own=settings.own_layers,
+        view_shifts=settings.view_shifts,
+    )
     model = model.to(images.pixels.device).to(memory_format=torch.channels_last)
     if settings.own_front_start == "patches":
         start_with_patches(model, tasks, images, generators)

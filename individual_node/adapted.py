@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from individual_node.feature_head import FeatureHeadNetwork
 from individual_node.reconstruction import IndividualNetwork
-from individual_node.settings import OwnLayers
+from individual_node.settings import MOST_SHIFTS, OwnLayers
 from protocol.digest import digest_of
 from protocol.encoding import blob, strict_json
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
@@ -75,6 +75,7 @@ class Description(BaseModel):
         method: how it was adapted; ``network`` names the module.
         architecture: of the learngene, with the input contract.
         own: the individual's own layers, for a network of kind ``individual`` or ``individual-head``.
+        view_shifts: shifted copies that the network looks at beside each picture.
         settings, seed: settings and seed of its adaptation, for the record.
         estimate: None if there were too few pictures for one.
         weights: SHA-256 of ``model.safetensors``.
@@ -92,6 +93,7 @@ class Description(BaseModel):
     learngene: Lineage
     architecture: Architecture
     own: OwnLayers
+    view_shifts: int = Field(0, ge=0, le=MOST_SHIFTS)
     settings: dict[str, JsonValue]
     seed: int
     estimate: Estimate | None
@@ -203,11 +205,11 @@ def weights_of(classifier: PictureClassifier) -> bytes:
 
 def network_of(description: Description) -> nn.Module:
     """The module that a description names, before the model's weights are loaded."""
-    ways = len(description.classes)
+    architecture, ways, shifts = description.architecture, len(description.classes), description.view_shifts
     if description.network == "individual":
-        return IndividualNetwork(description.architecture, ways=ways, own=description.own)
+        return IndividualNetwork(architecture, ways=ways, own=description.own, view_shifts=shifts)
     own = None if description.network == "feature-head" else description.own
-    return FeatureHeadNetwork(description.architecture, ways=ways, own=own)
+    return FeatureHeadNetwork(architecture, ways=ways, own=own, view_shifts=shifts)
 
 
 def _classifier(description: Description, data: bytes) -> PictureClassifier:

@@ -82,12 +82,15 @@ class FeatureHeadNetwork(nn.Module):
         architecture: of the learngene.
         ways: classes of the task.
         own: the individual's own layers around the inherited ones; None: the inherited ones alone.
+        view_shifts: shifted copies that are looked at beside each image.
 
     Raises:
         InputError: the inherited layers alone do not reach from the image to the features, or ``own`` does not fit.
     """
 
-    def __init__(self, architecture: Architecture, *, ways: int, own: OwnLayers | None = None) -> None:
+    def __init__(
+        self, architecture: Architecture, *, ways: int, own: OwnLayers | None = None, view_shifts: int = 0
+    ) -> None:
         super().__init__()
         if own is None:
             described, handover = list(architecture.blocks), handover_of(architecture)
@@ -95,7 +98,7 @@ class FeatureHeadNetwork(nn.Module):
             described, handover = blocks_and_handover(architecture, own)
         blocks = build_blocks(described)
         self.stem, self.top = blocks[:handover], blocks[handover:]
-        contract = architecture.input
+        contract, self.view_shifts = architecture.input, view_shifts
         with torch.no_grad():
             views = self.eval().views(torch.zeros(1, contract.channels, contract.height, contract.width))
         for name, view in zip(("stem_centre", "top_centre"), views, strict=True):
@@ -109,7 +112,7 @@ class FeatureHeadNetwork(nn.Module):
 
     def views(self, x: Tensor) -> list[Tensor]:
         """Both views of normalised images ``[n, C, H, W]``, each ``[n, F]``."""
-        return two_views(self.stem, self.top, x)
+        return two_views(self.stem, self.top, x, self.view_shifts)
 
     @property
     def centres(self) -> list[Tensor]:
@@ -149,7 +152,7 @@ def fit_feature_head(
     Raises:
         InputError: the learngene does not reach from the image to the features.
     """
-    network = FeatureHeadNetwork(learngene.architecture, ways=ways)
+    network = FeatureHeadNetwork(learngene.architecture, ways=ways, view_shifts=settings.view_shifts)
     load_blocks(network.layers, learngene.tensors)
     network.to(images.pixels.device).to(memory_format=torch.channels_last).fit(images, settings)
     return network
@@ -158,7 +161,7 @@ def fit_feature_head(
 def head_on_network(trained: IndividualNetwork, images: DeviceImages, settings: HeadSettings) -> FeatureHeadNetwork:
     """The classifier of one target task on the features of the network that was trained on it."""
     whole = trained.side_by_side
-    network = FeatureHeadNetwork(whole.architecture, ways=whole.ways, own=whole.own)
+    network = FeatureHeadNetwork(whole.architecture, ways=whole.ways, own=whole.own, view_shifts=whole.view_shifts)
     for block, source in zip(network.layers, layers_of(whole.blocks), strict=True):
         block.load_state_dict(source.state_dict())
     network.to(images.pixels.device).to(memory_format=torch.channels_last).fit(images, settings)

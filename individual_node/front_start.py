@@ -23,7 +23,8 @@ def patch_kernels(images: Tensor, count: int, generator: torch.Generator) -> Ten
     """
     filters, _, matrix = whitened_filters(images, -(-count // 2), generator, size=_SIDE)
     kernels = nn.functional.normalize(filters @ matrix, dim=1) * 2**0.5
-    return torch.cat([kernels, -kernels])[:count].unflatten(1, (images.shape[1], _SIDE, _SIDE))
+    both = torch.cat([kernels, -kernels])[:count]
+    return both.reshape(count, images.shape[1], _SIDE, _SIDE)
 
 
 @torch.no_grad()

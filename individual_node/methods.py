@@ -183,7 +183,7 @@ class Evaluation:
         generators: Sequence[torch.Generator],
     ) -> Outcome:
         """The logistic head on features of random weights."""
-        networks = random_networks(learngene.architecture, group, support, generators)
+        networks = random_networks(learngene.architecture, group, support, generators, self.settings.view_shifts)
         outcome = Outcome(self._headed(networks, group, support, test))
         progress.report(len(group))
         return outcome
@@ -213,8 +213,9 @@ class Evaluation:
         handover = handover_of(learngene.architecture)
         support, test = self._loaded(learngene)
         rows = [task.support for task in tasks]
-        copies = [_features(blocks, handover, support, rows, shift) for shift in self._shifts]
-        test_views = _features(blocks, handover, test, [task.test for task in tasks])
+        views_of = partial(_features, blocks, handover, view_shifts=self.settings.view_shifts)
+        copies = [views_of(support, rows, shift) for shift in self._shifts]
+        test_views = views_of(test, [task.test for task in tasks])
         outcome, progress = Outcome(), _Progress(self.events, len(tasks), f"{method.name}, {shots} shots")
         for group in groups(tasks, self.settings.networks_at_once):
             chosen = [torch.from_numpy(task.support) for task in group]
@@ -285,11 +286,13 @@ def _features(
     images: DeviceImages,
     rows: Sequence[NDArray[np.int64]],
     shift: tuple[int, int] = (0, 0),
+    *,
+    view_shifts: int,
 ) -> list[Tensor]:
     """Both views ``[len(images), F]`` of the rows that are used; the others stay 0."""
     used = np.unique(np.concatenate(rows))
     views = []
-    for found in inherited_features(blocks, handover, images, used, shift):
+    for found in inherited_features(blocks, handover, images, used, shift, view_shifts):
         view = found.new_zeros((len(images), found.shape[1]))
         view[torch.from_numpy(used).to(found.device)] = found
         views.append(view)

@@ -111,6 +111,7 @@ def adapt_to_pictures(
         learngene=_lineage(verified),
         architecture=learngene.architecture,
         own=settings.own_layers,
+        view_shifts=settings.view_shifts,
         settings=settings.model_dump(mode="json", exclude=set(ELSEWHERE)),
         seed=seed,
         estimate=estimate,

@@ -18,6 +18,7 @@ def random_networks(
     tasks: Sequence[TargetTask],
     images: DeviceImages,
     generators: Sequence[torch.Generator],
+    view_shifts: int = 0,
 ) -> IndividualNetworks:
     """One network per target task, with random weights and with the statistics of the task's own support images.
 
@@ -30,8 +31,9 @@ def random_networks(
         tasks: with equally many support images.
         images: the support images that the tasks' rows point into.
         generators: one per task; draws its weights.
+        view_shifts: as :class:`individual_node.reconstruction.IndividualNetworks` takes it.
     """
-    model = reconstruct(architecture, None, ways=tasks[0].ways, generators=generators)
+    model = reconstruct(architecture, None, ways=tasks[0].ways, generators=generators, view_shifts=view_shifts)
     model = model.to(images.pixels.device).to(memory_format=torch.channels_last).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

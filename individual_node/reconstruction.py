@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from individual_node.settings import OwnLayers
-from individual_node.views import two_views
+from individual_node.views import pictures_of, two_views
 from protocol.errors import InputError
 from protocol.learngene.architecture import Architecture, Block
 from protocol.learngene.learngene import Learngene
@@ -105,6 +105,7 @@ class IndividualNetworks(nn.Module):
         ways: classes of each task.
         networks: number of tasks.
         own: depth and width of the individual's own layers.
+        view_shifts: shifted copies that are looked at beside each image, where nothing is trained.
 
     Attributes:
         features: values that one network's classifier takes.
@@ -114,7 +115,15 @@ class IndividualNetworks(nn.Module):
         InputError: ``own`` does not fit the learngene.
     """
 
-    def __init__(self, architecture: Architecture, *, ways: int, networks: int, own: OwnLayers = SUGGESTED) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        ways: int,
+        networks: int,
+        own: OwnLayers = SUGGESTED,
+        view_shifts: int = 0,
+    ) -> None:
         super().__init__()
         front, _ = own_blocks(architecture, own)
         blocks, self.handover = blocks_and_handover(architecture, own)
@@ -134,7 +143,7 @@ class IndividualNetworks(nn.Module):
             layer(self.features, hidden), nn.ReLU(), layer(hidden, hidden), nn.ReLU(), layer(hidden, ways)
         )
         self.architecture, self.own = architecture, own
-        self.networks, self.ways = networks, ways
+        self.networks, self.ways, self.view_shifts = networks, ways, view_shifts
         self._frozen = False
 
     @property
@@ -164,21 +173,21 @@ class IndividualNetworks(nn.Module):
         return logits.reshape(x.shape[0], self.networks, self.ways)
 
     def predict(self, x: Tensor) -> Tensor:
-        """The logits of images ``[N, networks * C, H, W]``, each the mean over the image and its mirror image:
-        ``[N, networks, ways]``."""
-        logits: Tensor = (self(x) + self(x.flip(3))) / 2
-        return logits
+        """The logits of images ``[N, networks * C, H, W]``, each the mean over the image and its mirror image, and over
+        their shifted copies: ``[N, networks, ways]``."""
+        found = [self(picture) for picture in pictures_of(x, self.view_shifts)]
+        return torch.stack(found).mean(0)
 
     def views(self, x: Tensor) -> list[Tensor]:
         """Both views of images ``[N, networks * C, H, W]``, see :func:`individual_node.views.two_views`:
         ``[networks, N, F]``."""
-        found = two_views(self.blocks[: self.handover], self.blocks[self.handover :], x)
+        found = two_views(self.blocks[: self.handover], self.blocks[self.handover :], x, self.view_shifts)
         return [view.unflatten(1, (self.networks, -1)).movedim(1, 0) for view in found]
 
     def network(self, index: int) -> "IndividualNetwork":
         """One of the networks by itself, in evaluation mode. It shares the memory of its weights with this one."""
         with torch.device("meta"):
-            single = IndividualNetwork(self.architecture, ways=self.ways, own=self.own)
+            single = IndividualNetwork(self.architecture, ways=self.ways, own=self.own, view_shifts=self.view_shifts)
         state = {
             name: value if value.ndim == 0 else value.chunk(self.networks)[index]
             for name, value in self.state_dict().items()
@@ -190,9 +199,11 @@ class IndividualNetworks(nn.Module):
 class IndividualNetwork(nn.Module):
     """The network of one target task; see :class:`IndividualNetworks`. Its weights are loaded later."""
 
-    def __init__(self, architecture: Architecture, *, ways: int, own: OwnLayers = SUGGESTED) -> None:
+    def __init__(
+        self, architecture: Architecture, *, ways: int, own: OwnLayers = SUGGESTED, view_shifts: int = 0
+    ) -> None:
         super().__init__()
-        self.side_by_side = IndividualNetworks(architecture, ways=ways, networks=1, own=own)
+        self.side_by_side = IndividualNetworks(architecture, ways=ways, networks=1, own=own, view_shifts=view_shifts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images ``[n, C, H, W]`` to logits ``[n, ways]``: means over an image and its mirror image."""
@@ -219,6 +230,7 @@ def reconstruct(
     ways: int,
     generators: Sequence[torch.Generator],
     own: OwnLayers = SUGGESTED,
+    view_shifts: int = 0,
 ) -> IndividualNetworks:
     """Fresh networks, one per generator, each drawn from its own generator alone, then filled from the learngene.
 
@@ -227,11 +239,12 @@ def reconstruct(
     Args:
         learngene: None for a network of the same architecture that inherits nothing.
         own: depth and width of the individual's own layers.
+        view_shifts: as :class:`IndividualNetworks` takes it.
 
     Raises:
         InputError: ``own`` does not fit the learngene.
     """
-    joint = IndividualNetworks(architecture, ways=ways, networks=len(generators), own=own)
+    joint = IndividualNetworks(architecture, ways=ways, networks=len(generators), own=own, view_shifts=view_shifts)
     singles = []
     for generator in generators:
         single = IndividualNetworks(architecture, ways=ways, networks=1, own=own)

@@ -46,19 +46,21 @@ class HeadChoice:
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How a logistic head is fitted.
+    """How a logistic head is fitted, and on which views.
 
     Attributes:
         default: where nothing is chosen, or nothing is clearly better.
         others: what a cross-validation on the support images may choose instead.
         folds: of the cross-validation.
         shifts: shifted copies of each support image that the head learns from too.
+        view_shifts: shifted copies beside each image, support or test, over which its views are summed.
     """
 
     default: HeadChoice
     others: tuple[HeadChoice, ...] = ()
     folds: int = 5
     shifts: int = 0
+    view_shifts: int = 0
 
 
 def takes_the_image(form: Form) -> str | None:
@@ -118,6 +120,9 @@ class IndividualSettings(BaseModel):
     )
     penalty_grid: tuple[Positive, ...] = Field((0.1, 0.3, 1.0), max_length=16)
     top_share_grid: tuple[Share, ...] = Field((0.5,), max_length=16)
+    view_shifts: int = Field(
+        0, ge=0, le=MOST_SHIFTS, description="shifted copies that are looked at beside each image, of support and test"
+    )
     support_shifts: int = Field(
         0, ge=0, le=MOST_SHIFTS, description="shifted copies of each support image from which the head learns too"
     )
@@ -155,9 +160,9 @@ class IndividualSettings(BaseModel):
         grid = [HeadChoice(*one) for one in product(self.penalty_grid, self.top_share_grid)]
         default = HeadChoice(self.penalty, self.top_share)
         if self.cross_validation is None:
-            return HeadSettings(default, shifts=self.support_shifts)
+            return HeadSettings(default, shifts=self.support_shifts, view_shifts=self.view_shifts)
         others = tuple(choice for choice in dict.fromkeys(grid) if choice != default)
-        return HeadSettings(default, others, self.cross_validation, self.support_shifts)
+        return HeadSettings(default, others, self.cross_validation, self.support_shifts, self.view_shifts)
 
     def schedule_of(self, method: Method) -> tuple[float, int]:
         """Learning rate and epochs of a method that trains a network."""

@@ -16,7 +16,7 @@ from individual_node.reconstruction import IndividualNetwork, reconstruct
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import PrivateImages, TargetTask
 from individual_node.views import inherited_features, shifted
-from protocol.learngene.images import DeviceImages, Normalisation
+from protocol.learngene.images import CropAndFlip, DeviceImages, Normalisation
 from protocol.learngene.network import layers_of
 from protocol.node.events import Events
 from tests.individual_node.made import ARCHITECTURES, CPU, SHOTS, WAYS, generators, images, learngene, task
@@ -69,6 +69,25 @@ def test_a_shifted_image_is_cut_out_further_on() -> None:
     expected = torch.zeros_like(x)
     expected[:, :, :4, 2:] = x[:, :, 2:, :4]
     assert torch.equal(shifted(x, (2, -2)), expected)
+    by_training = CropAndFlip(torch.tensor([[6, 6], [2, 2]]), torch.zeros(2, dtype=torch.bool))
+    assert torch.equal(by_training(x), expected)
+
+
+def test_views_and_logits_are_summed_over_every_shifted_copy_and_its_mirror_image() -> None:
+    gene, data = learngene(), images()
+    x, _ = data.batch(torch.arange(4))
+    copies = [shifted(x, shift) for shift in ((0, 0), (0, 2), (0, -2))]
+    every = [*copies, *(copy.flip(3) for copy in copies)]
+    networks = reconstruct(gene.architecture, gene, ways=WAYS, generators=generators(0), view_shifts=2).eval()
+    logits = torch.stack([networks(picture) for picture in every]).mean(0)
+    torch.testing.assert_close(networks.predict(x), logits)
+    torch.testing.assert_close(networks.network(0)(x), logits[:, 0])
+    blocks = layers_of(networks.blocks)
+    expected = torch.stack([nn.Sequential(*blocks[:1])(picture) for picture in every]).sum(0).flatten(1).sqrt()
+    views = networks.views(x)
+    torch.testing.assert_close(views[0][0], expected)
+    for view, alone in zip(views, inherited_features(blocks, 1, data, np.arange(4), view_shifts=2), strict=True):
+        torch.testing.assert_close(view[0], alone)
 
 
 def evaluation(name: str, folder: Path, **settings: object) -> tuple[Evaluation, DeviceImages]:
@@ -87,7 +106,9 @@ def support_of(target: TargetTask, data: DeviceImages) -> DeviceImages:
     return DeviceImages(data.pixels[rows], torch.from_numpy(target.support_labels), data.mean, data.std)
 
 
-@pytest.mark.parametrize("changes", [{}, {"cross_validation": 2, "support_shifts": 2, "top_share_grid": (0.5, 1.0)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"cross_validation": 2, "support_shifts": 2, "top_share_grid": (0.5, 1.0), "view_shifts": 1}]
+)
 @pytest.mark.parametrize("name", [*HEADED, "random"])
 def test_the_head_stands_on_each_tasks_own_network(name: str, changes: dict[str, object], tmp_path: Path) -> None:
     """What many tasks get side by side is what one gets whose network is trained, and whose head is fitted, alone."""
@@ -100,7 +121,7 @@ def test_the_head_stands_on_each_tasks_own_network(name: str, changes: dict[str,
     for target in (task(0), task(2)):
         drawn = [task_generator(0, method.start, SHOTS, target.number)]
         if name == "random":
-            networks = random_networks(architecture, [target], data, drawn)
+            networks = random_networks(architecture, [target], data, drawn, evaluated.settings.view_shifts)
         else:
             inherited = gene[method.form] if method.inherits else None
             networks = adapt(method, architecture, inherited, [target], data, evaluated.settings, drawn).networks

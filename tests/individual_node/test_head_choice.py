@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import Tensor, nn
 
 from individual_node import head_choice
 from individual_node.feature_head import FeatureHeads
-from individual_node.head_choice import chosen_heads, dealt, validation_losses
+from individual_node.head_choice import chosen_heads, dealt, losses_at_best_temperature, validation_logits
 from individual_node.logistic_regression import logistic_regression
 from individual_node.settings import HeadChoice, HeadSettings, IndividualSettings
 from individual_node.views import centred_and_normalised
@@ -77,7 +78,7 @@ def test_folds_are_as_equal_as_they_can_be_in_each_class(folds: int) -> None:
 @pytest.mark.parametrize("copies", [1, 3])
 def test_cross_validation_is_an_explicit_loop_over_folds(choice: HeadChoice, copies: int) -> None:
     views, labels = drawn(3, copies)
-    found = validation_losses(views, labels, WAYS, choice, 3)
+    logs = validation_logits(views, labels, WAYS, choice, 3).log_softmax(2)
     parts = dealt(labels, 3)
     for number, row in enumerate(labels.numpy()):
         for fold in range(3):
@@ -94,10 +95,25 @@ def test_cross_validation_is_an_explicit_loop_over_folds(choice: HeadChoice, cop
             unknown = centred_and_normalised(
                 [view[number, : len(row)][torch.from_numpy(held)] for view in views], centres
             )
-            logs = head.predict_log_proba(by_share(unknown, choice))
             np.testing.assert_allclose(
-                found[number, torch.from_numpy(held)], -logs[np.arange(held.sum()), row[held]], atol=1e-4
+                logs[number, torch.from_numpy(held)], head.predict_log_proba(by_share(unknown, choice)), atol=1e-4
             )
+
+
+def test_the_loss_is_that_of_the_best_temperature_whatever_the_heads_own_confidence() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(WAYS, (4, 30))
+    logits = torch.randn(4, 30, WAYS) + 2 * nn.functional.one_hot(labels, WAYS)
+    found = losses_at_best_temperature(logits, labels)
+    for index in range(4):
+        least = minimize_scalar(
+            lambda log, index=index: float(nn.functional.cross_entropy(logits[index] * np.exp(log), labels[index])),
+            bounds=(-2, 4),
+            method="bounded",
+        )
+        assert least.fun <= float(found[index].mean()) + 1e-6
+        assert float(found[index].mean()) < least.fun * 1.02
+    torch.testing.assert_close(losses_at_best_temperature(logits / 8, labels), found)
 
 
 def test_a_head_is_chosen_only_where_it_is_clearly_better(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +129,8 @@ def test_a_head_is_chosen_only_where_it_is_clearly_better(monkeypatch: pytest.Mo
         other: [base - noise - 1.1 * error, base - noise - 0.9 * error, base, base + 0.1],
         third: [base + 0.01, base + 1, base, base - 0.01],
     }
-    monkeypatch.setattr(head_choice, "validation_losses", lambda *given: torch.from_numpy(np.stack(losses[given[3]])))
+    monkeypatch.setattr(head_choice, "validation_logits", lambda *given: torch.from_numpy(np.stack(losses[given[3]])))
+    monkeypatch.setattr(head_choice, "losses_at_best_temperature", lambda found, _: found)
     views, labels = drawn(4)
     settings = HeadSettings(default, (other, third), folds=3)
     assert chosen_heads(views, labels, WAYS, settings) == [other, default, default, third]

@@ -194,7 +194,7 @@ def test_methods_that_train_are_saved_and_exported_too(
     out, onnx = tmp_path / "model", tmp_path / "model.onnx"
     done = run(
         "adapt", "--bundle", node.bundles[form], "--config", node.config, "--data", pictures, "--out", out,
-        "--method", method, "--epochs", 3, "--folds", 2, "--set", "batch_size=8",
+        "--method", method, "--epochs", 3, "--folds", 2, "--set", "batch_size=8", "--set", "view_shifts=1",
     )  # fmt: skip
     assert done.code == 0, done
     assert f"method     {method}" in done.out
