@@ -113,7 +113,7 @@ def test_the_report_states_the_guarantee_in_words(tmp_path: Path, scope: Privacy
     page = report.write(folder).read_text()
     for sentence in guarantee_sentences(mechanism(8.0, scope)):
         assert sentence in page
-    assert "ε = 8, δ = 1e-5" in page
+    assert f"ε = 8, δ = 1e-{mechanism(8.0, scope).guarantee.delta_exponent}" in page
     assert ("The weights themselves carry no guarantee" in page) == (scope == "fisher-given-weights")
     plain = report.write(private_run(tmp_path / "plain", None)).read_text()
     assert "No guarantee" in plain
