@@ -191,7 +191,8 @@ class DecisionBoundaryDistance:
         # Of the named class itself 0 / tiny, which adds nothing.
         distances = (largest - logits) / self.between[named[:, 0]].clamp_min(smallest)
         mean = distances.sum(1) / max(1, logits.shape[1] - 1)
-        return -mean / (responses.features.double() - self.mean).norm(dim=1).clamp_min(smallest)
+        apart: Tensor = torch.linalg.vector_norm(responses.features.double() - self.mean, dim=1)
+        return -mean / apart.clamp_min(smallest)
 
 
 @dataclass(frozen=True)
