@@ -4,7 +4,7 @@ Public, each by its own module (nothing is imported here, so that a node can be 
 
 - ``collective_node.pipeline.evolve``: from images to learngenes in one call. Its steps are
   ``collective_node.evolution.Evolution`` (tasks, open-world cycles, checkpoints),
-  ``collective_node.extraction.condensing.condense`` (the light stem) and
+  ``collective_node.extraction.condensing.condense`` (a compact network) and
   ``collective_node.extraction.extraction.learngene_of`` (blocks and Fisher diagonal).
 - ``collective_node.differential_privacy.evolution.evolve_privately``: the same with differentially private weights,
   if the settings ask for them; ``docs/differential-privacy.md`` says how.
