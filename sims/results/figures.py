@@ -25,6 +25,8 @@ from sims.results.wording import change_text, kind_label, number_text
 
 _BLUE, _SKY, _GREEN, _ORANGE, _RED, _PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 _GREY, _BLACK, _LIGHT = "#7F7F7F", "#000000", "#DDDDDD"
+#: Of the interval over new classes; told from black and from every bar.
+_WIDER = "#B3B3B3"
 #: Okabe and Ito's palette, told apart with any colour vision; the variants of a method share its colour.
 _COLOURS: Mapping[str, str] = {
     "condensed": _BLUE,
@@ -59,8 +61,8 @@ _HELD: Mapping[FisherSource | str, tuple[str, str, str]] = {
 
 @as_delivered
 def accuracy_figure(results: Results) -> bytes:
-    """Bars: mean accuracy of every method, one panel for each shot count, with 95 % intervals over the target tasks;
-    the paper's figures stand as labelled lines if the images are the paper's."""
+    """Bars: mean accuracy of every method, one panel for each shot count, with 95 % intervals over the target tasks and
+    over new classes; the paper's figures stand as labelled lines if the images are the paper's."""
     methods, shots = list(results.methods), results.shots
     places = _places(methods)
     figure = _figure(4.6 * len(shots) + 2.2, 0.27 * (max(places) + 1) + 2.0)
@@ -72,9 +74,13 @@ def accuracy_figure(results: Results) -> bytes:
             if found is None:
                 continue
             axes.barh(place, found.mean, height=0.74, color=_colour(method), zorder=2)
-            axes.errorbar(found.mean, place, xerr=found.ci95 or 0.0, color="black", capsize=3, linewidth=1.1, zorder=4)
+            if found.ci95_classes is not None:
+                axes.errorbar(found.mean, place, xerr=found.ci95_classes, color=_WIDER, linewidth=2.6, zorder=4)
+            axes.errorbar(
+                found.mean, place, xerr=found.ci95_tasks or 0.0, color=_BLACK, capsize=3, linewidth=1.1, zorder=5
+            )
             # At the foot of the bar, where neither an interval nor a reference line can run through it.
-            text = axes.text(1.6, place, f"{found.mean:.1f}", va="center", fontsize=8, zorder=5)
+            text = axes.text(1.6, place, f"{found.mean:.1f}", va="center", fontsize=8, zorder=6)
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1.0})
         for by_shots, dashes in zip(references.values(), _PAPER_LINES, strict=False):
             if count in by_shots:
@@ -86,14 +92,18 @@ def accuracy_figure(results: Results) -> bytes:
         _plain(axes, "x")
     panels[0].set_yticks(places, methods, fontsize=9)
     panels[0].set_ylim(max(places) + 0.6, -0.6)
-    handles = [Line2D([], [], color="#999999", linewidth=0.8, label="chance: 20")]
+    handles = [
+        Line2D([], [], color=_BLACK, linewidth=1.1, label="95 % over target tasks of these classes and images"),
+        Line2D([], [], color=_WIDER, linewidth=2.6, label="95 % over new classes and images"),
+        Line2D([], [], color="#999999", linewidth=0.8, label="chance: 20"),
+    ]
     for (label, by_shots), dashes in zip(references.items(), _PAPER_LINES, strict=False):
         said = [f"{mean:.2f} ± {half:.2f} at {count}" for count, (mean, half) in by_shots.items() if count in shots]
         if said:
             text = f"{label}: {', '.join(said)} images a class"
             handles.append(Line2D([], [], color=_BLACK, linestyle=dashes, linewidth=1.2, label=text))
     figure.legend(handles=handles, loc="outside lower center", **_PLAIN_LEGEND)
-    _title(figure, results, "Accuracy on novel 5-class tasks, mean and 95 % interval")
+    _title(figure, results, "Accuracy on novel 5-class tasks, mean and 95 % intervals")
     return _png(figure)
 
 
