@@ -114,6 +114,9 @@ def _merge_classes(metrics: list[IndividualMetrics], count: int) -> tuple[TaskCl
     they are too many for an interval over new classes."""
     merged: dict[int, TaskClasses] = {}
     for one in metrics:
+        twice = merged.keys() & one.task_classes.keys()
+        if twice:
+            raise RunFailedError(f"the classes of the tasks: two individuals report task {min(twice)}")
         merged |= one.task_classes
     if not all(one.task_classes for one in metrics):
         return ()
