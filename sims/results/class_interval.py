@@ -6,14 +6,14 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import expit, stdtr, stdtrit
 
 Floats = NDArray[np.float64]
 
 #: Steps of the integral over the classes' share of the variance, and halvings of the search for the quantile.
-_STEPS, _HALVINGS = 256, 50
-#: Eigenvalues and weights below it are nothing but rounding.
-_NOTHING = 1e-12
+_STEPS, _HALVINGS = 200, 24
+#: Eigenvalues and sums of squares below this part of the whole are rounding; weights below the other count nothing.
+_NOTHING, _NO_WEIGHT = 1e-12, 1e-7
 
 
 def over_new_classes(values: Sequence[float], classes: Sequence[tuple[str, ...]]) -> float | None:
@@ -26,11 +26,12 @@ def over_new_classes(values: Sequence[float], classes: Sequence[tuple[str, ...]]
     The model: ``value of a task = mean + sum of its classes' effects / sqrt(ways) + rest``, a random effect for each
     class, of which a task holds several (multiple membership: Browne, Goldstein, Rasbash 2001). A class's effect is
     all that its presence does: to its own accuracy, with its own test images, and to its neighbours'. Images are nested
-    in classes, so their variation is part of it and needs no level of its own. ``share`` is the classes' part of the
-    variance of one task. Given the share, the mean has Student's distribution with ``tasks - 1`` degrees of freedom
-    (generalised least squares); the share is integrated out with its restricted likelihood (Patterson, Thompson 1971)
-    and a flat prior. So few tasks, which can hardly tell the share, give a wide interval instead of one that believes
-    an estimate of zero. Effects of pairs of classes count twice in it, once by each class: it is rather too wide there.
+    in classes, so their variation is part of it and needs no level of its own. Given the classes' share of the variance
+    of one task, the mean has Student's distribution with ``tasks - 1`` degrees of freedom (generalised least squares).
+    The share is integrated out with its restricted likelihood (Patterson, Thompson 1971); its prior is flat in
+    ``sqrt(1 - share)``, the part of the standard deviation that is not of classes. So few tasks, which can hardly tell
+    the share, give a wide interval instead of one that believes an estimate of zero. Effects of pairs of classes count
+    twice in it, once by each class: it is rather too wide there.
 
     Why no bootstrap over classes: with five classes a task, the weight of a task in the pigeonhole bootstrap (Owen
     2007) is a product of five counts, so that nine tasks of ten get no weight and noise counts about 2^5 times.
@@ -63,8 +64,8 @@ def over_new_classes(values: Sequence[float], classes: Sequence[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class _Overlap:
-    """How tasks share classes. With ``Z[t, c] = 1 / sqrt(ways)`` where task t holds class c, ``Z Z'`` is the correlation
-    of tasks if all variance is of classes.
+    """How tasks share classes. With ``Z[t, c] = 1 / sqrt(ways)`` where task t holds class c, ``Z Z'`` is how tasks
+    correlate if all variance is of classes.
 
     Attributes:
         values: the ``r`` eigenvalues of ``Z Z'`` that are not zero.
@@ -97,35 +98,34 @@ def _overlap(classes: tuple[tuple[str, ...], ...]) -> _Overlap:
 def _mean_given_share(centred: Floats, overlap: _Overlap) -> tuple[Floats, Floats]:
     """Weight of each share of the classes, and the standard error of the mean given that share, ``[steps]`` each."""
     tasks, rank = overlap.vectors.shape
-    # Denser towards 0 and 1, where the likelihood can be steep: share = (1 - cos(angle)) / 2.
-    angle = np.pi * (np.arange(_STEPS) + 0.5) / _STEPS
-    share = ((1 - np.cos(angle)) / 2)[:, None]
-    inside = (1 - share) + share * overlap.values  # eigenvalues of the tasks' correlation [steps, r]
-    outside = 1 - share[:, 0]  # its value on everything else
-    ones, found = overlap.vectors.sum(0), centred @ overlap.vectors
+    rest = expit(np.linspace(-17, 11, _STEPS))  # part of the standard deviation; in equal steps of its logit
+    outside = rest**2  # eigenvalue of the tasks' correlation for what no class explains
+    share = 1 - outside
+    inside = outside[:, None] + share[:, None] * overlap.values  # its other eigenvalues [steps, r]
 
-    def product(left: Floats, right: Floats, whole: float) -> Floats:
-        """``x' V^-1 y`` for every share, of coordinates along the eigenvectors and the whole ``x' y``."""
-        along = left * right
-        rest = whole - along.sum()
-        rest = 0.0 if abs(rest) <= _NOTHING * max(abs(whole), 1.0) else rest
-        result: Floats = (along / inside).sum(1) + rest / outside
-        return result
+    def parts(vector: Floats) -> tuple[Floats, Floats]:
+        """Coordinates along the eigenvectors, and what is left of the vector."""
+        along = vector @ overlap.vectors
+        left = vector - overlap.vectors @ along
+        return along, left if left @ left > _NOTHING * (vector @ vector) else np.zeros_like(left)
 
-    information = product(ones, ones, float(tasks))
-    mixed = product(ones, found, 0.0)
-    squares = product(found, found, float(centred @ centred)) - mixed**2 / information
-    squares = np.maximum(squares, _NOTHING * float(centred @ centred))
+    (ones, ones_left), (found, found_left) = parts(np.ones(tasks)), parts(centred)
+    information = (ones**2 / inside).sum(1) + float(ones_left @ ones_left) / outside
+    mixed = (ones * found / inside).sum(1) + float(ones_left @ found_left) / outside
+    # Classes that explain everything leave rounding, which must not count as no variance at all.
+    unexplained = max(float(found_left @ found_left), _NOTHING * float(centred @ centred)) if tasks > rank else 0.0
+    squares = (found**2 / inside).sum(1) + unexplained / outside - mixed**2 / information
     logdet = np.log(inside).sum(1) + (tasks - rank) * np.log(outside)
     likelihood = -0.5 * (logdet + np.log(information) + (tasks - 1) * np.log(squares))
-    weights = np.exp(likelihood - likelihood.max()) * np.sin(angle)
-    variance = squares / (tasks - 1)
-    return weights / weights.sum(), np.sqrt(variance * (outside / tasks + share[:, 0] * overlap.of_mean))
+    # Each step is as long as the derivative of the logit's inverse.
+    weights = np.exp(likelihood - likelihood.max()) * rest * (1 - rest)
+    widths = np.sqrt(squares / (tasks - 1) * (outside / tasks + share * overlap.of_mean))
+    return weights / weights.sum(), widths
 
 
 def _quantile(weights: Floats, widths: Floats, degrees: int) -> float:
     """Half width that holds 95 % of a mixture of Student distributions around one centre."""
-    counted = weights > _NOTHING
+    counted = weights > _NO_WEIGHT
     weights, widths = weights[counted] / weights[counted].sum(), widths[counted]
     student = float(stdtrit(degrees, 0.975))
     low, high = student * float(widths.min()), student * float(widths.max())

@@ -1,4 +1,4 @@
-"""Reads ``results.json`` of earlier formats as today's: format 1 had other words, format 2 one interval without a name."""
+"""Reads ``results.json`` of earlier formats: format 1 had other words, format 2 one interval without a name."""
 
 from protocol.encoding.earlier_words import in_format_2
 

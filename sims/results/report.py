@@ -58,17 +58,16 @@ CONFINED = (
 _CSS_PIXELS_PER_INCH = 84
 _PNG, _LARGEST_FIGURE = b"\x89PNG\r\n\x1a\n", 32 << 20
 _CAPTIONS = {
-    "accuracy.png": "Mean accuracy of every method. Black bars: 95 % over the target tasks of these classes and images; "
+    "accuracy.png": "Mean accuracy of every method. Black bars: 95 % over target tasks, for these classes and images; "
     "grey bars: 95 % over new classes and images.",
-    "curves.png": "Mean accuracy over the first target tasks while the individuals adapt, on their test images; without "
-    "intervals.",
+    "curves.png": "Mean accuracy over the first target tasks while the individuals adapt, on test images. Without "
+    "intervals: the methods have the same tasks, on which the table compares them.",
     "tasks.png": "Accuracy on held-out images after each task. It falls by forgetting, and because there are more "
     "classes to confuse.",
     "open_world_scores.png": "How often an unknown image of the stream scores above a known one (AUROC), by score.",
     "open_world_accuracy.png": "Each row from before (hollow) to after (full) a cycle's training; this run in colour.",
     PRIVACY_FIGURE: "Mean accuracy of the methods against epsilon, over runs of one experiment. Bars: 95 % intervals, "
-    "over training seeds where an epsilon has several runs, else over the target tasks of its one run; always for these "
-    "classes.",
+    "for these classes: over training seeds where an epsilon has several runs, else over the target tasks of its run.",
     "gradient_trend.png": "Share of each layer's parameters with a large gradient, layer by task (Eq. 4 and 5), and "
     "what the criteria made of it.",
     "leakage_membership.png": "Membership inference on logarithmic axes: how many training images each attack finds at "
@@ -191,9 +190,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
         individual_bytes=sum(crossing.bytes for crossing in from_individuals),
         individual_kinds=sorted({crossing.kind for crossing in from_individuals}),
         spread={
-            shots: stdev(found.per_task)
-            for shots, found in results.methods.get(DEFAULT, {}).items()
-            if found.tasks > 1
+            shots: stdev(found.per_task) for shots, found in results.methods.get(DEFAULT, {}).items() if found.tasks > 1
         },
         leakage=leakage,
         leakage_sentences=[] if leakage is None else leakage_results.sentences(leakage),

@@ -19,7 +19,6 @@ from protocol.trust.trust_file import read_trust, write_trust
 from tests.protocol.parties import NEW_COLLECTIVE, ROOT, learngene
 from tests.two_folders import make_folders
 
-
 NONE = np.zeros(0, np.int64)
 PIXELS = np.zeros((0, 1, 1, 3), np.uint8)
 FIRST = TargetTask(4, 2, NONE, NONE, NONE, NONE, ("7", "0"))

@@ -97,8 +97,7 @@ def make_run(
     }
     drawn = np.random.default_rng([seed, 2])
     classes = [
-        [str(name) for name in drawn.choice(20, 5, replace=False)]
-        for _ in range(max(settings.target_tasks.values()))
+        [str(name) for name in drawn.choice(20, 5, replace=False)] for _ in range(max(settings.target_tasks.values()))
     ]
     for number in range(1, individuals + 1):
         node = folder / "nodes" / f"individual-{number}" / "state"

@@ -1,4 +1,4 @@
-"""Files of earlier formats: ``results.json`` as earlier versions wrote it, and ``settings.json``, are read as today's."""
+"""Files of earlier formats: ``results.json`` and ``settings.json`` of earlier versions are read as today's."""
 
 import json
 from pathlib import Path

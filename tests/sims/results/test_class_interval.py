@@ -38,15 +38,12 @@ class World:
         confusion = (confusion + confusion.T) / np.sqrt(2)
         # An image is recognised where its class is accurate enough for it; all tasks of a class share its images.
         hardness = np.sort(generator.uniform(0, 100, (POOL, IMAGES)))
-        values, classes = [], []
-        for _ in range(tasks):
-            chosen = generator.choice(POOL, WAYS, replace=False)
-            accuracy = self.mean + self.own * trait[chosen] + generator.normal(0, self.support)
-            accuracy += self.neighbour * (trait[chosen].sum() - trait[chosen])
-            accuracy += confusion[np.ix_(chosen, chosen)].sum(1) - confusion[chosen, chosen]
-            values.append(float((hardness[chosen] < accuracy[:, None]).mean() * 100))
-            classes.append(tuple(f"class {number}" for number in chosen))
-        return values, classes
+        chosen = generator.random((tasks, POOL)).argsort(1)[:, :WAYS]  # [tasks, ways]
+        accuracy = self.mean + self.own * trait[chosen] + generator.normal(0, self.support, (tasks, 1))
+        accuracy += self.neighbour * (trait[chosen].sum(1, keepdims=True) - trait[chosen])
+        accuracy += confusion[chosen[:, :, None], chosen[:, None, :]].sum(2) - confusion[chosen, chosen]
+        values = (hardness[chosen] < accuracy[:, :, None]).mean((1, 2)) * 100
+        return values.tolist(), [tuple(f"class {number}" for number in one) for one in chosen]
 
 
 WORLDS = {
@@ -57,7 +54,7 @@ WORLDS = {
 }
 
 
-def coverage(world: World, tasks: int, worlds: int = 300) -> tuple[float, float]:
+def coverage(world: World, tasks: int, worlds: int = 250) -> tuple[float, float]:
     """How often the interval over new classes, and the one over tasks, hold the mean of all classes."""
     generator = np.random.default_rng([tasks, 17])
     hit = np.zeros(2)
@@ -72,15 +69,17 @@ def coverage(world: World, tasks: int, worlds: int = 300) -> tuple[float, float]
 
 
 @pytest.mark.parametrize("name", WORLDS)
-@pytest.mark.parametrize("tasks", [10, 40, 200])
+@pytest.mark.parametrize("tasks", [10, 40])
 def test_it_covers_the_mean_of_classes_that_were_not_drawn(name: str, tasks: int) -> None:
     covered, _ = coverage(WORLDS[name], tasks)
-    assert 0.91 <= covered <= 0.995
+    assert covered >= 0.91  # three standard deviations of a binomial below 0.95
 
 
-@pytest.mark.parametrize(("tasks", "most"), [(40, 0.75), (200, 0.45)])
-def test_control_the_interval_over_tasks_does_not(tasks: int, most: float) -> None:
-    assert coverage(WORLDS["hard and easy classes"], tasks)[1] < most
+@pytest.mark.parametrize("name", WORLDS)
+def test_with_many_tasks_it_covers_and_the_control_over_tasks_alone_does_not(name: str) -> None:
+    covered, over_tasks = coverage(WORLDS[name], 200)
+    assert 0.91 <= covered <= 0.99
+    assert over_tasks < 0.6
 
 
 def test_more_tasks_of_the_same_classes_say_no_more_about_new_ones() -> None:
@@ -149,7 +148,7 @@ def test_classes_that_explain_everything_are_no_trouble() -> None:
     half = over_new_classes(values, classes)
     assert half is not None
     effects = [20.0 * place for place in range(6)]
-    assert half == pytest.approx(stats.t.ppf(0.975, 5) * stats.sem(effects), rel=0.25)
+    assert half == pytest.approx(stats.t.ppf(0.975, 5) * stats.sem(effects), rel=0.2)
 
 
 def test_nothing_is_said_where_the_tasks_say_nothing_about_classes() -> None:
