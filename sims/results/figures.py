@@ -25,11 +25,15 @@ from sims.results.wording import change_text, kind_label, number_text
 
 _BLUE, _SKY, _GREEN, _ORANGE, _RED, _PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 _GREY, _BLACK, _LIGHT = "#7F7F7F", "#000000", "#DDDDDD"
-#: Of the interval over new classes; told from black and from every bar.
-_WIDER = "#B3B3B3"
-#: Okabe and Ito's palette, told apart with any colour vision; the variants of a method share its colour.
+_YELLOW, _PALE, _SILVER, _INDIGO = "#F0E442", "#F8F2A8", "#BDBDBD", "#8585C0"
+#: Okabe and Ito's palette, told apart with any colour vision, and paler ones for controls; the variants of a method
+#: share its colour.
 _COLOURS: Mapping[str, str] = {
     "condensed": _BLUE,
+    "direct": _YELLOW,
+    "direct-inherited": _PALE,
+    "random": _SILVER,
+    "whole": _INDIGO,
     "condensed-eq9": _SKY,
     "paper": _ORANGE,
     "paper-middle": _RED,
@@ -40,6 +44,8 @@ _COLOURS: Mapping[str, str] = {
 _MARKERS: Mapping[str, str] = {"condensed-eq9": "o", "paper": "s", "paper-middle": "^", "paper-front": "v"}
 _PAPER_LINES = ((0, (6, 2)), (0, (1, 1.5)))
 _CHANCE = 20.0
+#: Widths of the bars of the intervals: over target tasks, and over new classes.
+_THICK, _THIN = 2.8, 0.9
 #: Resolution of every figure.
 DOTS_PER_INCH = 150
 _PLAIN_LEGEND: Mapping[str, object] = {"fontsize": 8, "frameon": False}
@@ -74,13 +80,10 @@ def accuracy_figure(results: Results) -> bytes:
             if found is None:
                 continue
             axes.barh(place, found.mean, height=0.74, color=_colour(method), zorder=2)
-            if found.ci95_classes is not None:
-                axes.errorbar(found.mean, place, xerr=found.ci95_classes, color=_WIDER, linewidth=2.6, zorder=4)
-            axes.errorbar(
-                found.mean, place, xerr=found.ci95_tasks or 0.0, color=_BLACK, capsize=3, linewidth=1.1, zorder=5
-            )
+            for half, width in ((found.ci95_classes, _THIN), (found.ci95_tasks, _THICK)):
+                axes.errorbar(found.mean, place, xerr=half or 0.0, color=_BLACK, linewidth=width, zorder=4)
             # At the foot of the bar, where neither an interval nor a reference line can run through it.
-            text = axes.text(1.6, place, f"{found.mean:.1f}", va="center", fontsize=8, zorder=6)
+            text = axes.text(1.6, place, f"{found.mean:.1f}", va="center", fontsize=8, zorder=5)
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1.0})
         for by_shots, dashes in zip(references.values(), _PAPER_LINES, strict=False):
             if count in by_shots:
@@ -93,8 +96,8 @@ def accuracy_figure(results: Results) -> bytes:
     panels[0].set_yticks(places, methods, fontsize=9)
     panels[0].set_ylim(max(places) + 0.6, -0.6)
     handles = [
-        Line2D([], [], color=_BLACK, linewidth=1.1, label="95 % over target tasks of these classes and images"),
-        Line2D([], [], color=_WIDER, linewidth=2.6, label="95 % over new classes and images"),
+        Line2D([], [], color=_BLACK, linewidth=_THICK, label="95 % over target tasks of these classes and images"),
+        Line2D([], [], color=_BLACK, linewidth=_THIN, label="95 % over new classes and images"),
         Line2D([], [], color="#999999", linewidth=0.8, label="chance: 20"),
     ]
     for (label, by_shots), dashes in zip(references.items(), _PAPER_LINES, strict=False):

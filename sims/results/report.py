@@ -58,8 +58,8 @@ CONFINED = (
 _CSS_PIXELS_PER_INCH = 84
 _PNG, _LARGEST_FIGURE = b"\x89PNG\r\n\x1a\n", 32 << 20
 _CAPTIONS = {
-    "accuracy.png": "Mean accuracy of every method. Black bars: 95 % over target tasks, for these classes and images; "
-    "grey bars: 95 % over new classes and images.",
+    "accuracy.png": "Mean accuracy of every method. Thick bars: 95 % over target tasks, for these classes and images; "
+    "thin bars: 95 % over new classes and images.",
     "curves.png": "Mean accuracy over the first target tasks while the individuals adapt, on test images. Without "
     "intervals: the methods have the same tasks, on which the table compares them.",
     "tasks.png": "Accuracy on held-out images after each task. It falls by forgetting, and because there are more "

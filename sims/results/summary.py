@@ -205,6 +205,13 @@ def summarise(runs: Sequence[tuple[Path, Results]]) -> Summary:
                 "base_accuracy": _over([result.collective.base_accuracy for result in results]),
                 "condensed_accuracy": _over([result.collective.condensed_accuracy for result in results]),
                 "old_accuracy": _over([_last_old_accuracy(result) for result in results]),
+                **{
+                    f"compact_accuracy.{form}": _over(
+                        [result.collective.compact_accuracy.get(form) for result in results]
+                    )
+                    for form in first.collective.compact_accuracy
+                    if form != "condensed"
+                },
             }
         ),
         open_world=_open_world([result.collective.open_world.every for result in results], first),

@@ -206,9 +206,8 @@ def _collective_over_runs(summary: Summary) -> RenderableType:
         "old_accuracy": "older classes, after the last task",
         "condensed_accuracy": "base classes, condensed",
     }
-    for name, label in names.items():
-        if name in summary.collective:
-            table.add_row(label, *_over(summary.collective[name]))
+    for name, found in summary.collective.items():
+        table.add_row(names.get(name, f"base classes, {name.removeprefix('compact_accuracy.')}"), *_over(found))
     for kind in summary.open_world:
         table.add_section()
         for cycle in kind.cycles:
