@@ -121,20 +121,16 @@ def _methods(results: Results) -> RenderableType:
 
 
 def _paired(results: Results) -> RenderableType:
-    table = titled("on the same tasks, points; told apart where the wider interval is clear of zero")
+    table = titled("on the same tasks; told apart where the wider interval is clear of zero")
     table.add_column("difference")
-    for shots in results.shots:
-        table.add_column(f"{shots} shots", justify="right", no_wrap=True)
-        table.add_column("")
+    table.add_column("shots", justify="right")
+    table.add_column("points", justify="right", no_wrap=True)
+    table.add_column("the first is")
     for group in pairs(results.methods).values():
         table.add_section()
         for first, second in group:
-            by_shots = results.paired.get(pair_key(first, second), {})
-            cells = []
-            for shots in results.shots:
-                found = by_shots.get(shots)
-                cells += [intervals_text(found, sign=True), verdict(found) if found else ""]
-            table.add_row(pair_label(first, second), *cells)
+            for shots, found in results.paired.get(pair_key(first, second), {}).items():
+                table.add_row(pair_label(first, second), str(shots), intervals_text(found, sign=True), verdict(found))
     return table
 
 
