@@ -51,7 +51,7 @@ def _described(method: Method) -> str:
 #: What a user should run.
 DEFAULT = "condensed"
 #: What the default is measured against, in the order of every table; ``whole`` is the upper reference.
-CONTROLS = ("direct", "direct-inherited", "random", "scratch", "whole")
+CONTROLS = ("direct", "direct-inherited", "random", "scratch", "scratch-head", "whole")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -78,7 +78,7 @@ def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
     trained = [method for method in known if method.adaptation == "eq9" and method.form is not None]
     headed = [method for method in known if method.head]
     wanted = {
-        "the default against every other": [("condensed", name) for name in given if name != "condensed"],
+        "the default against every other": [(DEFAULT, name) for name in given if name != DEFAULT],
         "the chosen layers against other positions": [("paper", "paper-middle"), ("paper", "paper-front")],
         "the source of the Fisher diagonal, against the collective's": [
             (method.name, method.start) for method in trained if method.name != method.start and not method.head
