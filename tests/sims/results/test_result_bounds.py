@@ -52,6 +52,10 @@ HOSTILE: dict[str, Change] = {
     "classes of a task too few": lambda d: d["task_classes"].pop(),
     "a task without classes": lambda d: d["task_classes"].__setitem__(0, []),
     "many classes": lambda d: d["task_classes"].__setitem__(0, [str(number) for number in range(2000)]),
+    "many target tasks": lambda d: d.update(
+        methods={"paper": {"10": {**d["methods"]["paper"]["10"], "tasks": 30_000, "per_task": [1.0] * 30_000}}},
+        task_classes=[["0", "1"]] * 30_000,
+    ),
     "a class that is no name": lambda d: d["task_classes"][0].__setitem__(0, "\x1b[31m"),
     "an infinite interval": lambda d: d["methods"]["paper"]["10"].update(ci95_classes=float("inf")),
     "a curve of two lengths": lambda d: d["curves"]["paper"]["10"].update(epochs=[1, 2]),
