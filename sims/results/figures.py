@@ -32,7 +32,6 @@ _COLOURS: Mapping[str, str] = {
     "condensed": _BLUE,
     "direct": _YELLOW,
     "direct-inherited": _PALE,
-    "random": _SILVER,
     "whole": _INDIGO,
     "condensed-eq9": _SKY,
     "paper": _ORANGE,
@@ -41,7 +40,13 @@ _COLOURS: Mapping[str, str] = {
     "scratch": _GREY,
     "floor": _GREEN,
 }
-_MARKERS: Mapping[str, str] = {"condensed-eq9": "o", "paper": "s", "paper-middle": "^", "paper-front": "v"}
+#: Of learning curves, by the form's network; other methods have a diamond.
+_MARKERS: Mapping[str, str] = {
+    "condensed-eq9": "o",
+    **dict.fromkeys(("paper", "paper-scratch"), "s"),
+    **dict.fromkeys(("paper-middle", "paper-middle-scratch"), "^"),
+    **dict.fromkeys(("paper-front", "paper-front-scratch"), "v"),
+}
 _PAPER_LINES = ((0, (6, 2)), (0, (1, 1.5)))
 _CHANCE = 20.0
 #: Widths of the bars of the intervals: over target tasks, and over new classes.
@@ -341,7 +346,9 @@ FIGURES: Mapping[str, Callable[[Results], bytes | None]] = {
 
 def _colour(method: str) -> str:
     found = METHODS.get(method)
-    return _COLOURS.get(found.start, _BLACK) if found else _BLACK
+    if found is not None and found.adaptation in ("scratch", "random"):
+        return _GREY
+    return _COLOURS.get(found.start, _SILVER) if found else _SILVER
 
 
 def _frame(corner: tuple[float, float], width: float, height: float) -> Rectangle:

@@ -23,6 +23,7 @@ from sims.results.models import METRICS, Results, chance_of, level_of, load, met
 from sims.results.privacy_table import PRIVACY_FIGURE
 from sims.results.wording import (
     CHANCE_ROWS,
+    CLASSES_UNKNOWN,
     METRIC_NAMES,
     WHICH_INTERVAL,
     change_text,
@@ -167,6 +168,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
         descriptions=METHODS,
         default=DEFAULT,
         which_interval=WHICH_INTERVAL,
+        classes_unknown=CLASSES_UNKNOWN,
         paired={
             title: [(pair_label(*pair), results.paired.get(pair_key(*pair), {})) for pair in group]
             for title, group in groups.items()

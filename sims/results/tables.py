@@ -13,6 +13,7 @@ from sims.results.privacy_table import PrivacyTable
 from sims.results.summary import ComparisonOverRuns, OverRuns, Summary
 from sims.results.wording import (
     CHANCE_ROWS,
+    CLASSES_UNKNOWN,
     INTERVALS,
     METRIC_NAMES,
     WHICH_INTERVAL,
@@ -30,7 +31,7 @@ from sims.results.wording import (
 def results_tables(results: Results) -> RenderableType:
     """The methods with their intervals beside the paper's figures, the comparisons on the same tasks, and the open
     world."""
-    parts = [_methods(results), _paired(results), plain(WHICH_INTERVAL)]
+    parts = [_methods(results), _paired(results), plain(WHICH_INTERVAL if results.task_classes else CLASSES_UNKNOWN)]
     if results.collective.open_world.cycles:
         parts += [_cycles(results), *_stream(results)]
     if results.collective.criterion is not None:

@@ -57,6 +57,11 @@ WHICH_INTERVAL = (
     "over new classes and images, and says how far the figure may be from that of other classes of the same kind."
 )
 
+#: Where the second interval is missing everywhere.
+CLASSES_UNKNOWN = (
+    "This run does not say which classes its tasks have, so an interval over new classes and images is not known."
+)
+
 
 def number_text(value: float | None, sign: bool = False) -> str:
     """``71.6``, with ``sign`` ``+71.6``; a dash for a missing value."""

@@ -18,6 +18,7 @@ from sims.results.comparison import pairs
 from sims.results.models import CHANCE_LEVELS, METRICS, PairedResult, Results, chance_of, level_of, metric_of
 from sims.results.tables import results_tables
 from sims.results.wording import (
+    CLASSES_UNKNOWN,
     WHICH_INTERVAL,
     change_text,
     intervals_text,
@@ -203,9 +204,10 @@ def test_without_the_classes_of_its_tasks_a_run_says_that_one_interval_is_unknow
     assert found.ci95_tasks is not None
     page = page_of(folder, results)
     assert f"{number_text(found.ci95_tasks)} (± –)" in page.text
-    assert "interval over new classes and images is not known" in page.text
+    assert CLASSES_UNKNOWN in page.text
+    assert CLASSES_UNKNOWN in " ".join(shown(results).split())
     with_classes = collect(make_run(tmp_path / "control", target_tasks="10:3"))
-    assert "interval over new classes and images is not known" not in page_of(folder, with_classes).text
+    assert CLASSES_UNKNOWN not in page_of(folder, with_classes).text
     assert figures.accuracy_figure(with_classes) != figures.accuracy_figure(results)
 
 
