@@ -26,8 +26,7 @@ from sims.results.wording import change_text, kind_label, number_text
 _BLUE, _SKY, _GREEN, _ORANGE, _RED, _PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 _GREY, _BLACK, _LIGHT = "#7F7F7F", "#000000", "#DDDDDD"
 _YELLOW, _PALE, _SILVER, _INDIGO = "#F0E442", "#F8F2A8", "#BDBDBD", "#8585C0"
-#: Okabe and Ito's palette, told apart with any colour vision, and paler ones for controls; the variants of a method
-#: share its colour.
+#: Okabe and Ito's palette, told apart with any colour vision, with more for controls; a method's variants share one.
 _COLOURS: Mapping[str, str] = {
     "condensed": _BLUE,
     "direct": _YELLOW,
@@ -40,13 +39,7 @@ _COLOURS: Mapping[str, str] = {
     "scratch": _GREY,
     "floor": _GREEN,
 }
-#: Of learning curves, by the form's network; other methods have a diamond.
-_MARKERS: Mapping[str, str] = {
-    "condensed-eq9": "o",
-    **dict.fromkeys(("paper", "paper-scratch"), "s"),
-    **dict.fromkeys(("paper-middle", "paper-middle-scratch"), "^"),
-    **dict.fromkeys(("paper-front", "paper-front-scratch"), "v"),
-}
+_MARKERS: Mapping[str, str] = {"condensed-eq9": "o", "paper": "s", "paper-middle": "^", "paper-front": "v"}
 _PAPER_LINES = ((0, (6, 2)), (0, (1, 1.5)))
 _CHANCE = 20.0
 #: Widths of the bars of the intervals: over target tasks, and over new classes.
@@ -136,7 +129,8 @@ def curves_figure(results: Results) -> bytes | None:
         for axes, count in zip(panels, shots, strict=True):
             for method, by_shots in results.curves.items():
                 if count in by_shots:
-                    _curve(axes, results, method, count, _colour(method), _MARKERS.get(method, "D"), method)
+                    marker = _MARKERS.get(method.removesuffix("-scratch"), "D")
+                    _curve(axes, results, method, count, _colour(method), marker, method)
             axes.set_title(f"{count} images a class", fontsize=10)
             axes.legend(loc="lower right", **_PLAIN_LEGEND)
     else:
