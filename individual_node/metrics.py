@@ -1,5 +1,7 @@
 """The model of an individual's ``metrics.json``: with which its node writes the file and every reader reads it."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.encoding.earlier_words import in_todays_words
@@ -8,6 +10,9 @@ from protocol.node.metrics import Name, Percent
 from protocol.trust.trust_store import RevocationStatus
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+#: The classes of a target task.
+TaskClasses = Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
 class LearningCurve(BaseModel):
@@ -31,6 +36,8 @@ class IndividualMetrics(BaseModel):
 
     Attributes:
         methods: method -> shots -> run-wide task number -> accuracy on the task's test images.
+        task_classes: run-wide task number -> the task's classes, at every shot count; empty: an earlier version. With
+            the accuracies they are all that an interval over new classes needs: a class's images are nested in it.
         curves: method -> shots -> learning curve; only of methods that learn by epochs.
         retain_weight: lambda of Eq. 9 by method (the median, if each task and epoch has its own).
         inherited: blocks of each inherited learngene in one line, by form.
@@ -45,6 +52,7 @@ class IndividualMetrics(BaseModel):
     _earlier = model_validator(mode="before")(in_todays_words)
 
     methods: dict[Name, dict[int, dict[int, Percent]]]
+    task_classes: dict[int, TaskClasses] = {}
     curves: dict[Name, dict[int, LearningCurve]]
     retain_weight: dict[Name, float]
     inherited: dict[Form, str]

@@ -77,6 +77,7 @@ class IndividualProgram(PartyProgram[IndividualEndpoint]):
         outcomes, seconds = evaluation.run_all()
         found = {
             **_figures(outcomes),
+            "task_classes": {task.number: task.classes for tasks in images.tasks.values() for task in tasks},
             "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
             "revocation_status": {form: status for form, status in statuses.items() if status is not None},
             **self._circumstances(),

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.main import IncEx
 
 from collective_node.metrics import CollectiveMetrics
-from individual_node.metrics import IndividualMetrics
+from individual_node.metrics import IndividualMetrics, TaskClasses
 from protocol.encoding import strict_json
 from protocol.errors import InputError, MalformedError, RunFailedError, fault_line
 from protocol.exchange import audit
@@ -22,6 +22,7 @@ from sims.data import images
 from sims.data.division_choice import DivisionChoice
 from sims.results.comparison import METHODS, compare
 from sims.results.models import CollectiveResult, Crossing, Curve, Dataset, MethodResult, NodeFacts, Results
+from sims.results.result_bounds import MOST_CLASSES, MOST_METHODS
 from sims.results.statistics import mean_interval
 from sims.run.run_folder import individuals_of, read_record, read_settings, state_folder
 
@@ -50,6 +51,7 @@ def collect(run_folder: Path) -> Results:
     told = _figures(center, CollectiveMetrics)
     metrics = {party: _figures(state, IndividualMetrics) for party, state in individuals.items()}
     accuracies = _merge([*metrics.values()], settings.target_tasks)
+    classes = _merge_classes([*metrics.values()], max(settings.target_tasks.values()))
     peak = record.peak_memory.get
     facts = {"collective": _facts(told, {}, peak("collective"))}
     facts |= {party: _facts(found, found.retain_weight, peak(party)) for party, found in metrics.items()}
@@ -60,8 +62,11 @@ def collect(run_folder: Path) -> Results:
         dataset=_dataset(run_folder, settings.choice),
         profile=settings.profile,
         seed=settings.seed,
-        methods={method: {n: _result(tasks) for n, tasks in by.items()} for method, by in accuracies.items()},
-        paired=compare(accuracies),
+        methods={
+            method: {shots: _result(tasks, classes) for shots, tasks in by.items()} for method, by in accuracies.items()
+        },
+        paired=compare(accuracies, classes),
+        task_classes=classes,
         collective=_collective(told),
         curves=_merge_curves([*metrics.values()]),
         individuals=len(individuals),
@@ -83,6 +88,8 @@ def _merge(
     """Merge the accuracies: method -> shots -> run-wide task number -> accuracy. Every method must have
     every task of every shot count."""
     found = {method for one in metrics for method in one.methods}
+    if len(found) > MOST_METHODS:
+        raise RunFailedError(f"the individuals report {len(found)} methods; at most {MOST_METHODS} fit into a table")
     merged: dict[str, dict[int, dict[int, Percent]]] = {}
     for method in [*filter(found.__contains__, METHODS), *sorted(found - METHODS.keys())]:
         merged[method] = {}
@@ -102,10 +109,35 @@ def _merge(
     return merged
 
 
-def _result(tasks: Mapping[int, Percent]) -> MethodResult:
+def _merge_classes(metrics: list[IndividualMetrics], count: int) -> tuple[TaskClasses, ...]:
+    """Classes of the tasks 0 to ``count - 1``; empty if an individual of an earlier version did not say them, or if
+    they are too many for an interval over new classes."""
+    merged: dict[int, TaskClasses] = {}
+    for one in metrics:
+        twice = merged.keys() & one.task_classes.keys()
+        if twice:
+            raise RunFailedError(f"the classes of the tasks: two individuals report task {min(twice)}")
+        merged |= one.task_classes
+    if not all(one.task_classes for one in metrics):
+        return ()
+    if set(merged) != set(range(count)):
+        wrong = sorted(set(merged) ^ set(range(count)))
+        raise RunFailedError(f"the classes of the tasks 0 to {count - 1} are expected, differs in {wrong[:5]}")
+    names = {name for classes in merged.values() for name in classes}
+    return tuple(merged[task] for task in range(count)) if len(names) <= MOST_CLASSES else ()
+
+
+def _result(tasks: Mapping[int, Percent], classes: Sequence[TaskClasses]) -> MethodResult:
+    """``classes``: those of each run-wide task, of which these are the first; empty: not known."""
     values = tuple(tasks[task] for task in sorted(tasks))
-    interval = mean_interval(values)
-    return MethodResult(mean=interval.mean, ci95=interval.ci95, tasks=interval.count, per_task=values)
+    interval = mean_interval(values, classes[: len(values)])
+    return MethodResult(
+        mean=interval.mean,
+        ci95_tasks=interval.ci95,
+        ci95_classes=interval.ci95_classes,
+        tasks=interval.count,
+        per_task=values,
+    )
 
 
 def _merge_curves(metrics: list[IndividualMetrics]) -> dict[str, dict[int, Curve]]:

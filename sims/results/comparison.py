@@ -1,6 +1,6 @@
 """The methods of an individual as tables name and order them, and which of them are compared on the same tasks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from individual_node import method_table
 from individual_node.method_table import FisherSource, Method, scratch_of
@@ -48,8 +48,20 @@ def _described(method: Method) -> str:
     return f"{trained}, then the logistic head on its features" if method.head else trained
 
 
+#: What a user should run.
+DEFAULT = "condensed"
+#: What the default is measured against, in the order of every table; ``whole`` is the upper reference.
+CONTROLS = ("direct", "direct-inherited", "random", "scratch", "scratch-head", "whole")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of methods as tables and figures order them: the default, its controls, then the others as they come."""
+    first = {name: place for place, name in enumerate((DEFAULT, *CONTROLS))}
+    return sorted(names, key=lambda name: first.get(name, len(first)))
+
+
 #: Methods in the order of every table and figure, with what each one is.
-METHODS: Mapping[str, str] = {name: _described(method) for name, method in method_table.METHODS.items()}
+METHODS: Mapping[str, str] = {name: _described(method_table.METHODS[name]) for name in in_order(method_table.METHODS)}
 
 
 def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
@@ -66,7 +78,7 @@ def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
     trained = [method for method in known if method.adaptation == "eq9" and method.form is not None]
     headed = [method for method in known if method.head]
     wanted = {
-        "the default against every other": [("condensed", name) for name in given if name != "condensed"],
+        "the default against every other": [(DEFAULT, name) for name in given if name != DEFAULT],
         "the chosen layers against other positions": [("paper", "paper-middle"), ("paper", "paper-front")],
         "the source of the Fisher diagonal, against the collective's": [
             (method.name, method.start) for method in trained if method.name != method.start and not method.head
@@ -90,13 +102,26 @@ def pair_key(first: str, second: str) -> str:
     return f"{first}-{second}"
 
 
-def compare(accuracies: Mapping[str, Mapping[int, Mapping[int, Percent]]]) -> dict[str, dict[int, PairedResult]]:
-    """Compare every pair of methods at every shot count on the tasks that both have."""
+def compare(
+    accuracies: Mapping[str, Mapping[int, Mapping[int, Percent]]], classes: Sequence[tuple[str, ...]] = ()
+) -> dict[str, dict[int, PairedResult]]:
+    """Compare every pair of methods at every shot count on the tasks that both have.
+
+    Args:
+        accuracies: method -> shots -> run-wide task number -> accuracy.
+        classes: of every run-wide task, for the interval over new classes; empty: not known.
+    """
+    of_task = dict(enumerate(classes))
     paired: dict[str, dict[int, PairedResult]] = {}
     for first, second in [pair for group in pairs(accuracies).values() for pair in group]:
         by_shots = paired.setdefault(pair_key(first, second), {})
         for shots, tasks in accuracies[first].items():
-            difference = paired_difference(tasks, accuracies[second].get(shots, {}))
+            difference = paired_difference(tasks, accuracies[second].get(shots, {}), of_task)
             if difference is not None:
-                by_shots[shots] = PairedResult(mean=difference.mean, ci95=difference.ci95, tasks=difference.count)
+                by_shots[shots] = PairedResult(
+                    mean=difference.mean,
+                    ci95_tasks=difference.ci95,
+                    ci95_classes=difference.ci95_classes,
+                    tasks=difference.count,
+                )
     return paired

@@ -25,9 +25,13 @@ from sims.results.wording import change_text, kind_label, number_text
 
 _BLUE, _SKY, _GREEN, _ORANGE, _RED, _PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 _GREY, _BLACK, _LIGHT = "#7F7F7F", "#000000", "#DDDDDD"
-#: Okabe and Ito's palette, told apart with any colour vision; the variants of a method share its colour.
+_YELLOW, _PALE, _SILVER, _INDIGO = "#F0E442", "#F8F2A8", "#BDBDBD", "#8585C0"
+#: Okabe and Ito's palette, told apart with any colour vision, with more for controls; a method's variants share one.
 _COLOURS: Mapping[str, str] = {
     "condensed": _BLUE,
+    "direct": _YELLOW,
+    "direct-inherited": _PALE,
+    "whole": _INDIGO,
     "condensed-eq9": _SKY,
     "paper": _ORANGE,
     "paper-middle": _RED,
@@ -38,6 +42,8 @@ _COLOURS: Mapping[str, str] = {
 _MARKERS: Mapping[str, str] = {"condensed-eq9": "o", "paper": "s", "paper-middle": "^", "paper-front": "v"}
 _PAPER_LINES = ((0, (6, 2)), (0, (1, 1.5)))
 _CHANCE = 20.0
+#: Widths of the bars of the intervals: over target tasks, and over new classes.
+_THICK, _THIN = 2.8, 0.9
 #: Resolution of every figure.
 DOTS_PER_INCH = 150
 _PLAIN_LEGEND: Mapping[str, object] = {"fontsize": 8, "frameon": False}
@@ -59,8 +65,8 @@ _HELD: Mapping[FisherSource | str, tuple[str, str, str]] = {
 
 @as_delivered
 def accuracy_figure(results: Results) -> bytes:
-    """Bars: mean accuracy of every method, one panel for each shot count, with 95 % intervals over the target tasks;
-    the paper's figures stand as labelled lines if the images are the paper's."""
+    """Bars: mean accuracy of every method, one panel for each shot count, with 95 % intervals over the target tasks and
+    over new classes; the paper's figures stand as labelled lines if the images are the paper's."""
     methods, shots = list(results.methods), results.shots
     places = _places(methods)
     figure = _figure(4.6 * len(shots) + 2.2, 0.27 * (max(places) + 1) + 2.0)
@@ -72,7 +78,8 @@ def accuracy_figure(results: Results) -> bytes:
             if found is None:
                 continue
             axes.barh(place, found.mean, height=0.74, color=_colour(method), zorder=2)
-            axes.errorbar(found.mean, place, xerr=found.ci95 or 0.0, color="black", capsize=3, linewidth=1.1, zorder=4)
+            for half, width in ((found.ci95_classes, _THIN), (found.ci95_tasks, _THICK)):
+                axes.errorbar(found.mean, place, xerr=half or 0.0, color=_BLACK, linewidth=width, zorder=4)
             # At the foot of the bar, where neither an interval nor a reference line can run through it.
             text = axes.text(1.6, place, f"{found.mean:.1f}", va="center", fontsize=8, zorder=5)
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1.0})
@@ -86,14 +93,18 @@ def accuracy_figure(results: Results) -> bytes:
         _plain(axes, "x")
     panels[0].set_yticks(places, methods, fontsize=9)
     panels[0].set_ylim(max(places) + 0.6, -0.6)
-    handles = [Line2D([], [], color="#999999", linewidth=0.8, label="chance: 20")]
+    handles = [
+        Line2D([], [], color=_BLACK, linewidth=_THICK, label="95 % over target tasks of these classes and images"),
+        Line2D([], [], color=_BLACK, linewidth=_THIN, label="95 % over new classes and images"),
+        Line2D([], [], color="#999999", linewidth=0.8, label="chance: 20"),
+    ]
     for (label, by_shots), dashes in zip(references.items(), _PAPER_LINES, strict=False):
         said = [f"{mean:.2f} ± {half:.2f} at {count}" for count, (mean, half) in by_shots.items() if count in shots]
         if said:
             text = f"{label}: {', '.join(said)} images a class"
             handles.append(Line2D([], [], color=_BLACK, linestyle=dashes, linewidth=1.2, label=text))
     figure.legend(handles=handles, loc="outside lower center", **_PLAIN_LEGEND)
-    _title(figure, results, "Accuracy on novel 5-class tasks, mean and 95 % interval")
+    _title(figure, results, "Accuracy on novel 5-class tasks, mean and 95 % intervals")
     return _png(figure)
 
 
@@ -118,7 +129,8 @@ def curves_figure(results: Results) -> bytes | None:
         for axes, count in zip(panels, shots, strict=True):
             for method, by_shots in results.curves.items():
                 if count in by_shots:
-                    _curve(axes, results, method, count, _colour(method), _MARKERS.get(method, "D"), method)
+                    marker = _MARKERS.get(method.removesuffix("-scratch"), "D")
+                    _curve(axes, results, method, count, _colour(method), marker, method)
             axes.set_title(f"{count} images a class", fontsize=10)
             axes.legend(loc="lower right", **_PLAIN_LEGEND)
     else:
@@ -328,7 +340,9 @@ FIGURES: Mapping[str, Callable[[Results], bytes | None]] = {
 
 def _colour(method: str) -> str:
     found = METHODS.get(method)
-    return _COLOURS.get(found.start, _BLACK) if found else _BLACK
+    if found is not None and found.adaptation in ("scratch", "random"):
+        return _GREY
+    return _COLOURS.get(found.start, _SILVER) if found else _SILVER
 
 
 def _frame(corner: tuple[float, float], width: float, height: float) -> Rectangle:

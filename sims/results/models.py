@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,12 +12,13 @@ from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.metrics import Criterion, FisherFacts, GradientTrend
 from collective_node.records import ChanceLevels, CycleFigures, StreamMetrics, TaskFigures
 from collective_node.settings import Score, Strategy
-from protocol.encoding.earlier_words import in_format_2
+from individual_node.metrics import TaskClasses
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import read_given
 from protocol.node.metrics import Name, Percent
 from sims.data.division_choice import OWN, DivisionChoice
 from sims.results import result_bounds
+from sims.results.earlier_results import in_format_3
 from sims.results.paper_figures import PAPER_FIGURES, PaperFigures
 
 #: How well unknown images of a stream are recognised; as in :class:`collective_node.records.StreamMetrics`.
@@ -33,6 +34,8 @@ Source = Literal["folder", "download", "stand-in"]
 _FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 Points = float
+#: Half width of an interval in points; None: nothing can be said.
+HalfWidth = Annotated[float, Field(ge=0)] | None
 _MAX_BYTES = 256 << 20
 
 
@@ -55,12 +58,16 @@ class Dataset(BaseModel):
 
 
 class MethodResult(BaseModel):
-    """Accuracy of one method at one shot count; ``per_task[n]`` belongs to the run-wide task number n."""
+    """Accuracy of one method at one shot count; ``per_task[n]`` belongs to the run-wide task number n.
+
+    Half widths of 95 % intervals: ``ci95_tasks`` over target tasks of these classes and images, ``ci95_classes`` over
+    new classes and images (None also where the tasks' classes are not known)."""
 
     model_config = _FROZEN
 
     mean: Percent
-    ci95: Points | None
+    ci95_tasks: HalfWidth
+    ci95_classes: HalfWidth = None
     tasks: int
     per_task: tuple[Percent, ...] = Field(min_length=1)
 
@@ -72,12 +79,13 @@ class MethodResult(BaseModel):
 
 
 class PairedResult(BaseModel):
-    """Difference of two methods on the same tasks, in points."""
+    """Difference of two methods on the same tasks, in points, with the intervals of :class:`MethodResult`."""
 
     model_config = _FROZEN
 
     mean: Points
-    ci95: Points | None
+    ci95_tasks: HalfWidth
+    ci95_classes: HalfWidth = None
     tasks: int
 
 
@@ -201,20 +209,22 @@ class Crossing(BaseModel):
 
 
 class Results(BaseModel):
-    """``results.json``, written in format 2 and read in formats 1 and 2.
+    """``results.json``, written in format 3 and read in formats 1 to 3.
 
-    Accuracies in per cent, differences in points. All times stand in ``seconds``; apart from
+    Accuracies in per cent, differences in points. ``task_classes[n]`` are the classes of the run-wide task number n;
+    empty: not known. All times stand in ``seconds``; apart from
     them and the digests of ``crossings``, two runs of the same settings on one machine are equal, if these ask for no
     privacy: what hides images can never be repeated."""
 
     model_config = _FROZEN
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     dataset: Dataset
     profile: Name
     seed: int
     methods: dict[Name, dict[int, MethodResult]]
     paired: dict[str, dict[int, PairedResult]]
+    task_classes: tuple[TaskClasses, ...] = ()
     collective: CollectiveResult
     curves: dict[Name, dict[int, Curve]]
     individuals: int
@@ -226,7 +236,7 @@ class Results(BaseModel):
     versions: dict[str, str]
     seconds: dict[str, dict[str, float]]
 
-    _earlier = model_validator(mode="before")(in_format_2)
+    _earlier = model_validator(mode="before")(in_format_3)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Results":
@@ -234,6 +244,9 @@ class Results(BaseModel):
             counts = {by_shots[shots].tasks for by_shots in self.methods.values() if shots in by_shots}
             if len(counts) > 1:
                 raise ValueError(f"at {shots} shots, methods have different numbers of tasks")
+        tasks = max(map(self.task_count, self.shots), default=0)
+        if len(self.task_classes) not in (0, tasks):
+            raise ValueError(f"the classes of {len(self.task_classes)} tasks are given, of {tasks}")
         return self
 
     @property

@@ -152,6 +152,6 @@ def _accuracy(results: Sequence[Results], method: str, shots: int) -> Accuracy:
     """Accuracy over runs if there are several: the tasks of one run share a collective."""
     if len(results) == 1:
         found = results[0].methods[method][shots]
-        return Accuracy(mean=found.mean, ci95=found.ci95, over="target tasks", count=found.tasks)
+        return Accuracy(mean=found.mean, ci95=found.ci95_tasks, over="target tasks", count=found.tasks)
     interval = mean_interval([found.methods[method][shots].mean for found in results])
     return Accuracy(mean=interval.mean, ci95=interval.ci95, over="runs", count=interval.count)

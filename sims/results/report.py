@@ -17,17 +17,19 @@ from protocol.files.user_files import read_given
 from protocol.visible_text import visible_line
 from sims.leakage import leakage_figures, leakage_results
 from sims.leakage.leakage_results import Leakage
-from sims.results.comparison import METHODS, pair_key, pairs
+from sims.results.comparison import DEFAULT, METHODS, pair_key, pairs
 from sims.results.figures import DOTS_PER_INCH, FIGURES
 from sims.results.models import METRICS, Results, chance_of, level_of, load, metric_of
 from sims.results.privacy_table import PRIVACY_FIGURE
 from sims.results.wording import (
     CHANCE_ROWS,
+    CLASSES_UNKNOWN,
     METRIC_NAMES,
+    WHICH_INTERVAL,
     change_text,
     describe_settings,
     guarantee_sentences,
-    interval_text,
+    intervals_text,
     kind_label,
     layers_text,
     number_text,
@@ -57,14 +59,16 @@ CONFINED = (
 _CSS_PIXELS_PER_INCH = 84
 _PNG, _LARGEST_FIGURE = b"\x89PNG\r\n\x1a\n", 32 << 20
 _CAPTIONS = {
-    "accuracy.png": "Mean accuracy of every method with its 95 % interval over the target tasks.",
-    "curves.png": "Mean accuracy over the target tasks while the individuals adapt.",
+    "accuracy.png": "Mean accuracy of every method. Thick bars: 95 % over target tasks, for these classes and images; "
+    "thin bars: 95 % over new classes and images.",
+    "curves.png": "Mean accuracy over the first target tasks while the individuals adapt, on test images. Without "
+    "intervals: the methods have the same tasks, on which the table compares them.",
     "tasks.png": "Accuracy on held-out images after each task. It falls by forgetting, and because there are more "
     "classes to confuse.",
     "open_world_scores.png": "How often an unknown image of the stream scores above a known one (AUROC), by score.",
     "open_world_accuracy.png": "Each row from before (hollow) to after (full) a cycle's training; this run in colour.",
     PRIVACY_FIGURE: "Mean accuracy of the methods against epsilon, over runs of one experiment. Bars: 95 % intervals, "
-    "over runs where an epsilon has several, else over the target tasks of its one run.",
+    "for these classes: over training seeds where an epsilon has several runs, else over the target tasks of its run.",
     "gradient_trend.png": "Share of each layer's parameters with a large gradient, layer by task (Eq. 4 and 5), and "
     "what the criteria made of it.",
     "leakage_membership.png": "Membership inference on logarithmic axes: how many training images each attack finds at "
@@ -142,7 +146,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
-    environment.filters["interval"] = interval_text
+    environment.filters["intervals"] = intervals_text
     environment.filters["number"] = number_text
     environment.filters["verdict"] = verdict
     environment.filters["layers"] = layers_text
@@ -162,6 +166,9 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
         figures=figures,
         headline=headline(results),
         descriptions=METHODS,
+        default=DEFAULT,
+        which_interval=WHICH_INTERVAL,
+        classes_unknown=CLASSES_UNKNOWN,
         paired={
             title: [(pair_label(*pair), results.paired.get(pair_key(*pair), {})) for pair in group]
             for title, group in groups.items()
@@ -185,9 +192,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
         individual_bytes=sum(crossing.bytes for crossing in from_individuals),
         individual_kinds=sorted({crossing.kind for crossing in from_individuals}),
         spread={
-            shots: stdev(found.per_task)
-            for shots, found in results.methods.get("condensed", {}).items()
-            if found.tasks > 1
+            shots: stdev(found.per_task) for shots, found in results.methods.get(DEFAULT, {}).items() if found.tasks > 1
         },
         leakage=leakage,
         leakage_sentences=[] if leakage is None else leakage_results.sentences(leakage),
@@ -198,15 +203,17 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
 def headline(results: Results) -> list[str]:
     """The result in a few sentences, each number with its interval and its count of tasks."""
     sentences = []
-    for shots, found in results.methods.get("condensed", {}).items():
-        reached = f"{interval_text(found)} % ({found.tasks} tasks)"
-        text = f"With {shots} images a class the condensed learngene reaches {reached}"
+    for shots, found in results.methods.get(DEFAULT, {}).items():
+        reached = f"{intervals_text(found)} % ({found.tasks} tasks)"
+        text = f"With {shots} images a class the {DEFAULT} learngene reaches {reached}"
         against = [
-            f"{interval_text(paired, sign=True)} points against {other} ({verdict(paired)})"
-            for other in ("scratch", "floor")
-            if (paired := results.paired.get(pair_key("condensed", other), {}).get(shots)) is not None
+            f"{intervals_text(paired, sign=True)} points against {other} ({verdict(paired)})"
+            for other in ("direct", "random", "scratch", "floor")
+            if (paired := results.paired.get(pair_key(DEFAULT, other), {}).get(shots)) is not None
         ]
         sentences.append(text + ("; on the same tasks " + ", ".join(against) if against else "") + ".")
+    if sentences:
+        sentences.append(WHICH_INTERVAL)
     return sentences + open_world_sentences(results)
 
 

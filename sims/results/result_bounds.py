@@ -8,9 +8,12 @@ from protocol.errors import InputError
 if TYPE_CHECKING:
     from sims.results.models import CollectiveResult, Results
 
-#: Most methods, shot counts and so on, each of which makes a row, a panel or a bar of a figure; and most characters of
-#: a name beside one.
-_MOST_METHODS, _MOST_SHOTS, _MOST_LAYERS, _MOST_TASKS, _MOST_CYCLES, _LONGEST_LABEL = 100, 8, 400, 2000, 60, 100
+#: Most methods, each of which makes a row of a table; and most novel classes and target tasks: an interval over new
+#: classes takes memory for their product.
+MOST_METHODS, MOST_CLASSES, _MOST_TARGET_TASKS = 100, 1000, 20_000
+#: Most shot counts and so on, each of which makes a panel or a bar of a figure; and most characters of a name beside
+#: one.
+_MOST_SHOTS, _MOST_LAYERS, _MOST_TASKS, _MOST_CYCLES, _LONGEST_LABEL = 8, 400, 2000, 60, 100
 
 
 def check(results: "Results", what: str) -> None:
@@ -24,12 +27,12 @@ def check(results: "Results", what: str) -> None:
 
 
 def _faults(results: "Results") -> Iterator[str]:
-    if len(results.methods) > _MOST_METHODS or len(results.shots) > _MOST_SHOTS:
-        yield f"there are more than {_MOST_METHODS} methods or {_MOST_SHOTS} counts of shots"
-    halves = [found.ci95 for by in results.methods.values() for found in by.values()]
-    halves += [found.ci95 for by in results.paired.values() for found in by.values()]
-    if any(half is not None and half < 0 for half in halves):
-        yield "an interval is negative"
+    if len(results.methods) > MOST_METHODS or len(results.shots) > _MOST_SHOTS:
+        yield f"there are more than {MOST_METHODS} methods or {_MOST_SHOTS} counts of shots"
+    if len({name for classes in results.task_classes for name in classes}) > MOST_CLASSES:
+        yield f"the target tasks name more than {MOST_CLASSES} classes"
+    if any(results.task_count(shots) > _MOST_TARGET_TASKS for shots in results.shots):
+        yield f"there are more than {_MOST_TARGET_TASKS} target tasks"
 
 
 def _faults_of_collective(collective: "CollectiveResult") -> Iterator[str]:

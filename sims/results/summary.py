@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from collective_node.metrics import Criterion
@@ -12,6 +13,8 @@ from collective_node.records import ChanceLevels, CycleFigures, StreamMetrics
 from collective_node.settings import SCORES, Score, Strategy
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
+from sims.results.class_interval import over_new_classes
+from sims.results.comparison import pair_key, pairs
 from sims.results.models import (
     CHANCE_LEVELS,
     METRICS,
@@ -67,18 +70,26 @@ class RunEntry(BaseModel):
 
 
 class OverRuns(BaseModel):
-    """A mean over runs; ``ci95`` is Student's half width with ``runs - 1`` degrees of freedom (None: one run).
+    """A mean over runs; ``runs`` counts those that have the figure, ``per_run`` holds None for the others.
 
-    Runs, not tasks, are the independent samples here: the tasks of one run share a collective. ``runs`` counts those
-    that have the figure; ``per_run`` holds None for the others.
+    ``ci95_seeds``: half width of the 95 % interval over training seeds, Student's with ``runs - 1`` degrees of freedom
+    (None: one run). Runs, not tasks, are its samples: the tasks of one run share a collective. It holds for these
+    classes, which all runs share. ``ci95_classes``: over new classes and images, from the tasks of all runs (None: not
+    a figure over target tasks, or their classes are not known).
     """
 
     model_config = _FROZEN
 
     mean: float
-    ci95: float | None
+    ci95_seeds: float | None
+    ci95_classes: float | None = None
     runs: int
     per_run: tuple[float | None, ...]
+
+    @property
+    def ci95(self) -> float | None:
+        """The interval that every figure has."""
+        return self.ci95_seeds
 
 
 class StreamOverRuns(BaseModel):
@@ -126,7 +137,7 @@ class Summary(BaseModel):
 
     model_config = _FROZEN
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     dataset: Dataset
     profile: str
     runs: tuple[RunEntry, ...]
@@ -178,18 +189,29 @@ def summarise(runs: Sequence[tuple[Path, Results]]) -> Summary:
             for folder, result in runs
         ),
         methods={
-            method: {shots: _mean([result.methods[method][shots].mean for result in results]) for shots in by_shots}
+            method: {shots: _over_tasks(results, shots, method) for shots in by_shots}
             for method, by_shots in first.methods.items()
         },
         paired={
-            pair: {shots: _mean([result.paired[pair][shots].mean for result in results]) for shots in by_shots}
-            for pair, by_shots in first.paired.items()
+            pair_key(*pair): {
+                shots: _over_tasks(results, shots, *pair)
+                for shots in first.shots
+                if all(shots in first.methods[name] for name in pair)
+            }
+            for pair in dict.fromkeys(pair for group in pairs(first.methods).values() for pair in group)
         },
         collective=_there(
             {
                 "base_accuracy": _over([result.collective.base_accuracy for result in results]),
                 "condensed_accuracy": _over([result.collective.condensed_accuracy for result in results]),
                 "old_accuracy": _over([_last_old_accuracy(result) for result in results]),
+                **{
+                    f"compact_accuracy.{form}": _over(
+                        [result.collective.compact_accuracy.get(form) for result in results]
+                    )
+                    for form in first.collective.compact_accuracy
+                    if form != "condensed"
+                },
             }
         ),
         open_world=_open_world([result.collective.open_world.every for result in results], first),
@@ -253,6 +275,19 @@ def _levels(found: Sequence[ChanceLevels | None]) -> dict[ChanceLevel, OverRuns]
     return _there({name: _over([level_of(one, name) for one in found]) for name in CHANCE_LEVELS})
 
 
+def _over_tasks(results: Sequence[Results], shots: int, first: str, second: str | None = None) -> OverRuns:
+    """Accuracy of a method, or its difference to a second one on the same tasks, over runs and over new classes."""
+    values = [np.array(result.methods[first][shots].per_task) for result in results]
+    if second is not None:
+        values = [own - result.methods[second][shots].per_task for own, result in zip(values, results, strict=True)]
+    found = _mean([float(of_run.mean()) for of_run in values])
+    classes = [result.task_classes[: len(of_run)] for of_run, result in zip(values, results, strict=True)]
+    if not all(classes):
+        return found
+    half = over_new_classes(np.concatenate(values).tolist(), [one for of_run in classes for one in of_run])
+    return found.model_copy(update={"ci95_classes": half})
+
+
 def _last_old_accuracy(result: Results) -> float | None:
     return result.collective.tasks[-1].old_accuracy if result.collective.tasks else None
 
@@ -263,7 +298,7 @@ def _over(values: Sequence[float | None]) -> OverRuns | None:
     if not there:
         return None
     interval = mean_interval(there)
-    return OverRuns(mean=interval.mean, ci95=interval.ci95, runs=interval.count, per_run=tuple(values))
+    return OverRuns(mean=interval.mean, ci95_seeds=interval.ci95, runs=interval.count, per_run=tuple(values))
 
 
 def _mean(values: Sequence[float]) -> OverRuns:

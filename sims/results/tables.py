@@ -7,15 +7,19 @@ from rich.console import Group, RenderableType
 
 from collective_node.metrics import Criterion
 from protocol.output import PlainTable, plain
-from sims.results.comparison import pair_key, pairs
+from sims.results.comparison import DEFAULT, pair_key, pairs
 from sims.results.models import METRICS, Results, chance_of, level_of, metric_of
 from sims.results.privacy_table import PrivacyTable
 from sims.results.summary import ComparisonOverRuns, OverRuns, Summary
 from sims.results.wording import (
     CHANCE_ROWS,
+    CLASSES_UNKNOWN,
+    INTERVALS,
     METRIC_NAMES,
+    WHICH_INTERVAL,
     change_text,
     interval_text,
+    intervals_text,
     kind_label,
     layers_text,
     number_text,
@@ -27,7 +31,7 @@ from sims.results.wording import (
 def results_tables(results: Results) -> RenderableType:
     """The methods with their intervals beside the paper's figures, the comparisons on the same tasks, and the open
     world."""
-    parts = [_methods(results), _paired(results)]
+    parts = [_methods(results), _paired(results), plain(WHICH_INTERVAL if results.task_classes else CLASSES_UNKNOWN)]
     if results.collective.open_world.cycles:
         parts += [_cycles(results), *_stream(results)]
     if results.collective.criterion is not None:
@@ -47,8 +51,8 @@ def criterion_line(criterion: Criterion) -> str:
 
 def summary_table(summary: Summary) -> RenderableType:
     """One column for each run and one for the mean over runs."""
-    title = f"{summary.dataset.name}, profile {summary.profile}: {len(summary.runs)} runs (mean ± 95 % over runs)"
-    table = titled(title)
+    title = f"{summary.dataset.name}, profile {summary.profile}: {len(summary.runs)} runs"
+    table = titled(f"{title} (mean ± 95 % over training seeds, these classes (± over new classes and images))")
     table.add_column("method")
     table.add_column("shots", justify="right")
     _run_columns(table, summary)
@@ -95,9 +99,7 @@ def privacy_tables(table: PrivacyTable) -> RenderableType:
 
 
 def _methods(results: Results) -> RenderableType:
-    table = titled(
-        f"{results.dataset.name}, profile {results.profile}, seed {results.seed}: accuracy, % (mean ± 95 % interval)"
-    )
+    table = titled(f"{results.dataset.name}, profile {results.profile}, seed {results.seed}: accuracy, % ({INTERVALS})")
     table.add_column("method")
     for shots in results.shots:
         table.add_column(f"{shots} shots", justify="right", no_wrap=True)
@@ -106,9 +108,9 @@ def _methods(results: Results) -> RenderableType:
         cells = [
             cell
             for shots in results.shots
-            for cell in (interval_text(by_shots.get(shots)), str(by_shots[shots].tasks) if shots in by_shots else "–")
+            for cell in (intervals_text(by_shots.get(shots)), str(by_shots[shots].tasks) if shots in by_shots else "–")
         ]
-        table.add_row(method, *cells, style="bold" if method == "condensed" else "")
+        table.add_row(method, *cells, style="bold" if method == DEFAULT else "")
     for label, figures in results.paper.novel.items() if results.paper else ():
         cells = [
             cell
@@ -120,20 +122,16 @@ def _methods(results: Results) -> RenderableType:
 
 
 def _paired(results: Results) -> RenderableType:
-    table = titled("on the same tasks, points")
+    table = titled("on the same tasks; told apart where the wider interval is clear of zero")
     table.add_column("difference")
-    for shots in results.shots:
-        table.add_column(f"{shots} shots", justify="right", no_wrap=True)
-        table.add_column("")
+    table.add_column("shots", justify="right")
+    table.add_column("points", justify="right", no_wrap=True)
+    table.add_column("the first is")
     for group in pairs(results.methods).values():
         table.add_section()
         for first, second in group:
-            by_shots = results.paired.get(pair_key(first, second), {})
-            cells = []
-            for shots in results.shots:
-                found = by_shots.get(shots)
-                cells += [interval_text(found, sign=True), verdict(found) if found else ""]
-            table.add_row(pair_label(first, second), *cells)
+            for shots, found in results.paired.get(pair_key(first, second), {}).items():
+                table.add_row(pair_label(first, second), str(shots), intervals_text(found, sign=True), verdict(found))
     return table
 
 
@@ -205,9 +203,8 @@ def _collective_over_runs(summary: Summary) -> RenderableType:
         "old_accuracy": "older classes, after the last task",
         "condensed_accuracy": "base classes, condensed",
     }
-    for name, label in names.items():
-        if name in summary.collective:
-            table.add_row(label, *_over(summary.collective[name]))
+    for name, found in summary.collective.items():
+        table.add_row(names.get(name, f"base classes, {name.removeprefix('compact_accuracy.')}"), *_over(found))
     for kind in summary.open_world:
         table.add_section()
         for cycle in kind.cycles:
@@ -229,7 +226,7 @@ def _collective_over_runs(summary: Summary) -> RenderableType:
 
 def _stream_over_runs(own: ComparisonOverRuns) -> RenderableType:
     """Every score's metrics in the runs' own cycles; the values of each run stand in ``summary.json``."""
-    table = titled("recognising unknown images, % (mean ± 95 % over runs; FPR95: less is better)")
+    table = titled("recognising unknown images, % (mean ± 95 % over training seeds; FPR95: less is better)")
     for name in ("cycle", "score", "new classes"):
         table.add_column(name, overflow="fold")
     for metric in METRICS:
@@ -260,4 +257,7 @@ def _run_columns(table: PlainTable, summary: Summary) -> None:
 
 
 def _over(found: OverRuns, sign: bool = False) -> list[str]:
-    return [*(number_text(value, sign) for value in found.per_run), interval_text(found, sign)]
+    text = interval_text(found, sign)
+    if found.ci95_classes is not None:
+        text += f" (± {number_text(found.ci95_classes)})"
+    return [*(number_text(value, sign) for value in found.per_run), text]

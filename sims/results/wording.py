@@ -22,6 +22,7 @@ CHANCE_ROWS: Mapping[str, Mapping[Metric, ChanceLevel]] = {
     "everything flagged": {"open_set_accuracy": "all_flagged"},
     "nothing flagged": {"open_set_accuracy": "none_flagged"},
 }
+NOT_TOLD_APART = "not told apart"
 _STRATEGIES: Mapping[Strategy, str] = {"replay": "replay", "ewc": "EWC", "none": "no strategy"}
 
 
@@ -33,6 +34,33 @@ class WithInterval(Protocol):
 
     @property
     def ci95(self) -> float | None: ...
+
+
+class WithIntervals(Protocol):
+    """A mean over target tasks and the half widths of its 95 % intervals: over these tasks, and over new classes."""
+
+    @property
+    def mean(self) -> float: ...
+
+    @property
+    def ci95_tasks(self) -> float | None: ...
+
+    @property
+    def ci95_classes(self) -> float | None: ...
+
+
+#: What :func:`intervals_text` shows, for the head of a table.
+INTERVALS = "mean ± 95 % over target tasks (± over new classes and images)"
+#: Which interval is about what, in one sentence.
+WHICH_INTERVAL = (
+    "The first ± is a 95 % interval over target tasks and holds for these classes and images; the one in brackets is "
+    "over new classes and images, and says how far the figure may be from that of other classes of the same kind."
+)
+
+#: Where the second interval is missing everywhere.
+CLASSES_UNKNOWN = (
+    "This run does not say which classes its tasks have, so an interval over new classes and images is not known."
+)
 
 
 def number_text(value: float | None, sign: bool = False) -> str:
@@ -52,18 +80,33 @@ def interval_text(result: WithInterval | None, sign: bool = False) -> str:
     return f"{number_text(result.mean, sign)} ± {number_text(result.ci95)}"
 
 
+def intervals_text(result: WithIntervals | None, sign: bool = False) -> str:
+    """``71.6 ± 2.3 (± 8.9)``, the second over new classes and images; a dash for a missing value."""
+    if result is None:
+        return "–"
+    return f"{number_text(result.mean, sign)} ± {number_text(result.ci95_tasks)} (± {number_text(result.ci95_classes)})"
+
+
 def change_text(before: float | None, after: float | None) -> str:
     """``71.6 → 70.2``; a dash for a missing value."""
     return "–" if before is None and after is None else f"{number_text(before)} → {number_text(after)}"
 
 
-def verdict(paired: WithInterval) -> str:
-    """Whether the first method is better, worse or neither, by the interval of the paired difference."""
-    if paired.ci95 is None:
+def verdict(paired: WithIntervals) -> str:
+    """Whether the first method is better, worse or neither on new classes, by the wider interval of the paired
+    difference; what holds for these classes alone is said as such."""
+    if paired.ci95_tasks is None:
         return "one task: nothing can be said"
-    if abs(paired.mean) <= paired.ci95:
-        return "not told apart"
-    return "better" if paired.mean > 0 else "worse"
+    here = _told(paired.mean, paired.ci95_tasks)
+    if here == NOT_TOLD_APART or (paired.ci95_classes is not None and _told(paired.mean, paired.ci95_classes) == here):
+        return here
+    return f"{here} on these classes" + ("" if paired.ci95_classes is None else f", {NOT_TOLD_APART} on new ones")
+
+
+def _told(mean: float, half: float) -> str:
+    if abs(mean) <= half:
+        return NOT_TOLD_APART
+    return "better" if mean > 0 else "worse"
 
 
 def pair_label(first: str, second: str) -> str:

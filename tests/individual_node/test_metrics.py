@@ -12,6 +12,7 @@ from protocol.node.metrics import METRICS_FILE, read_metrics, write_metrics
 WHOLE: dict[str, object] = {
     "methods": {"scratch": {"10": {"0": 40.0, "2": 60.0}}, "floor": {"10": {"0": 20.0, "2": 20.0}}},
     "curves": {"scratch": {"10": {"tasks": 2, "epochs": [1, 2], "accuracy": [30.0, 50.0]}}},
+    "task_classes": {"0": ["0", "3", "19"], "2": ["4", "3", "1"]},
     "retain_weight": {"scratch": 1000.0},
     "inherited": {"condensed": "3 -> 4p | 4"},
     "revocation_status": {"condensed": "withdrawn"},
@@ -42,6 +43,9 @@ def test_without_a_file_there_are_none(tmp_path: Path) -> None:
         {"methods": {"scratch": {"ten": {"0": 50.0}}}},
         {"methods": {"\x1b[31m": {}}},
         {"curves": {"scratch": {"10": {"tasks": 2, "epochs": [1], "accuracy": [30.0, 50.0]}}}},
+        {"task_classes": {"0": []}},
+        {"task_classes": {"0": ["\x1b[31m", "1"]}},
+        {"task_classes": {"first": ["0", "1"]}},
         {"inherited": {"half": "3 -> 4p | 4"}},
         {"revocation_status": {"condensed": "good"}},
         {"seconds": ["a while"]},

@@ -4,11 +4,13 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from individual_node import program
 from individual_node.configuration import IndividualConfiguration
 from individual_node.program import IndividualProgram
+from individual_node.target_tasks import PrivateImages, TargetTask
 from protocol.confinement.guards import Confinement
 from protocol.node.configuration import load
 from protocol.node.endpoints import load_keys
@@ -16,6 +18,13 @@ from protocol.node.metrics import METRICS_FILE
 from protocol.trust.trust_file import read_trust, write_trust
 from tests.protocol.parties import NEW_COLLECTIVE, ROOT, learngene
 from tests.two_folders import make_folders
+
+NONE = np.zeros(0, np.int64)
+PIXELS = np.zeros((0, 1, 1, 3), np.uint8)
+FIRST = TargetTask(4, 2, NONE, NONE, NONE, NONE, ("7", "0"))
+SECOND = TargetTask(9, 2, NONE, NONE, NONE, NONE, ("3", "7"))
+#: Two target tasks, one of them at both counts of shots.
+IMAGES = PrivateImages(PIXELS, PIXELS, {1: [FIRST, SECOND], 5: [FIRST]})
 
 
 class NothingToRun:
@@ -39,7 +48,7 @@ def test_the_adapt_job_says_what_should_not_be_used_any_more(
     configuration = load(folders.individual, IndividualConfiguration, "individual")
     node = IndividualProgram(configuration, Confinement(0, False, ()), load_keys(configuration.node))
     monkeypatch.setattr(program, "Evaluation", NothingToRun)
-    monkeypatch.setattr(program.target_tasks, "read", lambda _: None)
+    monkeypatch.setattr(program.target_tasks, "read", lambda _: IMAGES)
 
     def statuses() -> tuple[object, list[str]]:
         caplog.clear()
@@ -49,6 +58,8 @@ def test_the_adapt_job_says_what_should_not_be_used_any_more(
         return figures["revocation_status"], [record.getMessage() for record in caplog.records]
 
     assert statuses() == ({}, [])
+    figures = json.loads((configuration.node.state / METRICS_FILE).read_text())
+    assert figures["task_classes"] == {"4": ["7", "0"], "9": ["3", "7"]}
     paper = folders.individual_endpoint().learngene("paper")
     assert paper is not None
     folders.individual_endpoint()._ledger.withdraw(configuration.node.run_id, paper.release_digest)

@@ -20,10 +20,10 @@ VARIANTS = ("", "-individual", "-none", "-frozen", "-head")
 METHODS = {
     "condensed": 72.0,
     "direct": 71.0,
+    "random": 47.0,
+    "scratch": 49.0,
     "whole": 75.0,
     "condensed-eq9": 68.0,
-    "scratch": 49.0,
-    "random": 47.0,
     "paper": 51.0,
     "paper-scratch": 50.0,
     "floor": 63.0,
@@ -33,11 +33,11 @@ ALL_METHODS = {
     "condensed": 72.0,
     "direct": 71.0,
     "direct-inherited": 71.5,
-    "whole": 75.0,
-    **{f"condensed-eq9{variant}": 68.0 - 2 * number for number, variant in enumerate(VARIANTS)},
+    "random": 47.0,
     "scratch": 49.0,
     "scratch-head": 52.0,
-    "random": 47.0,
+    "whole": 75.0,
+    **{f"condensed-eq9{variant}": 68.0 - 2 * number for number, variant in enumerate(VARIANTS)},
     **{f"paper{variant}": 51.0 - number for number, variant in enumerate(VARIANTS)},
     "paper-scratch": 50.0,
     "paper-scratch-head": 52.5,
@@ -95,6 +95,10 @@ def make_run(
         }
         for method, mean in methods.items()
     }
+    drawn = np.random.default_rng([seed, 2])
+    classes = [
+        [str(name) for name in drawn.choice(20, 5, replace=False)] for _ in range(max(settings.target_tasks.values()))
+    ]
     for number in range(1, individuals + 1):
         node = folder / "nodes" / f"individual-{number}" / "state"
         own = {
@@ -110,6 +114,7 @@ def make_run(
             node / "metrics.json",
             {
                 "methods": own,
+                "task_classes": {task: classes[task] for task in range(number - 1, len(classes), individuals)},
                 "curves": {
                     method: {
                         "10": {

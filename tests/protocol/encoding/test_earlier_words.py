@@ -1,4 +1,4 @@
-"""Files of format 1: ``results.json`` as an earlier version wrote it, and ``settings.json``, are read as format 2."""
+"""Files of earlier formats: ``results.json`` and ``settings.json`` of earlier versions are read as today's."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from collective_node.records import CycleFigures
 from individual_node.metrics import IndividualMetrics
 from protocol.encoding.earlier_words import in_format_2, in_todays_words
 from protocol.errors import InputError
+from sims.results.earlier_results import in_format_3
 from sims.results.models import load
 from sims.run.run_folder import SettingsFile
 from sims.run.settings import from_run_config
@@ -30,10 +31,10 @@ def stored(folder: Path, text: str) -> Path:
     return folder
 
 
-def test_results_of_format_1_hold_the_same_figures_and_are_written_in_format_2(tmp_path: Path) -> None:
+def test_results_of_format_1_hold_the_same_figures_and_are_written_in_format_3(tmp_path: Path) -> None:
     earlier = json.loads(EARLIER.read_text(encoding="utf-8"))
     found = load(stored(tmp_path, EARLIER.read_text(encoding="utf-8")))
-    assert found.format == 2
+    assert found.format == 3
     assert load(stored(tmp_path, found.to_json().decode())) == found
     cycle, now = earlier["collective"]["open_world"]["cycles"][0], found.collective.open_world.cycles[0]
     assert now.before is not None
@@ -43,10 +44,22 @@ def test_results_of_format_1_hold_the_same_figures_and_are_written_in_format_2(t
         earlier["collective"]["open_world"]["comparisons"], found.collective.open_world.comparisons, strict=True
     ):
         assert [c.retain_weight for c in other.cycles] == [c["retain"] for c in one["cycles"]]
-    assert found.methods["condensed"][10].per_task == tuple(earlier["methods"]["condensed"]["10"]["per_task"])
+    method, was = found.methods["condensed"][10], earlier["methods"]["condensed"]["10"]
+    assert method.per_task == tuple(was["per_task"])
+    assert (method.ci95_tasks, method.ci95_classes) == (was["ci95"], None)
+    pair = found.paired["condensed-scratch"][10]
+    assert (pair.ci95_tasks, pair.ci95_classes) == (earlier["paired"]["condensed-scratch"]["10"]["ci95"], None)
 
 
-@pytest.mark.parametrize("form", [2, 3, "1"])
+def test_results_of_format_2_hold_the_same_figures(tmp_path: Path) -> None:
+    earlier = in_format_2(json.loads(EARLIER.read_text(encoding="utf-8")))
+    assert isinstance(earlier, dict)
+    assert earlier["format"] == 2
+    found = load(stored(tmp_path, json.dumps(earlier)))
+    assert found == load(stored(tmp_path, EARLIER.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("form", [2, 3, 4, "1"])
 def test_the_words_of_format_1_are_refused_in_any_other(tmp_path: Path, form: object) -> None:
     earlier = json.loads(EARLIER.read_text(encoding="utf-8"))
     with pytest.raises(InputError, match=r"results\.json"):
@@ -75,6 +88,17 @@ def test_a_document_of_any_shape_is_left_for_the_model_to_judge(document: object
         assert found is document
 
 
+@given(ANY_JSON)
+def test_results_of_any_shape_are_left_for_the_model_to_judge(document: object) -> None:
+    found = in_format_3(document)
+    if not isinstance(document, dict) or document.get("format", 1) not in (1, 2):
+        assert found is document
+    for shape in (document, {"paper": document}, {"paper": {"10": document}}):
+        made = in_format_3({"format": 2, "methods": shape})
+        assert isinstance(made, dict)
+        assert made["format"] == 3
+
+
 def test_figures_of_a_node_of_before_are_read() -> None:
     """A run that was interrupted under the earlier version goes on to its report under this one."""
     stored = json.loads(EARLIER.read_text(encoding="utf-8"))["collective"]["open_world"]["cycles"][0]
@@ -88,3 +112,4 @@ def test_figures_of_a_node_of_before_are_read() -> None:
     found = IndividualMetrics.model_validate(figures)
     assert found.retain_weight == {"paper": 7.0}
     assert set(found.methods) == {"paper"}
+    assert found.task_classes == {}

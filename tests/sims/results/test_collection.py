@@ -10,6 +10,7 @@ import pytest
 
 from protocol.errors import InputError, RunFailedError
 from sims.data.division_choice import OWN, DivisionChoice
+from sims.results.class_interval import over_new_classes
 from sims.results.collection import collect
 from sims.results.models import Results, load
 from tests.protocol.hostile_files import ANY, plant, within
@@ -29,6 +30,15 @@ def test_tasks_are_merged_by_their_run_wide_number(made: tuple[Path, Results]) -
     assert found.tasks == 12
     assert found.mean == pytest.approx(np.mean(list(expected.values())))
     assert list(results.methods) == list(METHODS)
+    assert len(results.task_classes) == 12
+    for number in (1, 2):
+        told = json.loads((folder / "nodes" / f"individual-{number}" / "state" / "metrics.json").read_text("utf-8"))
+        for task, classes in told["task_classes"].items():
+            assert results.task_classes[int(task)] == tuple(classes)
+    values = np.array(found.per_task)
+    assert found.ci95_classes == over_new_classes(values.tolist(), results.task_classes)
+    at_20 = results.methods["scratch"][20]  # its tasks are the first of all
+    assert at_20.ci95_classes == over_new_classes(at_20.per_task, results.task_classes[:6])
 
 
 def test_the_open_world_is_kept_without_its_times(made: tuple[Path, Results]) -> None:
@@ -121,6 +131,11 @@ def test_a_message_that_changed_on_its_way_shows_as_two_one_sided_records(tmp_pa
         (lambda d: d["methods"]["paper"]["10"].update({"0": 100.5}), r"methods\.paper\.10\.0"),
         (lambda d: d["methods"]["paper"]["10"].update({"0": float("nan")}), "NaN"),
         (lambda d: d.pop("methods"), "methods"),
+        (lambda d: d["methods"].update({f"m{n}": d["methods"]["paper"] for n in range(200)}), "at most 100"),
+        (lambda d: d["task_classes"].pop("0"), r"classes of the tasks 0 to 11 .* \[0\]"),
+        (lambda d: d["task_classes"].update({"99": ["0", "1"]}), r"classes of the tasks .* \[99\]"),
+        (lambda d: d["task_classes"].update({"1": ["0", "1"]}), "two individuals report task 1"),
+        (lambda d: d["task_classes"].update({"0": ["\n", "1"]}), r"task_classes\.0\.0"),
     ],
 )
 def test_a_result_that_is_missing_doubled_or_no_accuracy_fails_the_run(

@@ -6,8 +6,9 @@ import pytest
 from scipy import stats
 
 from sims.results import comparison
+from sims.results.class_interval import over_new_classes
 from sims.results.collection import collect
-from sims.results.comparison import pairs
+from sims.results.comparison import in_order, pairs
 from sims.results.models import Results
 from tests.sims.made_run import ALL_METHODS, make_run
 
@@ -30,9 +31,11 @@ def test_differences_are_paired_on_the_same_tasks(made: tuple[Path, Results]) ->
         first, second = results.methods["condensed"][shots].per_task, results.methods["floor"][shots].per_task
         expected = stats.ttest_rel(first, second).confidence_interval(0.95)
         found = results.paired["condensed-floor"][shots]
-        assert found.ci95 is not None
-        assert found.mean - found.ci95 == pytest.approx(expected.low)
-        assert found.mean + found.ci95 == pytest.approx(expected.high)
+        assert found.ci95_tasks is not None
+        assert found.mean - found.ci95_tasks == pytest.approx(expected.low)
+        assert found.mean + found.ci95_tasks == pytest.approx(expected.high)
+        differences = [a - b for a, b in zip(first, second, strict=True)]
+        assert found.ci95_classes == over_new_classes(differences, results.task_classes[: len(first)])
 
 
 def test_every_method_is_described_in_order_and_compared_with_what_it_differs_from_in_one_thing(tmp_path: Path) -> None:
@@ -58,6 +61,12 @@ def test_every_method_is_described_in_order_and_compared_with_what_it_differs_fr
     ]
     assert set(heads) == {(f"{name}-head", name) for name in bases + own}
     assert training == [("scratch-head", "random")]
+
+
+def test_the_default_and_its_controls_stand_first() -> None:
+    given = ["floor", "scratch", "paper", "whole", "of-another-version", "direct", "condensed", "random"]
+    ordered = ["condensed", "direct", "random", "scratch", "whole", "floor", "paper", "of-another-version"]
+    assert in_order(given) == ordered
 
 
 def test_methods_that_did_not_run_are_in_no_pair() -> None:

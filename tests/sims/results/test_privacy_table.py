@@ -82,7 +82,7 @@ def test_intervals_are_over_runs_where_there_are_several_else_over_tasks(runs: l
     assert found.mean == pytest.approx(sum(means) / 2)
     assert found.ci95 == pytest.approx(12.706204736 * abs(means[0] - means[1]) / 2)  # Student's t with one degree
     alone, own = single.methods["condensed"][10], load(runs[0]).methods["condensed"][10]
-    assert (alone.over, alone.count, alone.mean, alone.ci95) == ("target tasks", 6, own.mean, own.ci95)
+    assert (alone.over, alone.count, alone.mean, alone.ci95) == ("target tasks", 6, own.mean, own.ci95_tasks)
 
 
 def test_table_and_files_hold_the_points(runs: list[Path], tmp_path: Path) -> None:

@@ -15,9 +15,18 @@ from rich.console import Console
 from sims.results import figures, report
 from sims.results.collection import collect
 from sims.results.comparison import pairs
-from sims.results.models import CHANCE_LEVELS, METRICS, Results, chance_of, level_of, metric_of
+from sims.results.models import CHANCE_LEVELS, METRICS, PairedResult, Results, chance_of, level_of, metric_of
 from sims.results.tables import results_tables
-from sims.results.wording import change_text, interval_text, layers_text, number_text, pair_label, verdict
+from sims.results.wording import (
+    CLASSES_UNKNOWN,
+    WHICH_INTERVAL,
+    change_text,
+    intervals_text,
+    layers_text,
+    number_text,
+    pair_label,
+    verdict,
+)
 from tests.sims.made_run import ALL_METHODS, edit, make_run
 
 
@@ -70,11 +79,14 @@ def test_the_page_holds_every_result_difference_crossing_and_setting(made: tuple
     _, results, page = made
     for by_shots in results.methods.values():
         for found in by_shots.values():
-            assert interval_text(found) in page.text
+            assert intervals_text(found) in page.text
     for first, second in [pair for group in pairs(results.methods).values() for pair in group]:
         assert pair_label(first, second) in page.text
         for difference in results.paired[f"{first}-{second}"].values():
-            assert interval_text(difference, sign=True) in page.text
+            assert intervals_text(difference, sign=True) in page.text
+            assert verdict(difference) in page.text
+    assert WHICH_INTERVAL in page.text
+    assert WHICH_INTERVAL in " ".join(shown(results).split())
     for crossing in results.crossings:
         assert crossing.digest in page.text
     for wanted in ("58.86 ± 3.12", "64.24 ± 1.89", "unconfined", "learngene run cifar100", "0" * 32, "class_63"):
@@ -182,6 +194,23 @@ def test_every_method_fits_into_report_and_figures(tmp_path: Path) -> None:
         assert max(Image.open(BytesIO(image)).size) < 2000  # pixels: fits a page
 
 
+def test_without_the_classes_of_its_tasks_a_run_says_that_one_interval_is_unknown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, target_tasks="10:3")
+    edit(folder / "nodes" / "individual-2" / "state" / "metrics.json", lambda d: d.pop("task_classes"))
+    results = collect(folder)
+    found = results.methods["condensed"][10]
+    assert results.task_classes == ()
+    assert (found.ci95_classes, results.paired["condensed-scratch"][10].ci95_classes) == (None, None)
+    assert found.ci95_tasks is not None
+    page = page_of(folder, results)
+    assert f"{number_text(found.ci95_tasks)} (± –)" in page.text
+    assert CLASSES_UNKNOWN in page.text
+    assert CLASSES_UNKNOWN in " ".join(shown(results).split())
+    with_classes = collect(make_run(tmp_path / "control", target_tasks="10:3"))
+    assert CLASSES_UNKNOWN not in page_of(folder, with_classes).text
+    assert figures.accuracy_figure(with_classes) != figures.accuracy_figure(results)
+
+
 def test_a_layer_that_was_not_there_is_not_drawn_as_one_without_gradients(made: tuple[Path, Results, Page]) -> None:
     folder, results, _ = made
     trend = results.collective.gradient_trend
@@ -250,7 +279,8 @@ def test_a_run_without_curves_and_trend_still_has_its_report(tmp_path: Path) -> 
     edit(folder / "nodes" / "individual-1" / "state" / "metrics.json", lambda d: d.update(curves={}))
     edit(folder / "nodes" / "collective" / "state" / "metrics.json", lambda d: d.pop("gradient_trend"))
     results = collect(folder)
-    assert results.methods["scratch"][10].ci95 is None
+    assert results.methods["scratch"][10].ci95_tasks is None
+    assert results.methods["scratch"][10].ci95_classes is None
     text = Page(report.write(folder).read_text(encoding="utf-8")).text
     assert "± –" in text
     assert "no learning curves" in text
@@ -276,16 +306,22 @@ def test_a_report_can_be_made_again(made: tuple[Path, Results, Page]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "ci95", "said"),
-    [(3.0, 2.9, "better"), (3.0, 3.0, "not told apart"), (-3.0, 2.0, "worse"), (-1.0, 2.0, "not told apart")],
+    ("mean", "tasks", "classes", "said"),
+    [
+        (3.0, 1.0, 2.9, "better"),
+        (-3.0, 1.0, 2.0, "worse"),
+        (3.0, 3.0, 5.0, "not told apart"),
+        (-1.0, 2.0, None, "not told apart"),
+        (3.0, 2.9, 3.0, "better on these classes, not told apart on new ones"),
+        (-3.0, 2.0, 4.0, "worse on these classes, not told apart on new ones"),
+        (3.0, 2.9, None, "better on these classes"),
+        (3.0, None, None, "one task: nothing can be said"),
+    ],
 )
-def test_only_an_interval_clear_of_zero_tells_methods_apart(mean: float, ci95: float, said: str) -> None:
-    class Difference:
-        pass
-
-    difference = Difference()
-    difference.mean, difference.ci95 = mean, ci95  # type: ignore[attr-defined]
-    assert verdict(difference) == said  # type: ignore[arg-type]
+def test_only_the_wider_interval_clear_of_zero_tells_methods_apart(
+    mean: float, tasks: float | None, classes: float | None, said: str
+) -> None:
+    assert verdict(PairedResult(mean=mean, ci95_tasks=tasks, ci95_classes=classes, tasks=9)) == said
 
 
 def page_of(folder: Path, results: Results) -> Page:

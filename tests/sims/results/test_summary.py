@@ -9,6 +9,7 @@ from scipy import stats
 
 from collective_node.settings import SCORES
 from protocol.errors import InputError
+from sims.results.class_interval import over_new_classes
 from sims.results.collection import collect
 from sims.results.models import CHANCE_LEVELS, Results, chance_of, level_of
 from sims.results.summary import Summary, of_folders, summarise, write
@@ -32,13 +33,26 @@ def interval(values: list[float]) -> tuple[float, float]:
 def test_accuracies_and_differences_are_means_over_runs(made: tuple[list[Path], list[Results], Summary]) -> None:
     _, results, summary = made
     found = summary.methods["paper"][10]
-    assert (found.mean, found.ci95) == pytest.approx(interval([one.methods["paper"][10].mean for one in results]))
+    assert (found.mean, found.ci95_seeds) == pytest.approx(interval([one.methods["paper"][10].mean for one in results]))
     difference = summary.paired["condensed-scratch"][10]
     expected = [one.paired["condensed-scratch"][10].mean for one in results]
     assert difference.per_run == tuple(expected)
-    assert (difference.mean, difference.ci95) == pytest.approx(interval(expected))
+    assert (difference.mean, difference.ci95_seeds) == pytest.approx(interval(expected))
     assert [run.seed for run in summary.runs] == [0, 1, 2]
     assert [run.criterion for run in summary.runs] == [one.collective.criterion for one in results]
+
+
+def test_the_interval_over_new_classes_comes_from_the_tasks_of_all_runs(
+    made: tuple[list[Path], list[Results], Summary],
+) -> None:
+    folders, results, summary = made
+    values = [value for one in results for value in one.methods["paper"][10].per_task]
+    classes = [of_task for one in results for of_task in one.task_classes]
+    assert summary.methods["paper"][10].ci95_classes == over_new_classes(values, classes)
+    without = results[1].model_copy(update={"task_classes": ()})
+    mixed = summarise([(folders[0], results[0]), (folders[1], without)])
+    assert mixed.methods["paper"][10].ci95_classes is None
+    assert mixed.methods["paper"][10].ci95_seeds is not None
 
 
 def test_the_open_world_is_summarised_by_score_strategy_and_cycle(
@@ -64,7 +78,8 @@ def test_the_open_world_is_summarised_by_score_strategy_and_cycle(
                     assert metrics is not None
                     values.append(metrics.auroc)
                 auroc = found.before["auroc"]
-                assert (auroc.mean, auroc.ci95) == pytest.approx(interval(values))
+                assert auroc.ci95_classes is None
+                assert (auroc.mean, auroc.ci95_seeds) == pytest.approx(interval(values))
             assert set(cycle.stream) == set(SCORES)
             assert cycle.figures["found"].per_run == tuple(record.found for record in records)
             assert cycle.figures["found"].mean + cycle.figures["given"].mean == cycle.figures["named"].mean
@@ -79,12 +94,15 @@ def test_one_run_has_no_interval_and_what_one_run_lacks_is_left_out_of_its_mean(
 ) -> None:
     folders, results, _ = made
     alone = summarise([(folders[0], results[0])])
-    assert alone.methods["paper"][10].ci95 is None
+    assert alone.methods["paper"][10].ci95_seeds is None
+    assert alone.methods["paper"][10].ci95_classes == pytest.approx(results[0].methods["paper"][10].ci95_classes)
+    difference = alone.paired["condensed-paper"][10].ci95_classes
+    assert difference == pytest.approx(results[0].paired["condensed-paper"][10].ci95_classes)
     without = results[1].model_copy(
         update={"collective": results[1].collective.model_copy(update={"condensed_accuracy": None})}
     )
     found = summarise([(folders[0], results[0]), (folders[1], without)]).collective["condensed_accuracy"]
-    assert (found.mean, found.ci95, found.runs, found.per_run) == (50.3, None, 1, (50.3, None))
+    assert (found.mean, found.ci95_seeds, found.runs, found.per_run) == (50.3, None, 1, (50.3, None))
 
 
 def test_the_file_and_the_table_hold_the_summary(

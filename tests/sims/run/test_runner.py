@@ -423,7 +423,7 @@ def test_the_summary_takes_runs_as_its_samples(tmp_path: Path) -> None:
     from scipy import stats
 
     interval = stats.ttest_1samp(means, 0).confidence_interval(0.95)
-    assert found.ci95 == pytest.approx((interval.high - interval.low) / 2)
+    assert found.ci95_seeds == pytest.approx((interval.high - interval.low) / 2)
 
 
 # ------------------------------------------------------------------------------------------------------------------
