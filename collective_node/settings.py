@@ -66,7 +66,7 @@ class CollectiveSettings(BaseModel):
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    ewc: float = Field(100.0, gt=0, description="weight of the EWC penalty, strategy ewc")
+    ewc: float = Field(10_000.0, gt=0, description="weight of the EWC penalty, strategy ewc")
     ewc_samples: int = Field(512, ge=1, description="images of a task behind its part of the EWC penalty, strategy ewc")
     cycles: int = Field(1, ge=0, description="open-world cycles after the tasks: recognise, name, add, train on")
     classes_per_cycle: int = Field(16, ge=1, description="M, classes that the oracle names in a cycle at most")
