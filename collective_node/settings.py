@@ -22,8 +22,8 @@ Bias = Literal["none", "weight-alignment", "balanced"]
 #: Which layers the form ``paper`` takes: by the trend of gradients (Eq. 4, 5), or by their likeness to those of a
 #: pseudo-descendant (arXiv 2305.02279).
 Criterion = Literal["gradient-trend", "similarity"]
-#: Number of weights of a compact network, by the setting's name.
-Budget = Literal["0.25M", "0.5M", "1M", "2M"]
+#: Most weights of a compact network, by the setting's name; ``own``: it has the collective's own top layers.
+Budget = Literal["own", "0.25M", "0.5M", "1M", "2M"]
 BUDGETS: Mapping[Budget, int] = {"0.25M": 250_000, "0.5M": 500_000, "1M": 1_000_000, "2M": 2_000_000}
 #: Widths of the thirteen convolutions, at width factor 1.
 BASE_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
@@ -102,8 +102,8 @@ class CollectiveSettings(BaseModel):
     forms: tuple[Form, ...] = Field(("condensed", "paper"), min_length=1)
     condense_epochs: float = Field(5.0, gt=0, description="passes over the known images for the compact network")
     condense_learning_rate: float = Field(0.1, gt=0)
-    condense_budget: Budget | None = Field(
-        "0.5M", description="weights of the compact network; none: a stem for the collective's own top layers"
+    condense_budget: Budget = Field(
+        "0.5M", description="weights of the compact network; own: a stem for top layers as the collective's own"
     )
     condense_pools: tuple[int, ...] | None = Field(
         None,
@@ -194,10 +194,10 @@ class CollectiveSettings(BaseModel):
 
     @model_validator(mode="after")
     def _frozen_layers_are_the_collectives(self) -> "CollectiveSettings":
-        if self.condense_frozen and (self.condense_start != "collective" or self.condense_budget is not None):
+        if self.condense_frozen and (self.condense_start != "collective" or self.condense_budget != "own"):
             raise ValueError(
                 "condense_frozen keeps the collective's own top layers: set condense_start=collective and "
-                "condense_budget=none"
+                "condense_budget=own"
             )
         return self
 
@@ -215,7 +215,7 @@ class CollectiveSettings(BaseModel):
     @property
     def budget(self) -> int | None:
         """Most weights of the compact network; None: it has the collective's own top layers."""
-        return None if self.condense_budget is None else BUDGETS[self.condense_budget]
+        return BUDGETS.get(self.condense_budget)
 
     @property
     def distils(self) -> bool:

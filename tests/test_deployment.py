@@ -55,7 +55,7 @@ from tests.sims.run.listening import Listener, Listening
 RUN_ID = "5a" * 16
 FORMS: tuple[Form, ...] = ("condensed", "paper")  # what the relay asks for where nothing else is said
 PROGRAMS = Path(sys.executable).parent
-COLLECTIVE = {"width": 0.0625, "tasks": 2, "epochs": 0.2, "condense_epochs": 0.2}
+COLLECTIVE = {"width": 0.0625, "tasks": 2, "epochs": 0.2, "condense_epochs": 0.2, "condense_budget": "own"}
 INDIVIDUAL = {"methods": ["condensed", "paper"], "epochs": 1}
 
 

@@ -54,6 +54,7 @@ _COLLECTIVE = {
     "cycles": 0,
     "forms": ["condensed"],
     "condense_epochs": 0.1,
+    "condense_budget": "own",
 }
 _INDIVIDUAL = {"methods": ["condensed"], "epochs": 1, "curve_tasks": 1}
 _WINDOWS = 8

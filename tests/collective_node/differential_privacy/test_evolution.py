@@ -27,6 +27,7 @@ from tests.collective_node.differential_privacy.test_randomness import source
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 SETTINGS = CollectiveSettings(
     width=0.0625,
+    condense_budget="own",
     tasks=2,
     classes_per_task=2,
     forms=("condensed",),
@@ -234,7 +235,14 @@ def plainly(folder: Path, settings: CollectiveSettings) -> Evolved:
 def test_the_fisher_diagonal_alone_can_be_private_given_the_weights(tmp_path: Path) -> None:
     """The weights stay bit by bit what they were; the Fisher diagonals of all forms share the one epsilon."""
     ordinary = CollectiveSettings(
-        width=0.0625, tasks=2, classes_per_task=2, cycles=0, epochs=0.3, condense_epochs=0.3, fisher_samples=60
+        width=0.0625,
+        tasks=2,
+        classes_per_task=2,
+        cycles=0,
+        epochs=0.3,
+        condense_epochs=0.3,
+        condense_budget="own",
+        fisher_samples=60,
     )
     private = ordinary.model_copy(update={"privacy_epsilon": 4.0, "privacy_scope": "fisher-given-weights"})
     without, found = plainly(tmp_path / "without", ordinary), plainly(tmp_path / "with", private)

@@ -21,6 +21,7 @@ from tests.two_folders import make_folders
 
 SETTINGS = {
     "width": 0.0625,
+    "condense_budget": "own",
     "tasks": 1,
     "classes_per_task": 4,
     "forms": ["condensed"],

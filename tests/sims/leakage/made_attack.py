@@ -41,7 +41,8 @@ def make_attacked(folder: Path, *, cycles: int = 0) -> AttackedRun:
     :func:`with_release` trains one."""
     changes = (
         "collective.tasks=2 collective.classes_per_task=3 collective.epochs=1 collective.condense_epochs=1 "
-        f"collective.cycles={cycles} collective.open_epochs=0.2 collective.keep_known=0.5"
+        f"collective.cycles={cycles} collective.open_epochs=0.2 collective.keep_known=0.5 "
+        "collective.condense_budget=own"
     )
     config = {"dataset": "cifar100", "profile": "smoke", "stand-in": True, "set": changes, "threads": 1}
     settings = from_run_config({**config, "out": str(folder)})
