@@ -5,7 +5,6 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from collective_node.network.compact_network import CompactClassifier
 from collective_node.network.growth_schedule import PAPER, parse
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Estimator, PrivacyScope
@@ -22,6 +21,8 @@ Bias = Literal["none", "weight-alignment", "balanced"]
 #: Which layers the form ``paper`` takes: by the trend of gradients (Eq. 4, 5), or by their likeness to those of a
 #: pseudo-descendant (arXiv 2305.02279).
 Criterion = Literal["gradient-trend", "similarity"]
+#: Classifier behind a compact network's features, while it is trained.
+CompactClassifier = Literal["mlp", "linear", "cosine"]
 #: Most weights of a compact network, by the setting's name; ``own``: it has the collective's own top layers.
 Budget = Literal["own", "0.25M", "0.5M", "1M", "2M"]
 BUDGETS: Mapping[Budget, int] = {"0.25M": 250_000, "0.5M": 500_000, "1M": 1_000_000, "2M": 2_000_000}

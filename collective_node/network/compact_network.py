@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from collective_node.network.dropout import Dropout
 from collective_node.network.expandable_network import ExpandableNetwork, scaled
+from collective_node.settings import CompactClassifier
 from protocol.errors import InputError
 from protocol.learngene.architecture import Block, BlockRole
 from protocol.learngene.network import ConvolutionBlock, layers_of
@@ -18,8 +18,6 @@ from protocol.learngene.network import ConvolutionBlock, layers_of
 STEM_WIDTHS = (64, 128, 256)
 #: Widths of the stem's blocks over those of the top layers, where a budget decides both.
 STEM_SHARES = (8, 4, 2, 1)
-#: Classifier behind a compact network's features, while it is trained.
-CompactClassifier = Literal["mlp", "linear", "cosine"]
 #: Scale of a cosine classifier's similarities (Gidaris and Komodakis 2018 learn it and begin with 10).
 COSINE_SCALE = 16.0
 

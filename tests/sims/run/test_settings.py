@@ -114,7 +114,7 @@ def test_target_tasks_by_shots(shots: str, tasks: str, expected: dict[int, int])
         ({"set": "individual.retian_weight=1"}, "individual.retain_weight?"),
         ({"set": "colective.epochs=1"}, "collective.epochs?"),
         ({"set": "collective.momentun=1"}, "collective.momentum?"),
-        ({"set": "individual.nothing_like_it=1"}, "floor_penalty"),  # the valid ones
+        ({"set": "individual.nothing_like_it=1"}, "--dry-run"),  # it lists the valid ones
         ({"set": "individual.retain_weight=much"}, "individual.retain_weight"),
         ({"set": "individual.retain_weight=-1"}, "individual.retain_weight"),
         ({"set": "individual.retain_weight=inf"}, "individual.retain_weight"),
