@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -212,6 +212,7 @@ def _condense(evolution: Evolution, collective: Collective, form: CompactForm, t
     def observe(step: int, steps: int) -> None:
         evolution.events.append("condense", step + 1, steps, f"a compact network, form {form}")
 
+    data = replace(data, by_class=settings.condense_sampling == "class-balanced")
     if recipe.stream and evolution.open_world is not None:
         data = data.with_unlabelled(evolution.open_world.unnamed(collective), recipe.stream)
     knowledge: Knowledge | None = None

@@ -118,6 +118,9 @@ class CollectiveSettings(BaseModel):
         False, description="whether top layers from the collective, and its classifier, stay as they are"
     )
     condense_known: bool = Field(True, description="whether the condensed form learns named classes besides the base's")
+    condense_sampling: Literal["class-balanced", "instance-balanced"] = Field(
+        "class-balanced", description="whether every class or every image occurs equally often in condensing"
+    )
     condense_stream: float = Field(
         0.0, ge=0, lt=1, description="share of a batch that distils from images of the stream that nobody named"
     )

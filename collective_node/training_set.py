@@ -1,7 +1,7 @@
 """The images that a network is trained on, with the output that each of them stands for."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ class TrainingSet:
         rows: row numbers in ``images``, int64 ``[n]`` for each class that is trained on.
         targets: the network's output for each label, int64 ``[labels]`` on the device; -1 if it has none.
         unlabelled: row numbers of images without a label, int64 ``[m]``; their output is -1.
-        share: of each balanced batch that is drawn from those.
+        share: of each batch that is drawn from those.
+        by_class: whether every class occurs equally often in the batches, else every image (class- and
+            instance-balanced sampling: Kang et al. 2020, *Decoupling representation and classifier*, section 3).
     """
 
     images: DeviceImages
@@ -28,6 +30,7 @@ class TrainingSet:
     targets: Tensor
     unlabelled: Tensor | None = None
     share: float = 0.0
+    by_class: bool = True
 
     def with_unlabelled(self, pixels: NDArray[np.uint8], share: float) -> "TrainingSet":
         """The same images and further ones ``[m, H, W, C]`` that nobody named."""
@@ -36,7 +39,9 @@ class TrainingSet:
         nameless = labels.new_full((len(more),), len(self.targets))
         joined = DeviceImages(torch.cat([images.pixels, more]), torch.cat([labels, nameless]), images.mean, images.std)
         targets = torch.cat([self.targets, self.targets.new_full((1,), -1)])
-        return TrainingSet(joined, self.rows, targets, torch.arange(len(images), len(joined)), share)
+        return replace(
+            self, images=joined, targets=targets, unlabelled=torch.arange(len(images), len(joined)), share=share
+        )
 
     def __len__(self) -> int:
         return sum(len(rows) for rows in self.rows)
@@ -63,11 +68,12 @@ class TrainingSet:
 
     def balanced(self, steps: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Batches of row numbers, see :func:`class_balanced_batches`; of them ``share`` without a label."""
+        rows = self.rows if self.by_class else (torch.cat(self.rows),)
         if self.unlabelled is None:
-            yield from class_balanced_batches(self.rows, steps, batch_size, generator)
+            yield from class_balanced_batches(rows, steps, batch_size, generator)
             return
         nameless = round(self.share * batch_size)
-        labelled = class_balanced_batches(self.rows, steps, batch_size - nameless, generator)
+        labelled = class_balanced_batches(rows, steps, batch_size - nameless, generator)
         others = class_balanced_batches([self.unlabelled], steps, nameless, generator)
         for ours, theirs in zip(labelled, others, strict=True):
             # Mixed, so that every part of a batch has its share of them.

@@ -1,5 +1,7 @@
 """Tests of the batches and the samples that are drawn from a training set."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -50,6 +52,16 @@ def test_a_batch_is_the_images_of_its_rows_with_the_outputs_of_their_labels() ->
     found = list(data.batches(data.every_row, size=3))
     assert [len(outputs) for _, outputs in found] == [3, 3, 1]
     assert torch.equal(torch.cat([x for x, _ in found]), data.images.batch(data.every_row)[0])
+
+
+def test_by_image_every_image_occurs_equally_often_and_by_class_every_class() -> None:
+    data = made_set(1, 30, 6)
+    drawn = {}
+    for by_class in (True, False):
+        batches = replace(data, by_class=by_class).balanced(9, 8, torch.Generator().manual_seed(0))
+        counts = torch.bincount(torch.cat(list(batches)), minlength=37)[1:]
+        drawn[by_class] = [int(counts[:30].sum()), int(counts[30:].sum())]
+    assert drawn == {True: [36, 36], False: [60, 12]}
 
 
 def test_images_without_a_label_fill_their_share_of_every_batch_and_have_no_output() -> None:
