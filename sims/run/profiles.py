@@ -63,13 +63,13 @@ _AT_32: Mapping[ProfileName, Profile] = {
         individual=_individual(epochs=2, patches=50, curve_tasks=2),
     ),
     "quick": Profile(
-        purpose="at most 4 minutes on two cores",
+        purpose="some 10 minutes on two cores",
         target_tasks={10: 40, 20: 10},
         collective=_collective(width=0.25, tasks=13, parts=2),
         individual=_individual(),
     ),
     "small": Profile(
-        purpose="at most 30 minutes on two cores",
+        purpose="some 45 minutes on two cores",
         target_tasks={10: 60, 20: 40},
         collective=_collective(
             width=0.375,
