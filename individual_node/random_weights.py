@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from individual_node.adaptation import AT_ONCE, channels_joined, stacked
 from individual_node.reconstruction import IndividualNetworks, reconstruct
 from individual_node.target_tasks import TargetTask
 from protocol.learngene.architecture import Architecture
 from protocol.learngene.images import DeviceImages, autocast
+from protocol.learngene.network import average_statistics
 
 
 @torch.no_grad()
@@ -35,10 +35,7 @@ def random_networks(
     """
     model = reconstruct(architecture, None, ways=tasks[0].ways, generators=generators, view_shifts=view_shifts)
     model = model.to(images.pixels.device).to(memory_format=torch.channels_last).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # torch: a cumulative average
+    average_statistics(model)
     rows, _ = stacked(tasks)
     for part in rows.tensor_split(-(-len(rows) // AT_ONCE)):
         x = channels_joined(images.batch(part.flatten())[0], model.networks)

@@ -24,7 +24,7 @@ from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
 from protocol.learngene.architecture import CompactForm
 from protocol.learngene.images import autocast
-from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
+from protocol.learngene.network import ConvolutionBlock, average_statistics, build_blocks, initialise, layers_of
 
 #: Batches of 250 images that the BatchNorm statistics of a compact network are averaged over.
 STATISTICS_BATCHES = 40
@@ -125,8 +125,10 @@ def condense(
     initialise(deep, random["weights"])
     if recipe.inherits:
         inherit(layers_of(deep), network.layers[-top:])
-    classifier: nn.Module = copy.deepcopy(network.classifier)
-    if not recipe.frozen:
+    classifier: nn.Module
+    if recipe.frozen:
+        classifier = copy.deepcopy(network.classifier)
+    else:
         height, width = data.images.pixels.shape[1:3]
         features = blocks.top[-1].out_channels * positions_of((*blocks.stem, *blocks.top), height, width)
         classifier = build_compact_classifier(
@@ -238,10 +240,7 @@ def _largest(values: Tensor, count: int) -> Tensor:
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, data: TrainingSet, generator: torch.Generator) -> None:
     """Replace every BatchNorm's running statistics by plain averages over 40 balanced batches of 250."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch: a cumulative average
+    norms = average_statistics(model)
     for index in data.balanced(STATISTICS_BATCHES, 250, generator):
         with autocast(data.device):
             model(data.batch(index)[0])

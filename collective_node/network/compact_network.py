@@ -1,5 +1,6 @@
 """The compact network that a collective makes for individuals: a light stem, top layers and a classifier."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,8 @@ from protocol.learngene.network import ConvolutionBlock, layers_of
 STEM_WIDTHS = (64, 128, 256)
 #: Widths of the stem's blocks over those of the top layers, where a budget decides both.
 STEM_SHARES = (8, 4, 2, 1)
+#: Most channels that a block may have.
+MOST_CHANNELS = 4096
 #: Scale of a cosine classifier's similarities (Gidaris and Komodakis 2018 learn it and begin with 10).
 COSINE_SCALE = 16.0
 
@@ -140,10 +143,10 @@ def blueprint_for(budget: int, *, channels: int, top: int, pools: Sequence[int] 
             _chain("top", (width,) * (top + 1), [number - len(STEM_SHARES) for number in behind]),
         )
 
-    widths = [width for width in range(1, 4097) if of(width).parameters <= budget]
-    if not widths:
+    fitting = bisect_right(range(1, MOST_CHANNELS + 1), budget, key=lambda width: of(width).parameters)
+    if fitting == 0:
         raise InputError(f"a compact network of {blocks} blocks needs more than {budget} weights")
-    return of(widths[-1])
+    return of(fitting)
 
 
 def _chain(role: BlockRole, widths: Sequence[int], pools: Iterable[int]) -> tuple[Block, ...]:

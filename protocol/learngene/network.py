@@ -91,6 +91,16 @@ def initialise(blocks: nn.Module, generator: torch.Generator) -> None:
             module.reset_parameters()
 
 
+def average_statistics(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """Let every BatchNorm begin its running statistics anew, as plain averages over the batches from now on; returns
+    them."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch: a cumulative average
+    return norms
+
+
 def block_tensors(blocks: Sequence[ConvolutionBlock]) -> dict[str, Tensor]:
     """Parameters and running statistics of the blocks of one network, by the blob's names (``block.<i>.<name>``)."""
     names = BLOCK_PARAMETERS + BLOCK_STATISTICS
