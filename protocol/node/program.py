@@ -38,10 +38,10 @@ class PartyProgram(Generic[EndpointT]):
         self._node, self._confinement = node, confinement
         self._device = choose_device(node.device)
         # Torch's own choice knows of no quota.
-        self._threads = node.threads or min(torch.get_num_threads(), usable_cores())
-        torch.set_num_threads(self._threads)
+        threads = node.threads or min(torch.get_num_threads(), usable_cores())
+        torch.set_num_threads(threads)
         # A GPU does one thing after another.
-        set_worker_count(self._threads if self._device.type == "cpu" else 1)
+        set_worker_count(threads if self._device.type == "cpu" else 1)
         self._endpoint: EndpointT = endpoint_of(node, keys, endpoint)
         self._events = Events(node.state / "events.jsonl")
         self._job = Job()
@@ -72,7 +72,6 @@ class PartyProgram(Generic[EndpointT]):
         """The circumstances of the party's figures: what they were made on."""
         return {
             "device": str(self._device),
-            # Not what torch says: a thread that begins after work side by side has one.
-            "threads": self._threads,
+            "threads": torch.get_num_threads(),
             "confinement": self._confinement.line,
         }
