@@ -110,7 +110,7 @@ class Collective:
                 growth = widen(self.network, step.layer, scaled(step.extra, width), self.random["growth"], noise=noise)
             else:
                 growth = deepen(self.network, step.layer, step.way)
-                self.trend.insert_layer(step.layer + 1)
+            self.trend.follow(growth)
         except ValueError as error:
             raise InputError(f"expansion: {error}") from error
         self._follow(growth)

@@ -44,6 +44,7 @@ _AS_BEFORE: Mapping[str, object] = {
     "open_learning_rate": None,
     "bias": "none",
     "calibration_share": 0.0,
+    "copies": "divided",
 }
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {
@@ -177,6 +178,8 @@ class EvolutionPlan:
         )
         network = network.to(images.pixels.device).to(memory_format=torch.channels_last)
         trend = GradientTrend(len(network.layers), settings.sigma)
+        if settings.copies == "undivided":
+            trend.fractions = [None] * trend.layers
         return Collective(network, random, trend, images, len(self.classes), list(self.classes))
 
     def grow(self, collective: Collective, number: int) -> None:

@@ -97,6 +97,10 @@ class CollectiveSettings(BaseModel):
         3, ge=1, le=36, description="k, the inherited layers; none: as many as settled, 3 where none did"
     )
     criterion: Criterion = "gradient-trend"
+    copies: Literal["divided", "undivided"] = Field(
+        "divided",
+        description="gradients of widened channels in Eq. 4: as they are, or over the fraction that a copy is",
+    )
     descendant_epochs: float = Field(
         0.0, ge=0, description="passes over the base images for the pseudo-descendant; 0: no second criterion"
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from collective_node.network.growth_of_tensors import Copied, Growth, convolution_of
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError
 
@@ -34,15 +35,22 @@ class GradientTrend:
     (Eq. 5), over the batches seen. The first task fixes ``sigma``, if it is not given, at half the pooled median of
     its ``g``, found from a histogram on a logarithmic grid (64 bins per factor of two, so within 0.6 %).
 
+    Widening divides what a channel sends on among its copies, and with it the gradient of the weights that make the
+    channel: each copy has its fraction of it, whatever the network learned. ``fractions`` takes that out again.
+
     Attributes:
         layers: number of convolutions.
         sigma: threshold; None until the first task has ended.
         rho: one list per finished task, a share per layer; None if the layer was not there yet.
+        fractions: of each layer, the fraction of the first channel that each channel is ``[out]``, by which its
+            gradient is divided before it is counted; None: a layer that was not widened. The whole attribute is None
+            if gradients count as they are.
     """
 
     layers: int
     sigma: float | None = None
     rho: list[list[float | None]] = field(default_factory=list)
+    fractions: list[Tensor | None] | None = None
     _histogram: Tensor | None = None
 
     def observe(self, gradients: Sequence[Tensor]) -> None:
@@ -56,13 +64,37 @@ class GradientTrend:
         bins = (LARGEST - SMALLEST) * BINS_PER_OCTAVE
         rows = []
         for number, gradient in enumerate(gradients):
-            size = gradient.detach().abs().flatten()
+            size = self._whole(number, gradient.detach()).abs().flatten()
             if not torch.isfinite(size).all():
                 raise ValueError(f"the gradient of convolution {number + 1} is not finite")
             place = (torch.log2(size) - SMALLEST).mul_(BINS_PER_OCTAVE).clamp_(0, bins - 1)
             rows.append(torch.bincount(place.long(), minlength=bins).cpu())
         counts = torch.stack(rows)
         self._histogram = counts if self._histogram is None else self._histogram + counts
+
+    def _whole(self, number: int, gradient: Tensor) -> Tensor:
+        """The gradient as if the layer's channels had not been divided."""
+        fraction = None if self.fractions is None else self.fractions[number]
+        if fraction is None:
+            return gradient
+        return gradient / fraction.to(gradient).reshape(-1, *[1] * (gradient.ndim - 1))
+
+    def follow(self, growth: Growth) -> None:
+        """Follow a growth of the network, between two tasks.
+
+        Raises:
+            ValueError: a layer cannot be inserted there, or now.
+        """
+        if growth.inserted is not None:
+            self.insert_layer(growth.inserted)
+        for name, move in growth.moves.items():
+            number = convolution_of(name)
+            if self.fractions is None or number is None or not isinstance(move, Copied) or move.axis != 0:
+                continue
+            before = self.fractions[number]
+            if before is None:
+                before = torch.ones(int(move.source.max()) + 1, dtype=torch.float64)
+            self.fractions[number] = move.follow(before, "gradient")
 
     def insert_layer(self, index: int) -> None:
         """Follow the insertion of convolution ``index`` (0-based): the finished tasks have no ``rho`` of it.
@@ -77,6 +109,8 @@ class GradientTrend:
         self.layers += 1
         for row in self.rho:
             row.insert(index, None)
+        if self.fractions is not None:
+            self.fractions.insert(index, None)
 
     def end_task(self) -> list[float]:
         """Close the task: fixes ``sigma`` if it is open and appends the task's ``rho`` (one share per layer)."""

@@ -14,6 +14,12 @@ Kind = Literal["value", "gradient", "square"]
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 
 
+def convolution_of(name: str) -> int | None:
+    """Number of the convolution whose weights have this name; None if the name is of another parameter."""
+    found = _BLOCK.match(name)
+    return int(found[1]) if found is not None and name[found.end() :] == "conv.weight" else None
+
+
 @dataclass(frozen=True)
 class Copied:
     """Entries along one axis are copied, each with a factor.

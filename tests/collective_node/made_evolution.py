@@ -93,6 +93,7 @@ EVERYTHING = CYCLES.model_copy(
     update={
         "expansion": ("widen 2 +64", "deepen 5 identity", "deepen 0 identity", "widen 12 +128"),
         "growth_noise": 0.1,
+        "copies": "undivided",
         "strategy": "ewc",
         "compare_scores": ("energy",),
         "compare_strategies": ("none",),

@@ -16,6 +16,9 @@ from collective_node.extraction.criterion import (
     settled,
     settled_layers,
 )
+from collective_node.network.expandable_network import ExpandableNetwork
+from collective_node.network.growth_of_tensors import Copied, Growth
+from collective_node.network.growth_steps import add_outputs, widen
 from collective_node.settings import CollectiveSettings
 from protocol.errors import InputError
 
@@ -94,6 +97,41 @@ def test_a_layer_put_in_between_two_tasks_has_no_share_before_and_one_afterwards
         trend.insert_layer(1)
     with pytest.raises(ValueError, match="no place 4"):
         GradientTrend(3).insert_layer(4)
+
+
+@pytest.mark.parametrize("undivided", [False, True])
+def test_a_copy_counts_with_the_gradient_that_its_channel_had(undivided: bool) -> None:
+    """Widening divides a channel's gradient among its copies; with ``fractions`` each counts as the whole again."""
+    generator = torch.Generator().manual_seed(0)
+    network = ExpandableNetwork((4, 4, 6, 6, 8, 8, 8, 8, 8, 8, 8, 8, 8), hidden=0, dropout=0.0, generator=generator)
+    add_outputs(network, 5, generator)
+    network.eval()  # the function stays the same, so the gradients are comparable
+    x, labels = torch.randn(6, 3, 32, 32, generator=generator), torch.arange(6) % 5
+
+    def gradients() -> list[Tensor]:
+        network.zero_grad()
+        torch.nn.functional.cross_entropy(network(x), labels).backward()
+        return [layer.conv.weight.grad.clone() for layer in network.layers if layer.conv.weight.grad is not None]
+
+    before = gradients()[4]
+    trend = GradientTrend(13, sigma=float(before.abs().median()), fractions=[None] * 13 if undivided else None)
+    source = torch.arange(8)
+    for extra in (8, 8):
+        growth = widen(network, 4, extra, generator)
+        move = growth.moves["blocks.4.conv.weight"]
+        assert isinstance(move, Copied)
+        source = source[move.source]
+        trend.follow(growth)
+    trend.observe(gradients())
+    whole = float((before[source].abs() > trend.sigma).double().mean())
+    assert (trend.end_task()[4] == pytest.approx(whole, abs=0.02)) == undivided
+
+
+def test_a_layer_put_in_moves_the_fractions_of_those_behind_it() -> None:
+    trend = GradientTrend(2, sigma=0.5, fractions=[None, torch.tensor([0.25, 1.0])])
+    trend.follow(Growth({}, inserted=1))
+    trend.observe([torch.ones(1, 1), torch.ones(1, 1), torch.full((2, 1), 0.2)])
+    assert trend.end_task() == [1.0, 1.0, 0.5]
 
 
 def noisy(values: Sequence[float], seed: int) -> list[float | None]:
