@@ -43,8 +43,9 @@ _PASSED_ON = frozenset(
         *("TMPDIR", "XDG_CACHE_HOME"),
     )
 )
-#: Matches the colours in Flower's lines.
-_COLOUR = re.compile(r"(\x1b\[[0-9;]{0,16}m)")
+#: Matches the colours in Flower's lines, bold and their end; nothing that hides a line.
+_COLOUR = re.compile(r"(\x1b\[(?:0|1|22|39|49|[349][0-7]|10[0-7])?(?:;(?:0|1|22|39|49|[349][0-7]|10[0-7]))*m)")
+_PLAIN = "\x1b[0m"
 _PASSED_ON_PREFIXES = ("LC_", "FLWR_")
 
 
@@ -108,30 +109,26 @@ def courier(
     os.umask(0o077)
     privileges.close_inherited()
     if not unconfined:
-        _leave_the_terminal()
+        confine.check_offered(COURIER)
+        _leave_the_streams()
     _check_readable([program, door.secret, *_files(command)])
     found = guards.not_confined(COURIER) if unconfined else confine.confine(rules, home, COURIER, apart=door.apart)
     say(f"courier of {door.socket}, process {os.getpid()} of user {os.getuid()}: {found.line}", error=True)
     os.execve(program, arguments, environment(home, os.environ))
 
 
-def _leave_the_terminal() -> None:
-    """Leave standard input empty; what is printed on a terminal goes there through a process that keeps its colours and
-    shows every other control as text: a terminal can be read, and made to answer, by any process that holds it."""
+def _leave_the_streams() -> None:
+    """Leave standard input empty; what is printed goes out through a process that keeps its colours and shows every
+    other control as text: a terminal can be read, and made to answer, by any process that holds it."""
     nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    terminals = [number for number in (1, 2) if os.isatty(number)]
-    if terminals:
-        warden = start_warden(nothing, None, clean=_coloured)
-        assert warden.output is not None
-        for number in terminals:
-            os.dup2(warden.output, number)
-        os.close(warden.output)
+    start_warden(nothing, None, clean=_coloured).take_streams()
     os.close(nothing)
 
 
 def _coloured(line: str) -> str:
-    return "".join(part if _COLOUR.fullmatch(part) else visible_line(part) for part in _COLOUR.split(line))
+    parts = _COLOUR.split(line)
+    shown = "".join(part if _COLOUR.fullmatch(part) else visible_line(part) for part in parts)
+    return shown if len(parts) == 1 else shown + _PLAIN
 
 
 def with_door(command: Sequence[str], door: Door) -> list[str]:

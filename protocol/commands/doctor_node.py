@@ -3,7 +3,6 @@
 Nothing is changed.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -144,15 +143,11 @@ def _check_private(folder: Path) -> None:
 
 
 def _locked(node: NodeTable) -> bool:
-    lock = state_files.open_to_read(node.state, state_files.LOCK, "the lock")
-    if lock is None:
-        return False
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    try:
+        with state_files.held(node.state):
+            return False
+    except RunFailedError:
+        return True
 
 
 def _ledger(node: NodeTable, role: Role) -> tuple[int, Finding]:

@@ -2,7 +2,8 @@
 
 The kernel passes calls that a node's filter does not allow to a listener (Linux kernel documentation,
 ``userspace-api/seccomp_filter``, user space notification). The warden holds it: it writes a line and always answers
-EPERM. It also passes the node's output to a terminal, so that the node itself holds no terminal.
+EPERM. It also passes on what the node prints, so that the node itself holds one end of a pipe and nothing else: not
+the terminal, connection or file that it was started with, which it could read, cut short or open wider.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -29,7 +30,7 @@ from protocol.errors import RunFailedError
 # call) and struct seccomp_notif_resp (id, value, error, flags).
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _NOTIFICATION_BYTES, _NUMBER, _ARGUMENTS = 80, 16, 32
-_BEGIN, _BOUND = b"1", b"2"
+_BEGIN, _BOUND, _STREAMS = b"1", b"2", b"3"
 #: Most different refusals that are logged; a node with more is not simply mistaken.
 _MOST_LINES = 200
 _LINE_BYTES = 4096
@@ -42,12 +43,12 @@ class Warden:
     Attributes:
         pid: of the warden.
         channel: the connection to it; the other end closes when the warden ends, and the node must then end.
-        output: descriptor to which a node writes output for the terminal; None if it was started on none.
+        outputs: descriptor to which a node writes what it prints, by the number of the standard stream.
     """
 
     pid: int
     channel: socket.socket
-    output: int | None
+    outputs: Mapping[int, int]
 
     def begin(self) -> None:
         """Log refusals from now on. Before this, a node tests its guards.
@@ -55,16 +56,35 @@ class Warden:
         Raises:
             RunFailedError: the warden has ended.
         """
-        try:
-            self.channel.send(_BEGIN)
-        except OSError as error:
-            raise RunFailedError("the warden of this node has ended; start the node again") from error
+        self._tell(_BEGIN)
 
     def bound(self) -> None:
         """Tell the warden that the node's socket is bound: it removes the socket when the node has ended."""
         # If the warden has ended, the next start replaces the socket that is left.
         with contextlib.suppress(OSError):
             self.channel.send(_BOUND)
+
+    def take_streams(self) -> None:
+        """Leave this process's standard input empty, and print to the warden from now on.
+
+        Raises:
+            RunFailedError: the warden has ended; then nothing is changed.
+        """
+        self._tell(_STREAMS)
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, writing in self.outputs.items():
+            os.dup2(writing, number)
+        for writing in set(self.outputs.values()):
+            os.close(writing)
+
+    def _tell(self, word: bytes) -> None:
+        try:
+            self.channel.send(word)
+        except OSError as error:
+            raise RunFailedError("the warden of this node has ended; start the node again") from error
 
 
 def start(
@@ -85,27 +105,39 @@ def start(
         clean: makes a line safe for a terminal.
     """
     ours, theirs = socket.socketpair()
-    terminal = next((number for number in (2, 1) if os.isatty(number)), None)
-    reading, writing = os.pipe() if terminal is not None else (None, None)
+    streams = _streams()
+    pipes = {target: os.pipe() for target in dict.fromkeys(streams.values())}
+    printed = {reading: target for target, (reading, _) in pipes.items()}
     node, pid = os.getpid(), os.fork()
     if pid == 0:
         try:
             ours.close()
-            _guard(os.pidfd_open(node), theirs, log, reading, terminal, user, clean, keeps, door)
+            _guard(os.pidfd_open(node), theirs, log, printed, user, clean, keeps, door)
         finally:
             os._exit(1)
     theirs.close()
-    if reading is not None:
+    for reading in printed:
         os.close(reading)
-    return Warden(pid, ours, writing)
+    return Warden(pid, ours, {number: pipes[target][1] for number, target in streams.items()})
+
+
+def _streams() -> dict[int, int]:
+    """Standard output and error by number, and the descriptor that each goes to: the same for both where both are one
+    file, so that their lines keep their order. One that is closed is left out."""
+    found: dict[int, int] = {}
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            status = os.fstat(number)
+            same = (target for target in found.values() if os.path.samestat(os.fstat(target), status))
+            found[number] = next(same, number)
+    return found
 
 
 def _guard(
     node: int,
     channel: socket.socket,
     log: int,
-    printed: int | None,
-    terminal: int | None,
+    printed: Mapping[int, int],
     user: User | None,
     clean: Callable[[str], str],
     keeps: int | None,
@@ -115,8 +147,7 @@ def _guard(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     # The node's end of the channel is not trusted: the node may have been taken over.
-    given = (printed, terminal, keeps)
-    keep = {channel.fileno(), log, node, *(number for number in given if number is not None)}
+    keep = {channel.fileno(), log, node, *printed, *printed.values(), *(() if keeps is None else (keeps,))}
     _close_all_but(keep)
     # Nothing that other processes of its user must not see is open any more, and it needs its own ``/proc``.
     privileges.let_others_look(True)
@@ -125,7 +156,7 @@ def _guard(
     privileges.give_up(user, capabilities=True)
     landlock.restrict({} if door is None else {door.parent: landlock.Access.REMOVE_FILE}, tcp=False)
     seccomp.restrict(WARDEN)
-    bound = _serve(node, channel, log, printed, terminal, clean)
+    bound = _serve(node, channel, log, printed, clean)
     if bound and door is not None:
         # Remove the socket while the lock is held, so that no later node has bound it again.
         with contextlib.suppress(OSError):
@@ -134,15 +165,16 @@ def _guard(
 
 
 def _serve(
-    node: int, channel: socket.socket, log: int, printed: int | None, terminal: int | None, clean: Callable[[str], str]
+    node: int, channel: socket.socket, log: int, printed: Mapping[int, int], clean: Callable[[str], str]
 ) -> bool:
-    """Serve until the node has ended and all its output is shown; return whether its socket was bound."""
+    """Serve until the node has ended and all that it printed is passed on, from the keys of ``printed`` to its values;
+    return whether its socket was bound."""
     poll = select.poll()
     poll.register(node, select.POLLIN)
     poll.register(channel, select.POLLIN)
-    if printed is not None:
-        poll.register(printed, select.POLLIN)
-    open_ends = {node} | ({printed} if printed is not None else set())
+    for descriptor in printed:
+        poll.register(descriptor, select.POLLIN)
+    open_ends = {node, *printed}
     listener: int | None = None
     noted: set[str] | None = None
     bound = False
@@ -162,12 +194,11 @@ def _serve(
             elif descriptor == node:
                 poll.unregister(descriptor)
                 open_ends.discard(descriptor)
-            elif descriptor == printed:
+            elif descriptor in printed:
                 data = os.read(descriptor, _LINE_BYTES)
-                if data and terminal is not None:
-                    with contextlib.suppress(OSError):
-                        os.write(terminal, _for_terminal(data, clean))
-                elif not data:
+                if data:
+                    _pass_on(data, printed[descriptor], clean)
+                else:
                     poll.unregister(descriptor)
                     open_ends.discard(descriptor)
             elif descriptor == listener and not _answer(listener, log, noted):
@@ -217,9 +248,11 @@ def refused_calls(log: str) -> list[str]:
     return [line.partition(_START)[2].partition(": ")[0] for line in log.splitlines() if _START in line]
 
 
-def _for_terminal(data: bytes, clean: Callable[[str], str]) -> bytes:
+def _pass_on(data: bytes, target: int, clean: Callable[[str], str]) -> None:
     lines = data.decode("utf-8", errors="replace").split("\n")
-    return "\r\n".join(map(clean, lines)).encode("utf-8", errors="replace")
+    # Nobody may read there any more.
+    with contextlib.suppress(OSError):
+        os.write(target, "\n".join(map(clean, lines)).encode("utf-8", errors="replace"))
 
 
 def _hung_up(listener: int) -> bool:

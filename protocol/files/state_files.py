@@ -22,8 +22,6 @@ from typing import BinaryIO
 
 from protocol.errors import InputError, RunFailedError, StorageFailedError
 
-#: The lock that a running node holds in its state folder.
-LOCK = "lock"
 _CLOSED = os.O_CLOEXEC | os.O_NOFOLLOW
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _WHY = {
@@ -191,22 +189,38 @@ def lock_within(descriptor: int, seconds: float) -> None:
 
 
 def hold(state: Path, *, seconds: float = 0.0) -> int:
-    """Hold a state folder as its node does while it runs, so that none starts meanwhile: the descriptor of its lock,
-    which goes when all that have it open have ended or closed it. ``seconds``: to wait for who holds it.
+    """Hold a state folder as its node does while it runs, so that none starts meanwhile.
+
+    The lock is the folder's own (flock(2)) and not that of a file in it: a node that was taken over could remove such a
+    file, and so let another node start beside it.
+
+    Args:
+        seconds: to wait for who holds it.
+
+    Returns:
+        A descriptor of the folder; the lock goes when all that have it open have ended or closed it.
 
     Raises:
-        RunFailedError: a node runs. InputError: what stands there is no lock.
+        RunFailedError: a node runs. InputError: there is no such folder, or its file system cannot lock one.
     """
-    descriptor = open_to_write(state, LOCK, "the lock", os.O_RDWR)
+    try:
+        descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(f"cannot use the state folder {state}: {error.strerror or error}; check who owns it") from None
     deadline = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
-        except OSError:
+        except BlockingIOError:
             if time.monotonic() >= deadline:
                 os.close(descriptor)
                 raise RunFailedError(f"another node process works in {state}; end it first") from None
+        except OSError as error:
+            os.close(descriptor)
+            raise InputError(
+                f"the file system of {state} cannot lock a folder: {error.strerror}; use one on a local disk"
+            ) from None
         time.sleep(0.05)
 
 

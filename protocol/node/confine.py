@@ -27,7 +27,7 @@ from protocol.confinement.warden import Warden
 from protocol.errors import InputError, RunFailedError, StorageFailedError
 from protocol.files import state_files
 from protocol.node.configuration import NodeTable
-from protocol.node.reachable_files import check_apart, gpu_devices, node_rules
+from protocol.node.reachable_files import check_apart, computes_on_gpu, node_rules
 
 
 def apply(
@@ -56,7 +56,7 @@ def apply(
     check_apart(node, configuration)
     if unconfined:
         return not_confined()
-    cuda = node.device != "cpu" and bool(gpu_devices())
+    cuda = computes_on_gpu(node)
     found = confine(node_rules(node, packages), node.state, cuda=cuda, warden=warden)
     exceptions = ("exception: system calls that a GPU's driver needs, unmeasured",) if cuda else ()
     return replace(found, notes=(*notes, *exceptions))

@@ -91,7 +91,7 @@ def launch(
         privileges.let_others_look(True)
         raise
     lock, log = _open_state(start)
-    shown = _log_to(log)
+    shown, silent = _log_to(log), _prints_into(log)
     warden = None
     if not start.unconfined:
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
@@ -113,8 +113,8 @@ def launch(
         make: Callable[[NodeConfiguration, Confinement, NodeKeys], Program] = imported(program)
         made = make(configuration, confined, keys)
         logger.info("%s listens on %s", node.party, node.socket)
-        if not shown:
-            _say_ready(node, log)
+        if not shown and not silent:
+            _say_ready(node)
         serve(listener, secret, made, lifeline, warden=None if warden is None else warden.channel.fileno())
     finally:
         # A confined process cannot remove it; its warden does.
@@ -143,7 +143,7 @@ class _Start:
 
 def _check_none_runs(start: _Start) -> None:
     """Say that another node works in this state folder before a passphrase is asked for."""
-    if os.path.lexists(start.node.state / state_files.LOCK):
+    if os.path.lexists(start.node.state):
         with privileges.acting_as(start.user), state_files.held(start.node.state, seconds=_LOCK_SECONDS):
             pass
 
@@ -228,7 +228,9 @@ def _confine(start: _Start, warden: Warden | None) -> Confinement:
     if start.lifeline is not None:
         privileges.end_with_parent()
     check_readable(start.node, start.packages)
-    _leave_the_terminal(warden)
+    if warden is not None:
+        # A terminal, a connection or a file that others write to gives more than a way out for lines.
+        warden.take_streams()
     return confine.apply(
         start.node, start.packages, unconfined=False, warden=warden, notes=notes, configuration=start.path
     )
@@ -238,19 +240,6 @@ def _leave_the_network() -> tuple[str, ...]:
     """Enter an empty network namespace, and return a note if that is refused. The other guards hold without it."""
     refused = namespaces.enter_network(loopback=False)
     return (f"no network namespace of its own: {refused}",) if refused else ()
-
-
-def _leave_the_terminal(warden: Warden | None) -> None:
-    """Leave standard input empty; if output went to a terminal, send it to the warden."""
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    if warden is not None and warden.output is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number in (1, 2):
-            if os.isatty(number):
-                os.dup2(warden.output, number)
-        os.close(warden.output)
 
 
 def node_identity(node: NodeTable) -> tuple[User | None, int | None]:
@@ -311,9 +300,16 @@ def _log_to(log: int) -> bool:
     return shown
 
 
-def _say_ready(node: NodeTable, log: int) -> None:
-    """Print one line if no terminal shows the log, unless output goes into the log itself."""
+def _prints_into(log: int) -> bool:
+    """Whether standard output goes into the log itself, or nowhere."""
+    try:
+        return os.path.samestat(os.fstat(1), os.fstat(log))
+    except OSError:
+        return True
+
+
+def _say_ready(node: NodeTable) -> None:
+    """Print one line if no terminal shows the log."""
     # The reader of our output may have closed the pipe.
     with contextlib.suppress(OSError):
-        if not os.path.samestat(os.fstat(1), os.fstat(log)):
-            say(f"{node.party} listens on {node.socket}; its log is {node.state / LOG}")
+        say(f"{node.party} listens on {node.socket}; its log is {node.state / LOG}")

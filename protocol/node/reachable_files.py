@@ -39,7 +39,9 @@ _LISTED = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 _ITSELF = ("maps", "status", "stat", "statm", "cgroup", "limits", "auxv", "environ", "cmdline", "comm")
 #: Limits that a container or a service sets, in the process's own control group.
 _LIMITS = ("cpu.max", "memory.max", "cpu.cfs_quota_us", "cpu.cfs_period_us", "memory.limit_in_bytes")
-_GPU_FACTS = ("/proc/driver/nvidia*", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/devices", "/sys/module")
+_GPU_FACTS = ("/proc/driver/nvidia*", "/proc/devices", "/proc/modules", "/sys/bus/pci", "/sys/module/nvidia*")
+#: Classes of PCI devices: displays, and accelerators (PCI Code and ID Assignment Specification, section 1).
+_GPU_CLASSES = ("0x03", "0x12")
 _GPU_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
 #: The device files that every program on a GPU opens.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia[0-9]*", "/dev/dri/renderD*", "/dev/kfd")
@@ -66,7 +68,7 @@ def node_rules(node: NodeTable, packages: Iterable[str]) -> dict[Path, Access]:
     """The paths that a node may reach: its data (to read), its state (all), its trust store's folder, the interpreter
     with the named packages, and its devices."""
     rules = program_rules(packages)
-    if node.device != "cpu":
+    if computes_on_gpu(node):
         rules |= gpu_rules()
     if node.policy is not None:
         rules |= {node.policy: Access.READ_FILE}
@@ -74,8 +76,26 @@ def node_rules(node: NodeTable, packages: Iterable[str]) -> dict[Path, Access]:
 
 
 def gpu_rules() -> dict[Path, Access]:
-    """The paths that computing on a GPU needs."""
-    return dict.fromkeys(_existing(_GPU_FACTS), READ) | dict.fromkeys(_existing(_GPU_DEVICES), DEVICE | READ)
+    """The paths that computing on a GPU needs. Of the machine's devices they are the GPUs alone: the others tell of its
+    networks and disks.
+    """
+    facts = [*_existing(_GPU_FACTS), *_gpu_folders()]
+    return dict.fromkeys(facts, READ) | dict.fromkeys(_existing(_GPU_DEVICES), DEVICE | READ)
+
+
+def computes_on_gpu(node: NodeTable) -> bool:
+    """Whether a node may use a GPU: its settings allow one, and this machine has one."""
+    return node.device != "cpu" and bool(gpu_devices())
+
+
+def _gpu_folders() -> list[Path]:
+    """The kernel's folder about each GPU on the PCI bus."""
+    found = []
+    for device in _existing(["/sys/bus/pci/devices/*"]):
+        with contextlib.suppress(OSError):
+            if (device / "class").read_text().startswith(_GPU_CLASSES):
+                found.append(device.resolve())
+    return found
 
 
 def courier_rules(home: Path, files: Iterable[Path]) -> dict[Path, Access]:

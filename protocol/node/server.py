@@ -123,7 +123,7 @@ def answer(program: Program, command: Frame) -> Frame:
 def serve(
     listener: socket.socket, secret: bytes, program: Program, lifeline: int | None, *, warden: int | None = None
 ) -> None:
-    """Serve couriers, one connection with one command at a time, until SIGTERM or Ctrl-C; then return.
+    """Serve couriers, one connection with one command at a time, until SIGTERM, SIGHUP or Ctrl-C; then return.
 
     Args:
         listener: the bound socket.
@@ -139,7 +139,8 @@ def serve(
     if warden is not None:
         _end_with(warden, "warden", 1, "its warden was ended from outside, so this node ends; start it again")
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
     try:
         while True:
             connection, _ = listener.accept()

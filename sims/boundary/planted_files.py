@@ -80,12 +80,12 @@ class Planted:
                 file.write(b"x")
 
 
-# The log, the lock and the two folders are opened before the node is confined; where a link among the others leads is
+# The log and the two folders are opened before the node is confined; where a link among the others leads is
 # beyond Landlock's paths.
 PLANTED = (
-    *(Planted(name, "link", (REFUSED,)) for name in ("node.log", "lock")),
+    Planted("node.log", "link", (REFUSED,)),
     *(Planted(name, "folder", (REPLACED,)) for name in ("temporary", "cache")),
-    *(Planted(name, "pipe", (REFUSED,)) for name in ("node.log", "lock")),
+    Planted("node.log", "pipe", (REFUSED,)),
     *(Planted(name, "link", (REFUSED, LEFT)) for name in ("ledger.db", "ledger.db.lock", "crossings.jsonl")),
     Planted("learngenes", "folder", (REFUSED, LEFT)),
     *(Planted(name, "pipe", (REFUSED, LEFT)) for name in ("ledger.db", "ledger.db.lock", "crossings.jsonl")),

@@ -122,7 +122,7 @@ def make_sites(
         home = folder / party
         keys = initialise(home, role=role, data=images, party=party, root=root.public_hex, run_id=run_id)
         config = home / "config.toml"
-        text = config.read_text().replace("threads = 0", "threads = 1").replace('device = "auto"', 'device = "cpu"')
+        text = config.read_text().replace("threads = 0", "threads = 1")
         table = (tables or {}).get(role)
         config.write_text(text + ("\n" + tomli_w.dumps({role: table}) if table else ""))
         sites.append(Site(role, party, home, images, keys, marker))

@@ -1,6 +1,7 @@
 """The models of ``results.json``: with them the file is read, written, and described in ``results.schema.json``."""
 
 import json
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -285,7 +286,7 @@ def load(run_folder: Path) -> Results:
     path = run_folder / "results.json"
     if not run_folder.is_dir():
         raise InputError(f"no such folder: {run_folder}")
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InputError(f"{run_folder} holds no results.json: it is no run, or one that has not finished")
     try:
         results = Results.model_validate_json(read_given(path, "the results", max_bytes=_MAX_BYTES))

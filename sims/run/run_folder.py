@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from protocol.encoding.earlier_words import in_format_2
 from protocol.errors import InputError, StorageFailedError, fault_line
+from protocol.files import state_files
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.files.user_files import read_given, write_new
 from sims.run.reach import Reach
@@ -345,22 +346,33 @@ def read_settings(folder: Path) -> SettingsFile:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process works on the run in ``folder``."""
-    try:
-        _lock(folder).close()
-    except InputError:
-        return True
-    return False
+    """Whether a process works on the run in ``folder``.
+
+    Raises:
+        InputError: what stands there is no lock.
+    """
+    lock = _free_lock(folder)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 def _lock(folder: Path) -> TextIOWrapper:
-    descriptor = os.open(folder / LOCK_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    lock = _free_lock(folder)
+    if lock is None:
+        raise InputError(f"another process works on {folder}; wait until it has ended")
+    return lock
+
+
+def _free_lock(folder: Path) -> TextIOWrapper | None:
+    """The lock of a run, held; None if another process holds it. A folder that was received may hold anything there."""
+    descriptor = state_files.open_to_write(folder, LOCK_FILE, "the run's lock", os.O_WRONLY | os.O_APPEND)
     handle = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 - held open during the run
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         handle.close()
-        raise InputError(f"another process works on {folder}; wait until it has ended") from None
+        return None
     return handle
 
 

@@ -73,6 +73,28 @@ def ask_card(aims: Aims) -> bytes:
         return fcntl.ioctl(one, _SIOCGIFHWADDR, name.ljust(16, b"\0") + bytes(24))[16:24]
 
 
+@act(
+    "read a network card's number",
+    "its file in /sys/class/net",
+    Seen(evidence=lambda stage, evidence: evidence.count(b":") == 5),
+    _OPEN,
+    _OPEN,
+)
+def read_card(aims: Aims) -> bytes:
+    return read(f"/sys/class/net/{aims['interface']}/address")
+
+
+@act(
+    "count what the machine's network brings",
+    "rx_bytes of a card, which anybody who can send to the machine moves",
+    Seen(evidence=lambda stage, evidence: evidence.strip().isdigit()),
+    _OPEN,
+    _OPEN,
+)
+def read_counter(aims: Aims) -> bytes:
+    return read(f"/sys/class/net/{aims['interface']}/statistics/rx_bytes")
+
+
 @act("list the machine's mounts", "/proc/self/mountinfo", gets(lambda stage: b" / "), _OPEN, _OPEN)
 def list_mounts(aims: Aims) -> bytes:
     return read("/proc/self/mountinfo")

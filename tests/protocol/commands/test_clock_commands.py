@@ -13,7 +13,6 @@ from protocol.commands.doctor_node import examine_node
 from protocol.encoding.calendar import moment
 from protocol.exchange.collective_ledger import CollectiveLedger
 from protocol.exchange.individual_ledger import IndividualLedger
-from protocol.files import state_files
 from protocol.messages.payloads import SKEW
 from tests.two_folders import Folders, make_folders, refused, run, succeeded
 
@@ -57,7 +56,7 @@ def test_both_times_are_shown_and_the_wrong_one_is_forgotten(folders: Folders, r
 
 def test_nothing_is_forgotten_while_the_node_runs(folders: Folders) -> None:
     state, wrong = folders.node(folders.collective).state, latest(folders, folders.collective)
-    node = os.open(state / state_files.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    node = os.open(state, os.O_RDONLY)
     fcntl.flock(node, fcntl.LOCK_EX)
     refused(run(collective_app, "clock", "--config", folders.collective, "--forget"), "end it first", code=1)
     assert latest(folders, folders.collective) == wrong

@@ -1,6 +1,11 @@
 """``learngene courier``: the command line that it becomes, and what it refuses before it becomes anything."""
 
+import contextlib
 import os
+import pty
+import re
+import select
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +38,36 @@ def node(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
     initialise(tmp_path / "node", role="collective", data=tmp_path / "data", party="collective", root=ROOT.public_hex)
     return tmp_path / "node"
+
+
+@pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
+def test_a_courier_shows_colours_and_nothing_that_hides_a_line_or_stays(node: Path, tmp_path: Path) -> None:
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(node / "node.sock"))
+    make_secret(node / "secret")
+    said = ["\x1b[1;32mgreen", "\x1b[8mhidden", "\x1b]0;title\x07", "\x1b[38;5;196mred\x1b[0m"]
+    command = ["courier", "--home", str(tmp_path / "courier"), "--config", str(node / "config.toml"), "--", "python"]
+    master, terminal = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "protocol.commands.learngene", *command, "-c", f"print({chr(10).join(said)!r})"],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        timeout=120,
+        check=False,
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while select.select([master], [], [], 10)[0] and (read := os.read(master, 4096)):
+            shown += read
+    os.close(master)
+    listening.close()
+    assert done.returncode == 0, shown
+    assert b"\x1b[1;32mgreen\x1b[0m" in shown
+    assert b"hidden" in shown
+    assert b"title" in shown
+    assert set(re.findall(rb"\x1b[^m]*m?", shown)) <= {b"\x1b[1;32m", b"\x1b[0m"}
 
 
 @pytest.mark.parametrize("name", ["node", "a folder", "ключ", "a=b"])

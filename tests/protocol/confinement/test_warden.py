@@ -1,11 +1,13 @@
 """The warden of a node: it notes what the kernel refused, ends with the node, and keeps the terminal from it."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -32,8 +34,7 @@ NODE = """
     lock = os.open(own / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     given = warden.start(log, None, keeps=lock, clean=lambda line: line.replace("\\x1b", "?"))
-    from protocol.node.launcher import _leave_the_terminal
-    _leave_the_terminal(given)
+    given.take_streams()
     rules = rules.program_rules(["protocol"]) | {own: landlock.OWN}
     confine.confine(rules, own, warden=given)
     print("warden", given.pid, flush=True)
@@ -142,6 +143,52 @@ def test_a_node_on_a_terminal_holds_none_and_what_it_prints_arrives_harmless(tmp
     assert b"[False, False, False] b''" in shown
     assert b"?]0;title" in shown
     assert b"\x1b" not in shown
+
+
+def test_a_node_that_prints_into_a_connection_gets_nothing_from_there(tmp_path: Path) -> None:
+    act = """
+        import socket, stat
+        print(stat.S_ISFIFO(os.fstat(1).st_mode), stat.S_ISFIFO(os.fstat(2).st_mode), flush=True)
+        try:
+            os.read(1, 100)
+        except OSError as error:
+            print(error.strerror, flush=True)
+    """
+    near, far = socket.socketpair()
+    with started(tmp_path, act, stdout=near.fileno(), stderr=near.fileno()) as node, far:
+        near.close()
+        assert node.wait(60) == 0
+        said = far.makefile().read()
+    assert said.splitlines()[1:] == ["True True", os.strerror(errno.EBADF)]
+
+
+def test_a_file_that_a_node_prints_into_with_others_is_only_appended_to(tmp_path: Path) -> None:
+    act = """
+        import fcntl
+        for number in (1, 2):
+            try:
+                os.ftruncate(number, 0)
+            except OSError as error:
+                print("refused", flush=True)
+            # Without O_APPEND the next line would stand where this descriptor stands.
+            fcntl.fcntl(number, fcntl.F_SETFL, os.O_NONBLOCK)
+        try:
+            os.pwrite(1, b"over", 0)
+        except OSError as error:
+            print("refused", flush=True)
+        print("error", file=sys.stderr, flush=True)
+    """
+    both, lines = tmp_path / "both.log", ["another program's line", "warden", "refused", "refused", "refused", "error"]
+    both.write_text(lines[0] + "\n")
+    with both.open("a") as file, started(tmp_path, act, stdout=file.fileno(), stderr=file.fileno()) as node:
+        assert node.wait(60) == 0
+        pid = int(next(line.split()[1] for line in both.read_text().splitlines() if line.startswith("warden")))
+        assert until(lambda: not running(pid))
+        file.write("another's last line\n")
+    found = both.read_text().splitlines()
+    assert found[0] == lines[0]
+    assert [line.split()[0] for line in found[1:-1]] == lines[1:]
+    assert found[-1] == "another's last line"
 
 
 def free(lock: int) -> bool:

@@ -177,7 +177,7 @@ def test_a_lock_that_is_never_given_back_holds_nobody_up(state: Path) -> None:
 
 
 def test_a_state_folder_that_a_node_holds_is_not_held_by_another(state: Path) -> None:
-    node = os.open(state / state_files.LOCK, os.O_RDWR | os.O_CREAT)
+    node = os.open(state, os.O_RDONLY)
     fcntl.flock(node, fcntl.LOCK_EX)
     with pytest.raises(RunFailedError, match="end it first"), state_files.held(state):
         pass

@@ -169,9 +169,9 @@ def test_a_state_with_the_other_roles_ledger_is_named_and_kept(tmp_path: Path, r
     assert f"is the ledger of {other}" in done.stderr
     assert done.stderr.count("\n") == 1
     # The warden has let go of the lock when it has done its last work.
-    descriptor = os.open(state / state_files.LOCK, os.O_RDWR)
-    with os.fdopen(descriptor):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    descriptor = os.open(state, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.close(descriptor)
     assert not (home / "node.sock").exists()
     after = tree(state)
     assert {name: after[name] for name in before} == before

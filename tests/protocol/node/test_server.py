@@ -1,7 +1,6 @@
 """A node process: it serves, refuses without dying, ends with its lifeline, and starts in the right order."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import pty
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.files.state_files import LOCK
+from protocol.files import state_files
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.key_file import Unlock
 from protocol.keys.signing_key import SigningKey
@@ -226,8 +225,8 @@ def test_a_confined_node_that_ends_leaves_no_socket(site: Path, how: signal.Sign
         node.process.send_signal(how)
     node.end()
     # The warden removes it, and lets go of the lock then.
-    with open(site / "state" / LOCK) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with state_files.held(site / "state", seconds=30):
+        pass
     assert not (site / "node.sock").exists()
     assert (site / "config.toml").exists()
 
@@ -243,8 +242,8 @@ def test_a_start_that_is_refused_beside_a_running_node_leaves_that_ones_socket(s
     code, errors = Started(other, unconfined=False, prelude="import tests.protocol.fake_program").end()
     assert code == 1
     assert "listens on" in errors
-    with open(other / "state" / LOCK) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with state_files.held(other / "state", seconds=30):
+        pass
     assert first.ask(Frame("echo")) == Frame("echo")
     first.end()
 

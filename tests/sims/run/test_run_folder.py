@@ -1,5 +1,6 @@
 """Run folders: never shared, never overwritten, found again to be resumed."""
 
+import os
 import subprocess
 import sys
 from datetime import timedelta
@@ -117,6 +118,24 @@ def test_only_one_process_works_on_a_run(tmp_path: Path) -> None:
         start(settings(tmp_path, folder=run.folder, resume=True))
     run.close()
     assert not is_locked(run.folder)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing", "link to a file"])
+def test_what_stands_in_place_of_the_lock_is_neither_waited_for_nor_followed(tmp_path: Path, kind: str) -> None:
+    run, elsewhere = start(settings(tmp_path / "runs")), tmp_path / "elsewhere"
+    run.close()
+    lock = run.folder / "lock"
+    lock.unlink()
+    if kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(elsewhere)
+    if kind == "link to a file":
+        elsewhere.write_text("kept")
+    for attempt in (is_locked, lambda folder: start(settings(tmp_path, folder=folder, resume=True))):
+        with pytest.raises(InputError, match="the run's lock"):
+            attempt(run.folder)
+    assert not elsewhere.exists() if kind != "link to a file" else elsewhere.read_text() == "kept"
 
 
 def test_the_lock_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
