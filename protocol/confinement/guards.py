@@ -124,7 +124,7 @@ def bystander() -> Iterator[int]:
         yield child
     finally:
         os.close(writing)
-        # A confined node cannot wait for a child: it has only this one, which ends by itself.
+        # A confined node cannot wait for a child; the kernel buries it.
         with contextlib.suppress(OSError):
             os.waitpid(child, 0)
 

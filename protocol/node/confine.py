@@ -4,6 +4,7 @@ Landlock limits a process to named paths, seccomp to the system calls that it ne
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -109,6 +110,9 @@ def restrict(
     # Not by psutil: no foreign code is loaded before the process is confined.
     if profile is NODE and len(os.listdir("/proc/self/task")) != 1:
         raise RunFailedError("this process has a second thread already, which would stay unconfined; start it again")
+    if profile is NODE:
+        # A confined node may wait for no child, and has none but those made before: the kernel buries them.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     privileges.drop_capabilities()
     apart = [folder for folder in apart if os.path.lexists(folder)]
     with bystander() as other, connected_pair() as pair:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from protocol.confinement.warden import refused_calls
@@ -80,6 +81,14 @@ def test_a_node_that_is_refused_something_all_the_time_neither_stops_nor_fills_i
         output, _ = node.communicate(timeout=60)
     assert output.splitlines()[1:] == ["done"]
     assert 0 < len((tmp_path / "log").read_text().splitlines()) < 500
+
+
+def test_a_node_has_no_child_but_its_warden(tmp_path: Path) -> None:
+    with started(tmp_path, "import time; time.sleep(60)") as node:
+        warden = first_number(node)
+        children = psutil.Process(node.pid).children
+        assert until(lambda: [child.pid for child in children()] == [warden])
+        node.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
