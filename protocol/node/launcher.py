@@ -143,9 +143,12 @@ class _Start:
 
 def _check_none_runs(start: _Start) -> None:
     """Say that another node works in this state folder before a passphrase is asked for."""
-    if os.path.lexists(start.node.state):
-        with privileges.acting_as(start.user), state_files.held(start.node.state, seconds=_LOCK_SECONDS):
-            pass
+    state = start.node.state
+    with privileges.acting_as(start.user):
+        # One that is missing or somebody else's is dealt with where it is made.
+        if os.access(state, os.R_OK | os.X_OK, effective_ids=True):
+            with state_files.held(state, seconds=_LOCK_SECONDS):
+                pass
 
 
 def _checked(start: _Start) -> bytes:
