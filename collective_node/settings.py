@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from collective_node.network.growth_schedule import PAPER, parse
-from protocol.learngene.architecture import Form
+from protocol.learngene.architecture import COMPACT_FORMS, Form
 from protocol.learngene.learngene import Estimator, PrivacyScope
 
 #: Against forgetting: its own past images again, elastic weight consolidation on its own past tasks, nothing (the
@@ -229,6 +229,18 @@ class CollectiveSettings(BaseModel):
     def distils(self) -> bool:
         """Whether condensing learns from the collective's network besides the labels."""
         return self.distil_logits + self.distil_features + self.distil_relations > 0
+
+    @model_validator(mode="after")
+    def _private_fisher_diagonals_are_of_the_same_images(self) -> "CollectiveSettings":
+        # They are planned together, for one number of images: that of all known classes.
+        compact = [form for form in self.forms if form in COMPACT_FORMS]
+        fewer = [form for form in compact if form != "condensed" or not self.condense_known]
+        if self.privacy_epsilon is not None and not self.private_weights and self.cycles and fewer:
+            raise ValueError(
+                f"a private Fisher diagonal is planned for the images of all known classes, and {', '.join(fewer)} "
+                "learns the base classes alone: leave that form out, or set cycles=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _private_weights_come_from_one_network(self) -> "CollectiveSettings":
