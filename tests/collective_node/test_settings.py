@@ -24,7 +24,7 @@ PRIVATE_FISHER = {"privacy_epsilon": 8.0, "privacy_scope": "fisher-given-weights
         ({"expansion": ("widen 2 +00",)}, "no growth step"),
         (
             {**PRIVATE_FISHER, "forms": ("condensed", "direct")},
-            "planned for the images of all known classes, and direct",
+            "all known classes, and direct learns",
         ),
         ({**PRIVATE_FISHER, "condense_known": False}, "and condensed learns the base"),
     ],
