@@ -12,7 +12,7 @@ from protocol.commands.decoder_warning import warn_unconfined
 from protocol.commands.progress_bar import progress_bar
 from protocol.commands.revocation_warning import warn_revoked
 from protocol.errors import InputError, RefusedError
-from protocol.files.atomic import write_atomically
+from protocol.files.user_files import check_free, write_new
 from protocol.node.endpoints import known_status
 from protocol.output import add_row, print_table, say, say_json, table, warn
 from protocol.pictures.reader import PictureReader
@@ -31,6 +31,8 @@ def name_pictures(model: Path, images: Sequence[Path], top: int, json_file: Path
     Raises:
         InputError: a file cannot be read or written.
     """
+    if json_file not in (None, Path("-")):
+        check_free(json_file)
     loaded = adapted.load(model)
     files = image_folder.pictures_of(images)
     contract, classes = loaded.description.input, loaded.description.classes
@@ -58,6 +60,8 @@ def write_onnx(model: Path, onnx: Path, images: Sequence[Path]) -> None:
     Raises:
         InputError: a file cannot be read or written, or the extra ``onnx`` is missing.
     """
+    check_free(onnx)
+    onnx_export.check_installed()
     loaded = adapted.load(model)
     if images:
         contract = loaded.description.input
@@ -124,7 +128,5 @@ def _write_json(
     if path == Path("-"):
         say_json(content, indent=2)
     else:
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"there is no folder {path.absolute().parent}")
         # ASCII: a file's name need not be UTF-8.
-        write_atomically(path, json.dumps(content, indent=2).encode("ascii") + b"\n")
+        write_new(path, json.dumps(content, indent=2).encode("ascii") + b"\n", mode=0o644)

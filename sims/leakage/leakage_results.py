@@ -263,10 +263,14 @@ def measure_text(found: Measure, *, per_cent: bool = False) -> str:
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
+def to_json(found: Leakage) -> bytes:
+    """Results as they are stored."""
+    return (json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False) + "\n").encode()
+
+
 def write(path: Path, found: Leakage) -> None:
     """Store results, readable."""
-    text = json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    write_atomically(path, to_json(found))
 
 
 def load(path: Path) -> Leakage:
