@@ -1,4 +1,6 @@
-"""Formats of pictures, recognised by a file's first bytes: those that are read, and advice for others."""
+"""Formats of pictures, recognised by a file's first bytes: those that are read, and advice for others. Every list of
+formats and of suffixes in the project is this one.
+"""
 
 from dataclasses import dataclass
 
@@ -9,6 +11,14 @@ HEAD_BYTES = 512
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: The formats' names for people.
 NAMES = "PNG, JPEG, WebP, GIF, BMP, TIFF or PPM"
+#: Usual suffixes of files in these formats. Of a file with another one the first bytes are asked, where it matters.
+SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("png", "apng", "jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "mpo", "webp", "gif", "bmp", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm"),
+    )
+)
 
 _AS_PICTURE = "save it as JPEG or PNG"
 
