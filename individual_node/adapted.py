@@ -81,6 +81,7 @@ class Description(BaseModel):
         weights: SHA-256 of ``model.safetensors``.
         node: configuration file (an absolute path) of the node that verified the learngene; its ledger knows whether
             the collective has withdrawn it. None: a trust store alone verified it.
+        bits: that count in pictures with 16 for a grey value; None: no such picture was among the training pictures.
     """
 
     model_config = _STRICT
@@ -99,6 +100,7 @@ class Description(BaseModel):
     estimate: Estimate | None
     weights: Digest
     node: str | None = None
+    bits: int | None = Field(None, ge=8, le=16)
 
     @model_validator(mode="after")
     def _as_many_as_classes(self) -> "Description":

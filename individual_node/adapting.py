@@ -70,6 +70,7 @@ def adapt_bundle(
     folds: int,
     seed: int,
     device: str,
+    bits: int | None = None,
 ) -> None:
     """Adapt a learngene to own pictures, keep the model, and show it.
 
@@ -80,6 +81,7 @@ def adapt_bundle(
         changes: of settings, each ``NAME=VALUE``.
         folds: parts for the estimate of the accuracy; 0: none.
         device: as :func:`protocol.learngene.images.choose_device` takes it.
+        bits: that count in pictures with 16 for a grey value, as :class:`PictureReader` takes it.
 
     Raises:
         InputError: a setting, the pictures or a file is wrong.
@@ -94,7 +96,7 @@ def adapt_bundle(
     chosen = personal_model.choose_method(method or None, architecture.form)
     settings = _settings(node, chosen.name, changes)
     on = choose_device(device)
-    with progress_bar() as observe, PictureReader() as reader:
+    with progress_bar() as observe, PictureReader(bits=bits) as reader:
         pictures = image_folder.read_tree(
             data, architecture.input, lambda done, total: observe(done, total, "reading pictures"), reader=reader
         )
@@ -107,6 +109,7 @@ def adapt_bundle(
             seed=seed,
             device=on,
             node=opening.config,
+            bits=bits,
             observe=observe,
         )
     adapted.save(model, out)

@@ -32,7 +32,7 @@ from protocol.visible_text import visible_name
 SECONDS = 60.0
 #: Most decoders: each may take some memory (``decoder.MEMORY_BYTES``).
 _MOST = 8
-#: Most pictures that are named in one error.
+#: Most things that are named in one error.
 _MOST_NAMED = 10
 #: Bits of a grey value that may be said to count.
 BITS = range(8, 17)
@@ -146,7 +146,7 @@ class PictureReader:
                 refused.append(found)
             elif not refused:
                 yield found
-        check_read(refused, len(files))
+        refuse_all(refused, f"{len(refused)} of {len(files)} pictures cannot be read")
 
     def read_each(
         self, files: Sequence[Path | str], contract: InputContract
@@ -260,22 +260,22 @@ class PictureReader:
         return decoder.end()
 
 
-def check_read(refused: Sequence[InputError], count: int) -> None:
-    """Refuse pictures of which some could not be read.
+def refuse_all(wrong: Sequence[InputError], what: str) -> None:
+    """Refuse everything that is wrong at once, in one line.
 
     Args:
-        refused: an error for each that could not; each names its picture.
-        count: of all pictures.
+        wrong: an error for each, which names it.
+        what: the line's beginning if they are several: how many of what.
 
     Raises:
-        InputError: there is one; it names all of them, or the first if they are many.
+        InputError: there is one; it says all of them, or the first if they are many.
     """
-    if len(refused) == 1:
-        raise refused[0]
-    if refused:
-        shown = " | ".join(str(error) for error in refused[:_MOST_NAMED])
-        more = f" | and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
-        raise InputError(f"{len(refused)} of {count} pictures cannot be read: {shown}{more}")
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        shown = " | ".join(str(error) for error in wrong[:_MOST_NAMED])
+        more = f" | and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
+        raise InputError(f"{what}: {shown}{more}")
 
 
 def _opened(file: Path | str) -> tuple[int, bytes]:
