@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from protocol.errors import InputError
 from protocol.learngene.architecture import InputContract
+from protocol.pictures.formats import CLUTTER
 from protocol.pictures.reader import PictureReader, refuse_all
 from protocol.visible_text import is_plain, visible_name
 
 #: Called with the number of pictures read so far, and the number of all.
 ReadObserver = Callable[[int, int], None]
 
-#: Files that operating systems leave in folders; they are skipped, as hidden files are.
-_CLUTTER = frozenset({"desktop.ini", "thumbs.db"})
 _LONGEST_NAME = 100
 
 
@@ -137,7 +136,7 @@ def _entries(folder: Path) -> list[Path]:
         found = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-    return [path for path in found if not path.name.startswith(".") and path.name.lower() not in _CLUTTER]
+    return [path for path in found if not path.name.startswith(".") and path.name.lower() not in CLUTTER]
 
 
 def pictures_of(arguments: Sequence[Path]) -> list[Path]:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from individual_node.picture_options import BitsOption
+from protocol.pictures.formats import NAMES
 
 _Model = Annotated[Path, typer.Argument(help="Folder that `adapt` wrote.")]
 
@@ -18,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def predict(
     model: _Model,
-    images: Annotated[list[Path], typer.Argument(help="Pictures; a folder stands for the pictures in it.")],
+    images: Annotated[list[Path], typer.Argument(help=f"Pictures ({NAMES}); a folder stands for the pictures in it.")],
     top: Annotated[int, typer.Option(help="Most likely classes to show for each picture.", min=1)] = 3,
     json_file: Annotated[
         Path | None,

@@ -22,6 +22,11 @@ SUFFIXES = frozenset(
 
 _AS_PICTURE = "save it as JPEG or PNG"
 
+#: Bits of a grey value that may be said to count, where a file has 16 or 32.
+BITS = range(8, 17)
+#: Files that operating systems leave in folders; they are skipped without a word, as hidden files are.
+CLUTTER = frozenset({"desktop.ini", "thumbs.db"})
+
 
 @dataclass(frozen=True)
 class Kind:

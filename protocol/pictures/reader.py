@@ -24,7 +24,7 @@ from protocol.errors import InputError
 from protocol.files.user_files import read_given
 from protocol.learngene.architecture import InputContract
 from protocol.pictures.decoder_process import COMMAND, DecoderProcess, LostError, not_started
-from protocol.pictures.formats import FORMATS, HEAD_BYTES, NAMES, kind_of
+from protocol.pictures.formats import BITS, FORMATS, HEAD_BYTES, NAMES, kind_of
 from protocol.pictures.wire import MAX_FILE_BYTES, MAX_PIXELS, REQUEST, Code
 from protocol.visible_text import visible_name
 
@@ -34,8 +34,6 @@ SECONDS = 60.0
 _MOST = 8
 #: Most things that are named in one error.
 _MOST_NAMED = 10
-#: Bits of a grey value that may be said to count.
-BITS = range(8, 17)
 #: Most pictures that may be finished while an earlier one is not.
 _WINDOW = 4096
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import read_given
+from protocol.pictures.formats import BITS
 from protocol.visible_text import visible_name
 
 #: Name of the file; it stands in a folder tree of images beside ``train/`` and ``test/``, or beside the class folders.
@@ -54,6 +55,7 @@ class Split(BaseModel):
     Attributes:
         base, open_world, novel: names of the class folders by role.
         size: height and width of the images in the world, pixels; the collective's network halves it five times.
+        bits: that count in images with 16 for a grey value, which do not say it themselves; None: there are none.
         names: usual names of the classes; for readers of the file, not used.
     """
 
@@ -63,6 +65,7 @@ class Split(BaseModel):
     open_world: tuple[ClassName, ...] = Field(min_length=1)
     novel: tuple[ClassName, ...] = Field(min_length=2)
     size: int = Field(default=SPLIT_SIZE, ge=32, le=256)
+    bits: int | None = Field(default=None, ge=BITS[0], le=BITS[-1])
     names: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -87,5 +90,5 @@ def read_split(path: Path) -> Split:
     except ValidationError as error:
         raise InputError(
             f"{visible_name(path)}: {fault_line(error)}; it holds lists of class folders under base, open_world and "
-            "novel, and may hold size and names"
+            "novel, and may hold size, bits and names"
         ) from error

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from protocol.output import PlainTable, console, plain, say
+from protocol.pictures.formats import NAMES
 from sims.data.datasets import DATASETS, dataset_name
 from sims.data.division_choice import DivisionName
 from sims.data.images import count_images, load_source
@@ -37,7 +38,8 @@ def make(
         typer.Option(
             envvar=DATA_VARIABLE,
             help="Folder with train/<class>/<image> and test/<class>/<image> (or val/), or with the class folders "
-            "alone; for folder with its split.json; for cifar100 also one with the published cifar-100-python.tar.gz. "
+            f"alone, images as {NAMES}; for folder with its split.json; for cifar100 also one with the published "
+            "cifar-100-python.tar.gz. "
             "Without it CIFAR-100 is downloaded; without a network the stand-in is drawn.",
         ),
     ] = None,

@@ -115,7 +115,11 @@ def run(
 def _check_images(settings: RunSettings, console: Console) -> None:
     """Refuse too few images before anything is started, and download missing ones."""
     division, counts = count_images(
-        settings.data, dataset=settings.dataset, stand_in=settings.stand_in, choice=settings.choice
+        settings.data,
+        dataset=settings.dataset,
+        stand_in=settings.stand_in,
+        choice=settings.choice,
+        say=lambda line: console.print(plain(line), soft_wrap=True),
     )
     check_enough(counts, division, settings.plan)
     if settings.collective.classes_per_task > len(division.base):
