@@ -7,7 +7,6 @@ import typer
 
 from individual_node.picture_options import BitsOption
 from protocol.commands.bundle_options import EncryptionKeyOption, KeyFileOption, RootOption, TrustOption
-from protocol.pictures.formats import NAMES
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +50,14 @@ def adapt(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")] = "auto",
     bits: BitsOption = None,
 ) -> None:
+    """Adapt a learngene to own pictures: a model that names them.
+
+    \b
+    Example:
+      individual-node adapt --bundle condensed.learngene --config ~/individual/config.toml --data pictures --out model
+    where `pictures` holds a folder for each class, with pictures of any size: PNG, JPEG, WebP, GIF, BMP, TIFF or PPM.
+      pictures/ladybird/IMG_2041.JPG   pictures/ladybird/side view.png   pictures/leaf beetle/...
+    """
     # Imported when it is called: a command's help needs none of it.
     from individual_node.adapting import Opening, adapt_bundle
 
@@ -65,13 +72,3 @@ def adapt(
         device=device,
         bits=bits,
     )
-
-
-adapt.__doc__ = f"""Adapt a learngene to own pictures: a model that names them.
-
-    \b
-    Example:
-      individual-node adapt --bundle condensed.learngene --config ~/individual/config.toml --data pictures --out model
-    where `pictures` holds a folder of pictures for each class, of any size, as {NAMES}:
-      pictures/ladybird/IMG_2041.JPG   pictures/ladybird/side view.png   pictures/leaf beetle/...
-    """

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from individual_node.picture_options import BitsOption
-from protocol.pictures.formats import NAMES
 
 _Model = Annotated[Path, typer.Argument(help="Folder that `adapt` wrote.")]
 
@@ -19,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def predict(
     model: _Model,
-    images: Annotated[list[Path], typer.Argument(help=f"Pictures ({NAMES}); a folder stands for the pictures in it.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures; a folder stands for the pictures in it.")],
     top: Annotated[int, typer.Option(help="Most likely classes to show for each picture.", min=1)] = 3,
     json_file: Annotated[
         Path | None,
@@ -34,8 +33,8 @@ def predict(
       individual-node predict model IMG_2077.JPG
       individual-node predict model new-pictures --json named.json --top 5
 
-    A model knows its own classes only: a picture of something else gets one of them too. What cannot be read is named
-    at the end, after the others, and the exit code is 2.
+    Pictures are PNG, JPEG, WebP, GIF, BMP, TIFF or PPM; what cannot be read is said at the end, and the exit code is 2.
+    A model knows its own classes only: a picture of something else gets one of them too.
     """
     # Imported when it is called: a command's help needs none of it.
     from individual_node.model_use import name_pictures
