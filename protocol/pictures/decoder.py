@@ -228,8 +228,9 @@ def _plain(image: Image.Image, stored: _Stored, bits: int) -> Image.Image:
         raise RefusedPictureError(Code.FLOATING_POINT)
     if stored.deep and bits != 16:
         # Pillow has kept the upper 8 bits of each channel.
-        found = zip(image.getbands(), image.getextrema(), strict=True)
-        if bits or 0 < max(largest for band, (_, largest) in found if band != "A") < _DARK >> 8:  # type: ignore[misc]
+        extrema: tuple[tuple[int, int], ...] = image.getextrema()  # type: ignore[assignment]
+        brightest = max(high for band, (_, high) in zip(image.getbands(), extrema, strict=True) if band != "A")
+        if bits or 0 < brightest < _DARK >> 8:
             raise RefusedPictureError(Code.BITS_OF_COLOURS)
     return _over_white(image) if image.has_transparency_data else image
 
