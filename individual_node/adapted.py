@@ -20,6 +20,7 @@ from individual_node.reconstruction import IndividualNetwork
 from individual_node.settings import MOST_SHIFTS, OwnLayers
 from protocol.digest import digest_of
 from protocol.encoding import blob, strict_json
+from protocol.encoding.text import text_of
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
 from protocol.files.atomic import write_folder_atomically
 from protocol.files.user_files import check_free, read_given
@@ -184,7 +185,7 @@ def load(folder: Path) -> AdaptedModel:
         raise InputError(f"{visible_name(folder)} is no model ({error}); `individual-node adapt` writes one") from None
     try:
         strict_json.parse(text)
-        description = Description.model_validate_json(text)
+        description = Description.model_validate_json(text_of(text))
     except ValidationError as error:
         raise InputError(
             f"{visible_name(folder / DESCRIPTION)} is no description of a model: {fault_line(error)}"

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from protocol.encoding.text import text_of
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import read_given
 from protocol.pictures.formats import BITS
@@ -85,10 +86,13 @@ def read_split(path: Path) -> Split:
     Raises:
         InputError: it cannot be read, is no JSON, or lacks a role, names a class twice or holds an unknown key.
     """
+    data = read_given(path, "the split", max_bytes=_MAX_BYTES)
     try:
-        return Split.model_validate_json(read_given(path, "the split", max_bytes=_MAX_BYTES))
+        return Split.model_validate_json(text_of(data))
     except ValidationError as error:
         raise InputError(
             f"{visible_name(path)}: {fault_line(error)}; it holds lists of class folders under base, open_world and "
             "novel, and may hold size, bits and names"
         ) from error
+    except ValueError as error:
+        raise InputError(f"{visible_name(path)}: {error}") from None
