@@ -137,6 +137,12 @@ class NodeConfiguration(BaseModel):
 
     node: NodeTable
 
+    def data_fault(self) -> str:
+        """Why the party's own work on its data folder would be refused, as far as the folder's names and manifest say;
+        empty: nothing is known against it. Exchanges do not need that folder.
+        """
+        return ""
+
     @model_validator(mode="before")
     @classmethod
     def _none_is_a_word(cls, content: object) -> object:
