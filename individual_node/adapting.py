@@ -17,7 +17,7 @@ from protocol.commands.decoder_warning import warn_unconfined
 from protocol.commands.progress_bar import progress_bar
 from protocol.commands.revocation_warning import warn_revoked
 from protocol.errors import InputError, fault_line
-from protocol.files.user_files import check_free
+from protocol.files.user_files import check_free, check_outside
 from protocol.learngene.images import choose_device
 from protocol.learngene.network import describe
 from protocol.node.bundle_reading import Reading, read_bundle
@@ -88,6 +88,7 @@ def adapt_bundle(
         RefusedError: the bundle does not pass its verification.
     """
     check_free(out)
+    check_outside(out, [data], "the folder of pictures")
     node = None if opening.config is None else _configuration(opening.config)
     reading = opening.read()
     verified = reading.opened

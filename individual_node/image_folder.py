@@ -110,6 +110,10 @@ def _pictures_of_class(entry: Path) -> list[Path]:
     if not is_plain(entry.name) or entry.name != entry.name.strip() or len(entry.name) > _LONGEST_NAME:
         raise InputError(f"{shown} is no name for a class; use at most {_LONGEST_NAME} plain characters")
     files = picture_files(entry)
+    if all(file.is_dir() for file in files):
+        raise InputError(
+            f"{shown} holds folders alone; if they are the classes, give {shown} as the folder of pictures"
+        )
     if inner := next((file for file in files if file.is_dir()), None):
         raise InputError(
             f"{visible_name(inner)} is a folder inside a folder of pictures and is not looked into; move its "

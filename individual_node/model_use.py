@@ -13,7 +13,7 @@ from protocol.commands.decoder_warning import warn_unconfined
 from protocol.commands.progress_bar import progress_bar
 from protocol.commands.revocation_warning import warn_revoked
 from protocol.errors import InputError, RefusedError
-from protocol.files.user_files import check_free, write_new
+from protocol.files.user_files import check_free, check_outside, write_new
 from protocol.node.endpoints import known_status
 from protocol.output import add_row, print_table, say, say_json, table, warn
 from protocol.pictures.reader import PictureReader, refuse_all
@@ -38,6 +38,7 @@ def name_pictures(
     """
     if json_file not in (None, Path("-")):
         check_free(json_file)
+        check_outside(json_file, [path for path in images if path.is_dir()], "the folder of pictures")
     loaded = adapted.load(model)
     files = image_folder.pictures_of(images)
     contract, classes = loaded.description.input, loaded.description.classes

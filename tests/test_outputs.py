@@ -76,6 +76,38 @@ def test_what_an_output_option_names_is_never_replaced(
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.parametrize("output", [*OUTPUTS, *INTO], ids=" ".join)
+def test_an_empty_path_is_not_taken_for_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: tuple[str, str, str]
+) -> None:
+    """As a shell gives a variable that has no value."""
+    monkeypatch.chdir(tmp_path)
+    program, command, option = output
+    more = {"run": "cifar100 --stand-in --dry-run", "leakage": "x"}.get(command, OUTPUTS.get(output, ""))
+    refused(run(PROGRAMS[program], *command.split(), *more.split(), option, ""), "empty")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_path_of_what_is_read_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run(PROGRAMS["learngene"], "run", "folder", "--data", "", "--dry-run"), "empty")
+    refused(run(PROGRAMS["learngene"], "world", "make", "folder", "--data", "", "--out", "w"), "empty")
+    refused(run(individual_app, "predict", "", "0.png"), "empty")
+    # A variable of the environment that is empty is none, as everywhere.
+    monkeypatch.setenv("LEARNGENE_DATA", "")
+    assert run(PROGRAMS["learngene"], "run", "cifar100", "--stand-in", "--dry-run").code == 0
+
+
+def test_nothing_is_written_into_a_folder_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model there would be a class the next time, and a list of names a picture."""
+    (tmp_path / "pictures" / "ant").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    for out in ("pictures/model", "link/model", "pictures/ant/model"):
+        refused(run(individual_app, "adapt", "--bundle", "x", "--config", "x", "--data", "pictures", "--out", out), out)
+        refused(run(individual_app, "predict", "model", "pictures", "--json", out), out)
+
+
 def test_no_command_writes_over_a_picture_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a shell's wildcard behind ``--json``, whose first name is taken for the option's."""
     monkeypatch.chdir(tmp_path)

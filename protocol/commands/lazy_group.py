@@ -92,7 +92,9 @@ class LazyCommand(click.Command):
         getattr(import_module(module), function)(app, *entry.arguments)
         group = typer.main.get_command(app)
         assert isinstance(group, click.Group)
-        return group.commands[entry.name]
+        command = group.commands[entry.name]
+        _refuse_empty_paths(command)
+        return command
 
     def make_context(
         self,
@@ -103,6 +105,30 @@ class LazyCommand(click.Command):
     ) -> click.Context:
         """The loaded command's own."""
         return self.loaded.make_context(info_name, args, parent, **extra)
+
+
+class _GivenPath(click.ParamType):
+    """A path that is not empty. An empty one, a shell's variable without a value, would mean the working folder."""
+
+    def __init__(self, kind: click.ParamType) -> None:
+        self.kind, self.name = kind, kind.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        if value == "":
+            self.fail("it is empty; give a path", param, ctx)
+        return self.kind.convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self.kind.get_metavar(param, ctx)
+
+
+def _refuse_empty_paths(command: click.Command) -> None:
+    for param in command.params:
+        if isinstance(param.type, click.Path):
+            param.type = _GivenPath(param.type)
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _refuse_empty_paths(below)
 
 
 def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:

@@ -76,6 +76,7 @@ _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (128, b"DICM", Kind("DICOM file", None, "export its picture as PNG")),
     (0, b"\x1a\x45\xdf\xa3", Kind("video", None, "save single frames of it as JPEG or PNG")),
     (0, b"\x00\x00\x01\xba", Kind("video", None, "save single frames of it as JPEG or PNG")),
+    (0, b"version https://git-lfs.", Kind("Git LFS pointer", None, "fetch the file itself with: git lfs pull")),
     (0, b"PK\x03\x04", Kind("ZIP archive", None, "unpack it")),
     (0, b"\x1f\x8b", Kind("gzip archive", None, "unpack it")),
     (257, b"ustar", Kind("tar archive", None, "unpack it")),

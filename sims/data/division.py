@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from protocol.encoding.text import text_of
 from protocol.errors import InputError, fault_line
@@ -17,6 +17,7 @@ SPLIT_FILE = "split.json"
 #: Height and width to which the images of a tree are brought whose split says nothing else, pixels.
 SPLIT_SIZE = 32
 _MAX_BYTES = 16 << 20
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,17 @@ class Division:
         return self.base + self.open_world + self.novel
 
 
+def _class_name(name: str) -> str:
+    if not 0 < len(name) <= _LONGEST_NAME or name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(
+            f"{visible_name(name)!r} is no name of a class folder: 1 to {_LONGEST_NAME} characters, no slash, and no "
+            "dot at its beginning"
+        )
+    return name
+
+
 #: The name of a class folder: a name, not a way to another place.
-ClassName = Annotated[str, Field(pattern=r"^[^/\\.\x00][^/\\\x00]*$", max_length=255)]
+ClassName = Annotated[str, AfterValidator(_class_name)]
 
 
 class Split(BaseModel):

@@ -1,6 +1,7 @@
 """A folder tree of images, one folder a class: which files are for training and which for testing, and their pixels."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -149,7 +150,9 @@ def _list_images(folders: Sequence[Path], division: Division, others: list[str])
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         where = folders[0] if len(folders) == 1 else folders[0].parent
-        raise InputError(f"{where} lacks {len(missing)} of {len(homes)} class folders: {shown}")
+        raise InputError(
+            f"{where} lacks {len(missing)} of {len(homes)} class folders: {shown}{_alike(folders, missing)}"
+        )
     files: dict[str, list[str]] = {}
     empty: list[InputError] = []
     for label, home in homes.items():
@@ -165,6 +168,20 @@ def _list_images(folders: Sequence[Path], division: Division, others: list[str])
         others += passed
     refuse_all(empty, f"{len(empty)} class folders hold no images")
     return files
+
+
+def _alike(folders: Sequence[Path], missing: Sequence[str]) -> str:
+    """A folder that is there and differs from a missing one in capitals or spaces alone, in words."""
+    there = {entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()}
+    for label in missing:
+        for name in sorted(there):
+            if _bare(name) == _bare(label):
+                return f"; there is {visible_name(name)!r} and not {visible_name(label)!r}: write both alike"
+    return ""
+
+
+def _bare(name: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _is_left(name: str) -> bool:

@@ -149,6 +149,9 @@ def test_a_tree_is_read_class_by_class(tmp_path: Path) -> None:
     folder = tree(tmp_path / "pictures", **{"leaf beetle": 2, "ant": 3})
     (folder / ".DS_Store").write_bytes(b"x")
     (folder / "ant" / "Thumbs.db").write_bytes(b"x")
+    # As a notebook leaves them; they hold pictures.
+    for hidden in (folder / ".ipynb_checkpoints", folder / "ant" / ".ipynb_checkpoints"):
+        saved(hidden / "0-checkpoint.png", Image.fromarray(drawn(99)))
     seen: list[tuple[int, int]] = []
     found = read_tree(folder, COLOUR, lambda done, total: seen.append((done, total)))
     assert found.classes == ("ant", "leaf beetle")
@@ -186,6 +189,8 @@ def test_a_folder_that_is_no_class_tree_is_refused(tmp_path: Path) -> None:
     (folder / "bee").mkdir()
     refused(folder, "bee holds no pictures")
     tree(folder / "bee", wings=1)
+    refused(folder, "bee holds folders alone")
+    saved(folder / "bee" / "0.png", Image.new("L", (1, 1)))
     refused(folder, "wings is a folder inside")
     loose = tree(tmp_path / "loose", ant=1, bee=1)
     (loose / "c.png").write_bytes(b"x")

@@ -225,6 +225,7 @@ def test_the_operating_system_confines_the_decoder_where_it_can(reader: PictureR
         (b"\xd7\xcd\xc6\x9a" + bytes(40), "WMF"),
         (bytes(128) + b"DICM", "DICOM"),
         (b"PK\x03\x04", "ZIP"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n", "git lfs pull"),
         (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG 2000"),
         (b"\xff\x0a\x00", "JPEG XL"),
         (tiff((50706, 1, 4, 0x0401), (256, 3, 1, 8), (257, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8),

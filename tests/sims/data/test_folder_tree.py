@@ -154,6 +154,11 @@ def test_a_missing_class_and_an_empty_one_are_named(tmp_path: Path) -> None:
     (tmp_path / "test" / "cat").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"test lacks 1 of 5 class folders: cat"):
         list_tree(tmp_path, DIVISION)
+    for other in ("Cat", "cat "):  # as a spreadsheet or another system names them
+        (tmp_path / "test" / other).mkdir()
+        with pytest.raises(InputError, match=f"there is '{other}'"):
+            list_tree(tmp_path, DIVISION)
+        (tmp_path / "test" / other).rmdir()
     (tmp_path / "test" / "cat").mkdir()
     (tmp_path / "test" / "bee").rename(tmp_path / "another")
     (tmp_path / "test" / "bee").mkdir()
