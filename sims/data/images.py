@@ -1,5 +1,7 @@
 """Sources of images: a folder tree, the published CIFAR-100 archive, or the built-in stand-in."""
 
+import fcntl
+import os
 import re
 import threading
 import urllib.request
@@ -396,8 +398,18 @@ def _download(cache: Path) -> str | None:
         return problem
     try:
         make_folder(cache)
+        held = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise InputError(f"cannot write to {cache}: {error.strerror}") from error
+    try:
+        # Of two runs that begin together one fetches, and the other waits for it.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        return None if (cache / _ARCHIVE_FOLDER).is_dir() else _fetch(cache)
+    finally:
+        os.close(held)
+
+
+def _fetch(cache: Path) -> str | None:
     try:
         with urllib.request.urlopen(_request(_URL, "GET"), timeout=NETWORK_TIMEOUT) as answer:
             data = answer.read(cifar100_archive.MAX_BYTES)
@@ -406,8 +418,7 @@ def _download(cache: Path) -> str | None:
     try:
         cifar100_archive.keep(data, cache)
     except StorageFailedError as error:
-        if not (cache / _ARCHIVE_FOLDER).is_dir():  # another process may have been faster
-            raise InputError(f"cannot write to {cache}: {error}") from None
+        raise InputError(f"cannot write to {cache}: {error}") from None
     return None
 
 

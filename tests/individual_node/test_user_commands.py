@@ -226,8 +226,11 @@ def onnx_run(path: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def onnx_file(model: Path) -> Path:
     pytest.importorskip("onnxruntime")
-    out = model.parent / "model.onnx"
+    # A name that a program with paths of bytes in the system's code page would not find.
+    out = model.parent / "modèle モデル" / "прогноз.onnx"
+    out.parent.mkdir()
     succeeded(run_command(app, "export", model, "--onnx", out))
+    assert os.listdir(out.parent) == [out.name]  # no weights beside it, that a copy would forget
     return out
 
 
@@ -325,6 +328,24 @@ def test_bad_pictures_are_named_at_once_and_the_good_ones_served(
     written = json.loads((tmp_path / "named.json").read_text())
     assert [Path(entry["file"]).name for entry in written["pictures"]] == ["good.png"]
     assert [Path(entry["file"]).name for entry in written["unread"]] == ["cut.png", "pipe.png", "gone.png"]
+
+
+def test_names_of_classes_are_the_model_s_whatever_they_look_like(node: Node, tmp_path: Path, run: Run) -> None:
+    """Numbers, whose order as names is another than as numbers, and what looks like markup or a code of an emoji."""
+    rng, data = np.random.default_rng(0), tmp_path / "[x] pictures"
+    colours = {"10": (200, 40, 40), "2": (40, 200, 40), "[red]": (40, 40, 200), ":smile:": (200, 200, 40)}
+    for name, colour in colours.items():
+        (data / name).mkdir(parents=True)
+        for number in range(3):
+            noise = rng.integers(-20, 20, (12, 12, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(
+                data / name / f"{number}.png"
+            )
+    given = ("--bundle", node.bundles["condensed"], *node.by_trust, "--data", data, "--folds", 0)
+    assert run("adapt", *given, "--out", tmp_path / "m [b]").code == 0
+    printed = succeeded(run("predict", tmp_path / "m [b]", *(data / name / "0.png" for name in colours), "--top", 1))
+    rows = [line.split() for line in printed.splitlines() if "0.png" in line]
+    assert [row[-2] for row in rows] == list(colours)
 
 
 def test_a_model_of_pictures_of_12_bits_names_such_pictures(node: Node, tmp_path: Path, run: Run) -> None:
