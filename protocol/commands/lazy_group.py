@@ -107,19 +107,16 @@ class LazyCommand(click.Command):
         return self.loaded.make_context(info_name, args, parent, **extra)
 
 
-class _GivenPath(click.ParamType):
+class _GivenPath(click.ParamType):  # type: ignore[type-arg]
     """A path that is not empty. An empty one, a shell's variable without a value, would mean the working folder."""
 
-    def __init__(self, kind: click.ParamType) -> None:
+    def __init__(self, kind: "click.ParamType[Any]") -> None:
         self.kind, self.name = kind, kind.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
         if value == "":
             self.fail("it is empty; give a path", param, ctx)
         return self.kind.convert(value, param, ctx)
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
-        return self.kind.get_metavar(param, ctx)
 
 
 def _refuse_empty_paths(command: click.Command) -> None:
