@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.encoding.text import text_of
 from protocol.errors import InputError
+from protocol.files.user_files import read_given
 from protocol.pictures.arrays import read_array
 
+#: Bytes of the largest manifest that is read.
+_MAX_BYTES = 16 << 20
 #: Errors of reading a folder that is no world.
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, InputError)
 
@@ -100,8 +104,20 @@ def read_truth(folder: Path) -> Truth:
     )
 
 
+def read_manifest(folder: Path) -> dict[str, object]:
+    """``manifest.json`` of a party's folder.
+
+    Raises:
+        InputError: it cannot be read. ValueError: it is no JSON object.
+    """
+    found = json.loads(text_of(read_given(folder / "manifest.json", "the manifest", max_bytes=_MAX_BYTES)))
+    if not isinstance(found, dict):
+        raise ValueError("the manifest is no JSON object")
+    return found
+
+
 def _names(folder: Path, key: str) -> tuple[str, ...]:
-    names = json.loads((folder / "manifest.json").read_text())[key]
+    names = read_manifest(folder)[key]
     if not isinstance(names, list) or not names or len({str(name).casefold() for name in names}) != len(names):
         raise ValueError(f"{key} of the manifest is no list of different names")
     return tuple(str(name) for name in names)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from collective_node.collective import Collective
 from collective_node.collective_images import CollectiveImages, Truth
+from collective_node.enough_images import task_sequence
 from collective_node.extraction.criterion import GradientTrend
 from collective_node.extraction.extraction import check_layers
 from collective_node.network.expandable_network import HIDDEN, POOLED, ExpandableNetwork, scaled
@@ -17,7 +18,6 @@ from collective_node.network.growth_schedule import Step, Widen, parse, steps_be
 from collective_node.network.growth_steps import check_deepening, check_widening
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings, Score, Strategy
-from collective_node.task_sequence import sequence
 from collective_node.training import steps_for
 from protocol.errors import InputError
 from protocol.learngene.images import DeviceImages, Normalisation
@@ -105,10 +105,7 @@ class EvolutionPlan:
         height, width, channels = images.train_images.shape[1:]
         if _positions(height, width) < 1:
             raise InputError(f"images of {width}x{height} pixels are too small: 32x32 at least")
-        # Report a growth step that does not fit now, not after hours.
-        depth = len(grown_widths(settings, channels))
-        check_layers(settings, layers=depth, tasks=settings.tasks)
-        rng = np.random.default_rng([seed, classes])
+        check_network(settings, channels)
         return cls(
             settings=settings,
             seed=seed,
@@ -118,7 +115,7 @@ class EvolutionPlan:
             normalisation=(
                 Normalisation.fixed(channels) if settings.private_weights else Normalisation.of(images.train_images)
             ),
-            sequence=tuple(sequence(classes, settings.classes_per_task, settings.tasks, rng)),
+            sequence=tuple(task_sequence(settings, classes, seed)),
             setup=_setup(images, settings, seed, device),
         )
 
@@ -194,6 +191,19 @@ class EvolutionPlan:
         for number in range(len(self.sequence)):
             self.grow(collective, number)
         return collective
+
+
+def check_network(settings: CollectiveSettings, channels: int) -> None:
+    """Refuse, before training, a growth step or a number of inherited layers that does not fit.
+
+    Args:
+        channels: of the input images.
+
+    Raises:
+        InputError: one does not; the text says what to set.
+    """
+    depth = len(grown_widths(settings, channels))
+    check_layers(settings, layers=depth, tasks=settings.tasks)
 
 
 def grown_widths(settings: CollectiveSettings, channels: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from collective_node.differential_privacy.fisher import PrivateFisher
 from collective_node.differential_privacy.mechanism import Mechanism, check_delta
 from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.differential_privacy.release import Finished, setup_of
+from collective_node.enough_images import check_fisher_images
 from collective_node.evolution import Evolution
 from collective_node.extraction.condensing import ask, condense, recipe_of
 from collective_node.extraction.criterion import choose_layers, found_layers, most_similar, settled_layers
@@ -116,12 +117,7 @@ def evolve(
     # let out.
     if settings.privacy_epsilon is not None:
         check_delta(settings.privacy_delta_exponent, evolution.plan.taught_images)
-    samples = min(settings.fisher_samples, evolution.plan.taught_images)
-    if samples < fewest_fisher_images:
-        raise InputError(
-            f"a Fisher diagonal from {samples} images may not leave this site, only from {fewest_fisher_images} on; "
-            "raise fisher_samples, or teach more classes"
-        )
+    check_fisher_images(settings, evolution.plan.taught_images, fewest_fisher_images)
     clock, seconds = _Clock(), {}
     collective, comparisons = evolution.run()
     seconds["train"] = clock.lap()

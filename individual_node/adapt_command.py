@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from individual_node.picture_options import BitsOption
 from protocol.commands.bundle_options import EncryptionKeyOption, KeyFileOption, RootOption, TrustOption
 
 
@@ -47,13 +48,14 @@ def adapt(
     folds: Annotated[int, typer.Option(help="Parts for the estimate of the accuracy; 0: none.", min=0)] = 5,
     seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")] = "auto",
+    bits: BitsOption = None,
 ) -> None:
     """Adapt a learngene to own pictures: a model that names them.
 
     \b
     Example:
       individual-node adapt --bundle condensed.learngene --config ~/individual/config.toml --data pictures --out model
-    where `pictures` holds a folder of pictures, of any size and format, for each class:
+    where `pictures` holds a folder for each class, with pictures of any size: PNG, JPEG, WebP, GIF, BMP, TIFF or PPM.
       pictures/ladybird/IMG_2041.JPG   pictures/ladybird/side view.png   pictures/leaf beetle/...
     """
     # Imported when it is called: a command's help needs none of it.
@@ -68,4 +70,5 @@ def adapt(
         folds=folds,
         seed=seed,
         device=device,
+        bits=bits,
     )

@@ -20,6 +20,7 @@ from individual_node.reconstruction import IndividualNetwork
 from individual_node.settings import MOST_SHIFTS, OwnLayers
 from protocol.digest import digest_of
 from protocol.encoding import blob, strict_json
+from protocol.encoding.text import text_of
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
 from protocol.files.atomic import write_folder_atomically
 from protocol.files.user_files import check_free, read_given
@@ -81,6 +82,7 @@ class Description(BaseModel):
         weights: SHA-256 of ``model.safetensors``.
         node: configuration file (an absolute path) of the node that verified the learngene; its ledger knows whether
             the collective has withdrawn it. None: a trust store alone verified it.
+        bits: that count in pictures with 16 for a grey value; None: no such picture was among the training pictures.
     """
 
     model_config = _STRICT
@@ -99,6 +101,7 @@ class Description(BaseModel):
     estimate: Estimate | None
     weights: Digest
     node: str | None = None
+    bits: int | None = Field(None, ge=8, le=16)
 
     @model_validator(mode="after")
     def _as_many_as_classes(self) -> "Description":
@@ -182,7 +185,7 @@ def load(folder: Path) -> AdaptedModel:
         raise InputError(f"{visible_name(folder)} is no model ({error}); `individual-node adapt` writes one") from None
     try:
         strict_json.parse(text)
-        description = Description.model_validate_json(text)
+        description = Description.model_validate_json(text_of(text))
     except ValidationError as error:
         raise InputError(
             f"{visible_name(folder / DESCRIPTION)} is no description of a model: {fault_line(error)}"

@@ -17,7 +17,7 @@ from protocol.commands.decoder_warning import warn_unconfined
 from protocol.commands.progress_bar import progress_bar
 from protocol.commands.revocation_warning import warn_revoked
 from protocol.errors import InputError, fault_line
-from protocol.files.user_files import check_free
+from protocol.files.user_files import check_free, check_outside
 from protocol.learngene.images import choose_device
 from protocol.learngene.network import describe
 from protocol.node.bundle_reading import Reading, read_bundle
@@ -70,6 +70,7 @@ def adapt_bundle(
     folds: int,
     seed: int,
     device: str,
+    bits: int | None = None,
 ) -> None:
     """Adapt a learngene to own pictures, keep the model, and show it.
 
@@ -80,12 +81,14 @@ def adapt_bundle(
         changes: of settings, each ``NAME=VALUE``.
         folds: parts for the estimate of the accuracy; 0: none.
         device: as :func:`protocol.learngene.images.choose_device` takes it.
+        bits: that count in pictures with 16 for a grey value, as :class:`PictureReader` takes it.
 
     Raises:
         InputError: a setting, the pictures or a file is wrong.
         RefusedError: the bundle does not pass its verification.
     """
     check_free(out)
+    check_outside(out, [data], "the folder of pictures")
     node = None if opening.config is None else _configuration(opening.config)
     reading = opening.read()
     verified = reading.opened
@@ -94,7 +97,7 @@ def adapt_bundle(
     chosen = personal_model.choose_method(method or None, architecture.form)
     settings = _settings(node, chosen.name, changes)
     on = choose_device(device)
-    with progress_bar() as observe, PictureReader() as reader:
+    with progress_bar() as observe, PictureReader(bits=bits) as reader:
         pictures = image_folder.read_tree(
             data, architecture.input, lambda done, total: observe(done, total, "reading pictures"), reader=reader
         )
@@ -107,6 +110,7 @@ def adapt_bundle(
             seed=seed,
             device=on,
             node=opening.config,
+            bits=bits,
             observe=observe,
         )
     adapted.save(model, out)

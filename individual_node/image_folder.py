@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from protocol.errors import InputError
 from protocol.learngene.architecture import InputContract
-from protocol.pictures.reader import PictureReader
+from protocol.pictures.formats import CLUTTER
+from protocol.pictures.reader import PictureReader, refuse_all
 from protocol.visible_text import is_plain, visible_name
 
 #: Called with the number of pictures read so far, and the number of all.
 ReadObserver = Callable[[int, int], None]
 
-#: Files that operating systems leave in folders; they are skipped, as hidden files are.
-_CLUTTER = frozenset({"desktop.ini", "thumbs.db"})
 _LONGEST_NAME = 100
 
 
@@ -54,8 +53,8 @@ def read_tree(
     A picture that is twice in a class counts once, or the estimate of the accuracy would test on training pictures.
 
     Raises:
-        InputError: no such folder, fewer than two classes, a class without pictures, one picture in two classes, or
-            something that is neither a class folder nor a picture; the message names it.
+        InputError: no such folder, fewer than two classes, classes without pictures, pictures in two classes, or
+            anything that is neither a class folder nor a picture; the message names all of them.
         RunFailedError: a decoder does not start.
     """
     if reader is None:
@@ -65,19 +64,21 @@ def read_tree(
     files = [(file, label) for label, of_class in enumerate(listed.values()) for file in of_class]
     known: dict[bytes, tuple[Path, int]] = {}
     pictures: list[NDArray[np.uint8]] = []
-    copies = []
+    copies, twice = [], []
     read = reader.read_all([file for file, _ in files], contract)
     for done, ((file, label), picture) in enumerate(zip(files, read, strict=True), 1):
         digest = hashlib.sha256(picture.tobytes()).digest()
         first, other = known.setdefault(digest, (file, label))
         if other != label:
-            raise InputError(f"{first} and {file} are the same picture in two classes; keep it in one")
-        if first == file:
+            names = f"{visible_name(first)} and {visible_name(file)}"
+            twice.append(InputError(f"{names} are the same picture in two classes; keep it in one"))
+        elif first == file:
             pictures.append(picture)
         else:
             copies.append(file)
         if observe is not None:
             observe(done, len(files))
+    refuse_all(twice, f"{len(twice)} pictures are in two classes")
     files_kept, labels = zip(*known.values(), strict=True)
     return OwnPictures(tuple(listed), files_kept, np.stack(pictures), np.array(labels, np.int64), tuple(copies))
 
@@ -89,35 +90,47 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
         InputError: as :func:`read_tree`, except for faults inside the pictures.
     """
     classes: dict[str, list[Path]] = {}
+    wrong: list[InputError] = []
     for entry in _entries(folder):
-        if not entry.is_dir():
-            raise InputError(f"{entry} lies beside the class folders; move it into the folder of its class")
-        name = entry.name
-        if not is_plain(name) or name != name.strip() or len(name) > _LONGEST_NAME:
-            raise InputError(
-                f"{visible_name(entry)} is no name for a class; use at most {_LONGEST_NAME} plain characters"
-            )
-        classes[name] = picture_files(entry)
+        try:
+            classes[entry.name] = _pictures_of_class(entry)
+        except InputError as error:
+            wrong.append(error)
+    refuse_all(wrong, f"{len(wrong)} entries of {visible_name(folder)} are no folders of pictures")
     if len(classes) < 2:
         found = f"only the class {next(iter(classes))!r}" if classes else "no class folder"
         raise InputError(f"{folder} holds {found}; it needs a folder of pictures for each of at least two classes")
     return classes
 
 
+def _pictures_of_class(entry: Path) -> list[Path]:
+    shown = visible_name(entry)
+    if not entry.is_dir():
+        raise InputError(f"{shown} lies beside the class folders; move it into the folder of its class")
+    if not is_plain(entry.name) or entry.name != entry.name.strip() or len(entry.name) > _LONGEST_NAME:
+        raise InputError(f"{shown} is no name for a class; use at most {_LONGEST_NAME} plain characters")
+    files = picture_files(entry)
+    if all(file.is_dir() for file in files):
+        raise InputError(
+            f"{shown} holds folders alone; if they are the classes, give {shown} as the folder of pictures"
+        )
+    if inner := next((file for file in files if file.is_dir()), None):
+        raise InputError(
+            f"{visible_name(inner)} is a folder inside a folder of pictures and is not looked into; move its "
+            "pictures up"
+        )
+    return files
+
+
 def picture_files(folder: Path) -> list[Path]:
-    """The files of a folder of pictures, sorted by name.
+    """What a folder of pictures holds, sorted by name.
 
     Raises:
-        InputError: it cannot be read, is empty, or holds folders.
+        InputError: it cannot be read, or is empty.
     """
     files = _entries(folder)
     if not files:
-        raise InputError(f"{folder} holds no pictures; add some or remove it")
-    for file in files:
-        if file.is_dir():
-            raise InputError(
-                f"{file} is a folder inside a folder of pictures and is not looked into; move its pictures up"
-            )
+        raise InputError(f"{visible_name(folder)} holds no pictures; add some or remove it")
     return files
 
 
@@ -127,23 +140,19 @@ def _entries(folder: Path) -> list[Path]:
         found = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-    return [path for path in found if not path.name.startswith(".") and path.name.lower() not in _CLUTTER]
+    return [path for path in found if not path.name.startswith(".") and path.name.lower() not in CLUTTER]
 
 
 def pictures_of(arguments: Sequence[Path]) -> list[Path]:
-    """The files that a user names, each of them once; a folder stands for the pictures in it.
+    """The files that a user names, each of them once; a folder stands for the pictures in it. Whether each can be read
+    is seen when it is.
 
     Raises:
-        InputError: a file is missing, or a folder holds no pictures.
+        InputError: a folder cannot be read, or holds no pictures.
     """
     files: list[Path] = []
     for path in arguments:
-        if path.is_dir():
-            files += picture_files(path)
-        elif path.exists():
-            files.append(path)
-        else:
-            raise InputError(f"there is no file {path}")
+        files += picture_files(path) if path.is_dir() else [path]
     # A folder may hold a file that is also named by itself, and a path may be written in several ways.
     once: dict[str, Path] = {}
     for file in files:

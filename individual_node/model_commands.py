@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from individual_node.picture_options import BitsOption
+
 _Model = Annotated[Path, typer.Argument(help="Folder that `adapt` wrote.")]
 
 
@@ -22,6 +24,7 @@ def predict(
         Path | None,
         typer.Option("--json", help="Also write them to this file; `-`: to standard output.", show_default=False),
     ] = None,
+    bits: BitsOption = None,
 ) -> None:
     """Name pictures.
 
@@ -30,12 +33,13 @@ def predict(
       individual-node predict model IMG_2077.JPG
       individual-node predict model new-pictures --json named.json --top 5
 
+    Pictures are PNG, JPEG, WebP, GIF, BMP, TIFF or PPM; what cannot be read is said at the end, and the exit code is 2.
     A model knows its own classes only: a picture of something else gets one of them too.
     """
     # Imported when it is called: a command's help needs none of it.
     from individual_node.model_use import name_pictures
 
-    name_pictures(model, images, top, json_file)
+    name_pictures(model, images, top, json_file, bits=bits)
 
 
 def export(
@@ -45,6 +49,7 @@ def export(
         list[Path] | None,
         typer.Argument(help="Pictures to compare the file and the model on.", show_default="random ones"),
     ] = None,
+    bits: BitsOption = None,
 ) -> None:
     """Write a model as one ONNX file, and run it once to see that it agrees with the model.
 
@@ -58,4 +63,4 @@ def export(
     # Imported when it is called: a command's help needs none of it.
     from individual_node.model_use import write_onnx
 
-    write_onnx(model, onnx, images or [])
+    write_onnx(model, onnx, images or [], bits=bits)

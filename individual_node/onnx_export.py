@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from individual_node.adapted import AdaptedModel
 from protocol.errors import InputError, RunFailedError
-from protocol.files.atomic import write_atomically
-from protocol.files.user_files import check_free
+from protocol.files.user_files import check_free, write_new
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -51,7 +50,7 @@ def export(model: AdaptedModel, path: Path, pixels: NDArray[np.uint8]) -> float 
             f"the exported model differs from this one by {difference:.1e}, allowed is {TOLERANCE:.0e}; nothing is "
             "written: other versions of torch and onnx may help"
         )
-    write_atomically(path, data)
+    write_new(path, data, mode=0o644)
     return difference
 
 
@@ -61,9 +60,7 @@ def onnx_bytes(model: AdaptedModel) -> bytes:
     Raises:
         InputError: the extra ``onnx`` is not installed.
     """
-    for name in ("onnx", "onnxscript"):
-        if not installed(name):
-            raise InputError(f"the export needs the module {name}; install it with: pip install 'learngene[onnx]'")
+    check_installed()
     # Imported here and below, because it is an optional extra.
     import onnx
 
@@ -85,6 +82,17 @@ def onnx_bytes(model: AdaptedModel) -> bytes:
     onnx.checker.check_model(proto, full_check=True)
     data: bytes = proto.SerializeToString()
     return data
+
+
+def check_installed() -> None:
+    """Refuse to export without the extra that it needs.
+
+    Raises:
+        InputError: the extra ``onnx`` is not installed.
+    """
+    for name in ("onnx", "onnxscript"):
+        if not installed(name):
+            raise InputError(f"the export needs the module {name}; install it with: pip install 'learngene[onnx]'")
 
 
 def largest_difference(model: AdaptedModel, data: bytes, pixels: NDArray[np.uint8]) -> float:

@@ -71,6 +71,7 @@ def adapt_to_pictures(
     seed: int,
     device: torch.device,
     node: Path | None = None,
+    bits: int | None = None,
     observe: Observer | None = None,
 ) -> AdaptedModel:
     """Train a model on all pictures, after models of parts of them have given an estimate of its accuracy.
@@ -80,6 +81,7 @@ def adapt_to_pictures(
         folds: parts for the estimate, see :func:`fold_of`.
         seed: of everything random.
         node: configuration file of the node by which the learngene was verified, if a node did.
+        bits: with which the pictures were read, for pictures that the model will name.
 
     Raises:
         InputError: the settings do not fit the learngene or the pictures.
@@ -117,6 +119,7 @@ def adapt_to_pictures(
         estimate=estimate,
         weights=digest_of(weights_of(classifier)),
         node=None if node is None else str(node.absolute()),
+        bits=bits,
     )
     return AdaptedModel(description, classifier)
 

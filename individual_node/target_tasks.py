@@ -10,8 +10,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from protocol.encoding.text import text_of
 from protocol.errors import InputError
+from protocol.files.user_files import read_given
 from protocol.pictures.arrays import read_array
+
+#: Bytes of the largest file of target tasks that is read.
+_MAX_BYTES = 1 << 30
 
 Row = Annotated[int, Field(ge=0)]
 
@@ -103,7 +108,8 @@ def read(folder: Path) -> PrivateImages:
             name: read_array(folder / f"{name}.npy")
             for name in ("support_images", "support_labels", "test_images", "test_labels")
         }
-        described = _Tasks.model_validate(json.loads((folder / "tasks.json").read_text()))
+        data = read_given(folder / "tasks.json", "the target tasks", max_bytes=_MAX_BYTES)
+        described = _Tasks.model_validate(json.loads(text_of(data)))
     except (OSError, ValueError, RecursionError, ValidationError, InputError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} is not an individual's folder of a world ({reason}); make one first") from error

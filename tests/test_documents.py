@@ -64,3 +64,15 @@ def test_a_heading_of_its_own_leads_to_the_training_the_examination_and_the_star
     for role in ("collective", "individual"):
         places = [section.index(typed) for typed in (f"[{role}] ", f"{role}-node doctor ", f"{role}-node start ")]
         assert places == sorted(places)
+
+
+def test_every_test_that_the_page_of_tried_situations_names_is_there() -> None:
+    page = (ROOT / "docs" / "tried.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "`test_" in line]
+    assert len(rows) >= 20
+    for row in rows:
+        for file, name in re.findall(r"`(test_\w+\.py)`(?:: ([^;|(]+))?", row.rsplit(" | ", 1)[-1]):
+            found = [path.read_text() for path in (ROOT / "tests").rglob(file)]
+            assert found, file
+            wanted = "test_" + "_".join(re.findall(r"[a-z0-9]+", name.lower()))
+            assert any(wanted in text for text in found), (file, name)

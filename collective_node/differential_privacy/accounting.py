@@ -15,9 +15,10 @@ from dp_accounting.pld import PLDAccountant
 
 from collective_node.differential_privacy.mechanism import Mechanism, Sampled, check_delta
 from collective_node.differential_privacy.randomness import PrivateRandomness
+from collective_node.enough_images import check_fisher_images
 from collective_node.settings import CollectiveSettings
 from collective_node.training import steps_for
-from protocol.errors import InputError, RunFailedError
+from protocol.errors import RunFailedError
 
 #: Share of epsilon for the number of images, which sampling rates and numbers of steps follow from.
 COUNT_SHARE = 0.01
@@ -78,7 +79,7 @@ def plan(
     wanted = settings.privacy_epsilon - count_epsilon
     count = randomness.noisy_count(images, count_epsilon)
     fisher_images = min(settings.fisher_samples, count)
-    _check_count(settings, count, fisher_images, fewest_fisher_images)
+    _check_count(settings, count, fewest_fisher_images)
     share = 1.0 if settings.privacy_scope == "fisher-given-weights" else settings.privacy_fisher_share
     fisher = calibrated(fishers, fisher_images / count, settings.privacy_fisher_clip, (), share * wanted, delta)
     training = None
@@ -106,13 +107,9 @@ def plan(
     )
 
 
-def _check_count(settings: CollectiveSettings, count: int, fisher_images: int, fewest_fisher_images: int) -> None:
+def _check_count(settings: CollectiveSettings, count: int, fewest_fisher_images: int) -> None:
     check_delta(settings.privacy_delta_exponent, count)
-    if fisher_images < fewest_fisher_images:
-        raise InputError(
-            f"a Fisher diagonal from {fisher_images} images may not leave this site, only from {fewest_fisher_images} "
-            "on; raise fisher_samples, or teach more classes"
-        )
+    check_fisher_images(settings, count, fewest_fisher_images)
 
 
 def _interval(epsilon: float) -> float:

@@ -29,7 +29,7 @@ from protocol.files.private_file import read_private
 from protocol.keys.signing_key import key_identifier
 from protocol.messages.payloads import SKEW
 from protocol.node import launcher
-from protocol.node.configuration import NodeTable, OtherRoleError, check, node_table, read
+from protocol.node.configuration import NodeConfiguration, NodeTable, OtherRoleError, check, node_table, read
 from protocol.node.reachable_files import check_apart, node_rules
 from protocol.transport.local_socket import MAX_PATH_BYTES, load_secret
 from protocol.transport.simulation_paths import is_simulated
@@ -57,7 +57,7 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
     try:
         content = read(path)
         node = node_table(path, content, role)
-        check(path, content, launcher.imported(model))
+        configuration: NodeConfiguration = check(path, content, launcher.imported(model))
         user, _ = launcher.node_identity(node)
     except OtherRoleError:
         raise
@@ -79,12 +79,21 @@ def examine_node(path: Path, role: Role, model: str, *, gpu: bool, now: int) -> 
     found += _files(node, path, user, role, now)
     with privileges.acting_as(user):
         latest, ledger = _ledger(node, role)
+        images = _images(configuration)
     return [
         *found,
+        images,
         ledger,
         *gpu_findings(child, node.device, gpu),
         clock() if latest <= now + SKEW else _behind(now, latest, role),
     ]
+
+
+def _images(configuration: NodeConfiguration) -> Finding:
+    if fault := configuration.data_fault():
+        found, _, advice = fault.partition("; ")
+        return Finding("images", "wrong", found, advice)
+    return Finding("images", "ok", f"{configuration.node.data} holds what the party's own work needs")
 
 
 def _behind(now: int, latest: int, role: Role) -> Finding:

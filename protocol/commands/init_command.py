@@ -22,8 +22,9 @@ from protocol.keys.key_file import Unlock, make_key_file
 from protocol.keys.party_keys import NodeKeys
 from protocol.keys.passphrase import ask_new
 from protocol.keys.signing_key import SigningKey, read_public
-from protocol.node.configuration import NodeConfiguration, NodeTable
-from protocol.output import say
+from protocol.node.configuration import NodeConfiguration, NodeTable, check, read
+from protocol.node.launcher import imported
+from protocol.output import say, warn
 from protocol.transport.local_socket import MAX_PATH_BYTES, make_secret
 from protocol.trust.role import Role
 
@@ -69,9 +70,12 @@ _COMMENTS = {
 _KEY_FILE = "key.secret"
 
 
-def register(app: typer.Typer, role: Role, own_name: str) -> None:
-    """Add the command to the application of one kind of node; ``own_name``: the node's name if its operator gives
-    none.
+def register(app: typer.Typer, role: Role, own_name: str, model: str) -> None:
+    """Add the command to the application of one kind of node.
+
+    Args:
+        own_name: the node's name if its operator gives none.
+        model: ``module:class`` of the party's own configuration.
     """
 
     def init_collective(
@@ -84,6 +88,7 @@ def register(app: typer.Typer, role: Role, own_name: str) -> None:
     ) -> None:
         """Write a commented configuration, a fresh key with what opens it, and a socket secret."""
         _init(out, role, data, party, root, run_id, passphrase=passphrase)
+        _say_fault(out, model)
 
     def init_individual(
         out: _Out,
@@ -96,6 +101,7 @@ def register(app: typer.Typer, role: Role, own_name: str) -> None:
     ) -> None:
         """Write a commented configuration, fresh keys with what opens them, and a socket secret."""
         _init(out, role, data, party, root, run_id, passphrase=passphrase, kem=kem_named(kem))
+        _say_fault(out, model)
 
     # A collective has no encryption key to choose.
     app.command("init")(init_collective if role == "collective" else init_individual)
@@ -126,6 +132,13 @@ def _init(
         f"--public {key.public_hex}"
     )
     say(f"The trust.json that comes of it belongs at {out / 'trust.json'}")
+
+
+def _say_fault(out: Path, model: str) -> None:
+    """Warn of a data folder on which the party's own work would be refused, as long as this costs nothing."""
+    path = out / "config.toml"
+    if fault := check(path, read(path), imported(model)).data_fault():
+        warn(fault)
 
 
 def initialise(

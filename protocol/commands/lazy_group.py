@@ -1,6 +1,6 @@
 """A group of commands whose modules are loaded when they are called: listing them costs no import."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -12,6 +12,19 @@ import typer.core
 import typer.main
 
 from protocol.errors import InputError
+
+#: The extra that brings each module that a plain installation lacks.
+EXTRA_OF: Mapping[str, str] = {
+    **dict.fromkeys(("ray", "scipy", "matplotlib", "jinja2"), "sim"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    **dict.fromkeys(("opacus", "dp_accounting"), "privacy"),
+    "sklearn": "annotate",
+}
+
+
+def cure(extra: str) -> str:
+    """What to type where an extra is missing."""
+    return f"pip install 'learngene[{extra}]'"
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,14 @@ class LazyCommand(click.Command):
         super().__init__(entry.name, short_help=entry.summary)
         self.entry = entry
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Its line in the list of commands; only this looks for the extra."""
+        return (
+            super().get_short_help_str(limit)
+            if self.entry.missing is None
+            else f"Not installed: {cure(self.entry.extra)}"
+        )
+
     @cached_property
     def loaded(self) -> click.Command:
         """The command itself.
@@ -63,9 +84,7 @@ class LazyCommand(click.Command):
         """
         entry = self.entry
         if (module := entry.missing) is not None:
-            raise InputError(
-                f"{entry.name} needs the module {module}; install it with: pip install 'learngene[{entry.extra}]'"
-            )
+            raise InputError(f"{entry.name} needs the module {module}; install it with: {cure(entry.extra)}")
         module, function = entry.source.split(":")
         app = typer.Typer(rich_markup_mode=None)
         # With a callback, an application of one command is a group too.
@@ -73,7 +92,9 @@ class LazyCommand(click.Command):
         getattr(import_module(module), function)(app, *entry.arguments)
         group = typer.main.get_command(app)
         assert isinstance(group, click.Group)
-        return group.commands[entry.name]
+        command = group.commands[entry.name]
+        _refuse_empty_paths(command)
+        return command
 
     def make_context(
         self,
@@ -86,10 +107,31 @@ class LazyCommand(click.Command):
         return self.loaded.make_context(info_name, args, parent, **extra)
 
 
+class _GivenPath(click.ParamType):  # type: ignore[type-arg]
+    """A path that is not empty. An empty one, a shell's variable without a value, would mean the working folder."""
+
+    def __init__(self, kind: "click.ParamType[Any]") -> None:
+        self.kind, self.name = kind, kind.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        if value == "":
+            self.fail("it is empty; give a path", param, ctx)
+        return self.kind.convert(value, param, ctx)
+
+
+def _refuse_empty_paths(command: click.Command) -> None:
+    for param in command.params:
+        if isinstance(param.type, click.Path):
+            param.type = _GivenPath(param.type)
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _refuse_empty_paths(below)
+
+
 def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:
     """The class of a group that holds these commands in their order, before those that are added in other ways. Of two
-    commands with one name the first counts. A command that lacks an extra is not listed; calling it says what to
-    install.
+    commands with one name the first counts. A command that lacks an extra is listed with what to install, and says
+    the same if it is called.
     """
 
     class Group(typer.core.TyperGroup):
@@ -100,12 +142,4 @@ def lazy_group(entries: Sequence[CommandEntry]) -> type[typer.core.TyperGroup]:
                 lazy.setdefault(entry.name, LazyCommand(entry))
             self.commands = lazy | dict(self.commands)
 
-        def list_commands(self, ctx: click.Context) -> list[str]:
-            """The names that the help shows; only this looks for the extras."""
-            return [name for name in super().list_commands(ctx) if not _lacks_an_extra(self.commands[name])]
-
     return Group
-
-
-def _lacks_an_extra(command: click.Command) -> bool:
-    return isinstance(command, LazyCommand) and command.entry.missing is not None

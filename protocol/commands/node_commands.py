@@ -43,5 +43,5 @@ def _common(role: Role, model: str, program: str, party: str) -> Sequence[Comman
             "doctor", "doctor_commands:register_node", "Say what holds for this node and what is wrong.", role, model
         ),
         entry("clock", "clock_commands:register", "Show the clock and the time that the node has decided by.", role),
-        entry("init", "init_command:register", "Write a commented configuration and fresh keys.", role, party),
+        entry("init", "init_command:register", "Write a commented configuration and fresh keys.", role, party, model),
     )

@@ -15,7 +15,7 @@ import click
 import typer
 import typer.core
 
-from protocol.commands.lazy_group import CommandEntry, lazy_group
+from protocol.commands.lazy_group import EXTRA_OF, CommandEntry, cure, lazy_group
 from protocol.encoding.log_format import traceback_lines
 from protocol.errors import InputError, LearngeneError, StoppedError
 from protocol.visible_text import visible_line
@@ -89,6 +89,12 @@ def exit_code(command: Callable[[], Any]) -> int:
         return _say(str(error), error.exit_code, mark="")
     except LearngeneError as error:
         return _say(str(error), EXIT_FAILED)
+    except ModuleNotFoundError as error:
+        # A part of a command may need an extra that the command itself does not.
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRA_OF:
+            raise
+        return _say(f"this needs the module {module}; install it with: {cure(EXTRA_OF[module])}", EXIT_USAGE)
     except (KeyboardInterrupt, click.Abort):
         result = EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
+from protocol.encoding.text import is_marked
 from protocol.errors import MalformedError, TooLargeError
 
 Value: TypeAlias = "bool | int | str | Sequence[Value] | Mapping[str, Value] | None"
@@ -58,6 +59,11 @@ def parse(data: bytes, *, max_depth: int = 4, max_bytes: int = MAX_BYTES) -> dic
     try:
         text = data.decode("ascii")
     except UnicodeDecodeError:
+        if is_marked(data):
+            raise MalformedError(
+                "an editor saved it again, with a byte-order mark or as UTF-16, and its bytes are not those that were "
+                "signed; fetch it again"
+            ) from None
         raise MalformedError("the JSON holds bytes outside ASCII") from None
     if "\\" in text:
         raise MalformedError("the JSON holds an escape, and the protocol has none")

@@ -8,6 +8,8 @@ import json
 import math
 from typing import NoReturn
 
+from protocol.encoding.text import text_of
+
 #: Integers that every JSON reader keeps exactly (RFC 7493, section 2.2).
 _MAX_INTEGER = 2**53 - 1
 _MOST_DIGITS = 40
@@ -17,10 +19,10 @@ def parse(data: bytes, *, max_depth: int = 12) -> object:
     """Read one JSON value. The caller must limit the number of bytes.
 
     Raises:
-        ValueError: not UTF-8 or no JSON; a key twice, NaN or infinity, an integer beyond 2^53 - 1, half a character
-            (a lone surrogate), or deeper than ``max_depth``.
+        ValueError: no text (:func:`protocol.encoding.text.text_of`) or no JSON; a key twice, NaN or infinity, an
+            integer beyond 2^53 - 1, half a character (a lone surrogate), or deeper than ``max_depth``.
     """
-    text = data.decode("utf-8")
+    text = text_of(data)
     try:
         value = json.loads(
             text,

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -88,6 +88,21 @@ def check_free(path: Path) -> None:
     folder = path.absolute().parent
     if not os.path.isdir(folder):
         raise InputError(f"there is no folder {visible_name(folder)}")
+
+
+def check_outside(path: Path, folders: Iterable[Path], what: str) -> None:
+    """Refuse to write into a folder that is read as a whole: what is written there would be read the next time.
+
+    Args:
+        what: what the folder is, for messages: ``the folder of pictures``.
+
+    Raises:
+        InputError: it lies in one.
+    """
+    place = Path(os.path.realpath(path.absolute().parent))
+    for folder in folders:
+        if place.is_relative_to(os.path.realpath(folder)):
+            raise InputError(f"{visible_name(path)} lies in {what} {visible_name(folder)}; choose another place")
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -9,9 +9,12 @@ from typing import Annotated, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from protocol.encoding.earlier_words import in_todays_words
+from protocol.encoding.text import text_of
 from protocol.errors import InputError, fault_line
+from protocol.files.user_files import read_given
 from protocol.keys.signing_key import PublicKey
 from protocol.trust.role import A_PARTY, Role
+from protocol.visible_text import visible_name
 
 
 def _local_path(value: object, info: ValidationInfo) -> object:
@@ -30,6 +33,9 @@ DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
 #: Name or number of a user or a group.
 _ACCOUNT = r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$"
 
+
+#: Bytes of the largest configuration file that is read.
+_MAX_BYTES = 1 << 20
 
 #: pydantic's settings for every table of a configuration file.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -131,6 +137,12 @@ class NodeConfiguration(BaseModel):
 
     node: NodeTable
 
+    def data_fault(self) -> str:
+        """Why the party's own work on its data folder would be refused, as far as the folder's names and manifest say;
+        empty: nothing is known against it. Exchanges do not need that folder.
+        """
+        return ""
+
     @model_validator(mode="before")
     @classmethod
     def _none_is_a_word(cls, content: object) -> object:
@@ -171,13 +183,11 @@ def read(path: Path) -> dict[str, object]:
     Raises:
         InputError: there is no such file, or it is not TOML.
     """
+    data = read_given(path, "the configuration", max_bytes=_MAX_BYTES)
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a TOML file: {error}") from error
+        return tomllib.loads(text_of(data))
+    except ValueError as error:
+        raise InputError(f"{visible_name(path)} is not a TOML file: {error}") from None
 
 
 def node_table(path: Path, content: dict[str, object], role: Role | None) -> NodeTable:

@@ -110,6 +110,8 @@ def launch(
             # Read by OpenMP and BLAS when they are loaded.
             os.environ["OMP_NUM_THREADS"] = str(node.threads)
         configuration: NodeConfiguration = check(path, content, imported(model))
+        if fault := configuration.data_fault():
+            logger.warning("%s", fault)
         make: Callable[[NodeConfiguration, Confinement, NodeKeys], Program] = imported(program)
         made = make(configuration, confined, keys)
         logger.info("%s listens on %s", node.party, node.socket)

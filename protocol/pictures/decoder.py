@@ -9,13 +9,16 @@ import gc
 import importlib
 import io
 import os
+import re
 import resource
 import signal
 import warnings
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from protocol.confinement import landlock, privileges, seccomp
 from protocol.confinement.allowed_calls import ALWAYS, TIME_AND_WAITING, Alternatives, CallPolicy, Check
@@ -51,8 +54,14 @@ CPU_SECONDS = 600
 
 #: The tag that every DNG has: its first picture is a small preview.
 _DNG_VERSION = 50706
+#: The tag that says which end of the values is black, and its value for the upper one.
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 #: Rows that are composed with white at once.
 _STRIP = 256
+#: Pillow's names of layouts with more than 8 bits for a value. (`BGR;16` is not one: it has 16 bits for three.)
+_DEEP = re.compile("(?:I|F|LA|RGB|RGBA|RGBa|RGBX|CMYK);(12|16|32).*")
+#: Of 16 bits: an image whose largest value is below has 14 bits at most, or is almost black.
+_DARK = 1 << 14
 
 
 class RefusedPictureError(Exception):
@@ -126,10 +135,10 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     gc.freeze()
     while header := requests.read(REQUEST.size):
-        number, channels, height, width, length = REQUEST.unpack(header)
+        number, channels, bits, height, width, length = REQUEST.unpack(header)
         data = requests.read(length)
         try:
-            pixels = decode(data, FORMATS[number], channels=channels, height=height, width=width)
+            pixels = decode(data, FORMATS[number], channels=channels, bits=bits, height=height, width=width)
         except RefusedPictureError as refused:
             _answer(answers, refused.code)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -147,11 +156,14 @@ def _answer(answers: BinaryIO, code: Code, pixels: bytes = b"") -> None:
     answers.flush()
 
 
-def decode(data: bytes, kind: str, *, channels: int, height: int, width: int) -> bytes:
+def decode(data: bytes, kind: str, *, channels: int, bits: int, height: int, width: int) -> bytes:
     """One picture of the format ``kind`` as uint8 ``[height, width, channels]``: turned upright, its shorter side
     resized, the middle cut out.
 
     The first frame of a moving picture counts; transparent parts become white.
+
+    Args:
+        bits: of a grey value in files with 16 or 32 bits for each, if the file does not say it; 0: it must be clear.
 
     Raises:
         Exception: of any kind: it cannot be read in this format.
@@ -165,28 +177,83 @@ def decode(data: bytes, kind: str, *, channels: int, height: int, width: int) ->
             raise RefusedPictureError(Code.TOO_MANY_PIXELS)
         if kind == "TIFF" and _DNG_VERSION in getattr(opened, "tag_v2", ()):
             raise RefusedPictureError(Code.CAMERA_RAW)
-        image = opened
+        image, stored = opened, _stored(opened)
         ImageOps.exif_transpose(image, in_place=True)
     # Most images of prepared datasets are ready now.
-    if image.mode != mode or "transparency" in image.info:
-        image = _plain(image).convert(mode)
+    if image.mode != mode or "transparency" in image.info or stored.deep:
+        image = _plain(image, stored, bits).convert(mode)
     if image.size != size:
         image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
     return image.tobytes()
 
 
-def _plain(image: Image.Image) -> Image.Image:
+@dataclass(frozen=True)
+class _Stored:
+    """How a file stores its values.
+
+    Attributes:
+        deep: with more than 8 bits each.
+        bits: of them that count, as far as the file says; 0: it does not.
+        negative: the largest value is black.
+    """
+
+    deep: bool
+    bits: int
+    negative: bool
+
+
+def _stored(opened: ImageFile.ImageFile) -> _Stored:
+    """What Pillow is going to unpack: it names the layout of the file's values, ``I;16B``, ``RGB;16L``, ``I;12``."""
+    for tile in opened.tile:
+        arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        layout = str(arguments[0]) if arguments else ""
+        if tile.codec_name in ("ppm", "ppm_plain"):
+            # Pillow stretches these to its own range, as their header says.
+            return _Stored(opened.mode == "I", 16, negative=False)
+        if (deep := _DEEP.fullmatch(layout)) is not None:
+            return _Stored(True, 12 if deep[1] == "12" else 0, _is_negative(opened))
+    return _Stored(False, 8, negative=False)
+
+
+def _is_negative(opened: Image.Image) -> bool:
+    # Pillow turns round the values of 8 bits by itself.
+    return getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
+def _plain(image: Image.Image, stored: _Stored, bits: int) -> Image.Image:
     """The image in a mode of 8 bits a channel without transparency, from which Pillow converts correctly."""
     if image.mode.startswith("I"):
-        # Pillow's own conversion clips everything above 255.
-        image = image.convert("I")
-        lowest, highest = image.getextrema()
-        if lowest < 0 or highest > 0xFFFF:  # type: ignore[operator]
-            raise RefusedPictureError(Code.BEYOND_16_BITS)
-        return image.point([round(value / 257) for value in range(1 << 16)], "L")
+        return _stretched(image, stored, bits)
     if image.mode == "F":
         raise RefusedPictureError(Code.FLOATING_POINT)
+    if stored.deep and bits != 16:
+        # Pillow has kept the upper 8 bits of each channel.
+        extrema: tuple[tuple[int, int], ...] = image.getextrema()  # type: ignore[assignment]
+        brightest = max(high for band, (_, high) in zip(image.getbands(), extrema, strict=True) if band != "A")
+        if bits or 0 < brightest < _DARK >> 8:
+            raise RefusedPictureError(Code.BITS_OF_COLOURS)
     return _over_white(image) if image.has_transparency_data else image
+
+
+def _stretched(image: Image.Image, stored: _Stored, bits: int) -> Image.Image:
+    """A grey image of up to 16 bits with its whole range brought to 8."""
+    # Pillow's own conversion clips everything above 255.
+    image = image.convert("I")
+    lowest, highest = (int(value) for value in image.getextrema())  # type: ignore[arg-type]
+    known = stored.bits or bits
+    largest = (1 << (known or 16)) - 1
+    if lowest < 0 or highest > largest:
+        raise RefusedPictureError(Code.BEYOND_BITS if known not in (0, 16) else Code.BEYOND_16_BITS)
+    if not known and 0 < highest < _DARK:
+        raise RefusedPictureError(Code.BITS_UNKNOWN)
+    return image.point(_greys(largest, stored.negative), "L")
+
+
+@cache
+def _greys(largest: int, negative: bool) -> list[int]:
+    """The grey of 8 bits for each value of 16, of which ``largest`` is the end of the range."""
+    greys = [round(255 * min(value, largest) / largest) for value in range(1 << 16)]
+    return [255 - grey for grey in greys] if negative else greys
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -1,4 +1,6 @@
-"""Formats of pictures, recognised by a file's first bytes: those that are read, and advice for others."""
+"""Formats of pictures, recognised by a file's first bytes: those that are read, and advice for others. Every list of
+formats and of suffixes in the project is this one.
+"""
 
 from dataclasses import dataclass
 
@@ -9,8 +11,21 @@ HEAD_BYTES = 512
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: The formats' names for people.
 NAMES = "PNG, JPEG, WebP, GIF, BMP, TIFF or PPM"
+#: Usual suffixes of files in these formats. Of a file with another one the first bytes are asked, where it matters.
+SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("png", "apng", "jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "mpo", "webp", "gif", "bmp", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm"),
+    )
+)
 
 _AS_PICTURE = "save it as JPEG or PNG"
+
+#: Bits of a grey value that may be said to count, where a file has 16 or 32.
+BITS = range(8, 17)
+#: Files that operating systems leave in folders; they are skipped without a word, as hidden files are.
+CLUTTER = frozenset({"desktop.ini", "thumbs.db"})
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (128, b"DICM", Kind("DICOM file", None, "export its picture as PNG")),
     (0, b"\x1a\x45\xdf\xa3", Kind("video", None, "save single frames of it as JPEG or PNG")),
     (0, b"\x00\x00\x01\xba", Kind("video", None, "save single frames of it as JPEG or PNG")),
+    (0, b"version https://git-lfs.", Kind("Git LFS pointer", None, "fetch the file itself with: git lfs pull")),
     (0, b"PK\x03\x04", Kind("ZIP archive", None, "unpack it")),
     (0, b"\x1f\x8b", Kind("gzip archive", None, "unpack it")),
     (257, b"ustar", Kind("tar archive", None, "unpack it")),

@@ -24,7 +24,7 @@ from protocol.errors import InputError
 from protocol.files.user_files import read_given
 from protocol.learngene.architecture import InputContract
 from protocol.pictures.decoder_process import COMMAND, DecoderProcess, LostError, not_started
-from protocol.pictures.formats import FORMATS, HEAD_BYTES, NAMES, kind_of
+from protocol.pictures.formats import BITS, FORMATS, HEAD_BYTES, NAMES, kind_of
 from protocol.pictures.wire import MAX_FILE_BYTES, MAX_PIXELS, REQUEST, Code
 from protocol.visible_text import visible_name
 
@@ -32,6 +32,8 @@ from protocol.visible_text import visible_name
 SECONDS = 60.0
 #: Most decoders: each may take some memory (``decoder.MEMORY_BYTES``).
 _MOST = 8
+#: Most things that are named in one error.
+_MOST_NAMED = 10
 #: Most pictures that may be finished while an earlier one is not.
 _WINDOW = 4096
 
@@ -44,6 +46,11 @@ _REASONS: dict[Code, str] = {
     Code.BEYOND_16_BITS: "holds values beyond 16 bits; save it with 8 or 16 bits a channel",
     Code.OUT_OF_MEMORY: "takes too much memory to be read safely; make it smaller",
     Code.NOT_SUPPORTED: "is of a format that the installed Pillow lacks; save it as JPEG or PNG",
+    Code.BITS_UNKNOWN: "has 16 bits for a grey value and uses 14 of them at most, as pictures of 10, 12 or 14 bits do; "
+    'say how many count (--bits 12, or "bits": 12 in split.json; 16: it is so dark), or save it with 8',
+    Code.BEYOND_BITS: "holds values beyond the bits that were said to count; say how many do, or save it with 8",
+    Code.BITS_OF_COLOURS: "has 16 bits for each colour and leaves the upper ones empty, or fewer are said to count; "
+    'save it with 8, or say that all count (--bits 16, or "bits": 16 in split.json)',
 }
 _LATE = f"cannot be read as a picture: that takes too long; {_CONVERT}"
 _DEADLY = f"cannot be read as a picture: the program that decodes it ended, or answered nonsense; {_CONVERT}"
@@ -80,6 +87,8 @@ class PictureReader:
 
     Args:
         processes: most decoders; None: one for each core, up to 8.
+        bits: of a grey value that count, 8 to 16, for files with 16 or 32 bits that do not say it themselves; None: a
+            picture that may have fewer than 16 is refused.
         seconds: for one picture.
         command: the decoder's program.
 
@@ -89,10 +98,17 @@ class PictureReader:
     """
 
     def __init__(
-        self, processes: int | None = None, *, seconds: float = SECONDS, command: Sequence[str] = COMMAND
+        self,
+        processes: int | None = None,
+        *,
+        bits: int | None = None,
+        seconds: float = SECONDS,
+        command: Sequence[str] = COMMAND,
     ) -> None:
+        if bits is not None and bits not in BITS:
+            raise InputError(f"a grey value has {BITS[0]} to {BITS[-1]} bits, not {bits}")
         self._most = processes or min(_MOST, len(os.sched_getaffinity(0)))
-        self._seconds, self._command = seconds, command
+        self._bits, self._seconds, self._command = bits or 0, seconds, command
         self._decoders: list[DecoderProcess[_Job]] = []
         self._started = 0
         self.confined = True
@@ -118,9 +134,22 @@ class PictureReader:
         The first frame of a moving picture counts; transparent parts become white.
 
         Raises:
-            InputError: the contract is not for pictures, or a file cannot be read: the error names the first.
+            InputError: the contract is not for pictures, or files cannot be read: after the last file, the error names
+                all of them.
             RunFailedError: a decoder does not start.
         """
+        refused: list[InputError] = []
+        for found in self.read_each(files, contract):
+            if isinstance(found, InputError):
+                refused.append(found)
+            elif not refused:
+                yield found
+        refuse_all(refused, f"{len(refused)} of {len(files)} pictures cannot be read")
+
+    def read_each(
+        self, files: Sequence[Path | str], contract: InputContract
+    ) -> Iterator[NDArray[np.uint8] | InputError]:
+        """As :meth:`read_all`, but in the place of a picture that cannot be read comes the error that names it."""
         if contract.channels not in (1, 3):
             raise InputError(f"the learngene takes images of {contract.channels} channels; pictures have 1 or 3")
         work = _Work(deque(_Job(number, file) for number, file in enumerate(files)), contract)
@@ -129,10 +158,7 @@ class PictureReader:
                 while number not in work.done:
                     self._hand_out(work, number)
                     self._wait(work)
-                found = work.done.pop(number)
-                if isinstance(found, InputError):
-                    raise found
-                yield found
+                yield work.done.pop(number)
         finally:
             # The pictures that these still decode are no longer needed.
             for decoder in [one for one in self._decoders if one.waiting]:
@@ -142,6 +168,7 @@ class PictureReader:
         """Send pictures to decoders with room, until either is used up."""
         contract = work.contract
         shape = (contract.channels, contract.height, contract.width)
+        asked = (contract.channels, self._bits, contract.height, contract.width)
         while work.jobs and work.jobs[0].number < wanted + _WINDOW:
             decoder = self._free_decoder(work.jobs[0].lost_after)
             if decoder is None:
@@ -152,7 +179,7 @@ class PictureReader:
             except InputError as error:
                 work.done[job.number] = error
             else:
-                decoder.send(job, math.prod(shape), REQUEST.pack(number, *shape, len(data)), data)
+                decoder.send(job, math.prod(shape), REQUEST.pack(number, *asked, len(data)), data)
 
     def _free_decoder(self, after: int) -> DecoderProcess[_Job] | None:
         """The decoder with the least to do among those started after this number, or a new one; None: all are busy."""
@@ -229,6 +256,24 @@ class PictureReader:
     def _end(self, decoder: DecoderProcess[_Job]) -> str:
         self._decoders.remove(decoder)
         return decoder.end()
+
+
+def refuse_all(wrong: Sequence[InputError], what: str) -> None:
+    """Refuse everything that is wrong at once, in one line.
+
+    Args:
+        wrong: an error for each, which names it.
+        what: the line's beginning if they are several: how many of what.
+
+    Raises:
+        InputError: there is one; it says all of them, or the first if they are many.
+    """
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        shown = " | ".join(str(error) for error in wrong[:_MOST_NAMED])
+        more = f" | and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
+        raise InputError(f"{what}: {shown}{more}")
 
 
 def _opened(file: Path | str) -> tuple[int, bytes]:

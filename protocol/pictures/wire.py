@@ -8,8 +8,9 @@ own: whether it is confined.
 import struct
 from enum import IntEnum
 
-#: Position in ``formats.FORMATS``, channels (1 or 3), height, width, bytes that follow.
-REQUEST = struct.Struct("<BBHHI")
+#: Position in ``formats.FORMATS``, channels (1 or 3), bits of a grey value (8 to 16; 0: not known), height, width, and
+#: the bytes that follow.
+REQUEST = struct.Struct("<BBBHHI")
 #: A :class:`Code`, bytes that follow.
 ANSWER = struct.Struct("<BI")
 
@@ -31,3 +32,6 @@ class Code(IntEnum):
     NOT_SUPPORTED = 7
     CONFINED = 8
     UNCONFINED = 9
+    BITS_UNKNOWN = 10
+    BEYOND_BITS = 11
+    BITS_OF_COLOURS = 12

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from protocol.encoding.text import text_of
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import open_binary
 from protocol.trust.policy import Policy
@@ -35,10 +36,10 @@ def load_policy(path: Path | None, role: Role) -> Policy:
     if len(data) > _MAX_BYTES:
         raise InputError(f"the policy {path} has more than {_MAX_BYTES} bytes")
     try:
-        content = tomllib.loads(data.decode("utf-8"))
+        content = tomllib.loads(text_of(data))
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
         return Policy.model_validate(Policy.for_role(role).model_dump() | given)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"the policy {path} is not a TOML file: {error}") from None
     except ValidationError as error:
         raise InputError(f"the policy {path}: {fault_line(error)}") from None
+    except ValueError as error:
+        raise InputError(f"the policy {path} is not a TOML file: {error}") from None

@@ -15,8 +15,7 @@ from cryptography.hazmat.backends.openssl.backend import backend
 from protocol.commands.key_commands import kem_named
 from protocol.commands.progress_bar import progress_bar
 from protocol.errors import InputError
-from protocol.files.atomic import write_atomically
-from protocol.files.user_files import check_free
+from protocol.files.user_files import check_free, write_new
 from protocol.keys.kem import Kem
 from protocol.output import add_row, print_table, say, table
 from sims.bench import bundle_timing
@@ -85,13 +84,13 @@ def bundle(
     result = _measure(megabytes, repeats, audiences, encapsulation, where)
     _show(result)
     if json_file is not None:
-        write_atomically(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n")
+        write_new(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n", mode=0o644)
         say(f"{json_file}")
     if figure is not None:
         # Imported here: everything else works without matplotlib, which is in the extra `sim`.
         from sims.bench.figure import audiences_figure
 
-        write_atomically(figure, audiences_figure(result))
+        write_new(figure, audiences_figure(result), mode=0o644)
         say(f"{figure}")
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from protocol.commands.progress_bar import progress_bar
-from protocol.files.atomic import write_atomically
-from protocol.files.user_files import check_free
+from protocol.files.user_files import check_free, write_new
 from protocol.learngene.side_by_side import usable_cores
 from protocol.output import add_row, print_table, say, table
 from sims.bench.machine import machine
@@ -49,5 +48,5 @@ def measure_and_show(
     say("Medians; ratios are taken within each repeat, smallest and largest in brackets.")
     say(", ".join(f"{name} {value}" for name, value in result.machine.items()))
     if json_file is not None:
-        write_atomically(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n")
+        write_new(json_file, result.model_dump_json(indent=2).encode("ascii") + b"\n", mode=0o644)
         say(f"{json_file}")

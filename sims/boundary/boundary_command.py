@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 import typer
 
 from protocol.errors import InputError, RunFailedError
-from protocol.files.atomic import write_atomically
+from protocol.files.user_files import check_free, write_new
 from protocol.node import confine
 from protocol.output import print_table, say, table
 from sims.boundary.acts.expectation import Expected
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def boundary(
-    json: Annotated[Path | None, typer.Option("--json", help="Write everything to this file too.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write everything to this new file too.")] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(help=f"One area; may be repeated: {', '.join(get_args(Area))}.", show_default="all"),
@@ -49,8 +49,9 @@ def boundary(
     areas = _areas(only or [])
     if list_only and json is not None:
         raise InputError("--list makes no attack, and has nothing to write to --json; leave one of them out")
-    if json is not None and not json.expanduser().absolute().parent.is_dir():
-        raise InputError(f"there is no folder {json.expanduser().absolute().parent} to write {json.name} to")
+    if json is not None:
+        json = json.expanduser()
+        check_free(json)
     if os.uname().sysname != "Linux":
         raise InputError("the boundary is Linux's (Landlock, seccomp), and so are the attacks; run this on Linux")
     if not confine.offered():
@@ -63,7 +64,7 @@ def boundary(
         print_table(shown)
     say(outcome.line)
     if json is not None:
-        write_atomically(json.expanduser().absolute(), outcome.json())
+        write_new(json, outcome.json(), mode=0o644)
     if not outcome.held:
         raise RunFailedError(outcome.failure)
 

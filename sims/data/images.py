@@ -1,5 +1,7 @@
 """Sources of images: a folder tree, the published CIFAR-100 archive, or the built-in stand-in."""
 
+import fcntl
+import os
 import re
 import threading
 import urllib.request
@@ -123,6 +125,7 @@ def load_source(
     if data is not None:
         found = _find(data.expanduser(), dataset, choice)
         if found is not None:
+            _say_others(found, say)
             return _read_found(found, cache, say)
         return _divided(_load_published_in(data.expanduser(), say), choice)
     problem = fetch_published(cache, say=say)
@@ -151,11 +154,13 @@ def count_images(
     dataset: DatasetName = "cifar100",
     stand_in: bool = False,
     choice: DivisionChoice = OWN,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Division, dict[Part, dict[str, int]]]:
     """Count the images that ``load_source`` will find, without reading one: the division, and images by part and class.
 
     Args:
         data, dataset, stand_in, choice: as of ``load_source``.
+        say: gets a line about files that will be passed over.
 
     Raises:
         InputError: the folder is missing or must be given, has no known layout, or lacks classes or images; there are
@@ -168,6 +173,7 @@ def count_images(
     elif data is not None:
         found = _find(data.expanduser(), dataset, choice)
         if found is not None:
+            _say_others(found, say)
             return found.division, found.tree.counts
     division = choice.apply(division)
     return division, {part: dict.fromkeys(division.classes, count) for part, count in each.items()}
@@ -220,14 +226,17 @@ class _Found:
     name: str
     division: Division
     size: int
+    bits: int | None
     tree: FolderTree
     choice: DivisionChoice
 
     @classmethod
-    def divided(cls, name: str, own: Division, size: int, root: Path, choice: DivisionChoice) -> "_Found":
+    def divided(
+        cls, name: str, own: Division, size: int, root: Path, choice: DivisionChoice, bits: int | None = None
+    ) -> "_Found":
         """The tree in ``root``, of whose own division the chosen one is made."""
         tree, division = list_tree(root, own), choice.apply(own)
-        return cls(choice.dataset_name(name), division, size, tree.only(_kept(own, choice)), choice)
+        return cls(choice.dataset_name(name), division, size, bits, tree.only(_kept(own, choice)), choice)
 
 
 def _kept(own: Division, choice: DivisionChoice) -> tuple[str, ...]:
@@ -276,7 +285,7 @@ def _find(data: Path, dataset: DatasetName, choice: DivisionChoice) -> _Found | 
         name = _plain_name(data.resolve().name) or dataset
         if name in DATASETS:  # the paper's figures for the published division do not hold for this one
             name = f"{name} own split"
-        return _Found.divided(name, split.division, split.size, data, choice)
+        return _Found.divided(name, split.division, split.size, data, choice, split.bits)
     for folder in (data, data / dataset):
         if is_tree(folder, known.division):
             return _Found.divided(dataset, known.division, known.size, folder, choice)
@@ -291,6 +300,11 @@ def _find(data: Path, dataset: DatasetName, choice: DivisionChoice) -> _Found | 
 def _plain_name(text: str) -> str:
     """A folder's name as results hold one: small letters, digits, and ``._-`` with single spaces for all else."""
     return re.sub(r"[^a-z0-9._-]+", " ", text.lower()).strip(" ._-")[:60].strip()
+
+
+def _say_others(found: _Found, say: Callable[[str], None]) -> None:
+    if line := found.tree.others_line:
+        say(line)
 
 
 def _read_found(found: _Found, cache: Path, say: Callable[[str], None]) -> ImageSource:
@@ -335,18 +349,18 @@ def _pixels(
     files, folder = [file for part in parts for file in part], cache.expanduser() / _DECODED
     ends = np.cumsum([len(part) for part in parts])[:-1].tolist()
     worth_keeping = len(files) >= _WORTH_KEEPING
-    digest = listing_digest(root, files, size) if worth_keeping else ""
+    digest = listing_digest(root, files, size, found.bits) if worth_keeping else ""
     pixels = kept(folder, digest, len(files), size) if worth_keeping else None
     if pixels is not None:
         say(f"{len(files):,} images of {root} at {size}x{size}, as decoded before (kept in {folder})")
         return np.split(pixels, ends)
     say(f"Reading {len(files):,} images from {root} at {size}x{size} ({layout}) ...")
-    with PictureReader() as reader:
+    with PictureReader(bits=found.bits) as reader:
         pixels = read_images(files, size, reader)
     if not reader.confined:
         say("This kernel does not confine the program that decoded them: use images whose origin you trust.")
     # Files that changed meanwhile are not kept.
-    if worth_keeping and listing_digest(root, files, size) == digest:
+    if worth_keeping and listing_digest(root, files, size, found.bits) == digest:
         keep(folder, digest, pixels)
     return np.split(pixels, ends)
 
@@ -384,8 +398,18 @@ def _download(cache: Path) -> str | None:
         return problem
     try:
         make_folder(cache)
+        held = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise InputError(f"cannot write to {cache}: {error.strerror}") from error
+    try:
+        # Of two runs that begin together one fetches, and the other waits for it.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        return None if (cache / _ARCHIVE_FOLDER).is_dir() else _fetch(cache)
+    finally:
+        os.close(held)
+
+
+def _fetch(cache: Path) -> str | None:
     try:
         with urllib.request.urlopen(_request(_URL, "GET"), timeout=NETWORK_TIMEOUT) as answer:
             data = answer.read(cifar100_archive.MAX_BYTES)
@@ -394,8 +418,7 @@ def _download(cache: Path) -> str | None:
     try:
         cifar100_archive.keep(data, cache)
     except StorageFailedError as error:
-        if not (cache / _ARCHIVE_FOLDER).is_dir():  # another process may have been faster
-            raise InputError(f"cannot write to {cache}: {error}") from None
+        raise InputError(f"cannot write to {cache}: {error}") from None
     return None
 
 

@@ -23,11 +23,11 @@ _SUFFIX = ".npy"
 #: Seconds after which an unfinished file counts as abandoned.
 _ABANDONED = 24 * 3600
 #: Version of the decoder's output: increase it when the output changes.
-_VERSION = 1
+_VERSION = 2
 
 
-def listing_digest(root: Path, files: Sequence[str], size: int) -> str:
-    """SHA-256 of the names, sizes and times of the files, of ``size``, and of the decoder's version.
+def listing_digest(root: Path, files: Sequence[str], size: int, bits: int | None = None) -> str:
+    """SHA-256 of the names, sizes and times of the files, of ``size`` and ``bits``, and of the decoder's version.
 
     The times include that of the last change to the file's own entry, which no user sets by hand: so two trees whose
     files have the same names, sizes and dates differ.
@@ -35,7 +35,7 @@ def listing_digest(root: Path, files: Sequence[str], size: int) -> str:
     Raises:
         OSError: a file's status cannot be read.
     """
-    seen = hashlib.sha256(repr((_VERSION, PIL.__version__, size)).encode())
+    seen = hashlib.sha256(repr((_VERSION, PIL.__version__, size, bits)).encode())
     for file in files:
         status = os.stat(file)
         times = f"{status.st_mtime_ns} {status.st_ctime_ns}"

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from protocol.output import PlainTable, console, plain, say
+from protocol.output import PlainTable, console, plain, say, warn
+from protocol.pictures.formats import NAMES
+from protocol.trust.policy import Policy
 from sims.data.datasets import DATASETS, dataset_name
 from sims.data.division_choice import DivisionName
 from sims.data.images import count_images, load_source
@@ -37,7 +39,8 @@ def make(
         typer.Option(
             envvar=DATA_VARIABLE,
             help="Folder with train/<class>/<image> and test/<class>/<image> (or val/), or with the class folders "
-            "alone; for folder with its split.json; for cifar100 also one with the published cifar-100-python.tar.gz. "
+            f"alone, images as {NAMES}; for folder with its split.json; for cifar100 also one with the published "
+            "cifar-100-python.tar.gz. "
             "Without it CIFAR-100 is downloaded; without a network the stand-in is drawn.",
         ),
     ] = None,
@@ -84,11 +87,22 @@ def make(
     check_free(out.expanduser())
     found, counts = count_images(data, dataset=name, stand_in=stand_in, choice=choice)
     check_enough(counts, found, plan)
+    base, fewest = sum(counts["train"][label] for label in found.base), fewest_fisher_images()
+    if base < fewest:
+        warn(
+            f"this world has {base} training images of base classes, and a Fisher diagonal from fewer than {fewest} "
+            "may not leave a site: no collective could publish a learngene of it; add images"
+        )
     started = time.monotonic()
     source = load_source(data, dataset=name, stand_in=stand_in, choice=choice, say=say)
     world = make_world(source, source.division, plan, seed, out)
     _show(world)
     say(f"Made in {time.monotonic() - started:.1f} s: {world.folder}")
+
+
+def fewest_fisher_images() -> int:
+    """Images of a Fisher diagonal that may leave a site, unless its own policy asks for more."""
+    return Policy.for_role("collective").minimum_fisher_samples
 
 
 def _show(world: World) -> None:

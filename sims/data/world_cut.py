@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from protocol.errors import InputError
 from sims.data.division import Division
 from sims.data.folder_tree import Part
 from sims.data.images import ImageSet, ImageSource
@@ -66,11 +67,18 @@ def cut_images(source: ImageSource, division: Division, plan: WorldPlan, seed: i
     )
     rows, duplicates = _unique_rows(source, division)
     usable = {part: [found for role in _ROLES for found in rows[role, part]] for part in every}
-    check_enough(
-        {part: dict(zip(division.classes, map(len, found), strict=True)) for part, found in usable.items()},
-        division,
-        plan,
-    )
+    try:
+        check_enough(
+            {part: dict(zip(division.classes, map(len, found), strict=True)) for part, found in usable.items()},
+            division,
+            plan,
+        )
+    except InputError as error:
+        # Without the copies there were enough: see above.
+        raise InputError(
+            f"{error}. Identical pictures are left out: {duplicates.dropped} that recur across roles or parts, "
+            f"{duplicates.repeated} further copies, also of another class"
+        ) from None
     halves = [
         np.random.default_rng([seed, _HALVES, index]).permutation(found)
         for index, found in enumerate(rows["base", "test"])

@@ -12,10 +12,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from protocol.encoding.text import text_of
 from protocol.errors import InputError
 from protocol.files.atomic import make_folder
+from protocol.files.user_files import read_given
 from sims.data.division import Division
 from sims.data.division_choice import OWN, DivisionChoice
 from sims.data.images import ImageSet, ImageSource, Kind, notice
@@ -24,6 +26,7 @@ from sims.data.world_plan import WorldPlan
 
 COLLECTIVE = "collective"
 FORMAT: Literal[1] = 1
+_MAX_BYTES = 16 << 20
 
 Array = NDArray[np.uint8] | NDArray[np.int64]
 
@@ -108,8 +111,9 @@ def load_world(folder: Path) -> World:
         InputError: the folder is no world, or party folders are missing.
     """
     try:
-        description = WorldDescription.model_validate_json((folder / "world.json").read_bytes())
-    except (OSError, ValidationError) as error:
+        data = read_given(folder / "world.json", "the world", max_bytes=_MAX_BYTES)
+        description = WorldDescription.model_validate_json(text_of(data))
+    except (InputError, ValueError) as error:
         raise InputError(
             f"{folder} is not a world (no readable world.json): make one with `learngene world make`"
         ) from error

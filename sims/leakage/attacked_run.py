@@ -1,6 +1,5 @@
 """The target of a measured attack: the learngene as the individual holds it, and the collective's images."""
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,7 +142,8 @@ def _untaught(whole: CollectiveImages, taught: Sequence[int]) -> dict[str, tuple
 def _novel(world: World) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """The first individual's images of the classes of its tasks."""
     folder = world.folder_of(world.individuals[0])
-    names = json.loads((folder / "manifest.json").read_text())["classes"]
+    names = collective_images.read_manifest(folder)["classes"]
+    assert isinstance(names, list)
     arrays = {
         name: read_array(folder / f"{name}.npy")
         for name in ("support_images", "support_labels", "test_images", "test_labels")

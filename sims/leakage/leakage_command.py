@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from protocol.errors import InputError, fault_line
 from protocol.files.atomic import make_folder
+from protocol.files.user_files import check_free, write_new
 from protocol.output import console, say
+from protocol.visible_text import visible_name
 from sims.leakage.leakage_settings import LeakageSettings
 from sims.run.progress import Event, ProgressView
 from sims.run.run_folder import run_of
@@ -33,7 +35,7 @@ def leakage(
     ] = LeakageSettings().candidates,
     seed: Annotated[int, typer.Option(help="Seed of everything random in the attacks.")] = 0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the results there too.", show_default=False)
+        Path | None, typer.Option("--json", help="Write the results to this new file too.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None,
@@ -67,24 +69,28 @@ def leakage(
 
       learngene leakage RUN --resume
     """
+    if json_file is not None:
+        json_file = json_file.expanduser()
+        check_free(json_file)
     # Imported when it is called: a command's help needs none of it.
     from sims.leakage import leakage_figures, leakage_results
     from sims.leakage.attacked_run import open_attacked, released
     from sims.leakage.leakage_table import leakage_tables
-    from sims.leakage.measurement import measure
+    from sims.leakage.measurement import SHADOWS, TWIN_FILE, measure
     from sims.results import report
 
     settings = _settings(change or [], shadows=shadows, candidates=candidates, seed=seed)
     run = run_of(run.expanduser())
     attacked = open_attacked(run, released(run))
     folder = (out or run / leakage_results.FOLDER).expanduser()
-    _open_folder(folder, resume=resume)
+    own = {*SHADOWS, TWIN_FILE, leakage_results.FILE, *leakage_figures.FIGURES}
+    _open_folder(folder, own, resume=resume)
     with _progress() as tell:
         found = measure(attacked, settings, folder, _command(run, settings, change or []), tell)
     leakage_results.write(folder / leakage_results.FILE, found)
     leakage_figures.write(folder, found)
     if json_file is not None:
-        leakage_results.write(json_file.expanduser(), found)
+        write_new(json_file, leakage_results.to_json(found), mode=0o644)
     console().print(leakage_tables(found))
     say(f"results        {folder / leakage_results.FILE}")
     if out is None and (run / "results.json").is_file():
@@ -112,19 +118,22 @@ def _command(run: Path, settings: LeakageSettings, changes: list[str]) -> str:
     return shlex.join([*words, *(part for change in changes for part in ("--set", change))])
 
 
-def _open_folder(folder: Path, *, resume: bool) -> None:
-    """Make the folder of a measurement, or with ``resume`` use the existing one.
+def _open_folder(folder: Path, own: Collection[str], *, resume: bool) -> None:
+    """Make the folder of a measurement, or with ``resume`` use the existing one; ``own``: names in it that are its own.
 
     Raises:
-        InputError: it is not empty and ``resume`` is not given, or it cannot be written.
+        InputError: it is not empty and ``resume`` is not given, it holds something else than a measurement, or it
+            cannot be written.
     """
     try:
         make_folder(folder)
-        taken = any(folder.iterdir())
+        taken = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
     if taken and not resume:
         raise InputError(f"{folder} holds a measurement already; go on with --resume, or name another --out")
+    if (foreign := next((name for name in taken if name not in own and name[0] != "."), None)) is not None:
+        raise InputError(f"{folder} holds {visible_name(foreign)}, which is of no measurement; name another --out")
 
 
 @contextmanager

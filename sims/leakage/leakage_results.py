@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from protocol.encoding.text import text_of
 from protocol.errors import InputError, fault_line
 from protocol.files.atomic import write_atomically
 from protocol.files.user_files import read_given
@@ -263,10 +264,14 @@ def measure_text(found: Measure, *, per_cent: bool = False) -> str:
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
+def to_json(found: Leakage) -> bytes:
+    """Results as they are stored."""
+    return (json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False) + "\n").encode()
+
+
 def write(path: Path, found: Leakage) -> None:
     """Store results, readable."""
-    text = json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    write_atomically(path, to_json(found))
 
 
 def load(path: Path) -> Leakage:
@@ -276,11 +281,13 @@ def load(path: Path) -> Leakage:
         InputError: there are none, or another version wrote them.
     """
     try:
-        return Leakage.model_validate_json(read_given(path, "the measurement", max_bytes=_MAX_BYTES))
+        return Leakage.model_validate_json(text_of(read_given(path, "the measurement", max_bytes=_MAX_BYTES)))
     except InputError:
         raise InputError(f"{path} cannot be read: measure with `learngene leakage RUN` first") from None
     except ValidationError as error:
         raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not what this version writes: {error}") from None
 
 
 def of_run(folder: Path) -> Leakage | None:

@@ -54,7 +54,10 @@ _CANDIDATES, _HALVES, _CLASSES, _CLASS_HALVES, _CONTROL, _CONTROL_HALVES, _TWIN,
 )
 
 #: Folders of the shadows of each question, and the streams of their seeds.
-_SHADOWS = {"membership": 10, "control": 11, "classes": 12}
+SHADOWS = {"membership": 10, "control": 11, "classes": 12}
+
+#: What is measured on a collective like the run's own.
+TWIN_FILE = "twin.json"
 
 #: Reports progress: gets the work, the number done, and the total.
 Say = Callable[[str, int, int], None]
@@ -94,7 +97,7 @@ class _Measurement:
             recipe,
             lambda number: images_of(halves[number]),
             len(halves),
-            int(self.rng(_HALVES, _SHADOWS[name]).integers(2**31)),
+            int(self.rng(_HALVES, SHADOWS[name]).integers(2**31)),
             lambda done, count: self.say(f"shadow collectives, {name}", done, count),
         )
 
@@ -213,7 +216,7 @@ class _Measurement:
             (settings.model_dump_json() + self.recipe.settings.model_dump_json()).encode()
             + images.train_images.tobytes()
         ).hexdigest()
-        path = self.folder / "twin.json"
+        path = self.folder / TWIN_FILE
         kept = _kept(path)
         if kept is not None and kept.made_of == made_of:
             return kept

@@ -11,9 +11,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.main import IncEx
 
+from collective_node import collective_images
 from collective_node.metrics import CollectiveMetrics
 from individual_node.metrics import IndividualMetrics, TaskClasses
-from protocol.encoding import strict_json
 from protocol.errors import InputError, MalformedError, RunFailedError, fault_line
 from protocol.exchange import audit
 from protocol.files.atomic import write_atomically
@@ -204,8 +204,8 @@ def _facts(
 def _dataset(run_folder: Path, choice: DivisionChoice) -> Dataset:
     path = run_folder / "world" / "collective" / "manifest.json"
     try:
-        found = strict_json.parse_object(path.read_bytes()).get("dataset")
-    except (OSError, ValueError) as error:
+        found = collective_images.read_manifest(path.parent).get("dataset")
+    except (InputError, ValueError) as error:
         raise RunFailedError(f"{path} cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise RunFailedError(f"{path} does not say which dataset it is")

@@ -14,6 +14,7 @@ from collective_node.metrics import Criterion, FisherFacts, GradientTrend
 from collective_node.records import ChanceLevels, CycleFigures, StreamMetrics, TaskFigures
 from collective_node.settings import Score, Strategy
 from individual_node.metrics import TaskClasses
+from protocol.encoding.text import text_of
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import read_given
 from protocol.node.metrics import Name, Percent
@@ -289,9 +290,11 @@ def load(run_folder: Path) -> Results:
     if not os.path.lexists(path):
         raise InputError(f"{run_folder} holds no results.json: it is no run, or one that has not finished")
     try:
-        results = Results.model_validate_json(read_given(path, "the results", max_bytes=_MAX_BYTES))
+        results = Results.model_validate_json(text_of(read_given(path, "the results", max_bytes=_MAX_BYTES)))
     except ValidationError as error:
         raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not what this version writes: {error}") from None
     result_bounds.check(results, str(path))
     return results
 

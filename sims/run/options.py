@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from protocol.errors import InputError, fault_line
 from protocol.node.configuration import DEVICE_PATTERN
+from protocol.pictures.formats import NAMES
 from sims.data.datasets import DatasetName, dataset_name
 from sims.data.division_choice import DivisionName
 from sims.run.profiles import DEFAULT_PROFILE, PROFILES, ProfileName, profile_name
@@ -93,8 +94,8 @@ class Options(BaseModel):
     seed: Seed = Field(0, description="Seed of everything random.")
     data: Annotated[Text, Flag(metavar="PATH", variable=DATA_VARIABLE, path=True)] = Field(
         "",
-        description="Folder of real images: {train,test}/<class>/<image>, or for CIFAR-100 one that torchvision "
-        "downloaded; without it CIFAR-100 is downloaded, and without a network the built-in stand-in drawn.",
+        description=f"Folder of real images ({NAMES}): {{train,test}}/<class>/<image>, or for CIFAR-100 one that "
+        "torchvision downloaded; without it CIFAR-100 is downloaded, and without a network the stand-in drawn.",
     )
     stand_in: bool = Field(False, description="Draw the stand-in; needs no data, no network.")
     division: DivisionName = Field("own", description=DIVISION_HELP)

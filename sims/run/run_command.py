@@ -61,6 +61,9 @@ def _options(dataset: str, given: Mapping[str, _Given]) -> Options:
     config: dict[str, Value] = {"dataset": dataset}
     for name, key in keys():
         value, flag = given.get(name), _flag(name)
+        if value == "" and flag.path:
+            # Of a shell's variable without a value; it would mean the working folder.
+            raise InputError(f"--{key} is empty; give a path, or leave it out")
         if name == "data" and isinstance(value, str):
             named = typed_data(Path(value), stand_in=bool(given["stand_in"]))
             value = None if named is None else str(named)

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from protocol.encoding.earlier_words import in_format_2
+from protocol.encoding.text import text_of
 from protocol.errors import InputError, StorageFailedError, fault_line
 from protocol.files import state_files
 from protocol.files.atomic import make_folder, write_atomically
@@ -379,11 +380,13 @@ def _free_lock(folder: Path) -> TextIOWrapper | None:
 def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
     path = folder / name
     try:
-        return model.model_validate_json(read_given(path, "the record", max_bytes=_MAX_BYTES))
+        return model.model_validate_json(text_of(read_given(path, "the record", max_bytes=_MAX_BYTES)))
     except InputError:
         raise InputError(f"{folder} is no folder of a run: it has no readable {name}") from None
     except ValidationError as error:
         raise InputError(f"{path} is not what this version writes: {fault_line(error)}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not what this version writes: {error}") from None
 
 
 def _write_json(path: Path, model: BaseModel) -> None:

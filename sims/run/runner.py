@@ -14,9 +14,11 @@ from typing import ClassVar, Protocol
 
 from rich.console import Console
 
+from collective_node import enough_images
 from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError, StorageFailedError
 from protocol.files.atomic import write_atomically
 from protocol.output import plain
+from protocol.trust.policy import Policy
 from sims.data.images import count_images, fetch_published
 from sims.data.world_plan import check_enough
 from sims.results.models import Results, load
@@ -115,14 +117,19 @@ def run(
 def _check_images(settings: RunSettings, console: Console) -> None:
     """Refuse too few images before anything is started, and download missing ones."""
     division, counts = count_images(
-        settings.data, dataset=settings.dataset, stand_in=settings.stand_in, choice=settings.choice
+        settings.data,
+        dataset=settings.dataset,
+        stand_in=settings.stand_in,
+        choice=settings.choice,
+        say=lambda line: console.print(plain(line), soft_wrap=True),
     )
     check_enough(counts, division, settings.plan)
-    if settings.collective.classes_per_task > len(division.base):
-        raise InputError(
-            f"a task of {settings.collective.classes_per_task} classes needs as many base classes; there are "
-            f"{len(division.base)}: --set collective.classes_per_task={len(division.base)}"
-        )
+    enough_images.check_enough(
+        settings.collective,
+        [counts["train"][name] for name in division.base],
+        seed=settings.seed,
+        fewest=Policy.for_role("collective").minimum_fisher_samples,
+    )
     if settings.data is None and not settings.stand_in:
         # The run itself has no network for a download. Without the images it draws the stand-in, and says so.
         fetch_published(say=lambda line: console.print(line, highlight=False))

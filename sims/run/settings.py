@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from collective_node.settings import CollectiveSettings
 from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
+from protocol.commands.lazy_group import cure
 from protocol.errors import InputError, first_fault
 from protocol.learngene.architecture import Form
 from sims.data.datasets import DatasetName
@@ -297,14 +299,16 @@ def typed_data(data: Path | None, *, stand_in: bool) -> Path | None:
 
 
 def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None = None) -> None:
-    """Refuse, before anything is started, a run that this machine cannot do.
+    """Refuse, before anything is started, a run that this machine or this installation cannot do, or nobody.
 
     Args:
         cuda_devices: counts the CUDA devices; the default asks torch, and only if the answer matters.
 
     Raises:
-        InputError: the profile or a device setting needs a CUDA device that is not there.
+        InputError: the profile or a device setting needs a CUDA device that is not there, a setting needs an extra that
+            is not installed, or two settings do not go together.
     """
+    _check_apart_from_images(settings)
     devices = (settings.collective_device, settings.individual_device)
     needs_profile = PROFILES[settings.dataset][settings.profile].needs_cuda
     if not needs_profile and not any(device.startswith("cuda") for device in devices):
@@ -320,6 +324,30 @@ def check_machine(settings: RunSettings, cuda_devices: Callable[[], int] | None 
         index = int(device.partition(":")[2] or 0)
         if device.startswith("cuda") and index >= available:
             raise InputError(f"{key} is {device}, but this machine has {available} CUDA devices; choose auto or cpu")
+
+
+def _check_apart_from_images(settings: RunSettings) -> None:
+    """Refuse what the nodes would refuse later, after their training, perhaps."""
+    collective, individual = settings.collective, settings.individual
+    if individual.early_stopping is not None and min(settings.target_tasks) < 2:
+        raise InputError(
+            "early_stopping holds a support image of each class back, so it takes 2 shots or more: leave 1 out of "
+            "shots, or set individual.early_stopping=none"
+        )
+    if collective.privacy_epsilon is not None and (
+        missing := next((name for name in _OF_PRIVACY if find_spec(name) is None), None)
+    ):
+        raise InputError(f"privacy_epsilon needs the module {missing}; install it with: {cure('privacy')}")
+    profile = PROFILES[settings.dataset][settings.profile]
+    if collective != profile.collective:
+        # Imported when it matters: it loads torch. The profiles' own networks fit.
+        from collective_node.evolution_plan import check_network
+
+        check_network(collective, channels=3)
+
+
+#: Modules of the extra `privacy`.
+_OF_PRIVACY = ("opacus", "dp_accounting")
 
 
 def _cuda_devices() -> int:

@@ -1,5 +1,6 @@
 """Own pictures: whatever the format says, the same picture has the same pixels; what is no picture is named."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,9 @@ def test_a_tree_is_read_class_by_class(tmp_path: Path) -> None:
     folder = tree(tmp_path / "pictures", **{"leaf beetle": 2, "ant": 3})
     (folder / ".DS_Store").write_bytes(b"x")
     (folder / "ant" / "Thumbs.db").write_bytes(b"x")
+    # As a notebook leaves them; they hold pictures.
+    for hidden in (folder / ".ipynb_checkpoints", folder / "ant" / ".ipynb_checkpoints"):
+        saved(hidden / "0-checkpoint.png", Image.fromarray(drawn(99)))
     seen: list[tuple[int, int]] = []
     found = read_tree(folder, COLOUR, lambda done, total: seen.append((done, total)))
     assert found.classes == ("ant", "leaf beetle")
@@ -185,6 +189,8 @@ def test_a_folder_that_is_no_class_tree_is_refused(tmp_path: Path) -> None:
     (folder / "bee").mkdir()
     refused(folder, "bee holds no pictures")
     tree(folder / "bee", wings=1)
+    refused(folder, "bee holds folders alone")
+    saved(folder / "bee" / "0.png", Image.new("L", (1, 1)))
     refused(folder, "wings is a folder inside")
     loose = tree(tmp_path / "loose", ant=1, bee=1)
     (loose / "c.png").write_bytes(b"x")
@@ -196,8 +202,36 @@ def test_a_folder_that_is_no_class_tree_is_refused(tmp_path: Path) -> None:
 def test_a_folder_stands_for_the_pictures_in_it(tmp_path: Path) -> None:
     folder = tree(tmp_path, ant=2) / "ant"
     assert pictures_of([folder]) == [folder / "0.png", folder / "1.png"]
-    with pytest.raises(InputError, match=r"there is no file .*2\.png"):
-        pictures_of([folder / "2.png"])
+    (tmp_path / "bee").mkdir()
+    with pytest.raises(InputError, match="holds no pictures"):
+        pictures_of([tmp_path / "bee"])
+
+
+def test_everything_that_is_wrong_in_a_tree_is_named_at_once(tmp_path: Path) -> None:
+    """What is no folder of pictures before any is opened, then every bad picture, then every one that is in two
+    classes."""
+    folder = tree(tmp_path / "pictures", ant=2, bee=2)
+    for name in ("one.png", "two.png"):
+        (folder / name).write_bytes(b"x")
+    (folder / "cat").mkdir()
+    with pytest.raises(InputError) as caught:
+        read_tree(folder, COLOUR)
+    assert all(f"/{name} " in str(caught.value) for name in ("one.png", "two.png", "cat"))
+    (folder / "cat").rmdir()
+    # A pipe would be waited for without end, as one that a camera program or a killed copy leaves.
+    os.mkfifo(folder / "ant" / "pipe.png")
+    (folder / "one.png").rename(folder / "ant" / "one.png")
+    (folder / "two.png").rename(folder / "bee" / "two.png")
+    with pytest.raises(InputError) as caught:
+        read_tree(folder, COLOUR)
+    assert all(f"/{name} " in str(caught.value) for name in ("ant/one.png", "ant/pipe.png", "bee/two.png"))
+    for name in ("ant/one.png", "ant/pipe.png", "bee/two.png"):
+        (folder / name).unlink()
+    for name in ("0.png", "1.png"):
+        (folder / "bee" / f"as {name}").write_bytes((folder / "ant" / name).read_bytes())
+    with pytest.raises(InputError) as caught:
+        read_tree(folder, COLOUR)
+    assert all(f"/bee/as {name} " in str(caught.value) for name in ("0.png", "1.png"))
 
 
 def test_a_picture_that_is_given_twice_is_named_once(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -226,8 +226,11 @@ def onnx_run(path: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def onnx_file(model: Path) -> Path:
     pytest.importorskip("onnxruntime")
-    out = model.parent / "model.onnx"
+    # A name that a program with paths of bytes in the system's code page would not find.
+    out = model.parent / "modèle モデル" / "прогноз.onnx"
+    out.parent.mkdir()
     succeeded(run_command(app, "export", model, "--onnx", out))
+    assert os.listdir(out.parent) == [out.name]  # no weights beside it, that a copy would forget
     return out
 
 
@@ -304,9 +307,64 @@ def test_predictions_for_people_and_for_programs_are_the_same(
 def test_a_picture_that_cannot_be_read_is_named(model: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     refused(run("predict", model, tmp_path), "notes.txt cannot be read")
-    refused(run("predict", model, tmp_path / "gone.png"), "no file", "gone.png")
+    refused(run("predict", model, tmp_path / "gone.png"), "gone.png")
     refused(run("predict", tmp_path, tmp_path / "notes.txt"), "is no model")
     refused(run("predict", model), "IMAGES")
+
+
+def test_bad_pictures_are_named_at_once_and_the_good_ones_served(
+    model: Path, pictures: Path, tmp_path: Path, run: Run
+) -> None:
+    """A pipe among them, whose opening would wait for ever, a file that is cut, and one that is not there."""
+    os.mkfifo(tmp_path / "pipe.png")
+    good = pictures / "blue" / "0.png"
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:50])
+    (tmp_path / "good.png").write_bytes(good.read_bytes())
+    done = run("predict", model, tmp_path, tmp_path / "gone.png", "--json", tmp_path / "named.json")
+    assert done.code == 2
+    assert [word in done.err for word in ("pipe.png", "cut.png", "gone.png", "good.png")] == [True] * 3 + [False]
+    assert done.err.count("\n") == 1
+    assert [line for line in done.out.splitlines() if "good.png" in line]
+    written = json.loads((tmp_path / "named.json").read_text())
+    assert [Path(entry["file"]).name for entry in written["pictures"]] == ["good.png"]
+    assert [Path(entry["file"]).name for entry in written["unread"]] == ["cut.png", "pipe.png", "gone.png"]
+
+
+def test_names_of_classes_are_the_model_s_whatever_they_look_like(node: Node, tmp_path: Path, run: Run) -> None:
+    """Numbers, whose order as names is another than as numbers, and what looks like markup or a code of an emoji."""
+    rng, data = np.random.default_rng(0), tmp_path / "[x] pictures"
+    colours = {"10": (200, 40, 40), "2": (40, 200, 40), "[red]": (40, 40, 200), ":smile:": (200, 200, 40)}
+    for name, colour in colours.items():
+        (data / name).mkdir(parents=True)
+        for number in range(3):
+            noise = rng.integers(-20, 20, (12, 12, 3))
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(
+                data / name / f"{number}.png"
+            )
+    given = ("--bundle", node.bundles["condensed"], *node.by_trust, "--data", data, "--folds", 0)
+    assert run("adapt", *given, "--out", tmp_path / "m [b]").code == 0
+    printed = succeeded(run("predict", tmp_path / "m [b]", *(data / name / "0.png" for name in colours), "--top", 1))
+    rows = [line.split() for line in printed.splitlines() if "0.png" in line]
+    assert [row[-2] for row in rows] == list(colours)
+
+
+def test_a_model_of_pictures_of_12_bits_names_such_pictures(node: Node, tmp_path: Path, run: Run) -> None:
+    rng, data = np.random.default_rng(0), tmp_path / "pictures"
+    for name, grey in {"dark": 600, "light": 3500}.items():
+        (data / name).mkdir(parents=True)
+        for number in range(3):
+            values = (grey + rng.integers(-500, 500, (16, 16))).astype(np.uint16)
+            Image.fromarray(values).save(data / name / f"{number}.png")
+    given = ("--bundle", node.bundles["condensed"], *node.by_trust, "--data", data, "--folds", 0)
+    refused(run("adapt", *given, "--out", tmp_path / "none"), "--bits", "6 of 6", "dark/0.png", "light/2.png")
+    assert run("adapt", *given, "--out", tmp_path / "model", "--bits", 12).code == 0
+    assert adapted.load(tmp_path / "model").description.bits == 12
+    named = json.loads(succeeded(run("predict", tmp_path / "model", data / "dark", data / "light", "--json", "-")))
+    assert [entry["top"][0]["class"] for entry in named["pictures"]] == ["dark"] * 3 + ["light"] * 3
+    # Pictures that use more of the 16 bits than the model's do can be named too.
+    Image.fromarray(values * 16).save(tmp_path / "whole.png")
+    refused(run("predict", tmp_path / "model", tmp_path / "whole.png"), "beyond the bits")
+    assert run("predict", tmp_path / "model", tmp_path / "whole.png", "--bits", 16).code == 0
 
 
 def test_attack_what_only_has_a_picture_s_name_is_one_line(
@@ -324,8 +382,10 @@ def test_attack_what_only_has_a_picture_s_name_is_one_line(
         folder.mkdir()
         (folder / "0.png").write_bytes(good)
         (tmp_path / name).rename(folder / name)
-        for named in (folder, folder / name):
-            refused(run("predict", model, named), name, word)
+        refused(run("predict", model, folder / name), name, word)
+        with_a_good_one = run("predict", model, folder)
+        assert "0.png" in with_a_good_one.out
+        refused(replace(with_a_good_one, out=""), name, word)
 
 
 def test_an_altered_model_is_not_used(model: Path, tmp_path: Path) -> None:

@@ -369,13 +369,16 @@ def test_the_command_of_a_node(tmp_path: Path, role: Role) -> None:
     out = tmp_path / "node"
     options = ["--out", str(out), "--data", str(tmp_path / "data"), "--party", f"{role}-1", "--root", ROOT.public_hex]
     program = [sys.executable, "-m", f"{role}_node"]
-    subprocess.run([*program, "init", *options], check=True, stdout=subprocess.DEVNULL)
+    made = subprocess.run([*program, "init", *options], check=True, capture_output=True, text=True)
+    # Its folder of images is none of a world's, and that is said by the first command that can.
+    assert made.stderr.startswith("warning: ")
+    assert str(tmp_path / "data") in made.stderr
     command = [*program, "doctor", "--config", str(out / "config.toml"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     said = json.loads(done.stdout)
     # Nobody has pinned its key yet.
     wrong = [finding["subject"] for finding in said["findings"] if finding["verdict"] == "wrong"]
-    assert (done.returncode, said["starts"], wrong) == (1, False, ["trust"])
+    assert (done.returncode, said["starts"], wrong) == (1, False, ["trust", "images"])
     public = json.loads((out / "signing.key").read_text())["public"]
     store = TrustStore(root=ROOT.public_hex, expires_at=int(time.time()) + 86_400)
     store = store.with_key(public, role, "a").with_key(PARTNER.public_hex, other_role(role), "b")

@@ -112,7 +112,7 @@ def test_kinds_of_the_types_are_checked_as_strictly() -> None:
         (b'{"b":1,"a":1}', "canonical"),
         (b'{"a": 1}', "canonical"),
         (b'{"a":1}\n', "canonical"),
-        (b'\xef\xbb\xbf{"a":1}', "ASCII"),
+        (b'\xef\xbb\xbf{"a":1}', "editor"),
         ('{"a":"ä"}'.encode(), "ASCII"),
         (b'{"a":"\\u0041"}', "escape"),
         (b'{"a":"\n"}', "not JSON"),

@@ -20,7 +20,7 @@ def test_what_a_node_writes_is_read_as_it_is(value: dict[str, object]) -> None:
     [
         (b"", "Expecting value"),
         (b"{", "Expecting"),
-        (b'"\xff"', "utf-8"),
+        (b'"\xff"', "UTF-8"),
         (b'{"a": 1, "a": 1}', "twice"),
         (b'{"a": {"b": 1, "b": 2}}', "twice"),
         (b"NaN", "NaN"),

@@ -145,6 +145,6 @@ def test_no_file_no_toml_and_no_text(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[node")
     with pytest.raises(InputError, match="not a TOML file"):
         load(tmp_path / "bad.toml", NodeConfiguration, None)
-    (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "bad.toml").write_bytes(b"\xff\xff")
     with pytest.raises(InputError, match="not a TOML file"):
         load(tmp_path / "bad.toml", NodeConfiguration, None)

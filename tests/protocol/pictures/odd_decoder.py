@@ -19,7 +19,7 @@ def taken() -> bytes:
         if not part:
             sys.exit()
         header += part
-    _, channels, height, width, left = REQUEST.unpack(header)
+    _, channels, _, height, width, left = REQUEST.unpack(header)
     while left:
         left -= len(os.read(0, left))
     return b"\7" * (channels * height * width)

@@ -125,8 +125,8 @@ def test_a_decoder_answers_by_hand_and_ends_with_its_input(number: int, tmp_path
         pytest.skip(f"this Pillow has no {FORMATS[number]}")
     Image.new("RGB", (12, 8), "red").save(tmp_path / "picture", FORMATS[number])
     data = (tmp_path / "picture").read_bytes()
-    request = REQUEST.pack(number, 3, 8, 12, len(data)) + data
-    wrong = REQUEST.pack((number + 1) % len(FORMATS), 3, 8, 12, len(data)) + data
+    request = REQUEST.pack(number, 3, 0, 8, 12, len(data)) + data
+    wrong = REQUEST.pack((number + 1) % len(FORMATS), 3, 0, 8, 12, len(data)) + data
     done = subprocess.run(COMMAND, input=request + wrong + request, capture_output=True, check=True, timeout=60)
     assert done.stderr == b""
     answers, codes = done.stdout, []

@@ -17,6 +17,7 @@ from protocol.errors import InputError
 from protocol.learngene.architecture import InputContract
 from protocol.pictures import wire
 from protocol.pictures.reader import PictureReader
+from protocol.visible_text import LINE_LENGTH
 from tests.protocol.pictures.made_pictures import OPTIONS, drawn, good_pictures, png, read_plainly, tiff, zeros
 
 COLOUR = InputContract(height=8, width=12, channels=3)
@@ -57,13 +58,13 @@ def picture_bytes(kind: str, **options: object) -> bytes:
 def test_every_good_picture_has_the_pixels_that_it_always_had(reader: PictureReader, tmp_path: Path, kind: str) -> None:
     if kind == "WEBP" and not features.check("webp"):
         pytest.skip("this Pillow has no WebP")
-    files = []
-    for number, (_, data) in enumerate(good_pictures(kind)):
+    files, made = [], list(good_pictures(kind))
+    for number, (_, data) in enumerate(made):
         files.append(tmp_path / str(number))
         files[-1].write_bytes(data)
     assert files
     for contract in (COLOUR, GREY, SAME):
-        for file, found, (name, data) in zip(files, reader.read_all(files, contract), good_pictures(kind), strict=True):
+        for file, found, (name, data) in zip(files, reader.read_all(files, contract), made, strict=True):
             np.testing.assert_array_equal(found, read_plainly(data, contract), err_msg=f"{file}: {kind}, {name}")
 
 
@@ -78,7 +79,7 @@ def test_pictures_come_in_the_order_of_their_files_from_any_number_of_decoders(t
         assert [int(found[0, 0, 0]) for found in several.read_all(files, COLOUR)] == list(range(150))
 
 
-def test_the_first_bad_picture_is_the_one_that_is_named(tmp_path: Path) -> None:
+def test_all_bad_pictures_are_named_at_once_and_the_good_ones_can_be_had(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.png" for number in range(60)]
     for file in files:
         file.write_bytes(picture_bytes("PNG"))
@@ -86,10 +87,112 @@ def test_the_first_bad_picture_is_the_one_that_is_named(tmp_path: Path) -> None:
         files[bad].write_bytes(b"no picture")
     with PictureReader(2) as several:
         read = []
-        with pytest.raises(InputError, match=r"/20\.png cannot be read"):
+        with pytest.raises(InputError) as caught:
             read.extend(several.read_all(files, COLOUR))
         assert len(read) == 20
+        line = str(caught.value)
+        assert "\n" not in line
+        assert [number for number in range(60) if f"/{number}.png" in line] == [20, 21, 50]
+        found = list(several.read_each(files, COLOUR))
+        assert [number for number, one in enumerate(found) if isinstance(one, InputError)] == [20, 21, 50]
         whole(several, tmp_path)
+
+
+def test_of_very_many_bad_pictures_some_are_named_and_all_are_counted(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(1000)]
+    for file in files:
+        file.write_bytes(b"no picture")
+    with PictureReader(1) as one, pytest.raises(InputError, match="1000 of 1000") as caught:
+        list(one.read_all(files, COLOUR))
+    assert len(str(caught.value)) < LINE_LENGTH
+
+
+# What the values mean.
+
+
+def grey_file(path: Path, values: np.ndarray, **options: object) -> Path:
+    Image.fromarray(values).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bits", "name", "kind"),
+    [(12, "a.png", "<u2"), (12, "a.tif", "<u2"), (14, "a.tif", ">u2"), (10, "b.tif", "<i4")],
+)
+def test_greys_of_fewer_bits_than_their_file_has_are_asked_for_and_then_stretched(
+    tmp_path: Path, bits: int, name: str, kind: str
+) -> None:
+    largest = (1 << bits) - 1
+    values = np.linspace(0, largest, 8 * 12).round().reshape(8, 12)
+    file = grey_file(tmp_path / name, values.astype(kind))
+    with PictureReader(1) as unsaid:
+        assert "--bits" in refused(unsaid, file)
+        # A picture that is black all over means the same in any range.
+        assert not unsaid.read(grey_file(tmp_path / name, np.zeros((8, 12)).astype(kind)), GREY).any()
+    file = grey_file(tmp_path / name, values.astype(kind))
+    with PictureReader(1, bits=bits) as said:
+        np.testing.assert_array_equal(said.read(file, GREY)[:, :, 0], (values * 255 / largest).round())
+        grey_file(file, (values + 1).astype(kind))
+        assert "beyond the bits" in refused(said, file)
+    with PictureReader(1, bits=16) as said:
+        np.testing.assert_array_equal(said.read(file, GREY)[:, :, 0], ((values + 1) / 257).round())
+
+
+def test_a_file_that_says_its_range_is_not_asked_about(reader: PictureReader, tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, 8 * 12).round().reshape(8, 12).astype(np.uint16)
+    expected = (values * (255 / 4095)).round()
+    (tmp_path / "a.pgm").write_bytes(b"P5 12 8 4095\n" + values.astype(">u2").tobytes())
+    np.testing.assert_allclose(reader.read(tmp_path / "a.pgm", GREY)[:, :, 0], expected, atol=1)
+    pairs = values.reshape(-1, 2).astype(int)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
+    (tmp_path / "a.tif").write_bytes(
+        tiff((256, 3, 1, 12), (257, 3, 1, 8), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 122),
+             (277, 3, 1, 1), (278, 3, 1, 8), (279, 4, 1, 144)) + packed.astype(np.uint8).tobytes()
+    )  # fmt: skip
+    np.testing.assert_array_equal(reader.read(tmp_path / "a.tif", GREY)[:, :, 0], expected)
+
+
+def test_white_that_is_zero_is_white_with_16_bits_too(reader: PictureReader, tmp_path: Path) -> None:
+    """As scanners of films write it: tag PhotometricInterpretation, 0."""
+    for kind in (np.uint8, np.uint16):
+        white = np.iinfo(kind).max
+        values = np.linspace(0, white, 8 * 12).reshape(8, 12).astype(kind)
+        grey_file(tmp_path / "film.tif", values, tiffinfo={262: 0})
+        stored = (tmp_path / "film.tif").read_bytes()
+        with Image.open(tmp_path / "film.tif") as opened:
+            assert opened.tag_v2[262] == 0, len(stored)
+            (raw,) = [stored[offset : offset + values.nbytes] for offset in opened.tag_v2[273]]
+        black_is_white = np.frombuffer(raw, kind).reshape(8, 12)
+        expected = 255 - (black_is_white * (255 / white)).round()
+        np.testing.assert_allclose(reader.read(tmp_path / "film.tif", GREY)[:, :, 0], expected, atol=1)
+
+
+def test_colours_of_fewer_bits_than_their_file_has_are_not_read_as_black(reader: PictureReader, tmp_path: Path) -> None:
+    def rows(values: np.ndarray) -> bytes:
+        return b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def png16(values: np.ndarray) -> bytes:
+        header = struct.pack(">IIBBBBB", 12, 8, 16, 2, 0, 0, 0)
+        eight = png((b"IDAT", zlib.compress(rows(values))), width=12, height=8)
+        return eight.replace(_chunk(eight), header + struct.pack(">I", zlib.crc32(b"IHDR" + header)))
+
+    def _chunk(data: bytes) -> bytes:
+        return data[16:33]
+
+    bright = drawn(8, 12, 3).astype(np.uint16) * 257
+    file = tmp_path / "deep.png"
+    file.write_bytes(png16(bright))
+    np.testing.assert_array_equal(reader.read(file, COLOUR), drawn(8, 12, 3))
+    file.write_bytes(png16(bright >> 4))
+    assert "--bits 16" in refused(reader, file)
+    with PictureReader(1, bits=16) as said:
+        np.testing.assert_array_equal(said.read(file, COLOUR), bright >> 12)
+
+
+def test_bits_that_no_grey_value_has_are_refused() -> None:
+    for bits in (7, 17, -1):
+        with pytest.raises(InputError, match="8 to 16"):
+            PictureReader(1, bits=bits)
 
 
 def test_the_operating_system_confines_the_decoder_where_it_can(reader: PictureReader, tmp_path: Path) -> None:
@@ -122,6 +225,7 @@ def test_the_operating_system_confines_the_decoder_where_it_can(reader: PictureR
         (b"\xd7\xcd\xc6\x9a" + bytes(40), "WMF"),
         (bytes(128) + b"DICM", "DICOM"),
         (b"PK\x03\x04", "ZIP"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n", "git lfs pull"),
         (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG 2000"),
         (b"\xff\x0a\x00", "JPEG XL"),
         (tiff((50706, 1, 4, 0x0401), (256, 3, 1, 8), (257, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8),

@@ -1,5 +1,7 @@
 """Folder trees: which images are for training and which for testing, and how each is read."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 from PIL import Image
 
 from protocol.errors import InputError
+from protocol.pictures.formats import FORMATS, SUFFIXES
 from protocol.pictures.reader import PictureReader
 from sims.data.folder_tree import ONE_IN, FolderTree, is_tree, list_tree, read_images
+from sims.data.images import load_source
 from tests.sims.made_tree import CLASSES, DIVISION, make_tree, pixels
 
 
@@ -39,6 +43,56 @@ def test_a_tree_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     for part in ("train", "test"):
         assert list(tree.files["train"]) == list(CLASSES)
         np.testing.assert_array_equal(read(tree, part), np.stack(made[part]))
+
+
+def test_images_of_every_format_that_is_read_are_found_and_what_is_passed_over_is_named_and_counted(
+    tmp_path: Path,
+) -> None:
+    """JPEGs as browsers and scanners name them, greys, a picture without suffix; HEIC, AVIF and JPEG 2000 are not
+    read."""
+    make_tree(tmp_path)
+    ant = tmp_path / "train" / "ant"
+    for suffix in ("jfif", "jpe", "JPEG", "mpo"):
+        Image.fromarray(pixels(1)).save(ant / f"a.{suffix}", "JPEG")
+    Image.fromarray(pixels(2)[..., 0]).save(ant / "a.pgm")
+    Image.fromarray(pixels(3)).save(ant / "no suffix", "PNG")
+    for name in ("a.heic", "b.heic", "a.avif", "a.jp2", "labels.csv", "Thumbs.db", ".DS_Store"):
+        (ant / name).write_bytes(b"x")
+    (ant / "thumbs").mkdir()
+    os.mkfifo(ant / "pipe")  # nothing waits for its writer
+    tree = list_tree(tmp_path, DIVISION)
+    assert tree.counts["train"] == {**dict.fromkeys(CLASSES, 2), "ant": 8}
+    assert len(read(tree, "train")) == 2 * len(CLASSES) + 6
+    passed = {"a.heic", "b.heic", "a.avif", "a.jp2", "labels.csv", "thumbs", "pipe"}
+    assert {Path(path).name for path in tree.others} == passed
+    assert "7 entries" in tree.others_line
+    assert "2 .heic" in tree.others_line
+    assert tree.only(["ant"]).others_line == tree.others_line
+    for name in ("0000.png", "0001.png", "a.jfif", "a.jpe", "a.JPEG", "a.mpo", "a.pgm", "no suffix"):
+        (ant / name).unlink()
+    with pytest.raises(InputError, match=r"7 other entries, such as .*a\.avif"):
+        list_tree(tmp_path, DIVISION)
+
+
+def test_the_suffixes_are_those_of_the_formats_that_are_read() -> None:
+    """As Pillow registers them, and two more of JPEG; a format that Pillow learns is not ours."""
+    Image.init()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+    assert known - SUFFIXES <= {".pfm"}  # floating point
+    assert SUFFIXES - known <= {".pjpeg", ".pjp", ".webp"}
+
+
+def test_of_bits_that_a_split_names_the_images_are_read(tmp_path: Path) -> None:
+    make_tree(tmp_path)
+    values = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 4
+    Image.fromarray(values).save(tmp_path / "train" / "ant" / "deep.png")
+    split = {"base": DIVISION.base, "open_world": DIVISION.open_world, "novel": DIVISION.novel}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(InputError, match=r"deep\.png .*split\.json"):
+        load_source(tmp_path, dataset="folder", cache=tmp_path / "cache")
+    (tmp_path / "split.json").write_text(json.dumps(split | {"bits": 12}))
+    found = load_source(tmp_path, dataset="folder", cache=tmp_path / "cache")
+    np.testing.assert_array_equal(found.train.images[2, :, :, 0], (values * (255 / 4095)).round())
 
 
 def test_validation_images_are_the_test_images_where_test_holds_none_of_the_classes(tmp_path: Path) -> None:
@@ -100,8 +154,15 @@ def test_a_missing_class_and_an_empty_one_are_named(tmp_path: Path) -> None:
     (tmp_path / "test" / "cat").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"test lacks 1 of 5 class folders: cat"):
         list_tree(tmp_path, DIVISION)
+    for other in ("Cat", "cat "):  # as a spreadsheet or another system names them
+        (tmp_path / "test" / other).mkdir()
+        with pytest.raises(InputError, match=f"there is '{other}'"):
+            list_tree(tmp_path, DIVISION)
+        (tmp_path / "test" / other).rmdir()
     (tmp_path / "test" / "cat").mkdir()
-    with pytest.raises(InputError, match=r"test/cat holds no images"):
+    (tmp_path / "test" / "bee").rename(tmp_path / "another")
+    (tmp_path / "test" / "bee").mkdir()
+    with pytest.raises(InputError, match=r"test/bee holds no images.*test/cat holds no images"):
         list_tree(tmp_path, DIVISION)
     with pytest.raises(InputError, match=r"elsewhere lacks 5 of 5 class folders: ant, bee"):
         list_tree(tmp_path / "elsewhere", DIVISION)

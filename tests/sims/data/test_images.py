@@ -5,7 +5,9 @@ import json
 import os
 import re
 import tarfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -289,6 +291,23 @@ def test_a_download_is_kept_and_not_fetched_again(server: Path, tmp_path: Path) 
     assert [path.name for path in cache.iterdir()] == ["cifar-100-python"]
     server.unlink()
     _check_published(load_source(cache=cache))
+
+
+def test_of_two_runs_that_begin_together_one_fetches_and_the_other_waits(
+    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, keep = [], cifar100_archive.keep
+
+    def keep_slowly(data: bytes, root: Path) -> None:
+        kept.append(root)
+        time.sleep(0.3)
+        keep(data, root)
+
+    monkeypatch.setattr(cifar100_archive, "keep", keep_slowly)
+    with ThreadPoolExecutor(2) as both:
+        assert list(both.map(images.fetch_published, [tmp_path / "cache"] * 2)) == [None, None]
+    assert len(kept) == 1
+    _check_published(load_source(cache=tmp_path / "cache"))
 
 
 def test_a_download_with_a_wrong_checksum_is_refused_and_removed(server: Path, tmp_path: Path) -> None:

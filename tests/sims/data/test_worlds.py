@@ -235,6 +235,16 @@ def test_recurring_pictures_are_dropped_or_kept_once(tmp_path: Path) -> None:
     assert world.description.duplicates == worlds.Duplicates(dropped=6, repeated=2)
 
 
+def test_where_copies_are_why_images_do_not_suffice_that_is_said(tmp_path: Path) -> None:
+    """A folder copied under another name: every picture is of two classes."""
+    made = make_source()
+    for part in (made.train, made.test):
+        original, copy = (np.flatnonzero(part.labels == CLASSES.index(name)) for name in ("k", "g"))
+        part.images[copy] = part.images[original]
+    with pytest.raises(InputError, match=f"{TRAIN + TEST} further copies"):
+        make_world(made, DIVISION, PLAN, 0, tmp_path / "world")
+
+
 def test_a_world_is_never_overwritten(world: worlds.World, tmp_path: Path) -> None:
     before = files_of(world.folder)
     with pytest.raises(InputError, match="exists already"):

@@ -276,8 +276,15 @@ def test_the_command_measures_writes_and_does_not_overwrite(
     assert "membership: 24 training images against 24 others" in done.output
     again = call(*arguments)
     assert isinstance(again.exception, InputError)
+    assert leakage_results.load(copy) == found
+    copy.unlink()
+    again = call(*arguments)
+    assert isinstance(again.exception, InputError)
     assert "--resume" in str(again.exception)
     assert call(*arguments, "--resume").exit_code == 0
+    (out / "mine.png").write_bytes(b"mine")
+    copy.unlink()
+    assert isinstance(call(*arguments, "--resume").exception, InputError)
 
 
 def test_what_nobody_inherited_cannot_be_attacked(measured: tuple[AttackedRun, Path, Leakage, Said]) -> None:

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -121,7 +121,7 @@ def test_a_finished_run_gives_its_folder_and_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_each_dataset_has_its_own_app_and_names_its_runs(tmp_path: Path, dataset: str) -> None:
     division = DATASETS[dataset_name(dataset)].division or Division(tuple("abcde"), ("f",), tuple("ghijk"))
-    data = tree(tmp_path / "data", division)
+    data = tree(tmp_path / "data", division, base=210)
     wanted = settings(tmp_path / "out", dataset=dataset, data=str(data), individuals=1)
     flower = MadeFlower(fail)
     with pytest.raises(RunFailedError):
@@ -515,17 +515,27 @@ def test_without_the_extra_every_command_says_what_to_install(
     assert len(said.strip().splitlines()) == 1
 
 
-def tree(root: Path, division: Division = CIFAR100, *, train: int = 20, test: int = 20) -> Path:
-    """A folder tree with so many files a class, which nobody gets to open, and its division as a split."""
-    for part, count in (("train", train), ("test", test)):
+def tree(root: Path, division: Division = CIFAR100, *, base: int = 20) -> Path:
+    """A folder tree with 20 files a class, which nobody gets to open, and its division as a split; ``base``: training
+    files of a base class."""
+    for part in ("train", "test"):
         for name in division.classes:
             (root / part / name).mkdir(parents=True)
-            for number in range(count):
+            for number in range(base if part == "train" and name in division.base else 20):
                 (root / part / name / f"{number}.png").touch()
     (root / "split.json").write_text(json.dumps(asdict(division)), encoding="utf-8")
     return root
 
 
+@pytest.fixture
+def _never_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def submit(app: Path, run_config: Mapping[str, Value], **more: object) -> MadeFlower:
+        raise AssertionError("started")
+
+    monkeypatch.setitem(runner.run.__kwdefaults__ or {}, "submit", submit)
+
+
+@pytest.mark.usefixtures("_never_started")
 @pytest.mark.parametrize("given", ["by flag", "by environment"])
 @pytest.mark.parametrize(
     ("remove", "said"),
@@ -546,11 +556,7 @@ def test_a_folder_with_too_little_is_refused_before_anything_is_started(
     remove: str,
     said: str,
 ) -> None:
-    def submit(app: Path, run_config: Mapping[str, Value], **more: object) -> MadeFlower:
-        raise AssertionError("started")
-
     monkeypatch.delenv("LEARNGENE_DATA", raising=False)
-    monkeypatch.setitem(runner.run.__kwdefaults__ or {}, "submit", submit)
     data, out = tree(tmp_path / "data"), tmp_path / "out"
     for path in list(data.glob(remove)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -570,14 +576,67 @@ def test_a_folder_with_too_little_is_refused_before_anything_is_started(
 
 def test_enough_images_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flower = MadeFlower(finish)
-    runner.run(settings(tmp_path / "out", data=str(tree(tmp_path / "data")), individuals=1), console(), submit=flower)
+    data = tree(tmp_path / "data", base=110)
+    runner.run(settings(tmp_path / "out", data=str(data), individuals=1), console(), submit=flower)
     assert flower.closed == 1
+
+
+@pytest.mark.usefixtures("_never_started")
+def test_a_world_from_which_no_learngene_could_be_published_is_said_to_be_one_before_anything_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """64 base classes of 10 images: fewer than a Fisher diagonal takes that may leave a site."""
+    data, out = tree(tmp_path / "data", base=10), tmp_path / "out"
+    assert command("run", "cifar100", "--profile", "smoke", "--data", str(data), "--out", str(out)) == 2
+    said = capsys.readouterr().err
+    assert "1024" in said
+    assert len(said.splitlines()) == 1
+    assert not out.exists()
+    # Cutting the world says so as well. (The files hold no images, so that it then ends.)
+    assert command("world", "make", "cifar100", "--data", str(data), "--out", str(out), "--target-tasks-20", "0") == 2
+    assert "640 training images" in capsys.readouterr().err.splitlines()[0]
+
+
+_PRIVATE = ("collective.privacy_epsilon=8", "collective.privacy_scope=fisher-given-weights")
+
+
+@pytest.mark.usefixtures("_never_started")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("individual.early_stopping=5",), "early_stopping"),
+        (("collective.layers=30",), "layers"),
+        (("collective.expansion=widen 40 +64",), "expansion"),
+        ((*_PRIVATE, "collective.privacy_delta_exponent=3"), "delta"),
+    ],
+)
+def test_what_the_nodes_would_refuse_after_hours_is_refused_before_anything_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: Sequence[str], said: str
+) -> None:
+    out = tmp_path / "out"
+    options = ["--profile", "smoke", "--shots", "1", "--stand-in", "--out", str(out)]
+    assert command("run", "cifar100", *options, *(f"--set={change}" for change in changes)) == 2
+    captured = capsys.readouterr().err
+    assert said in captured
+    assert len(captured.splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("_never_started")
+def test_privacy_without_its_extra_is_refused_before_anything_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sims.run.settings.find_spec", lambda name: None)
+    options = ("--stand-in", "--out", str(tmp_path / "out"))
+    assert command("run", "cifar100", *options, *(f"--set={change}" for change in _PRIVATE)) == 2
+    assert "learngene[privacy]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("base", ["abcd", "abcde"])
 def test_a_split_with_fewer_base_classes_than_a_task_is_refused(tmp_path: Path, base: str) -> None:
     division = Division(tuple(base), ("f",), tuple("ghijk"))
-    data = tree(tmp_path / "data", division)
+    data = tree(tmp_path / "data", division, base=210)
     wanted = settings(tmp_path / "out", dataset="folder", data=str(data), individuals=1)
     said = r"a task of 5 classes needs as many base classes; there are 4" if base == "abcd" else "individual-1 ended"
     with pytest.raises((InputError, RunFailedError), match=said):
