@@ -29,6 +29,7 @@ _AFTER_TASKS = {
     "descendant_epochs",
     "forms",
     "fisher_samples",
+    "blob_dtype",
     "annotator",
     *(
         name

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.records import Comparison, CycleRecord, TaskRecord
+from protocol.encoding.blob import Dtype
 from protocol.encoding.earlier_words import in_todays_words
 from protocol.learngene.architecture import CompactForm, Form
 from protocol.learngene.learngene import FisherDescription
@@ -96,13 +97,20 @@ class FisherFacts(FisherDescription):
 
 
 class LearngeneFacts(BaseModel):
-    """A published learngene: its blocks in one line, the digest of its release, and its Fisher diagonal."""
+    """A published learngene: its blocks in one line, the digest of its release, and its Fisher diagonal.
+
+    Attributes:
+        dtype: of its convolutions in the blob.
+        bytes: of the blob, Fisher diagonal included; None: an earlier version did not say.
+    """
 
     model_config = _FROZEN
 
     architecture: str
     release: Digest
     fisher: FisherFacts
+    dtype: Dtype = "float32"
+    bytes: int | None = Field(None, ge=1)
 
 
 class CollectiveMetrics(BaseModel):

@@ -136,7 +136,7 @@ def make(configuration: CollectiveConfiguration, confinement: Confinement, keys:
 def _figures(evolved: Evolved) -> dict[str, object]:
     collective, trend = evolved.collective, evolved.collective.trend
     parameters = {"collective": sum(p.numel() for p in collective.network.parameters())}
-    parameters |= {form: _weights(learngene) for form, learngene in evolved.learngenes.items()}
+    parameters |= {form: learngene.architecture.parameters for form, learngene in evolved.learngenes.items()}
     assert trend.sigma is not None  # fixed by the first task
     return {
         "tasks": tuple(collective.tasks),
@@ -164,14 +164,8 @@ def _private_figures(evolved: "PrivatelyEvolved") -> dict[str, object]:
         "tasks": (),
         "known_classes": evolved.known,
         "condensed_accuracy": evolved.condensed_accuracy,
-        "parameters": {form: _weights(learngene) for form, learngene in evolved.learngenes.items()},
+        "parameters": {form: learngene.architecture.parameters for form, learngene in evolved.learngenes.items()},
     }
-
-
-def _weights(learngene: Learngene) -> int:
-    """Number of weights in a learngene, without BatchNorm statistics and Fisher diagonal."""
-    allowed = learngene.architecture.tensors(fisher=False)
-    return sum(learngene.tensors[name].size for name, (role, _) in allowed.items() if role == "weight")
 
 
 def _criterion(chosen: Chosen) -> Criterion:
@@ -195,6 +189,8 @@ def _described(learngene: Learngene, release: StoredRelease) -> LearngeneFacts:
     return LearngeneFacts(
         architecture=describe(learngene.architecture),
         release=release.digest,
+        dtype=learngene.architecture.dtype,
+        bytes=release.payload.plaintext.size,
         fisher=FisherFacts(
             **learngene.fisher.model_dump(),
             largest=max(float(t.max()) for t in fisher),

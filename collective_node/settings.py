@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from collective_node.network.growth_schedule import PAPER, parse
+from protocol.encoding.blob import Dtype
 from protocol.learngene.architecture import COMPACT_FORMS, Form
 from protocol.learngene.learngene import Estimator, PrivacyScope
 
@@ -141,6 +142,7 @@ class CollectiveSettings(BaseModel):
     )
     fisher_estimator: Estimator = "sampled"
     fisher_samples: int = Field(1024, ge=1)
+    blob_dtype: Dtype = Field("float32", description="of a learngene's convolutions as they are sent; int8: by channel")
     privacy_epsilon: float | None = Field(
         None, gt=0, le=100, description="differential privacy: epsilon of all that is released; none: no guarantee"
     )

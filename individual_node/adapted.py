@@ -217,7 +217,7 @@ def network_of(description: Description) -> nn.Module:
 
 def _classifier(description: Description, data: bytes) -> PictureClassifier:
     channels = np.zeros(description.input.channels, np.float32)
-    tensors = blob.decode(data)
+    tensors = blob.decode_float32(data)
     # Build it without memory first: a foreign description can ask for a network of any size.
     with torch.device("meta"):
         outline = PictureClassifier(network_of(description), channels, channels).state_dict()

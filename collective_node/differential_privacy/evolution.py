@@ -23,6 +23,7 @@ from collective_node.evolution_plan import EvolutionPlan
 from collective_node.extraction.condensing import blueprint
 from collective_node.network.compact_network import CompactNetwork, positions_of
 from collective_node.settings import CollectiveSettings
+from protocol.encoding.blob import Dtype
 from protocol.learngene.architecture import Architecture, Block, Form, InputContract
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
@@ -108,7 +109,7 @@ def evolve_privately(
     diagonal = private.diagonal(network.layers, network.classifier, data, settings.fisher_estimator)
     seconds["fisher"] = time.perf_counter() - started - seconds["train"]
     learngene = assembled(
-        _architecture(network, plan),
+        _architecture(network, plan, settings.blob_dtype),
         _sources(network, trained, diagonal, plan.normalisation),
         private.describe(settings.fisher_estimator),
         mechanism.guarantee,
@@ -138,10 +139,10 @@ def private_network(collective: Collective, settings: CollectiveSettings) -> Com
     return network.to(collective.images.pixels.device)
 
 
-def _architecture(network: CompactNetwork, plan: EvolutionPlan) -> Architecture:
+def _architecture(network: CompactNetwork, plan: EvolutionPlan, dtype: Dtype) -> Architecture:
     height, width, channels = plan.image_shape
     contract = InputContract(height=height, width=width, channels=channels)
-    return Architecture(form="condensed", input=contract, blocks=tuple(network.describe()))
+    return Architecture(form="condensed", input=contract, blocks=tuple(network.describe()), dtype=dtype)
 
 
 def _sources(

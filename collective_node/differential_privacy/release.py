@@ -167,7 +167,7 @@ def _kept_file(checkpoints: Path, name: str, *, max_bytes: int) -> bytes:
 def _kept_tensors(checkpoints: Path, form: Form, kept: _Kept) -> Tensors:
     """Read at most as many bytes as the architecture needs; :class:`Learngene` compares names and shapes."""
     shapes = {name: shape for name, (_, shape) in kept.architecture.tensors(fisher=True).items()}
-    return blob.decode(_kept_file(checkpoints, _tensors_file(form), max_bytes=blob.encoded_size(shapes)))
+    return blob.decode_float32(_kept_file(checkpoints, _tensors_file(form), max_bytes=blob.encoded_size(shapes)))
 
 
 def _tensors_file(form: Form) -> str:

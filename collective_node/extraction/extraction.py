@@ -131,7 +131,7 @@ def learngene_of(
         head = nn.Sequential(*network.blocks[window.stop :], *network.classifier).eval()
     height, width, channels = data.images.pixels.shape[1:]
     contract = InputContract(height=height, width=width, channels=channels)
-    architecture = Architecture(form=form, input=contract, blocks=tuple(blocks))
+    architecture = Architecture(form=form, input=contract, blocks=tuple(blocks), dtype=settings.blob_dtype)
     estimator = settings.fisher_estimator
     if private is not None:
         diagonal = private.diagonal(inherited, head, data, estimator, front=front)

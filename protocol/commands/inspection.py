@@ -13,7 +13,7 @@ from protocol.encoding.canonical_json import Value
 from protocol.errors import MalformedError, TooLargeError
 from protocol.keys.kem import PUBLIC_BYTES, Kem
 from protocol.keys.signing_key import fingerprint_of
-from protocol.learngene.architecture import Architecture
+from protocol.learngene.architecture import FISHER_DTYPES, Architecture
 from protocol.learngene.learngene import DifferentialPrivacy
 from protocol.messages import envelope, payloads
 from protocol.messages.bundle_file import BundleFile
@@ -90,7 +90,8 @@ class Bundle:
             "release": self.release.values,
             "grant": self.grant.values,
             "blob": {"bytes": len(self.blob), "sha256": digest_of(self.blob)},
-            "parameters": parameters(self.described.architecture),
+            "parameters": self.described.architecture.parameters,
+            "dtype": self.described.architecture.dtype,
         }
 
 
@@ -126,11 +127,6 @@ def layers(release: Release) -> list[tuple[str, ...]]:
         fisher = count if release.fisher is not None else "none"
         rows.append((str(index + 1), block.role, shape, "yes" if block.pool else "no", count, fisher))
     return rows
-
-
-def parameters(architecture: Architecture) -> int:
-    """Number of weights of all blocks, without running statistics and Fisher diagonals."""
-    return sum(_count(architecture, index) for index in range(len(architecture.blocks)))
 
 
 def _count(architecture: Architecture, index: int) -> int:
@@ -193,7 +189,8 @@ def _release_facts(release: Release) -> Facts:
         ("withdraws", "\n".join(release.withdraws) or "none"),
         ("form", release.form),
         ("pictures", f"{contract.channels} x {contract.height} x {contract.width}"),
-        ("parameters", f"{parameters(release.architecture):,} in {len(release.architecture.blocks)} blocks"),
+        ("parameters", f"{release.architecture.parameters:,} in {len(release.architecture.blocks)} blocks"),
+        ("stored as", _dtypes(release)),
         (
             "Fisher",
             "none"
@@ -221,9 +218,18 @@ def _guarantee(stated: DifferentialPrivacy) -> str:
     )
 
 
+def _dtypes(release: Release) -> str:
+    dtype = release.architecture.dtype
+    if dtype == "float32":
+        return dtype
+    weights = f"{dtype} with a scale for each channel" if dtype == "int8" else dtype
+    fisher = "" if release.fisher is None else f", their Fisher diagonals {FISHER_DTYPES[dtype]}"
+    return f"convolutions {weights}{fisher}, vectors float32"
+
+
 def _tensors(release: Release) -> str:
-    allowed = release.architecture.tensors(fisher=release.fisher is not None)
-    listed = {tensor.name: (tensor.role, tensor.shape) for tensor in release.tensors}
+    allowed = release.architecture.stored(fisher=release.fisher is not None)
+    listed = {tensor.name: (tensor.role, tensor.dtype, tensor.shape) for tensor in release.tensors}
     agree = "those" if listed == allowed and len(listed) == len(release.tensors) else "NOT those"
     return f"{len(release.tensors)}, {agree} of the architecture"
 

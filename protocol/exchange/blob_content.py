@@ -8,8 +8,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.encoding import blob
-from protocol.errors import MalformedError, NonFiniteError
+from protocol.errors import NonFiniteError
+from protocol.learngene import storage
 from protocol.learngene.architecture import Architecture
 from protocol.learngene.learngene import Learngene
 from protocol.messages.payloads import Release
@@ -19,11 +19,9 @@ _INFINITY_BITS = 0x7F80_0000
 
 
 def read_learngene(release: Release, plaintext: bytes) -> Learngene:
-    """Read a plaintext: its header by our own parser, the architecture's allow-list of tensors, their values."""
-    tensors = blob.decode(plaintext)
-    allowed = release.architecture.tensors(fisher=release.fisher is not None)
-    if {name: array.shape for name, array in tensors.items()} != {name: shape for name, (_, shape) in allowed.items()}:
-        raise MalformedError("the blob's tensors are not those that the architecture allows")
+    """Read a plaintext: its header by our own parser, the architecture's allow-list of tensors, their values as they
+    are in float32."""
+    tensors = storage.decode(release.architecture, plaintext, fisher=release.fisher is not None)
     check_values(release.architecture, tensors)
     return Learngene(release.architecture, MappingProxyType(tensors), release.fisher, release.dp)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, get_args
 
 from protocol.digest import digest_of
-from protocol.encoding import blob as blobs
 from protocol.errors import (
     DigestMismatchError,
     EquivocationError,
@@ -20,6 +19,7 @@ from protocol.exchange.collective_ledger import CollectiveLedger, StoredRelease
 from protocol.exchange.egress import egress, leaving_release
 from protocol.exchange.endpoint import UNVERIFIED, Endpoint, holds
 from protocol.exchange.verification import VerifiedReceipt, VerifiedRequest, verify_receipt, verify_request
+from protocol.learngene import storage
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Learngene
 from protocol.messages import envelope, payloads, sealing
@@ -73,7 +73,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
 
         Raises:
             PolicyDeniedError, TooLargeError: the policy does not let it leave, or this content was withdrawn.
-            NonFiniteError: it holds values that no correct computation gives.
+            NonFiniteError: it holds values that no correct computation gives, or that its dtype cannot hold.
             ExpiredError: the trust store is past its time.
             StorageFailedError: it could not be stored.
             ValueError: the content key sealed an earlier release.
@@ -81,7 +81,7 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
         now = self.time(now)
         epoch = self._epoch(now)
         check_values(learngene.architecture, learngene.tensors)
-        plaintext = blobs.encode(learngene.tensors)
+        plaintext = storage.encode(learngene.architecture, learngene.tensors)
         content = Content(size=len(plaintext), sha256=digest_of(plaintext))
         while True:
             head, withdrawn = self._ledger.latest(self._run_id), self._ledger.withdrawn(self._run_id)
@@ -309,7 +309,8 @@ class CollectiveEndpoint(Endpoint[CollectiveLedger]):
             StorageFailedError: its blob is gone or was changed, or its content key does not open.
         """
         plaintext = sealing.decrypt(self._content_key(release), self._ledger.blob(release))
-        payload, tensors = release.payload, blobs.decode(plaintext)
+        payload = release.payload
+        tensors = storage.decode(payload.architecture, plaintext, fisher=payload.fisher is not None)
         return Learngene(payload.architecture, tensors, payload.fisher, payload.dp), plaintext
 
     def _epoch(self, now: int) -> int:

@@ -1,13 +1,19 @@
 """The architecture of a learngene: an ordered list of blocks, and from it the name and shape of every tensor."""
 
-from typing import Literal, get_args
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
+
+from protocol.encoding.blob import Dtype
 
 #: Compact networks that a collective makes for individuals: ``condensed`` from all that it knows, ``direct`` from its
 #: base images alone, as if it had no large network, ``direct-inherited`` as that, but its top layers started from the
@@ -25,12 +31,21 @@ BlockRole = Literal["stem", "front", "middle", "top"]
 #: How a block normalises: by statistics of many images, or each image by itself (the only way that allows differential
 #: privacy: arXiv 1803.08494).
 Norm = Literal["batch", "group"]
-TensorRole = Literal["weight", "statistic", "fisher", "input"]
+#: ``scale``: what a channel's 8-bit weights are multiplied with; it is in the blob alone.
+TensorRole = Literal["weight", "statistic", "fisher", "input", "scale"]
 
 #: Parameters of one block that carry a Fisher diagonal.
 BLOCK_PARAMETERS = ("conv.weight", "norm.weight", "norm.bias")
 #: Running statistics of one block's BatchNorm; a GroupNorm has none.
 BLOCK_STATISTICS = ("norm.running_mean", "norm.running_var")
+
+#: dtype of convolutions' Fisher diagonals by that of the weights; vectors are always float32.
+FISHER_DTYPES: Mapping[Dtype, Dtype] = {
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "bfloat16",
+    "int8": "bfloat16",
+}
 
 #: Most groups of a GroupNorm, and fewest channels of a group.
 MOST_GROUPS, FEWEST_CHANNELS = 16, 4
@@ -97,10 +112,29 @@ def groups_of(channels: int) -> int:
     return next(fitting, 1)
 
 
+class StoredTensor(NamedTuple):
+    """A tensor as a blob holds it."""
+
+    role: TensorRole
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+
+def scale_of(weight: str) -> str:
+    """Name of the scales of an 8-bit weight."""
+    return f"scale.{weight}"
+
+
 class Architecture(BaseModel):
     """Blocks from the first inherited one to the last. In the complete forms they reach from the image to the
     features: a stem, then top blocks. In the other forms all have one role, which says where the individual's own
     blocks are needed: before ``top`` blocks, after ``front`` blocks, before and after ``middle`` blocks.
+
+    A field that has its default is left out where an architecture is written, so each has one encoding, and that of an
+    architecture without the field is the one of earlier versions.
+
+    Attributes:
+        dtype: how a blob stores convolutions (:mod:`protocol.learngene.storage`).
     """
 
     model_config = _FROZEN
@@ -108,6 +142,14 @@ class Architecture(BaseModel):
     form: Form
     input: InputContract
     blocks: tuple[Block, ...] = Field(min_length=1, max_length=MOST_BLOCKS)
+    dtype: Dtype = "float32"
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        value: dict[str, object] = handler(self)
+        if self.dtype == "float32":
+            del value["dtype"]
+        return value
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "Architecture":
@@ -130,10 +172,10 @@ class Architecture(BaseModel):
         return self
 
     def tensors(self, *, fisher: bool) -> dict[str, tuple[TensorRole, tuple[int, ...]]]:
-        """The allow-list: every tensor that a blob of this architecture holds, sorted by name, with role and shape.
+        """Every tensor of a learngene of this architecture, sorted by name, with role and shape.
 
         Args:
-            fisher: whether the blob carries the Fisher diagonal of every block parameter
+            fisher: whether it carries the Fisher diagonal of every block parameter
                 (``fisher.<parameter>``, the shape of the parameter).
         """
         vector = (self.input.channels,)
@@ -148,6 +190,25 @@ class Architecture(BaseModel):
                 if fisher and name in BLOCK_PARAMETERS:
                     allowed[f"fisher.{full}"] = ("fisher", shape)
         return dict(sorted(allowed.items()))
+
+    def stored(self, *, fisher: bool) -> dict[str, StoredTensor]:
+        """The allow-list: every tensor that a blob of this architecture holds, sorted by name."""
+        allowed: dict[str, StoredTensor] = {}
+        for name, (role, shape) in self.tensors(fisher=fisher).items():
+            vector = len(shape) == 1
+            dtype = "float32" if vector else FISHER_DTYPES[self.dtype] if role == "fisher" else self.dtype
+            allowed[name] = StoredTensor(role, dtype, shape)
+            if dtype == "int8":
+                allowed[scale_of(name)] = StoredTensor("scale", "float32", shape[:1])
+        return dict(sorted(allowed.items()))
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, without running statistics and Fisher diagonals."""
+        shapes = (block.tensors() for block in self.blocks)
+        return sum(
+            math.prod(shape) for named in shapes for name, shape in named.items() if name not in BLOCK_STATISTICS
+        )
 
     @property
     def complete(self) -> bool:

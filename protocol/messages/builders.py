@@ -3,9 +3,9 @@
 from typing import TypedDict
 
 from protocol.digest import digest_of
-from protocol.encoding import blob as blobs
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
+from protocol.learngene import storage
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import Learngene
 from protocol.messages import envelope, payloads, sealing
@@ -75,12 +75,13 @@ def make_release(
         plaintext: the learngene's blob, if it was encoded before.
 
     Raises:
+        NonFiniteError: a value is too large for the dtype that the architecture says.
         ValueError: a learngene that the format cannot hold.
     """
     if plaintext is None:
-        plaintext = blobs.encode(learngene.tensors)
+        plaintext = storage.encode(learngene.architecture, learngene.tensors)
     ciphertext = sealing.encrypt(content_key, plaintext)
-    allowed = learngene.architecture.tensors(fisher=learngene.fisher is not None)
+    allowed = learngene.architecture.stored(fisher=learngene.fisher is not None)
     payload = Release(
         **_head(run_id, key, now),
         seq=seq,
@@ -92,8 +93,8 @@ def make_release(
         plaintext=Content(size=len(plaintext), sha256=digest_of(plaintext)),
         ciphertext=Content(size=len(ciphertext), sha256=digest_of(ciphertext)),
         tensors=tuple(
-            TensorDescription(name=name, role=role, dtype="float32", shape=shape)
-            for name, (role, shape) in allowed.items()
+            TensorDescription(name=name, role=kind.role, dtype=kind.dtype, shape=kind.shape)
+            for name, kind in allowed.items()
         ),
         fisher=learngene.fisher,
         dp=learngene.privacy,

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from protocol.encoding import blob, canonical_json
+from protocol.encoding.blob import Dtype
 from protocol.errors import MalformedError, fault_line
 from protocol.keys.kem import PUBLIC_BYTES, Kem
 from protocol.learngene.architecture import Architecture, Form, TensorRole
@@ -146,7 +147,7 @@ class TensorDescription(BaseModel):
 
     name: Annotated[str, StringConstraints(pattern=blob.NAME_PATTERN)]
     role: TensorRole
-    dtype: Literal["float32"]
+    dtype: Dtype
     shape: tuple[Annotated[int, Field(ge=1, le=2**31)], ...] = Field(min_length=1, max_length=blob.MAX_RANK)
 
 
@@ -224,7 +225,10 @@ def decode(model: type[PayloadT], data: bytes) -> PayloadT:
     if isinstance(payload, PaddedPayload) and len(data) != payload.padded_bytes:
         expected = payload.padded_bytes
         raise MalformedError(f"the payload of a {model.kind} has {len(data)} bytes, it must have {expected}")
-    # Leaving out a field that has its default would give the same payload in other bytes.
+    # Leaving out a field, or saying a default that is left out, would give the same payload in other bytes.
     if encode(payload) != data:
-        raise MalformedError(f"the payload of a {model.kind} does not fit its schema: a field is missing")
+        raise MalformedError(
+            f"the payload of a {model.kind} does not fit its schema: a field is missing, or says a default that is "
+            "left out"
+        )
     return payload

@@ -5,9 +5,10 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.digest import digest_of
-from protocol.encoding import blob, canonical_json
+from protocol.encoding import canonical_json
 from protocol.errors import MalformedError, PolicyDeniedError, TooLargeError
 from protocol.keys.kem import Kem
+from protocol.learngene import storage
 from protocol.learngene.architecture import Form
 from protocol.learngene.learngene import DifferentialPrivacy
 from protocol.messages import sealing
@@ -89,12 +90,13 @@ def check_release(policy: Policy, release: Release) -> None:
             f"a Fisher diagonal from {release.fisher.samples} samples follows single images; take"
             f" at least {policy.minimum_fisher_samples} where it leaves the site"
         )
-    described = {tensor.name: (tensor.role, tensor.shape) for tensor in release.tensors}
-    allowed = release.architecture.tensors(fisher=release.fisher is not None)
+    fisher = release.fisher is not None
+    described = {tensor.name: (tensor.role, tensor.dtype, tensor.shape) for tensor in release.tensors}
+    allowed = release.architecture.stored(fisher=fisher)
     if described != allowed or [tensor.name for tensor in release.tensors] != list(allowed):
-        beyond = sorted(set(described) ^ set(allowed)) or ["a role, a shape or the order"]
+        beyond = sorted(set(described) ^ set(allowed)) or ["a role, a dtype, a shape or the order"]
         raise PolicyDeniedError(f"the release's tensors are not those of its architecture: {', '.join(beyond[:4])}")
-    expected = blob.encoded_size({name: shape for name, (_, shape) in allowed.items()})
+    expected = storage.encoded_size(release.architecture, fisher=fisher)
     if release.plaintext.size != expected:
         raise MalformedError(f"the release says {release.plaintext.size} bytes, its architecture makes {expected}")
     if release.ciphertext.size != expected + sealing.OVERHEAD_BYTES:

@@ -150,7 +150,7 @@ def remove_leftovers(folder: Path) -> None:
 def _load(place: Path, made_of: str) -> Learngene:
     try:
         description = _Description.model_validate_json((place / _DESCRIPTION).read_bytes())
-        tensors = blob.decode((place / _TENSORS).read_bytes())
+        tensors = blob.decode_float32((place / _TENSORS).read_bytes())
     except (OSError, ValidationError) as error:
         raise InputError(f"{place} is no whole shadow ({error}); remove it and give --resume again") from None
     if description.made_of != made_of:

@@ -14,6 +14,7 @@ from collective_node.metrics import Criterion, FisherFacts, GradientTrend
 from collective_node.records import ChanceLevels, CycleFigures, StreamMetrics, TaskFigures
 from collective_node.settings import Score, Strategy
 from individual_node.metrics import TaskClasses
+from protocol.encoding.blob import Dtype
 from protocol.encoding.text import text_of
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import read_given
@@ -162,12 +163,15 @@ class OpenWorld(BaseModel):
 
 
 class LearngeneFacts(BaseModel):
-    """A published learngene: its blocks in one line, and its Fisher diagonal."""
+    """A published learngene: its blocks in one line, its Fisher diagonal, how its blob stores convolutions, and the
+    blob's bytes."""
 
     model_config = _FROZEN
 
     architecture: str
     fisher: FisherFacts
+    dtype: Dtype = "float32"
+    bytes: int | None = Field(None, ge=1)
 
 
 class CollectiveResult(BaseModel):

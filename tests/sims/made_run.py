@@ -203,6 +203,8 @@ def collective_metrics(seed: int = 0) -> dict[str, object]:
                     "largest": 0.25,
                     "mean": 1e-4,
                 },
+                "dtype": "bfloat16",
+                "bytes": 1_234_567,
             }
         },
         "parameters": {"collective": 1_900_000, "condensed": 190_000},

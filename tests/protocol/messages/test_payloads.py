@@ -197,7 +197,7 @@ def test_a_missing_field_is_refused(model: type[Payload], data: bytes) -> None:
         {"plaintext": {"size": 0, "sha256": DIGEST}},
         {"tensors": [{"name": "classifier/weight", "role": "weight", "dtype": "float32", "shape": [1]}]},
         {"tensors": [{"name": "a", "role": "classifier", "dtype": "float32", "shape": [1]}]},
-        {"tensors": [{"name": "a", "role": "weight", "dtype": "float16", "shape": [1]}]},
+        {"tensors": [{"name": "a", "role": "weight", "dtype": "float64", "shape": [1]}]},
         {"tensors": [{"name": "a", "role": "weight", "dtype": "float32", "shape": [1, 1, 1, 1, 1]}]},
         {"tensors": [{"name": "a", "role": "weight", "dtype": "float32", "shape": [1]}] * 257},
     ],
