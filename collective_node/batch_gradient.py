@@ -67,7 +67,9 @@ class BatchGradient:
         losses = side_by_side(backward, range(len(cuts)))
         for replica in self._replicas[1:]:
             for parameter, other in zip(self._model.parameters(), replica.parameters(), strict=True):
-                if parameter.grad is not None and other.grad is not None:
+                if parameter.grad is None:  # an objective may look at other weights in each part
+                    parameter.grad = other.grad
+                elif other.grad is not None:
                     parameter.grad.add_(other.grad)
         return torch.stack(losses).sum()
 

@@ -12,7 +12,8 @@ from collective_node.collective import Collective
 from collective_node.collective_images import CollectiveImages, Truth
 from collective_node.enough_images import task_sequence
 from collective_node.extraction.criterion import GradientTrend
-from collective_node.extraction.extraction import check_layers
+from collective_node.extraction.extraction import check_layers, check_sizes
+from collective_node.network.compact_network import blueprint_for
 from collective_node.network.expandable_network import HIDDEN, POOLED, ExpandableNetwork, scaled
 from collective_node.network.growth_schedule import Step, Widen, parse, steps_before
 from collective_node.network.growth_steps import check_deepening, check_widening
@@ -106,7 +107,7 @@ class EvolutionPlan:
         height, width, channels = images.train_images.shape[1:]
         if _positions(height, width) < 1:
             raise InputError(f"images of {width}x{height} pixels are too small: 32x32 at least")
-        check_network(settings, channels)
+        check_network(settings, channels, height, width)
         return cls(
             settings=settings,
             seed=seed,
@@ -194,17 +195,23 @@ class EvolutionPlan:
         return collective
 
 
-def check_network(settings: CollectiveSettings, channels: int) -> None:
-    """Refuse, before training, a growth step or a number of inherited layers that does not fit.
+def check_network(settings: CollectiveSettings, channels: int, height: int = 32, width: int = 32) -> None:
+    """Refuse, before training, a growth step, a number of inherited layers or smaller sizes that do not fit.
+
+    Sizes of a compact network that is shaped after the grown collective, or whose number of layers is found, are checked
+    when these are known.
 
     Args:
-        channels: of the input images.
+        channels, height, width: of the input images; the smallest that there may be, if they are not known yet.
 
     Raises:
         InputError: one does not; the text says what to set.
     """
     depth = len(grown_widths(settings, channels))
     check_layers(settings, layers=depth, tasks=settings.tasks)
+    if settings.condense_sizes and settings.budget is not None and settings.layers is not None:
+        planned = blueprint_for(settings.budget, channels=channels, top=settings.layers, pools=settings.condense_pools)
+        check_sizes(planned, settings, (height, width, channels))
 
 
 def grown_widths(settings: CollectiveSettings, channels: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from collective_node.differential_privacy.mechanism import Mechanism
 from collective_node.records import Comparison, CycleRecord, TaskRecord
 from protocol.encoding.blob import Dtype
 from protocol.encoding.earlier_words import in_todays_words
-from protocol.learngene.architecture import CompactForm, Form
+from protocol.learngene.architecture import MOST_SIZES, CompactForm, Form, Size
 from protocol.learngene.learngene import FisherDescription
 from protocol.node.metrics import Name, Percent
 
@@ -96,12 +96,25 @@ class FisherFacts(FisherDescription):
     mean: float
 
 
+class SizeFacts(BaseModel):
+    """One size of a learngene. ``bytes``: of a blob that held nothing else, Fisher diagonal included if it has one.
+    ``accuracy``: of its network with the collective's classifier, on held-out images of the base classes."""
+
+    model_config = _FROZEN
+
+    size: Size
+    parameters: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    accuracy: Percent | None = None
+
+
 class LearngeneFacts(BaseModel):
     """A published learngene: its blocks in one line, the digest of its release, and its Fisher diagonal.
 
     Attributes:
         dtype: of its convolutions in the blob.
         bytes: of the blob, Fisher diagonal included; None: an earlier version did not say.
+        sizes: the smaller networks in it, smallest first, then the whole; empty: there are none.
     """
 
     model_config = _FROZEN
@@ -111,6 +124,7 @@ class LearngeneFacts(BaseModel):
     fisher: FisherFacts
     dtype: Dtype = "float32"
     bytes: int | None = Field(None, ge=1)
+    sizes: tuple[SizeFacts, ...] = Field((), max_length=MOST_SIZES + 1)
 
 
 class CollectiveMetrics(BaseModel):

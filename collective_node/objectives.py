@@ -1,5 +1,7 @@
 """What a network learns from a batch: labels, and the knowledge of a teacher (distillation)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -103,6 +105,53 @@ class Distillation:
         if self.relations:
             loss = loss + self.relations * relation_loss(student, deep)
         return loss
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """The loss of a compact network and of the smaller ones in it, all at once.
+
+    At every step the whole network, the smallest and one between them (the sandwich rule), the smaller ones from the
+    whole's own soft labels (in-place distillation): Yu and Huang 2019, *Universally slimmable networks*, sections 3.3
+    and 3.4. The losses are summed.
+
+    Attributes:
+        whole: what the whole network learns.
+    """
+
+    whole: Objective
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum of three means over the batch."""
+        network = next(module for module in model.modules() if isinstance(module, CompactNetwork))
+        with _last_seen(network) as seen:
+            loss = self.whole(model, batch)
+        x, logits = seen
+        others = len(network.sizes) - 1
+        # The rows of a batch are drawn at random, so no further random number is needed, and every part has its own.
+        chosen = {0, 1 + int(batch.rows.sum()) % others} if others else {0}
+        for number in sorted(chosen):
+            loss = loss + soft_label_loss(network.logits_of(x, number).float(), logits.detach().float(), 1.0)
+        return loss
+
+
+@contextmanager
+def _last_seen(network: CompactNetwork) -> Iterator[list[Tensor]]:
+    """The images that the network looked at last, as they came to it (mixed, rotated), and its logits."""
+    seen: list[Tensor] = []
+
+    def entered(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[:] = inputs
+
+    def left(_: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
+        seen.append(logits)
+
+    hooks = [network.stem.register_forward_pre_hook(entered), network.classifier.register_forward_hook(left)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def soft_label_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

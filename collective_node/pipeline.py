@@ -16,9 +16,9 @@ from collective_node.differential_privacy.randomness import PrivateRandomness
 from collective_node.differential_privacy.release import Finished, setup_of
 from collective_node.enough_images import check_fisher_images
 from collective_node.evolution import Evolution
-from collective_node.extraction.condensing import ask, condense, recipe_of
+from collective_node.extraction.condensing import ask, blueprint, condense, recipe_of
 from collective_node.extraction.criterion import choose_layers, found_layers, most_similar, settled_layers
-from collective_node.extraction.extraction import learngene_of, most_layers
+from collective_node.extraction.extraction import check_sizes, learngene_of, most_layers
 from collective_node.extraction.similarity import Similarity, compare, train_descendant
 from collective_node.network.compact_network import CompactNetwork
 from collective_node.objectives import Knowledge
@@ -27,7 +27,7 @@ from collective_node.records import Comparison
 from collective_node.settings import CollectiveSettings
 from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
-from protocol.learngene.architecture import COMPACT_FORMS, CompactForm, Form, compact_form
+from protocol.learngene.architecture import COMPACT_FORMS, CompactForm, Form, SizeName, compact_form
 from protocol.learngene.learngene import Learngene
 from protocol.node.events import Events
 
@@ -61,6 +61,8 @@ class Evolved:
         chosen: the layers of the learngene.
         compact: the networks that were trained for compact forms.
         accuracy: of each of them, on held-out images of the base classes, per cent.
+        sizes: the smaller networks of each of them, smallest first.
+        size_accuracy: of each of these, likewise.
         learngenes: one in each form that the settings ask for.
         mechanism: of their private Fisher diagonals, if the settings ask for them.
         seconds: wall-clock times of ``train``, ``criterion``, each compact form and ``fisher``.
@@ -71,6 +73,8 @@ class Evolved:
     chosen: Chosen
     compact: dict[CompactForm, CompactNetwork]
     accuracy: dict[CompactForm, float]
+    sizes: dict[CompactForm, dict[SizeName, CompactNetwork]]
+    size_accuracy: dict[CompactForm, dict[SizeName, float]]
     learngenes: dict[Form, Learngene]
     mechanism: Mechanism | None
     seconds: dict[str, float]
@@ -124,13 +128,30 @@ def evolve(
     chosen = _choose(evolution, collective)
     seconds["criterion"] = clock.lap()
     compact: dict[CompactForm, CompactNetwork] = {}
+    sizes: dict[CompactForm, dict[SizeName, CompactNetwork]] = {}
+    if settings.condense_sizes:
+        wanted = blueprint(collective.network, len(chosen.layers), settings)
+        check_sizes(wanted, settings, evolution.plan.image_shape)
     for form in (form for form in COMPACT_FORMS if form in settings.forms):
         compact[form] = _condense(evolution, collective, form, len(chosen.layers))
         seconds[form] = clock.lap()
-    accuracy = {form: evolution.evaluation.base_accuracy(network, collective) for form, network in compact.items()}
-    learngenes, mechanism = _learngenes(evolution, collective, compact, accuracy, chosen.layers, fewest_fisher_images)
+        sizes[form] = _smaller(evolution, collective, form, compact[form], len(chosen.layers))
+        if sizes[form]:
+            seconds[f"{form}, sizes"] = clock.lap()
+    right = evolution.evaluation.base_accuracy
+    accuracy = {form: right(network, collective) for form, network in compact.items()}
+    size_accuracy = {
+        form: {size: right(network, collective) for size, network in found.items()}
+        for form, found in sizes.items()
+        if found
+    }
+    learngenes, mechanism = _learngenes(
+        evolution, collective, compact, sizes, accuracy, chosen.layers, fewest_fisher_images
+    )
     seconds["fisher"] = clock.lap()
-    return Evolved(collective, comparisons, chosen, compact, accuracy, learngenes, mechanism, seconds)
+    return Evolved(
+        collective, comparisons, chosen, compact, accuracy, sizes, size_accuracy, learngenes, mechanism, seconds
+    )
 
 
 def check_privacy(settings: CollectiveSettings) -> None:
@@ -148,6 +169,7 @@ def _learngenes(
     evolution: Evolution,
     collective: Collective,
     compact: Mapping[CompactForm, CompactNetwork],
+    sizes: Mapping[CompactForm, Mapping[SizeName, CompactNetwork]],
     accuracy: Mapping[CompactForm, float],
     chosen: range,
     fewest_fisher_images: int,
@@ -186,6 +208,7 @@ def _learngenes(
             settings,
             collective.random["fisher"],
             private,
+            sizes=sizes[own] if own else {},
         )
     if mechanism is not None:
         Finished(mechanism=mechanism, accuracy=accuracy.get("condensed"), learngenes=learngenes).keep(
@@ -200,13 +223,27 @@ def _taught(form: CompactForm, collective: Collective, settings: CollectiveSetti
     return collective.training_set(collective.known if known else collective.known_base)
 
 
-def _condense(evolution: Evolution, collective: Collective, form: CompactForm, top: int) -> CompactNetwork:
-    """Train the compact network of a form. Every form draws the same random numbers."""
+def _smaller(
+    evolution: Evolution, collective: Collective, form: CompactForm, network: CompactNetwork, top: int
+) -> dict[SizeName, CompactNetwork]:
+    """The smaller networks of a form, smallest first: those in its network, or each trained by itself."""
+    recipe = recipe_of(form, evolution.settings)
+    if recipe.nested:
+        return {size: network.smaller(number) for number, size in enumerate(network.sizes)}
+    wanted = blueprint(collective.network, top, evolution.settings).in_order(recipe.sizes)
+    return {size: _condense(evolution, collective, form, top, size) for size in wanted}
+
+
+def _condense(
+    evolution: Evolution, collective: Collective, form: CompactForm, top: int, size: SizeName | None = None
+) -> CompactNetwork:
+    """Train the compact network of a form, or of a smaller size by itself. Every one draws the same random numbers."""
     settings = evolution.settings
     recipe, data = recipe_of(form, settings), _taught(form, collective, settings)
+    of_size = "" if size is None else f", size {size}"
 
     def observe(step: int, steps: int) -> None:
-        evolution.events.append("condense", step + 1, steps, f"a compact network, form {form}")
+        evolution.events.append("condense", step + 1, steps, f"a compact network, form {form}{of_size}")
 
     data = replace(data, by_class=settings.condense_sampling == "class-balanced")
     if recipe.stream and evolution.open_world is not None:
@@ -219,7 +256,7 @@ def _condense(evolution: Evolution, collective: Collective, form: CompactForm, t
         condensed = len(_taught("condensed", collective, settings))
         epochs = settings.condense_epochs * condensed / len(data)
     random = collective.random.copy()
-    return condense(collective.network, top, data, recipe, epochs, settings, random, knowledge, observe)
+    return condense(collective.network, top, data, recipe, epochs, settings, random, knowledge, observe, size)
 
 
 def _choose(evolution: Evolution, collective: Collective) -> Chosen:

@@ -19,6 +19,7 @@ from collective_node.metrics import (
     LearngeneFacts,
     OpenWorld,
     Similarity,
+    SizeFacts,
 )
 from collective_node.open_world.annotators import Annotator, Oracle, PageAnnotator
 from collective_node.pipeline import Chosen, Evolved, check_privacy, evolve
@@ -27,6 +28,8 @@ from protocol.encoding.calendar import unix_seconds
 from protocol.exchange.collective_endpoint import CollectiveEndpoint, Withdrawal
 from protocol.exchange.collective_ledger import StoredRelease
 from protocol.keys.party_keys import NodeKeys
+from protocol.learngene import storage
+from protocol.learngene.architecture import FULL, Form, Size
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import describe
 from protocol.messages.sealing import CONTENT_KEY_BYTES
@@ -77,7 +80,11 @@ class CollectiveProgram(PartyProgram[CollectiveEndpoint]):
         }
         self._events.append("fisher", 1, 1, "published")
         figures = _figures(evolved) if isinstance(evolved, Evolved) else _private_figures(evolved)
-        described = {form: _described(learngene, releases[form]) for form, learngene in evolved.learngenes.items()}
+        rights = _accuracies(evolved) if isinstance(evolved, Evolved) else {}
+        described = {
+            form: _described(learngene, releases[form], rights.get(form, {}))
+            for form, learngene in evolved.learngenes.items()
+        }
         found = {
             **figures,
             "learngenes": described,
@@ -183,7 +190,35 @@ def _criterion(chosen: Chosen) -> Criterion:
     )
 
 
-def _described(learngene: Learngene, release: StoredRelease) -> LearngeneFacts:
+def _accuracies(evolved: Evolved) -> dict[Form, dict[Size, float]]:
+    """Accuracy of every size of every compact form, the whole's among them."""
+    found: dict[Form, dict[Size, float]] = {}
+    for form, accuracy in evolved.accuracy.items():
+        found[form] = {FULL: accuracy}
+        for size, smaller in evolved.size_accuracy.get(form, {}).items():
+            found[form][size] = smaller
+    return found
+
+
+def _sizes(learngene: Learngene, accuracy: Mapping[Size, float]) -> tuple[SizeFacts, ...]:
+    """Facts of every size, smallest first; none if there is the whole alone."""
+    whole = learngene.architecture
+    found = []
+    for size in (*whole.sizes, FULL) if whole.sizes else ():
+        own = whole.of_size(size)
+        fisher = learngene.fisher is not None and (size == FULL or whole.size_weights == "nested")
+        found.append(
+            SizeFacts(
+                size=size,
+                parameters=own.parameters,
+                bytes=storage.encoded_size(own, fisher=fisher),
+                accuracy=accuracy.get(size),
+            )
+        )
+    return tuple(found)
+
+
+def _described(learngene: Learngene, release: StoredRelease, accuracy: Mapping[Size, float]) -> LearngeneFacts:
     assert learngene.fisher is not None
     fisher = [tensor for name, tensor in learngene.tensors.items() if name.startswith("fisher.")]
     return LearngeneFacts(
@@ -191,6 +226,7 @@ def _described(learngene: Learngene, release: StoredRelease) -> LearngeneFacts:
         release=release.digest,
         dtype=learngene.architecture.dtype,
         bytes=release.payload.plaintext.size,
+        sizes=_sizes(learngene, accuracy),
         fisher=FisherFacts(
             **learngene.fisher.model_dump(),
             largest=max(float(t.max()) for t in fisher),

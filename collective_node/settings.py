@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from collective_node.network.growth_schedule import PAPER, parse
 from protocol.encoding.blob import Dtype
-from protocol.learngene.architecture import COMPACT_FORMS, Form
+from protocol.learngene.architecture import COMPACT_FORMS, MOST_SIZES, Form, SizeName
 from protocol.learngene.learngene import Estimator, PrivacyScope
 
 #: Against forgetting: its own past images again, elastic weight consolidation on its own past tasks, nothing (the
@@ -133,6 +133,11 @@ class CollectiveSettings(BaseModel):
         "linear", description="behind the compact network's features, while it is trained and not frozen"
     )
     condense_dropout: float = Field(0.0, ge=0, lt=1, description="in that classifier, mlp")
+    condense_sizes: tuple[SizeName, ...] = Field(
+        (),
+        max_length=MOST_SIZES,
+        description="smaller networks in the condensed one, by their share of its channels; direct has one of each too",
+    )
     distil_logits: float = Field(0.0, ge=0, le=1, description="weight of the collective's soft labels in condensing")
     distil_temperature: float = Field(4.0, gt=0)
     distil_features: float = Field(0.0, ge=0, description="weight of the likeness to the collective's features")
@@ -184,6 +189,13 @@ class CollectiveSettings(BaseModel):
             raise ValueError("a form stands twice")
         return value
 
+    @field_validator("condense_sizes")
+    @classmethod
+    def _each_size_once(cls, value: tuple[SizeName, ...]) -> tuple[SizeName, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a size stands twice")
+        return value
+
     @model_validator(mode="after")
     def _no_annotator_is_asked_twice(self) -> "CollectiveSettings":
         if self.annotator == "annotate" and (self.compare_scores or self.compare_strategies):
@@ -209,6 +221,8 @@ class CollectiveSettings(BaseModel):
                 "condense_frozen keeps the collective's own top layers: set condense_start=collective and "
                 "condense_budget=own"
             )
+        if self.condense_frozen and self.condense_sizes:
+            raise ValueError("condense_sizes are trained with all layers: set condense_frozen=false")
         return self
 
     @model_validator(mode="after")
@@ -247,13 +261,13 @@ class CollectiveSettings(BaseModel):
     @model_validator(mode="after")
     def _private_weights_come_from_one_network(self) -> "CollectiveSettings":
         # Each of these would look at the images besides, without noise.
-        wanted = {"forms": ("condensed",), "cycles": 0, "descendant_epochs": 0.0}
+        wanted = {"forms": ("condensed",), "cycles": 0, "descendant_epochs": 0.0, "condense_sizes": ()}
         wrong = [name for name, value in wanted.items() if getattr(self, name) != value]
         wrong += ["layers"] if self.layers is None else []
         if self.private_weights and wrong:
             raise ValueError(
                 "private weights are those of one network, trained for the condensed form alone: set forms=condensed, "
-                f"cycles=0, descendant_epochs=0 and a number of layers (here differ: {', '.join(wrong)}), "
-                "or privacy_scope=fisher-given-weights"
+                "cycles=0, descendant_epochs=0, no condense_sizes and a number of layers (here differ: "
+                f"{', '.join(wrong)}), or privacy_scope=fisher-given-weights"
             )
         return self

@@ -117,11 +117,11 @@ def _optimiser(
         nesterov=settings.momentum > 0,
         fused=True,
     )
-    if momentum:
-        for name, parameter in parameters.items():
-            # In the parameter's own memory format, which the fused step takes for granted; a new layer begins at zero.
-            before = torch.zeros_like(parameter)
-            if name in momentum:
-                before.copy_(momentum[name])
-            optimiser.state[parameter]["momentum_buffer"] = before
+    for name, parameter in parameters.items():
+        # In the parameter's own memory format, which the fused step takes for granted; what is new begins at zero. The
+        # fused step wants every buffer from the beginning too, also of what has its first gradient later.
+        before = torch.zeros_like(parameter)
+        if momentum is not None and name in momentum:
+            before.copy_(momentum[name])
+        optimiser.state[parameter]["momentum_buffer"] = before
     return optimiser

@@ -45,6 +45,16 @@ def adapt(
             show_default=False,
         ),
     ] = None,
+    size: Annotated[
+        str,
+        typer.Option(
+            help="Size, where the learngene has smaller ones: full, or a name like x0.5.", show_default="full"
+        ),
+    ] = "",
+    most_weights: Annotated[
+        int | None,
+        typer.Option(help="Instead: its largest size of at most so many weights.", min=1, show_default="no limit"),
+    ] = None,
     folds: Annotated[int, typer.Option(help="Parts for the estimate of the accuracy; 0: none.", min=0)] = 5,
     seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")] = "auto",
@@ -66,7 +76,12 @@ def adapt(
         data,
         out,
         method=method,
-        changes=[*(["epochs=" + str(epochs)] if epochs is not None else []), *(change or [])],
+        changes=[
+            *(["epochs=" + str(epochs)] if epochs is not None else []),
+            *([f"size={size}"] if size else []),
+            *([f"most_weights={most_weights}"] if most_weights is not None else []),
+            *(change or []),
+        ],
         folds=folds,
         seed=seed,
         device=device,

@@ -24,7 +24,7 @@ from protocol.encoding.text import text_of
 from protocol.errors import InputError, MalformedError, TooLargeError, fault_line
 from protocol.files.atomic import write_folder_atomically
 from protocol.files.user_files import check_free, read_given
-from protocol.learngene.architecture import Architecture, Form, InputContract
+from protocol.learngene.architecture import Architecture, Form, InputContract, Size
 from protocol.messages.payloads import Digest, RunId
 from protocol.visible_text import visible_name
 
@@ -74,7 +74,8 @@ class Description(BaseModel):
         classes: class names in the order of the network's outputs.
         pictures: number of training pictures of each class.
         method: how it was adapted; ``network`` names the module.
-        architecture: of the learngene, with the input contract.
+        size: to which the learngene was descended.
+        architecture: of the learngene at this size, with the input contract.
         own: the individual's own layers, for a network of kind ``individual`` or ``individual-head``.
         view_shifts: shifted copies that the network looks at beside each picture.
         settings, seed: settings and seed of its adaptation, for the record.
@@ -93,6 +94,7 @@ class Description(BaseModel):
     method: str = Field(max_length=64)
     network: Literal["feature-head", "individual", "individual-head"]
     learngene: Lineage
+    size: Size = "full"
     architecture: Architecture
     own: OwnLayers
     view_shifts: int = Field(0, ge=0, le=MOST_SHIFTS)

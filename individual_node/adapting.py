@@ -96,6 +96,7 @@ def adapt_bundle(
     architecture = verified.learngene.architecture
     chosen = personal_model.choose_method(method or None, architecture.form)
     settings = _settings(node, chosen.name, changes)
+    size = personal_model.choose_size(architecture, settings)
     on = choose_device(device)
     with progress_bar() as observe, PictureReader(bits=bits) as reader:
         pictures = image_folder.read_tree(
@@ -105,6 +106,7 @@ def adapt_bundle(
             verified,
             pictures,
             settings,
+            size=size,
             method=chosen,
             folds=folds,
             seed=seed,
@@ -160,7 +162,8 @@ def _show_model(description: Description, pictures: OwnPictures) -> None:
     print_table(shown)
     origin = description.learngene
     say(f"learngene  {origin.form}, release {origin.seq} of run {origin.run_id}, {origin.release[:16]}")
-    say(f"layers     {describe(description.architecture)}")
+    weights = description.architecture.parameters
+    say(f"size       {description.size}, {weights:,} inherited weights: {describe(description.architecture)}")
     say(f"method     {visible_name(description.method)}")
     if pictures.copies:
         first = visible_name(pictures.copies[0])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.learngene.architecture import COMPLETE_FORMS, Form
+from protocol.learngene.architecture import COMPLETE_FORMS, Form, SizeName
 
 #: ``head``: a logistic head on inherited features. ``random``: the same head on features of random weights. ``eq9``:
 #: the network is trained by Eq. 9 (by Eq. 6 if nothing is retained). ``scratch``: the same network, nothing inherited.
@@ -46,6 +46,25 @@ class Method:
     def trains(self) -> bool:
         """Whether a network is trained on the support images."""
         return self.adaptation in ("eq9", "scratch")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A method as it is scored: at the individual's own size (None), or at one to compare."""
+
+    method: Method
+    size: SizeName | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of a row of results: of the method, and behind a space the size."""
+        return self.method.name if self.size is None else f"{self.method.name} {self.size}"
+
+
+def name_and_size(name: str) -> tuple[str, str]:
+    """The method's name and the size of a row of results; an empty size: the individual's own."""
+    method, _, size = name.partition(" ")
+    return method, size
 
 
 def scratch_of(form: Form) -> str:

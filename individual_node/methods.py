@@ -14,18 +14,19 @@ from torch import Tensor
 from individual_node.adaptation import adapt, network_views, stacked, task_generator, test_accuracy
 from individual_node.feature_head import FeatureHeads, handover_of
 from individual_node.floor import floor_predictions
-from individual_node.method_table import METHODS, Method
+from individual_node.method_table import METHODS, Method, Scored
 from individual_node.random_weights import random_networks
 from individual_node.reconstruction import IndividualNetworks
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import PrivateImages, TargetTask
 from individual_node.views import SHIFTS, inherited_features
 from protocol.errors import InputError
-from protocol.learngene.architecture import Form
+from protocol.learngene.architecture import Form, SizeName
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
 from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of, load_blocks
 from protocol.learngene.side_by_side import side_by_side
+from protocol.learngene.sizes import descend
 from protocol.node.events import Events
 
 #: Epochs after which the learning curves look at the test images, besides the last.
@@ -74,37 +75,53 @@ class Evaluation:
     device: torch.device
     events: Events
 
-    def run(self, name: str, shots: int) -> Outcome:
+    def run(self, name: str, shots: int, size: SizeName | None = None) -> Outcome:
         """Run one method, by its name, on all target tasks of a shot count; every task starts from the beginning.
 
+        Args:
+            size: of the learngene; None: as the settings say.
+
         Raises:
-            InputError: there is no learngene in its form, or the settings and it do not fit.
+            InputError: there is no learngene in its form or of its size, or the settings and it do not fit.
         """
-        return Outcome.together(side_by_side(lambda piece: piece(), self._pieces(name, shots)))
+        return Outcome.together(side_by_side(lambda piece: piece(), self._pieces(Scored(METHODS[name], size), shots)))
 
     def run_all(self) -> tuple[dict[str, dict[int, Outcome]], dict[str, float]]:
-        """Every method of the settings at every shot count, side by side, and the processor seconds that each took."""
-        listed = [(method, shots) for method in self.settings.methods for shots in sorted(self.images.tasks)]
-        pieces = [(name, shots, piece) for name, shots in listed for piece in self._pieces(name, shots)]
+        """Every method of the settings at every shot count and size, side by side, and the processor seconds that each
+        took; by name (:class:`individual_node.method_table.Scored`)."""
+        scored = self.settings.scored
+        listed = [(one, shots) for one in scored for shots in sorted(self.images.tasks)]
+        pieces = [(one.name, shots, piece) for one, shots in listed for piece in self._pieces(one, shots)]
         done = side_by_side(lambda one: _timed(one[2]), pieces)
-        parts: dict[tuple[str, int], list[Outcome]] = {one: [] for one in listed}
-        seconds = dict.fromkeys(self.settings.methods, 0.0)
+        parts: dict[tuple[str, int], list[Outcome]] = {(one.name, shots): [] for one, shots in listed}
+        seconds = {one.name: 0.0 for one in scored}
         for (name, shots, _), (outcome, taken) in zip(pieces, done, strict=True):
             parts[name, shots].append(outcome)
             seconds[name] += taken
-        found: dict[str, dict[int, Outcome]] = {method: {} for method in self.settings.methods}
+        found: dict[str, dict[int, Outcome]] = {one.name: {} for one in scored}
         for (name, shots), outcomes in parts.items():
             found[name][shots] = Outcome.together(outcomes)
         return found, seconds
 
-    def _pieces(self, name: str, shots: int) -> list[Piece]:
+    def learngene(self, form: Form, size: SizeName | None = None) -> Learngene:
+        """The learngene of a form, at this size or, for None, at that of the settings.
+
+        Raises:
+            InputError: there is none.
+        """
+        if form not in self.learngenes:
+            raise InputError(f"there is no learngene in the form {form!r}")
+        whole = self.learngenes[form]
+        return descend(whole, size or self.settings.size_of(whole.architecture))
+
+    def _pieces(self, scored: Scored, shots: int) -> list[Piece]:
         """The independent pieces of a method's work at a shot count."""
-        method, tasks = METHODS[name], self.images.tasks[shots]
+        method, tasks = scored.method, self.images.tasks[shots]
         if method.form is None:
             return self._floor(tasks, shots)
         if method.form not in self.learngenes:
-            raise InputError(f"the method {name!r} needs a learngene in the form {method.form!r}")
-        learngene = self.learngenes[method.form]
+            raise InputError(f"the method {method.name!r} needs a learngene in the form {method.form!r}")
+        learngene = self.learngene(method.form, scored.size)
         if method.adaptation == "head":
             return [partial(self._head, method, learngene, tasks, shots)]
         return self._networks(method, learngene, tasks, shots)

@@ -21,15 +21,17 @@ from individual_node.target_tasks import TargetTask
 from protocol.digest import digest_of
 from protocol.errors import InputError
 from protocol.exchange.verification import VerifiedLearngene
-from protocol.learngene.architecture import Form
+from protocol.learngene.architecture import FULL, Architecture, Form, Size
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
+from protocol.learngene.sizes import descend, largest_size, sizes_in_words
 from protocol.node.events import Observer
 
 #: Settings without effect here: they concern many target tasks, or methods that inherit nothing.
 ELSEWHERE = frozenset(
     {
         "methods",
+        "compare_sizes",
         "scratch_learning_rate",
         "scratch_epochs",
         "paper_scratch_learning_rate",
@@ -61,11 +63,28 @@ def choose_method(name: str | None, form: Form) -> Method:
     return METHODS[name]
 
 
+def choose_size(architecture: Architecture, settings: IndividualSettings) -> Size:
+    """The size to which a learngene is descended, by the settings ``size`` and ``most_weights``.
+
+    Raises:
+        InputError: the learngene has no such size.
+    """
+    if not architecture.sizes and settings.size != FULL:
+        raise InputError(
+            f"this learngene has no smaller sizes, and size is {settings.size}: leave size out, or ask the collective "
+            "for a learngene with sizes"
+        )
+    if settings.size not in (FULL, *architecture.sizes):
+        raise InputError(f"size: the learngene has no size {settings.size}; it has {sizes_in_words(architecture)}")
+    return settings.size if settings.most_weights is None else largest_size(architecture, settings.most_weights)
+
+
 def adapt_to_pictures(
     verified: VerifiedLearngene,
     pictures: OwnPictures,
     settings: IndividualSettings,
     *,
+    size: Size = FULL,
     method: Method,
     folds: int,
     seed: int,
@@ -78,6 +97,7 @@ def adapt_to_pictures(
 
     Args:
         pictures: of the learngene's input contract.
+        size: to which the learngene is descended first.
         folds: parts for the estimate, see :func:`fold_of`.
         seed: of everything random.
         node: configuration file of the node by which the learngene was verified, if a node did.
@@ -87,7 +107,7 @@ def adapt_to_pictures(
         InputError: the settings do not fit the learngene or the pictures.
         RunFailedError: training diverged.
     """
-    learngene = verified.learngene
+    learngene = descend(verified.learngene, size)
     fold = fold_of(pictures, folds, settings, seed)
     parts = 0 if fold is None else int(fold.max()) + 1
     steps = 1 if method.adaptation == "head" else settings.epochs
@@ -111,6 +131,7 @@ def adapt_to_pictures(
         method=method.name,
         network="feature-head" if method.adaptation == "head" else "individual-head" if method.head else "individual",
         learngene=_lineage(verified),
+        size=size,
         architecture=learngene.architecture,
         own=settings.own_layers,
         view_shifts=settings.view_shifts,

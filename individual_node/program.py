@@ -78,7 +78,7 @@ class IndividualProgram(PartyProgram[IndividualEndpoint]):
         found = {
             **_figures(outcomes),
             "task_classes": {task.number: task.classes for tasks in images.tasks.values() for task in tasks},
-            "inherited": {form: describe(found.architecture) for form, found in learngenes.items()},
+            "inherited": {form: describe(evaluation.learngene(form).architecture) for form in learngenes},
             "revocation_status": {form: status for form, status in statuses.items() if status is not None},
             **self._circumstances(),
             "seconds": seconds,

@@ -6,9 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from individual_node.method_table import METHODS, Method
-from protocol.learngene.architecture import COMPLETE_FORMS, Form
+from individual_node.method_table import METHODS, Method, Scored
+from protocol.learngene.architecture import (
+    COMPLETE_FORMS,
+    FULL,
+    MOST_SIZES,
+    SIZED_FORMS,
+    Architecture,
+    Form,
+    Size,
+    SizeName,
+)
 from protocol.learngene.learngene import Estimator
+from protocol.learngene.sizes import largest_size
 
 #: The methods that run by default.
 DEFAULT_METHODS = ("condensed", "condensed-eq9", "scratch", "random", "paper", "paper-scratch", "floor")
@@ -126,6 +136,13 @@ class IndividualSettings(BaseModel):
     support_shifts: int = Field(
         0, ge=0, le=MOST_SHIFTS, description="shifted copies of each support image from which the head learns too"
     )
+    size: Size = Field("full", description="of a learngene that has smaller ones: full, or one that it offers")
+    most_weights: int | None = Field(
+        None, ge=1, description="instead of `size`: the largest size of at most so many weights"
+    )
+    compare_sizes: tuple[SizeName, ...] = Field(
+        (), max_length=MOST_SIZES, description="sizes at which the methods of condensed and direct are scored besides"
+    )
     networks_at_once: int = Field(4, ge=1, description="target tasks that train as one batched network")
     curve_tasks: int = Field(10, ge=0, description="target tasks behind the learning curves")
     patches: int = Field(400, ge=1, description="filters of the transfer-free floor")
@@ -148,6 +165,33 @@ class IndividualSettings(BaseModel):
                 if reason is not None:
                     raise ValueError(f"own_front has no place in the method {name!r}: {reason}; leave one of them out")
         return self
+
+    @model_validator(mode="after")
+    def _size_is_said_once(self) -> "IndividualSettings":
+        if self.most_weights is not None and self.size != FULL:
+            raise ValueError("size and most_weights say the same thing: give one of them")
+        if len(set(self.compare_sizes)) != len(self.compare_sizes):
+            raise ValueError("compare_sizes: a size stands twice")
+        if self.compare_sizes and (self.most_weights is not None or self.size != FULL):
+            raise ValueError("compare_sizes are compared with the whole: leave size and most_weights out")
+        return self
+
+    def size_of(self, architecture: Architecture) -> Size:
+        """The size to which a learngene descends; ``full`` in a form that has no sizes.
+
+        Raises:
+            InputError: no size of the learngene has as few weights.
+        """
+        if architecture.form not in SIZED_FORMS:
+            return FULL
+        return self.size if self.most_weights is None else largest_size(architecture, self.most_weights)
+
+    @property
+    def scored(self) -> tuple[Scored, ...]:
+        """What is scored: every method at the size that is set, then those of sized forms at the others."""
+        methods = [METHODS[name] for name in self.methods]
+        sized = [method for method in methods if method.form in SIZED_FORMS]
+        return (*map(Scored, methods), *(Scored(method, size) for size in self.compare_sizes for method in sized))
 
     @property
     def own_layers(self) -> OwnLayers:

@@ -16,13 +16,13 @@ from collective_node.network.compact_network import (
     positions_of,
 )
 from collective_node.network.expandable_network import HIDDEN, ExpandableNetwork, scaled
-from collective_node.objectives import Distillation, Knowledge, Objective, Student
+from collective_node.objectives import CrossEntropy, Distillation, Knowledge, Objective, Sandwich, Student
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training import Observer, fit
 from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
-from protocol.learngene.architecture import CompactForm
+from protocol.learngene.architecture import CompactForm, SizeName
 from protocol.learngene.images import autocast
 from protocol.learngene.network import ConvolutionBlock, average_statistics, build_blocks, initialise, layers_of
 
@@ -41,6 +41,8 @@ class Recipe:
         known: whether it learns every class that the collective knows; else the base classes alone.
         stream: share of a batch that has no label: images that the collective saw and nobody named.
         epochs: passes over the labelled images of its classes; None: as many batches as the condensed form has.
+        sizes: smaller networks besides.
+        nested: whether these are trained in the network, with its convolutions; else each by itself.
     """
 
     inherits: bool
@@ -49,6 +51,8 @@ class Recipe:
     known: bool
     stream: float
     epochs: float | None
+    sizes: tuple[SizeName, ...] = ()
+    nested: bool = True
 
 
 def recipe_of(form: CompactForm, settings: CollectiveSettings) -> Recipe:
@@ -65,6 +69,7 @@ def recipe_of(form: CompactForm, settings: CollectiveSettings) -> Recipe:
             known=settings.condense_known,
             stream=settings.condense_stream if settings.distils else 0.0,
             epochs=settings.condense_epochs,
+            sizes=settings.condense_sizes,
         )
     return Recipe(
         inherits=form == "direct-inherited",
@@ -73,6 +78,8 @@ def recipe_of(form: CompactForm, settings: CollectiveSettings) -> Recipe:
         known=False,
         stream=0.0,
         epochs=settings.direct_epochs,
+        sizes=settings.condense_sizes if form == "direct" else (),
+        nested=False,
     )
 
 
@@ -102,6 +109,7 @@ def condense(
     random: RandomStates,
     knowledge: Knowledge | None = None,
     observe: Observer | None = None,
+    size: SizeName | None = None,
 ) -> CompactNetwork:
     """Train a compact network; the BatchNorm statistics of its blocks are estimated again at the end.
 
@@ -114,12 +122,54 @@ def condense(
         epochs: passes over the labelled images of ``data``.
         random: draws weights, batches, augmentation and dropout.
         knowledge: of the network, about the images of ``data``; needed where the recipe distils.
+        size: train the network of this smaller size by itself; None: the whole, with the recipe's nested sizes.
 
     Raises:
-        InputError: no layer is left for the stem to stand in for, the budget is too small, or the top layers cannot
-            start from the collective's.
+        InputError: no layer is left for the stem to stand in for, the budget is too small, two sizes are the same, or
+            the top layers cannot start from the collective's.
     """
-    blocks = blueprint(network, top, settings)
+    condensed = _begun(network, top, data, recipe, settings, random, size)
+    trained = dict(condensed.named_parameters())
+    if recipe.frozen:
+        condensed.classifier.eval()
+        for part in (condensed.top, condensed.classifier):
+            part.requires_grad_(False)
+        trained = dict(condensed.stem.named_parameters())
+    model: nn.Module = condensed
+    objective: Objective | None = None
+    if recipe.distils:
+        assert knowledge is not None
+        model, objective = _student_of(condensed, knowledge, settings, random)
+        trained |= {f"regressor.{name}": value for name, value in model.regressor.named_parameters()}
+    if condensed.sizes:
+        objective = Sandwich(objective or CrossEntropy(settings.label_smoothing))
+    fit(
+        model,
+        trained,
+        data,
+        epochs,
+        settings=settings,
+        learning_rate=settings.condense_learning_rate,
+        random=random,
+        observe=observe,
+        objective=objective,
+    )
+    estimate_statistics(condensed, data, random["batches"])
+    return condensed.eval()
+
+
+def _begun(
+    network: ExpandableNetwork,
+    top: int,
+    data: TrainingSet,
+    recipe: Recipe,
+    settings: CollectiveSettings,
+    random: RandomStates,
+    size: SizeName | None,
+) -> CompactNetwork:
+    """The compact network on the device as training begins with it."""
+    whole = blueprint(network, top, settings)
+    blocks = whole if size is None else whole.of_size(size)
     stem, deep = build_blocks(blocks.stem), build_blocks(blocks.top)
     initialise(stem, random["weights"])
     initialise(deep, random["weights"])
@@ -139,33 +189,9 @@ def condense(
             dropout=settings.condense_dropout,
         )
         initialise(classifier, random["weights"])
-    condensed = CompactNetwork(stem, deep, classifier).to(data.device).to(memory_format=torch.channels_last)
-    condensed.train()
-    trained = dict(condensed.named_parameters())
-    if recipe.frozen:
-        condensed.classifier.eval()
-        for part in (condensed.top, condensed.classifier):
-            part.requires_grad_(False)
-        trained = dict(stem.named_parameters())
-    model: nn.Module = condensed
-    objective: Objective | None = None
-    if recipe.distils:
-        assert knowledge is not None
-        model, objective = _student_of(condensed, knowledge, settings, random)
-        trained |= {f"regressor.{name}": value for name, value in model.regressor.named_parameters()}
-    fit(
-        model,
-        trained,
-        data,
-        epochs,
-        settings=settings,
-        learning_rate=settings.condense_learning_rate,
-        random=random,
-        observe=observe,
-        objective=objective,
-    )
-    estimate_statistics(condensed, data, random["batches"])
-    return condensed.eval()
+    sizes = whole.in_order(recipe.sizes) if recipe.nested and size is None else ()
+    begun = CompactNetwork(stem, deep, classifier, sizes).to(data.device).to(memory_format=torch.channels_last)
+    return begun.train()
 
 
 def _student_of(
@@ -238,11 +264,15 @@ def _largest(values: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def estimate_statistics(model: nn.Module, data: TrainingSet, generator: torch.Generator) -> None:
-    """Replace every BatchNorm's running statistics by plain averages over 40 balanced batches of 250."""
+def estimate_statistics(model: CompactNetwork, data: TrainingSet, generator: torch.Generator) -> None:
+    """Replace every BatchNorm's running statistics by plain averages over 40 balanced batches of 250; those of each
+    smaller network in it too."""
     norms = average_statistics(model)
     for index in data.balanced(STATISTICS_BATCHES, 250, generator):
+        x, _ = data.batch(index)
         with autocast(data.device):
-            model(data.batch(index)[0])
+            model(x)
+            for number in range(len(model.sizes)):
+                model.logits_of(x, number)
     for norm in norms:
         norm.momentum = 0.1

@@ -5,16 +5,28 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from collective_node.differential_privacy.fisher import PrivateFisher
 from collective_node.extraction.criterion import check_tasks
-from collective_node.network.compact_network import STEM_SHARES, CompactNetwork
+from collective_node.network.compact_network import STEM_SHARES, Blueprint, CompactNetwork
 from collective_node.network.expandable_network import ExpandableNetwork
 from collective_node.settings import CollectiveSettings
 from collective_node.training_set import TrainingSet
-from protocol.errors import InputError
-from protocol.learngene.architecture import COMPACT_FORMS, MOST_BLOCKS, Architecture, BlockRole, Form, InputContract
+from protocol.errors import InputError, first_fault
+from protocol.learngene.architecture import (
+    COMPACT_FORMS,
+    MOST_BLOCKS,
+    SIZED_FORMS,
+    Architecture,
+    BlockRole,
+    Form,
+    InputContract,
+    SizeName,
+    SizeWeights,
+    sized_blocks,
+)
 from protocol.learngene.fisher import fisher_diagonal
 from protocol.learngene.images import DeviceImages
 from protocol.learngene.learngene import FisherDescription, Learngene
@@ -80,6 +92,35 @@ def check_layers(settings: CollectiveSettings, *, layers: int, tasks: int) -> No
         window_of(form, range(layers - k, layers), layers)
 
 
+def check_sizes(blueprint: Blueprint, settings: CollectiveSettings, image_shape: tuple[int, int, int]) -> None:
+    """Refuse, before training, smaller sizes that the compact network or a blob cannot hold.
+
+    Args:
+        image_shape: height, width and channels.
+
+    Raises:
+        InputError: two have equally many weights, or their tensors are too many.
+    """
+    height, width, channels = image_shape
+    for form in (form for form in SIZED_FORMS if form in settings.forms and settings.condense_sizes):
+        try:
+            Architecture(
+                form=form,
+                input=InputContract(height=height, width=width, channels=channels),
+                blocks=(*blueprint.stem, *blueprint.top),
+                dtype=settings.blob_dtype,
+                sizes=blueprint.in_order(settings.condense_sizes),
+                size_weights=size_weights_of(form),
+            )
+        except ValidationError as error:
+            raise InputError(f"condense_sizes, form {form}: {first_fault(error)[1]}") from None
+
+
+def size_weights_of(form: Form) -> SizeWeights:
+    """Whose convolutions a form's smaller sizes have: ``direct`` trains each by itself."""
+    return "own" if form == "direct" else "nested"
+
+
 def role_of(window: range, layers: int) -> BlockRole:
     """Position of a window in the network: ``front`` if it starts at the image, ``top`` if it ends at the last."""
     if window.start == 0:
@@ -96,6 +137,8 @@ def learngene_of(
     settings: CollectiveSettings,
     generator: torch.Generator,
     private: PrivateFisher | None = None,
+    *,
+    sizes: Mapping[SizeName, CompactNetwork] | None = None,
 ) -> Learngene:
     """Extract the learngene in one form, with a Fisher diagonal from the collective's own training images.
 
@@ -111,6 +154,8 @@ def learngene_of(
             input contract is their shape and normalisation.
         generator: draws the images and the labels of the estimator ``sampled`` (CPU).
         private: if given, computes the Fisher diagonal, with clipping and noise.
+        sizes: the smaller networks that the learngene offers, smallest first. Those of the form ``direct`` bring their
+            own convolutions, the others have the first channels of ``compact``.
 
     Raises:
         InputError: the form cannot hold as many layers as were chosen.
@@ -131,13 +176,21 @@ def learngene_of(
         head = nn.Sequential(*network.blocks[window.stop :], *network.classifier).eval()
     height, width, channels = data.images.pixels.shape[1:]
     contract = InputContract(height=height, width=width, channels=channels)
-    architecture = Architecture(form=form, input=contract, blocks=tuple(blocks), dtype=settings.blob_dtype)
+    sizes = sizes or {}
+    architecture = Architecture(
+        form=form,
+        input=contract,
+        blocks=tuple(blocks),
+        dtype=settings.blob_dtype,
+        sizes=tuple(sizes),
+        size_weights=size_weights_of(form) if sizes else "nested",
+    )
+    more = _tensors_of_sizes(architecture, sizes)
     estimator = settings.fisher_estimator
     if private is not None:
         diagonal = private.diagonal(inherited, head, data, estimator, front=front)
-        return Learngene(
-            architecture, tensors_of(inherited, diagonal, data.images), private.describe(estimator), private.guarantee
-        )
+        tensors = tensors_of(inherited, diagonal, data.images) | more
+        return Learngene(architecture, tensors, private.describe(estimator), private.guarantee)
     rows = data.distinct(settings.fisher_samples, generator)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -148,7 +201,7 @@ def learngene_of(
 
     diagonal, samples = fisher_diagonal(inherited, head, batches(), estimator, generator)
     fisher = FisherDescription(source="collective", estimator=estimator, samples=samples, clip_micro=0)
-    return Learngene(architecture, tensors_of(inherited, diagonal, data.images), fisher)
+    return Learngene(architecture, tensors_of(inherited, diagonal, data.images) | more, fisher)
 
 
 def _roles(form: Form, chosen: range, window: range, network: ExpandableNetwork) -> list[BlockRole]:
@@ -169,7 +222,24 @@ def tensors_of(
         "input.mean": images.mean,
         "input.std": images.std,
     }
-    return {
-        name: np.array(tensor.detach().cpu().float().numpy(), dtype=np.float32, order="C")
-        for name, tensor in tensors.items()
-    }
+    return {name: _array(tensor) for name, tensor in tensors.items()}
+
+
+def _tensors_of_sizes(
+    architecture: Architecture, sizes: Mapping[SizeName, CompactNetwork]
+) -> dict[str, NDArray[np.float32]]:
+    """What the smaller networks have of their own, by its name in the blob."""
+    allowed = architecture.tensors(fisher=False)
+    found: dict[str, NDArray[np.float32]] = {}
+    for number, (size, network) in enumerate(sizes.items()):
+        for index, layer in zip(sized_blocks(architecture.blocks, size), network.layers, strict=True):
+            tensors = {
+                f"size.{number}.block.{index}.{name.removeprefix('block.0.')}": tensor
+                for name, tensor in block_tensors([layer]).items()
+            }
+            found |= {name: _array(tensor) for name, tensor in tensors.items() if name in allowed}
+    return found
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    return np.array(tensor.detach().cpu().float().numpy(), dtype=np.float32, order="C")

@@ -1,5 +1,6 @@
 """The compact network that a collective makes for individuals: a light stem, top layers and a classifier."""
 
+import copy
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from collective_node.network.dropout import Dropout
 from collective_node.network.expandable_network import ExpandableNetwork, scaled
 from collective_node.settings import CompactClassifier
 from protocol.errors import InputError
-from protocol.learngene.architecture import Block, BlockRole
-from protocol.learngene.network import ConvolutionBlock, layers_of
+from protocol.learngene.architecture import Block, BlockRole, SizeName, sized_blocks, weights_of
+from protocol.learngene.network import ConvolutionBlock, build_blocks, layers_of
 
 #: Widths of the light stem at width factor 1; the next is the input width of the first top layer.
 STEM_WIDTHS = (64, 128, 256)
@@ -26,11 +27,25 @@ COSINE_SCALE = 16.0
 
 
 class CompactNetwork(nn.Module):
-    """Stem, top layers and classifier; a learngene that reaches from the image to the features is taken from them."""
+    """Stem, top layers and classifier; a learngene that reaches from the image to the features is taken from them.
 
-    def __init__(self, stem: nn.Sequential, top: nn.Sequential, classifier: nn.Module) -> None:
+    It may hold smaller networks: each has the first channels of its convolutions, the classifier's weights for these,
+    and BatchNorms of its own (Yu et al. 2019, *Slimmable neural networks*, section 3.3).
+
+    Args:
+        sizes: the smaller ones.
+    """
+
+    def __init__(
+        self, stem: nn.Sequential, top: nn.Sequential, classifier: nn.Module, sizes: Sequence[SizeName] = ()
+    ) -> None:
         super().__init__()
         self.stem, self.top, self.classifier = stem, top, classifier
+        self.sizes = tuple(sizes)
+        self._blocks = [sized_blocks(self.describe(), size) for size in self.sizes]
+        self.size_norms = nn.ModuleList(
+            nn.ModuleList(nn.BatchNorm2d(block.out_channels) for block in blocks.values()) for blocks in self._blocks
+        )
 
     def features(self, x: Tensor) -> Tensor:
         """Images ``[N, C, H, W]`` to the last feature map ``[N, F, h, w]``."""
@@ -42,6 +57,37 @@ class CompactNetwork(nn.Module):
         logits: Tensor = self.classifier(self.features(x))
         return logits
 
+    def logits_of(self, x: Tensor, number: int) -> Tensor:
+        """Images ``[N, C, H, W]`` to logits ``[N, classes]``, by the smaller network of this number in ``sizes``."""
+        layers = self.layers
+        for (index, block), norm in zip(self._blocks[number].items(), self._norms_of(number), strict=True):
+            kernel = layers[index].conv.weight[: block.out_channels, : block.in_channels]
+            x = norm(nn.functional.conv2d(x, kernel, padding=1))
+            x = torch.relu(nn.functional.max_pool2d(x, 2) if block.pool else x)
+        logits: Tensor = self.classifier(Padded(layers[-1].conv.out_channels)(x))
+        return logits
+
+    @torch.no_grad()
+    def smaller(self, number: int) -> "CompactNetwork":
+        """A copy of the smaller network of this number by itself, in evaluation mode."""
+        layers = self.layers
+        parts: dict[BlockRole, list[Block]] = {"stem": [], "top": []}
+        for block in self._blocks[number].values():
+            parts[block.role].append(block)
+        classifier = nn.Sequential(Padded(layers[-1].conv.out_channels), copy.deepcopy(self.classifier))
+        found = CompactNetwork(build_blocks(parts["stem"]), build_blocks(parts["top"]), classifier)
+        found = found.to(layers[0].conv.weight.device).to(memory_format=torch.channels_last)
+        for layer, index, norm in zip(found.layers, self._blocks[number], self._norms_of(number), strict=True):
+            outputs, inputs = layer.conv.weight.shape[:2]
+            layer.conv.weight.copy_(layers[index].conv.weight[:outputs, :inputs])
+            layer.norm.load_state_dict(norm.state_dict())
+        return found.eval()
+
+    def _norms_of(self, number: int) -> list[nn.Module]:
+        norms = self.size_norms[number]
+        assert isinstance(norms, nn.ModuleList)
+        return list(norms)
+
     @property
     def layers(self) -> list[ConvolutionBlock]:
         """The blocks of stem and top, in order."""
@@ -51,6 +97,19 @@ class CompactNetwork(nn.Module):
         """Description of each block, in order."""
         stem = [block.describe("stem") for block in layers_of(self.stem)]
         return [*stem, *(block.describe("top") for block in layers_of(self.top))]
+
+
+class Padded(nn.Module):
+    """Adds zeros for the channels that maps ``[N, c, h, w]`` lack: behind it, a classifier of all ``channels`` works
+    with its weights for the first ones alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, c, h, w]`` to ``[N, channels, h, w]``."""
+        return nn.functional.pad(x, (0, 0, 0, 0, 0, self.channels - x.shape[1]))
 
 
 class CosineClassifier(nn.Module):
@@ -99,9 +158,19 @@ class Blueprint:
     @property
     def parameters(self) -> int:
         """Number of weights, without BatchNorm statistics."""
-        return sum(
-            9 * block.in_channels * block.out_channels + 2 * block.out_channels for block in (*self.stem, *self.top)
+        return weights_of((*self.stem, *self.top))
+
+    def of_size(self, size: SizeName) -> "Blueprint":
+        """The blocks of a smaller size."""
+        blocks = sized_blocks((*self.stem, *self.top), size).values()
+        return Blueprint(
+            tuple(block for block in blocks if block.role == "stem"),
+            tuple(block for block in blocks if block.role == "top"),
         )
+
+    def in_order(self, sizes: Iterable[SizeName]) -> tuple[SizeName, ...]:
+        """Sizes from the smallest up."""
+        return tuple(sorted(sizes, key=lambda size: self.of_size(size).parameters))
 
 
 def blueprint_of(network: ExpandableNetwork, top: int, width: float) -> Blueprint:

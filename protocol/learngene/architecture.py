@@ -1,7 +1,8 @@
 """The architecture of a learngene: an ordered list of blocks, and from it the name and shape of every tensor."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 from pydantic import (
@@ -13,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from protocol.encoding.blob import Dtype
+from protocol.encoding.blob import MAX_TENSORS, Dtype
 
 #: Compact networks that a collective makes for individuals: ``condensed`` from all that it knows, ``direct`` from its
 #: base images alone, as if it had no large network, ``direct-inherited`` as that, but its top layers started from the
@@ -26,6 +27,35 @@ CompleteForm = Literal["condensed", "direct", "direct-inherited", "whole"]
 Form = Literal["condensed", "direct", "direct-inherited", "whole", "paper", "paper-middle", "paper-front"]
 COMPACT_FORMS: tuple[CompactForm, ...] = get_args(CompactForm)
 COMPLETE_FORMS: tuple[CompleteForm, ...] = get_args(CompleteForm)
+#: Forms that may have smaller sizes.
+SizedForm = Literal["condensed", "direct"]
+SIZED_FORMS: tuple[SizedForm, ...] = get_args(SizedForm)
+#: A smaller size: the share of every block's channels that it has, the first ones; a shallow one leaves blocks out too
+#: (:func:`sized_blocks`).
+SizeName = Literal[
+    "x0.125",
+    "x0.25",
+    "x0.35",
+    "x0.5",
+    "x0.6",
+    "x0.7",
+    "x0.85",
+    "x0.125-shallow",
+    "x0.25-shallow",
+    "x0.35-shallow",
+    "x0.5-shallow",
+    "x0.6-shallow",
+    "x0.7-shallow",
+    "x0.85-shallow",
+    "x1-shallow",
+]
+#: A size to descend to; ``full``: the whole learngene.
+Size = Literal["full"] | SizeName
+FULL: Literal["full"] = "full"
+MOST_SIZES = 7
+#: Convolutions of a smaller size: the first channels of the whole's, or weights of its own.
+SizeWeights = Literal["nested", "own"]
+
 #: Position of a block: in a light stem, or in the collective's own network.
 BlockRole = Literal["stem", "front", "middle", "top"]
 #: How a block normalises: by statistics of many images, or each image by itself (the only way that allows differential
@@ -112,6 +142,33 @@ def groups_of(channels: int) -> int:
     return next(fitting, 1)
 
 
+def sized_blocks(blocks: Sequence[Block], size: SizeName) -> dict[int, Block]:
+    """The blocks of a smaller size, by their number (from 0) in the whole.
+
+    Each has the first channels of the whole's block, at least one; the image's channels stay. A shallow size has no
+    block that neither changes the number of channels nor pools, but the last of each role.
+    """
+    width, _, depth = size.removeprefix("x").partition("-")
+    thousandths = round(1000 * float(width))
+    roles = [block.role for block in blocks]
+    chosen: dict[int, Block] = {}
+    before = blocks[0].in_channels
+    for number, block in enumerate(blocks):
+        changes = block.pool or block.in_channels != block.out_channels
+        if depth and not changes and roles[number] == next(iter(roles[number + 1 :]), None):
+            continue
+        after = max(1, block.out_channels * thousandths // 1000)
+        chosen[number] = block.model_copy(update={"in_channels": before, "out_channels": after})
+        before = after
+    return chosen
+
+
+def weights_of(blocks: Iterable[Block]) -> int:
+    """Number of weights of blocks, without running statistics."""
+    shapes = (block.tensors() for block in blocks)
+    return sum(math.prod(shape) for named in shapes for name, shape in named.items() if name not in BLOCK_STATISTICS)
+
+
 class StoredTensor(NamedTuple):
     """A tensor as a blob holds it."""
 
@@ -135,6 +192,11 @@ class Architecture(BaseModel):
 
     Attributes:
         dtype: how a blob stores convolutions (:mod:`protocol.learngene.storage`).
+        sizes: smaller networks that an individual may take instead, smallest first. Each has BatchNorms of its own
+            (``size.<number>.block.<i>.norm.<name>``): statistics of fewer channels are other ones (Yu et al. 2019,
+            *Slimmable neural networks*).
+        size_weights: whether their convolutions are the first channels of the whole's, or their own
+            (``size.<number>.block.<i>.conv.weight``).
     """
 
     model_config = _FROZEN
@@ -143,13 +205,14 @@ class Architecture(BaseModel):
     input: InputContract
     blocks: tuple[Block, ...] = Field(min_length=1, max_length=MOST_BLOCKS)
     dtype: Dtype = "float32"
+    sizes: tuple[SizeName, ...] = Field((), max_length=MOST_SIZES)
+    size_weights: SizeWeights = "nested"
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         value: dict[str, object] = handler(self)
-        if self.dtype == "float32":
-            del value["dtype"]
-        return value
+        fields = Architecture.model_fields
+        return {name: said for name, said in value.items() if getattr(self, name) != fields[name].default}
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "Architecture":
@@ -171,6 +234,25 @@ class Architecture(BaseModel):
             raise ValueError("the blocks pool more often than the image can be halved")
         return self
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Architecture":
+        if not self.sizes:
+            if self.size_weights != "nested":
+                raise ValueError("weights of its own need a size")
+            return self
+        if self.form not in SIZED_FORMS or any(block.norm != "batch" for block in self.blocks):
+            raise ValueError(f"sizes need one of the forms {', '.join(SIZED_FORMS)}, and BatchNorm")
+        counts = [*(weights_of(sized_blocks(self.blocks, size).values()) for size in self.sizes), self.parameters]
+        if any(before >= after for before, after in pairwise(counts)):
+            raise ValueError(
+                f"sizes must grow in weights, and the whole be the largest; {', '.join(self.sizes)} and the whole have "
+                f"{', '.join(str(count) for count in counts)}"
+            )
+        tensors = len(self.stored(fisher=True))
+        if tensors > MAX_TENSORS:
+            raise ValueError(f"{tensors} tensors with {len(self.sizes)} sizes; a blob holds at most {MAX_TENSORS}")
+        return self
+
     def tensors(self, *, fisher: bool) -> dict[str, tuple[TensorRole, tuple[int, ...]]]:
         """Every tensor of a learngene of this architecture, sorted by name, with role and shape.
 
@@ -189,6 +271,12 @@ class Architecture(BaseModel):
                 allowed[full] = ("statistic" if name in BLOCK_STATISTICS else "weight", shape)
                 if fisher and name in BLOCK_PARAMETERS:
                     allowed[f"fisher.{full}"] = ("fisher", shape)
+        for number, size in enumerate(self.sizes):
+            for index, block in sized_blocks(self.blocks, size).items():
+                for name, shape in block.tensors().items():
+                    if name != "conv.weight" or self.size_weights == "own":
+                        role: TensorRole = "statistic" if name in BLOCK_STATISTICS else "weight"
+                        allowed[f"size.{number}.block.{index}.{name}"] = (role, shape)
         return dict(sorted(allowed.items()))
 
     def stored(self, *, fisher: bool) -> dict[str, StoredTensor]:
@@ -204,11 +292,13 @@ class Architecture(BaseModel):
 
     @property
     def parameters(self) -> int:
-        """Number of weights, without running statistics and Fisher diagonals."""
-        shapes = (block.tensors() for block in self.blocks)
-        return sum(
-            math.prod(shape) for named in shapes for name, shape in named.items() if name not in BLOCK_STATISTICS
-        )
+        """Number of weights of the whole, without running statistics, Fisher diagonals and smaller sizes."""
+        return weights_of(self.blocks)
+
+    def of_size(self, size: Size) -> "Architecture":
+        """The architecture of one size by itself."""
+        blocks = self.blocks if size == FULL else tuple(sized_blocks(self.blocks, size).values())
+        return Architecture(form=self.form, input=self.input, blocks=blocks, dtype=self.dtype)
 
     @property
     def complete(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from individual_node import method_table
-from individual_node.method_table import FisherSource, Method, scratch_of
+from individual_node.method_table import FisherSource, Method, name_and_size, scratch_of
 from protocol.learngene.architecture import Form
 from protocol.node.metrics import Percent
 from sims.results.models import PairedResult
@@ -71,9 +71,12 @@ def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
     source of the Fisher diagonal against the collective's, with the same start; every network that inherits and trains
     against the same architecture from scratch, with the same head; and on one trained network the logistic head
     against the network's own classifier. What training adds under the same head, against frozen features: of inherited
-    layers it is in the first group, of random ones a group of its own.
+    layers it is in the first group, of random ones a group of its own. At each smaller size the default against the
+    other methods at that size.
     """
-    given = list(methods)
+    every = list(methods)
+    given = [name for name in every if not name_and_size(name)[1]]
+    sized = [(name, *name_and_size(name)) for name in every if name_and_size(name)[1]]
     known = [method_table.METHODS[name] for name in given if name in method_table.METHODS]
     trained = [method for method in known if method.adaptation == "eq9" and method.form is not None]
     headed = [method for method in known if method.head]
@@ -86,8 +89,11 @@ def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
         "a learngene against none": [(method.name, _from_scratch(method)) for method in trained],
         "the logistic head against the network's own classifier": [(method.name, method.start) for method in headed],
         "training against random weights, the same head": [("scratch-head", "random")],
+        "the default against others, size by size": [
+            (f"{DEFAULT} {size}", name) for name, method, size in sized if method != DEFAULT
+        ],
     }
-    found = {title: [pair for pair in group if set(pair) <= set(given)] for title, group in wanted.items()}
+    found = {title: [pair for pair in group if set(pair) <= set(every)] for title, group in wanted.items()}
     return {title: group for title, group in found.items() if group}
 
 

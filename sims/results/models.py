@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from collective_node.differential_privacy.mechanism import Mechanism
-from collective_node.metrics import Criterion, FisherFacts, GradientTrend
+from collective_node.metrics import Criterion, FisherFacts, GradientTrend, SizeFacts
 from collective_node.records import ChanceLevels, CycleFigures, StreamMetrics, TaskFigures
 from collective_node.settings import Score, Strategy
 from individual_node.metrics import TaskClasses
@@ -163,8 +163,8 @@ class OpenWorld(BaseModel):
 
 
 class LearngeneFacts(BaseModel):
-    """A published learngene: its blocks in one line, its Fisher diagonal, how its blob stores convolutions, and the
-    blob's bytes."""
+    """A published learngene: its blocks in one line, its Fisher diagonal, how its blob stores convolutions, the blob's
+    bytes, and the sizes to which an individual can descend, the whole last."""
 
     model_config = _FROZEN
 
@@ -172,6 +172,7 @@ class LearngeneFacts(BaseModel):
     fisher: FisherFacts
     dtype: Dtype = "float32"
     bytes: int | None = Field(None, ge=1)
+    sizes: tuple[SizeFacts, ...] = ()
 
 
 class CollectiveResult(BaseModel):

@@ -21,6 +21,8 @@ from sims.results.comparison import DEFAULT, METHODS, pair_key, pairs
 from sims.results.figures import DOTS_PER_INCH, FIGURES
 from sims.results.models import METRICS, Results, chance_of, level_of, load, metric_of
 from sims.results.privacy_table import PRIVACY_FIGURE
+from sims.results.sizes import size_rows
+from sims.results.sizes_figure import SIZES_FIGURE, draw_sizes
 from sims.results.wording import (
     CHANCE_ROWS,
     CLASSES_UNKNOWN,
@@ -61,6 +63,8 @@ _PNG, _LARGEST_FIGURE = b"\x89PNG\r\n\x1a\n", 32 << 20
 _CAPTIONS = {
     "accuracy.png": "Mean accuracy of every method. Thick bars: 95 % over target tasks, for these classes and images; "
     "thin bars: 95 % over new classes and images.",
+    SIZES_FIGURE: "Mean accuracy against weights (logarithmic), for each method one line over its sizes. Thick bars: "
+    "95 % over target tasks, for these classes and images; thin bars: 95 % over new classes and images.",
     "curves.png": "Mean accuracy over the first target tasks while the individuals adapt, on test images. Without "
     "intervals: the methods have the same tasks, on which the table compares them.",
     "tasks.png": "Accuracy on held-out images after each task. It falls by forgetting, and because there are more "
@@ -96,7 +100,7 @@ def write(run_folder: Path) -> Path:
     """
     results = load(run_folder)
     figures = {}
-    for name, draw in FIGURES.items():
+    for name, draw in {**FIGURES, SIZES_FIGURE: draw_sizes}.items():
         image = draw(results)
         if image is None:  # the page says why
             continue
@@ -173,6 +177,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
             title: [(pair_label(*pair), results.paired.get(pair_key(*pair), {})) for pair in group]
             for title, group in groups.items()
         },
+        sizes=size_rows(results),
         comparisons=sum(len(group) for group in groups.values()) * len(results.shots),
         guarantee=[] if results.collective.privacy is None else guarantee_sentences(results.collective.privacy),
         kind_label=kind_label,

@@ -6,10 +6,12 @@ from rich import box
 from rich.console import Group, RenderableType
 
 from collective_node.metrics import Criterion
+from individual_node.method_table import name_and_size
 from protocol.output import PlainTable, plain
 from sims.results.comparison import DEFAULT, pair_key, pairs
 from sims.results.models import METRICS, Results, chance_of, level_of, metric_of
 from sims.results.privacy_table import PrivacyTable
+from sims.results.sizes import size_rows
 from sims.results.summary import ComparisonOverRuns, OverRuns, Summary
 from sims.results.wording import (
     CHANCE_ROWS,
@@ -31,7 +33,8 @@ from sims.results.wording import (
 def results_tables(results: Results) -> RenderableType:
     """The methods with their intervals beside the paper's figures, the comparisons on the same tasks, and the open
     world."""
-    parts = [_methods(results), _paired(results), plain(WHICH_INTERVAL if results.task_classes else CLASSES_UNKNOWN)]
+    parts = [_methods(results), *_sizes(results), _paired(results)]
+    parts.append(plain(WHICH_INTERVAL if results.task_classes else CLASSES_UNKNOWN))
     if results.collective.open_world.cycles:
         parts += [_cycles(results), *_stream(results)]
     if results.collective.criterion is not None:
@@ -105,6 +108,8 @@ def _methods(results: Results) -> RenderableType:
         table.add_column(f"{shots} shots", justify="right", no_wrap=True)
         table.add_column("tasks", justify="right")
     for method, by_shots in results.methods.items():
+        if name_and_size(method)[1]:
+            continue  # stands in the table of sizes
         cells = [
             cell
             for shots in results.shots
@@ -119,6 +124,25 @@ def _methods(results: Results) -> RenderableType:
         ]
         table.add_row(label, *cells, style="dim")
     return table
+
+
+def _sizes(results: Results) -> Iterator[RenderableType]:
+    """Accuracy against weights and bytes, if the learngene has smaller sizes."""
+    rows = size_rows(results)
+    if not rows:
+        return
+    table = titled("sizes of one learngene; bytes of a blob that held this size alone")
+    table.add_column("method")
+    table.add_column("size")
+    for name in ("weights", "bytes", *(f"{shots} shots" for shots in results.shots)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, row in enumerate(rows):
+        if number and row.method != rows[number - 1].method:
+            table.add_section()
+        sent = f"{row.facts.bytes:,}" if row.inherits else "–"
+        cells = [intervals_text(row.by_shots.get(shots)) for shots in results.shots]
+        table.add_row(row.method, row.facts.size, f"{row.facts.parameters:,}", sent, *cells)
+    yield table
 
 
 def _paired(results: Results) -> RenderableType:

@@ -13,7 +13,7 @@ from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
 from protocol.commands.lazy_group import cure
 from protocol.errors import InputError, first_fault
-from protocol.learngene.architecture import Form
+from protocol.learngene.architecture import FULL, Form
 from sims.data.datasets import DatasetName
 from sims.data.division_choice import DivisionChoice, DivisionName
 from sims.data.world_plan import WorldPlan
@@ -94,6 +94,16 @@ class RunSettings(BaseModel):
                 raise ValueError(
                     f"the method {method!r} needs a learngene in the form {form!r}: set collective.forms={forms}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_are_offered(self) -> "RunSettings":
+        offered = self.collective.condense_sizes
+        wanted = [*self.individual.compare_sizes, *([self.individual.size] if self.individual.size != FULL else [])]
+        for size in wanted:
+            if size not in offered:
+                sizes = ",".join((*offered, size))
+                raise ValueError(f"the size {size} is in no learngene: set collective.condense_sizes={sizes}")
         return self
 
     @property
