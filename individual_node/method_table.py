@@ -48,6 +48,10 @@ class Method:
         return self.adaptation in ("eq9", "scratch")
 
 
+#: Most rows of results: methods, and methods at further sizes.
+MOST_SCORED = 100
+
+
 @dataclass(frozen=True)
 class Scored:
     """A method as it is scored: at the individual's own size (None), or at one to compare."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from individual_node.method_table import METHODS, Method, Scored
+from individual_node.method_table import METHODS, MOST_SCORED, Method, Scored
 from protocol.learngene.architecture import (
     COMPLETE_FORMS,
     FULL,
@@ -174,6 +174,10 @@ class IndividualSettings(BaseModel):
             raise ValueError("compare_sizes: a size stands twice")
         if self.compare_sizes and (self.most_weights is not None or self.size != FULL):
             raise ValueError("compare_sizes are compared with the whole: leave size and most_weights out")
+        if len(self.scored) > MOST_SCORED:
+            raise ValueError(
+                f"methods and compare_sizes make {len(self.scored)} rows of results, at most {MOST_SCORED}"
+            )
         return self
 
     def size_of(self, architecture: Architecture) -> Size:

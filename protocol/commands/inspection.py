@@ -13,8 +13,9 @@ from protocol.encoding.canonical_json import Value
 from protocol.errors import MalformedError, TooLargeError
 from protocol.keys.kem import PUBLIC_BYTES, Kem
 from protocol.keys.signing_key import fingerprint_of
-from protocol.learngene.architecture import FISHER_DTYPES, Architecture
+from protocol.learngene.architecture import FISHER_DTYPES, FULL, Architecture
 from protocol.learngene.learngene import DifferentialPrivacy
+from protocol.learngene.sizes import sizes_in_words
 from protocol.messages import envelope, payloads
 from protocol.messages.bundle_file import BundleFile
 from protocol.messages.payloads import Abort, Grant, Payload, Receipt, Release, Request
@@ -92,6 +93,7 @@ class Bundle:
             "blob": {"bytes": len(self.blob), "sha256": digest_of(self.blob)},
             "parameters": self.described.architecture.parameters,
             "dtype": self.described.architecture.dtype,
+            "sizes": _sizes(self.described.architecture),
         }
 
 
@@ -190,6 +192,7 @@ def _release_facts(release: Release) -> Facts:
         ("form", release.form),
         ("pictures", f"{contract.channels} x {contract.height} x {contract.width}"),
         ("parameters", f"{release.architecture.parameters:,} in {len(release.architecture.blocks)} blocks"),
+        *([("sizes", _said_sizes(release.architecture))] if release.architecture.sizes else []),
         ("stored as", _dtypes(release)),
         (
             "Fisher",
@@ -206,6 +209,11 @@ def _release_facts(release: Release) -> Facts:
     ]
 
 
+def _said_sizes(architecture: Architecture) -> str:
+    how = "each with weights of its own" if architecture.size_weights == "own" else "nested"
+    return f"{sizes_in_words(architecture)}; {how}"
+
+
 def _guarantee(stated: DifferentialPrivacy) -> str:
     words = (
         f"epsilon {stated.epsilon_micro / 1e6:g}, delta 1e-{stated.delta_exponent}, {stated.relation}, {stated.scope}"
@@ -216,6 +224,12 @@ def _guarantee(stated: DifferentialPrivacy) -> str:
         f"{words}\nof the Fisher diagonal alone, given the whole network, its unpublished classifier and front layers "
         "included, and the set of named images; the weights carry no guarantee"
     )
+
+
+def _sizes(architecture: Architecture) -> list[Value]:
+    """Every size with its number of weights, the smallest first; none if there is the whole alone."""
+    sizes = (*architecture.sizes, FULL) if architecture.sizes else ()
+    return [{"size": size, "parameters": architecture.of_size(size).parameters} for size in sizes]
 
 
 def _dtypes(release: Release) -> str:

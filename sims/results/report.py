@@ -11,6 +11,7 @@ from statistics import stdev
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from individual_node.method_table import name_and_size
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
 from protocol.files.user_files import read_given
@@ -155,7 +156,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
     environment.filters["verdict"] = verdict
     environment.filters["layers"] = layers_text
     environment.filters["measure"] = leakage_results.measure_text
-    environment.filters["thousands"] = lambda number: f"{number:,}".replace(",", "\u202f")
+    environment.filters["thousands"] = "{:,}".format
     template = environment.from_string(
         resources.files("sims.results").joinpath("report.html").read_text(encoding="utf-8")
     )
@@ -178,6 +179,7 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
             for title, group in groups.items()
         },
         sizes=size_rows(results),
+        sized={name for name in results.methods if name_and_size(name)[1]},
         comparisons=sum(len(group) for group in groups.values()) * len(results.shots),
         guarantee=[] if results.collective.privacy is None else guarantee_sentences(results.collective.privacy),
         kind_label=kind_label,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from individual_node.method_table import MOST_SCORED
 from protocol.errors import InputError
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
 #: Most methods, each of which makes a row of a table; and most novel classes and target tasks: an interval over new
 #: classes takes memory for their product.
-MOST_METHODS, MOST_CLASSES, _MOST_TARGET_TASKS = 100, 1000, 20_000
+MOST_METHODS, MOST_CLASSES, _MOST_TARGET_TASKS = MOST_SCORED, 1000, 20_000
 #: Most shot counts and so on, each of which makes a panel or a bar of a figure; and most characters of a name beside
 #: one.
 _MOST_SHOTS, _MOST_LAYERS, _MOST_TASKS, _MOST_CYCLES, _LONGEST_LABEL = 8, 400, 2000, 60, 100

@@ -205,6 +205,7 @@ def collective_metrics(seed: int = 0) -> dict[str, object]:
                 },
                 "dtype": "bfloat16",
                 "bytes": 1_234_567,
+                "sizes": [],
             }
         },
         "parameters": {"collective": 1_900_000, "condensed": 190_000},
