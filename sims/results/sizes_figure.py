@@ -29,20 +29,25 @@ def draw_sizes(results: Results) -> bytes | None:
             points = [(row, row.by_shots[shots]) for row in rows if row.method == method and shots in row.by_shots]
             # A little beside each other, so that no interval hides another.
             places = [row.facts.parameters * 1.02 ** (number - (len(methods) - 1) / 2) for row, _ in points]
-            means, colour = [found.mean for _, found in points], _COLOURS[number % len(_COLOURS)]
+            heights, colour = [found.mean for _, found in points], _COLOURS[number % len(_COLOURS)]
             for width, halves in (
                 (0.9, [found.ci95_classes or 0.0 for _, found in points]),
                 (2.4, [found.ci95_tasks or 0.0 for _, found in points]),
             ):
-                axes.errorbar(places, means, yerr=halves, color=colour, elinewidth=width, linewidth=0)
+                axes.errorbar(places, heights, yerr=halves, color=colour, elinewidth=width, linewidth=0)
             marker = _MARKERS[number % len(_MARKERS)]
-            axes.plot(places, means, color=colour, marker=marker, markersize=5, linewidth=1.4, label=method)
+            axes.plot(places, heights, color=colour, marker=marker, markersize=5, linewidth=1.4, label=method)
         axes.set_xscale("log")
-        axes.set_xlabel("weights of the network that the individual carries")
+        counts = {row.facts.parameters: row.facts.size for row in rows}
+        axes.set_xticks(list(counts), [f"{size}\n{_short(count)}" for count, size in counts.items()], fontsize=8)
+        axes.minorticks_off()
+        axes.set_xlabel("size, and its weights")
         axes.set_title(f"{shots} images a class", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="both", color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
+    means = [found.mean for row in rows for found in row.by_shots.values()]
+    panels[0].set_ylim(max(0, min(means) - 8), min(100, max(means) + 8))
     panels[0].set_ylabel("accuracy on test images, %")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(methods)), fontsize=8, frameon=False)
@@ -54,3 +59,8 @@ def draw_sizes(results: Results) -> bytes | None:
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _short(count: int) -> str:
+    """A number of weights in two or three digits."""
+    return f"{count / 1e6:.2g}M" if count >= 1_000_000 else f"{count / 1e3:.3g}k"

@@ -127,21 +127,20 @@ def _methods(results: Results) -> RenderableType:
 
 
 def _sizes(results: Results) -> Iterator[RenderableType]:
-    """Accuracy against weights and bytes, if the learngene has smaller sizes."""
+    """Accuracy against weights, if the learngene has smaller sizes."""
     rows = size_rows(results)
     if not rows:
         return
-    table = titled("sizes of one learngene; bytes of a blob that held this size alone")
-    table.add_column("method")
-    table.add_column("size")
-    for name in ("weights", "bytes", *(f"{shots} shots" for shots in results.shots)):
+    table = titled("sizes of one learngene (bytes: in the report)")
+    table.add_column("method, size", no_wrap=True)
+    for name in ("weights", *(f"{shots} shots" for shots in results.shots)):
         table.add_column(name, justify="right", no_wrap=True)
     for number, row in enumerate(rows):
-        if number and row.method != rows[number - 1].method:
+        if not number or row.method != rows[number - 1].method:
             table.add_section()
-        sent = f"{row.facts.bytes:,}" if row.inherits else "–"
+            table.add_row(row.method, style="bold" if row.method == DEFAULT else "")
         cells = [intervals_text(row.by_shots.get(shots)) for shots in results.shots]
-        table.add_row(row.method, row.facts.size, f"{row.facts.parameters:,}", sent, *cells)
+        table.add_row(f"  {row.facts.size}", f"{row.facts.parameters:,}", *cells)
     yield table
 
 

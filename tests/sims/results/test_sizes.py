@@ -84,11 +84,12 @@ def test_page_figure_and_terminal_show_the_sizes_once(made: tuple[Path, Results]
     assert drawn is not None
     assert max(Image.open(BytesIO(drawn)).size) < 2000
     assert html.count("120,000") == 3
+    assert html.count("990,000") == 2  # scratch inherits no bytes
     assert "\\u" not in html
-    console = Console(file=StringIO(), width=200)
+    console = Console(file=StringIO(), width=80)
     console.print(results_tables(results))
     assert isinstance(console.file, StringIO)
-    assert console.file.getvalue().count("990,000") == 2  # scratch inherits no bytes
+    assert console.file.getvalue().count("120,000") == 3
     # The bars are of the methods at full size alone.
     without = results.model_copy(update={"methods": {name: results.methods[name] for name in METHODS}})
     assert figures.accuracy_figure(results) == figures.accuracy_figure(without)
