@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from protocol.digest import digest_of
+from protocol.encoding.blob import Dtype
 from protocol.errors import ExpiredError, RefusedError, RevokedKeyError, UnknownKeyError, WrongAudienceError
 from protocol.exchange.expectation import Expectation, Holder
 from protocol.exchange.verification import (
@@ -22,7 +23,7 @@ from protocol.exchange.verification import (
     verify_request,
 )
 from protocol.keys.kem import Kem
-from protocol.learngene.architecture import Norm
+from protocol.learngene.architecture import Norm, SizeWeights
 from protocol.learngene.learngene import Learngene, PrivacyScope
 from protocol.messages import bundle_file
 from protocol.messages.bundle_file import BundleFile
@@ -183,13 +184,17 @@ def test_what_would_be_made_now_verifies_and_opens(name: str) -> None:
 
 
 def test_the_bundles_say_all_that_a_release_can_say() -> None:
-    """Each kind of normalisation, of privacy and of key, with and without a Fisher diagonal, and more than one form."""
+    """Each kind of normalisation, privacy, key, dtype and sizes, with and without a Fisher diagonal, and more than one
+    form."""
     found = [bundle_of(name, MADE[f"{name}.learngene"]).release for name in BUNDLES]
     assert {block.norm for release in found for block in release.architecture.blocks} == set(get_args(Norm))
     assert {release.dp.scope if release.dp else None for release in found} == {None, *get_args(PrivacyScope)}
     assert {release.fisher is None for release in found} == {True, False}
     assert {bundle.encryption.kem for bundle in BUNDLES.values()} == set(get_args(Kem))
-    assert {"condensed", "paper", "paper-middle"} <= {release.form for release in found}
+    assert {release.architecture.dtype for release in found} == set(get_args(Dtype))
+    sized = [release.architecture for release in found if release.architecture.sizes]
+    assert {architecture.size_weights for architecture in sized} == set(get_args(SizeWeights))
+    assert {"condensed", "direct", "paper", "paper-middle"} <= {release.form for release in found}
 
 
 READERS: dict[str, Callable[[bytes], object]] = {"trust.json": trust_of}

@@ -3,7 +3,7 @@
     python -m tests.protocol.golden.make
 
 They were made once: HPKE draws a fresh key whenever it seals, so that no second making has the same bytes, and a format
-is kept by reading old files, not by writing them anew. It writes nothing where there is something.
+is kept by reading old files, not by writing them anew. It writes what is not there yet, and changes nothing.
 """
 
 import sys
@@ -14,9 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.digest import digest_of
+from protocol.encoding.blob import Dtype
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.signing_key import SigningKey
-from protocol.learngene.architecture import Architecture, Block, BlockRole, Form, InputContract, Norm
+from protocol.learngene.architecture import (
+    Architecture,
+    Block,
+    BlockRole,
+    Form,
+    InputContract,
+    Norm,
+    SizeName,
+    SizeWeights,
+)
 from protocol.learngene.learngene import DifferentialPrivacy, FisherDescription, Learngene
 from protocol.messages import bundle_file, envelope
 from protocol.messages.builders import make_abort, make_grant, make_receipt, make_release, make_request
@@ -57,6 +67,9 @@ class Bundle:
     norm: Norm = "batch"
     fisher: FisherDescription | None = None
     privacy: DifferentialPrivacy | None = None
+    dtype: Dtype = "float32"
+    sizes: tuple[SizeName, ...] = ()
+    size_weights: SizeWeights = "nested"
 
     @property
     def key(self) -> SigningKey:
@@ -71,7 +84,9 @@ class Bundle:
     @property
     def learngene(self) -> Learngene:
         """Its content."""
-        architecture = _architecture(self.form, self.norm)
+        architecture = _architecture(self.form, self.norm).model_copy(
+            update={"dtype": self.dtype, "sizes": self.sizes, "size_weights": self.size_weights}
+        )
         return Learngene(architecture, _tensors(architecture, self.fisher is not None), self.fisher, self.privacy)
 
 
@@ -100,11 +115,27 @@ BUNDLES: dict[str, Bundle] = {
             epsilon_micro=1, delta_exponent=30, relation="replace", scope="fisher-given-weights"
         ),
     ),
+    "nested-int8": Bundle(
+        0,
+        "condensed",
+        fisher=FisherDescription(source="collective", estimator="sampled", samples=1024, clip_micro=0),
+        dtype="int8",
+        sizes=("x0.5",),
+    ),
+    "own-bfloat16": Bundle(
+        1,
+        "direct",
+        fisher=FisherDescription(source="collective", estimator="exact", samples=1024, clip_micro=0),
+        dtype="bfloat16",
+        sizes=("x0.5",),
+        size_weights="own",
+    ),
+    "float16": Bundle(0, "paper", dtype="float16"),
 }
 
 
 def _architecture(form: Form, norm: Norm) -> Architecture:
-    """A stem and a top block; a paper's form has the second one alone."""
+    """A stem and a top block; a paper's form, but not ``condensed`` and ``direct``, has the second one alone."""
     second: BlockRole = "middle" if form == "paper-middle" else "top"
     blocks = (
         Block(role="stem", in_channels=3, out_channels=2, pool=True, norm=norm),
@@ -113,16 +144,21 @@ def _architecture(form: Form, norm: Norm) -> Architecture:
     return Architecture(
         form=form,
         input=InputContract(height=8, width=8, channels=3),
-        blocks=blocks if form == "condensed" else blocks[1:],
+        blocks=blocks if form in ("condensed", "direct") else blocks[1:],
     )
 
 
 def _tensors(architecture: Architecture, fisher: bool) -> dict[str, NDArray[np.float32]]:
-    """Sixty-fourths, which every float32 holds exactly; no two tensors begin alike."""
-    return {
+    """Sixty-fourths, which every dtype holds exactly; no two tensors begin alike. Each channel of 8-bit weights has the
+    largest of these, 127."""
+    made = {
         name: ((np.arange(np.prod(shape)) + 5 * number) % 61 + 1).astype(np.float32).reshape(shape) / np.float32(64)
         for number, (name, (_, shape)) in enumerate(architecture.tensors(fisher=fisher).items())
     }
+    for name, kind in architecture.stored(fisher=fisher).items():
+        if kind.dtype == "int8":
+            made[name][:, 0, 0, 0] = -127 / 64
+    return made
 
 
 def trust() -> TrustStore:
@@ -187,18 +223,27 @@ def files() -> dict[str, bytes]:
                 run_id=RUN, audience=key.keyid, code="withdrawn", subject=digest, key=COLLECTIVE, now=NOW
             ),
         }
-        prev, withdraws = digest, (digest,)
+        prev = _kept(name) or digest  # what is made now says other things, such as the digest of today's policy
+        withdraws = (prev,)
     return made
 
 
+def _kept(name: str) -> str | None:
+    """The digest of the release that is kept; None if none is."""
+    path = FOLDER / f"{name}.learngene"
+    return digest_of(bundle_file.decode(path.read_bytes()).release) if path.exists() else None
+
+
 def main() -> None:
-    """Write the files and their digests."""
-    if SUMS.exists():
-        sys.exit(f"{FOLDER} holds its golden files already; they are made once")
-    made = files()
+    """Write the files that are not there yet, and their digests."""
+    kept = SUMS.read_text().splitlines() if SUMS.exists() else []
+    made = {name: data for name, data in files().items() if not (FOLDER / name).exists()}
+    if not made:
+        sys.exit(f"{FOLDER} holds all golden files already; they are made once")
     for name, data in made.items():
         (FOLDER / name).write_bytes(data)
-    SUMS.write_text("".join(f"{digest_of(data)}  {name}\n" for name, data in sorted(made.items())))
+    lines = [*kept, *(f"{digest_of(data)}  {name}" for name, data in made.items())]
+    SUMS.write_text("".join(f"{line}\n" for line in sorted(lines, key=lambda line: line.split("  ")[1])))
 
 
 if __name__ == "__main__":
