@@ -209,6 +209,20 @@ def test_the_release_states_the_guarantee_and_the_clip(made: PrivatelyEvolved, t
     assert learngene.fisher.samples == SETTINGS.fisher_samples
 
 
+def test_narrow_weights_are_rounded_after_everything_that_is_accounted_for(
+    made: PrivatelyEvolved, tmp_path: Path
+) -> None:
+    """With the same noise the learngene is the same, whatever dtype it is going to be sent in."""
+    narrow = evolved(tmp_path, settings=SETTINGS.model_copy(update={"blob_dtype": "int8"}))
+    assert narrow.learngenes["condensed"].architecture.dtype == "int8"
+    assert narrow.mechanism.guarantee == made.mechanism.guarantee
+    assert equal(narrow, made)
+    # What is kept is the whole learngene, so that asking again gives it again.
+    again = evolved(tmp_path, settings=SETTINGS.model_copy(update={"blob_dtype": "int8"}))
+    assert again.learngenes["condensed"].architecture.dtype == "int8"
+    assert equal(again, narrow)
+
+
 def test_only_known_classes_are_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings' tasks name four of the five classes; images of the fifth are never drawn."""
     drawn: set[int] = set()

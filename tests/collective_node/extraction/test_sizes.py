@@ -147,6 +147,16 @@ def test_an_individual_descends_to_the_networks_that_the_collective_trained(taug
             torch.testing.assert_close(features(descend(whole, size), X), network.features(X))
 
 
+def test_the_settings_say_how_the_blob_holds_it(taught: CompactNetwork) -> None:
+    for dtype in ("float32", "bfloat16"):
+        settings = SETTINGS.model_copy(update={"blob_dtype": dtype})
+        found = learngene_of(
+            "condensed", COLLECTIVE, taught, range(10, 13), DATA, settings, torch.Generator().manual_seed(0)
+        )
+        assert found.architecture.dtype == dtype
+        assert found.architecture.sizes == ()
+
+
 def test_direct_has_a_network_of_each_size_trained_by_itself() -> None:
     network = trained(form="direct")
     assert network.sizes == ()
