@@ -53,22 +53,38 @@ MOST_SCORED = 100
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A method as it is scored: at the individual's own size (None), or at one to compare."""
+class Descent:
+    """A learning rate and a weight decay."""
 
-    method: Method
-    size: SizeName | None = None
+    learning_rate: float
+    weight_decay: float
 
     @property
     def name(self) -> str:
-        """Name of a row of results: of the method, and behind a space the size."""
-        return self.method.name if self.size is None else f"{self.method.name} {self.size}"
+        """In a row of results."""
+        return f"rate {self.learning_rate:g} decay {self.weight_decay:g}"
 
 
-def name_and_size(name: str) -> tuple[str, str]:
-    """The method's name and the size of a row of results; an empty size: the individual's own."""
-    method, _, size = name.partition(" ")
-    return method, size
+@dataclass(frozen=True)
+class Scored:
+    """A method as it is scored: as the individual's settings say, or at another size, or with another learning rate and
+    weight decay."""
+
+    method: Method
+    size: SizeName | None = None
+    descent: Descent | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of a row of results: of the method, and behind a space what differs from the settings."""
+        changes = [self.size, None if self.descent is None else self.descent.name]
+        return " ".join([self.method.name, *filter(None, changes)])
+
+
+def name_and_change(name: str) -> tuple[str, str]:
+    """The method's name in a row of results, and what differs from the settings, a size or a descent; empty: none."""
+    method, _, change = name.partition(" ")
+    return method, change
 
 
 def scratch_of(form: Form) -> str:

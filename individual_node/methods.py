@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -117,6 +117,9 @@ class Evaluation:
     def _pieces(self, scored: Scored, shots: int) -> list[Piece]:
         """The independent pieces of a method's work at a shot count."""
         method, tasks = scored.method, self.images.tasks[shots]
+        if scored.descent is not None:
+            changed = replace(self, settings=self.settings.with_descent(scored.descent))
+            return changed._pieces(replace(scored, descent=None), shots)
         if method.form is None:
             return self._floor(tasks, shots)
         if method.form not in self.learngenes:

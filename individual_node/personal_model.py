@@ -32,6 +32,8 @@ ELSEWHERE = frozenset(
     {
         "methods",
         "compare_sizes",
+        "compare_learning_rates",
+        "compare_weight_decays",
         "scratch_learning_rate",
         "scratch_epochs",
         "paper_scratch_learning_rate",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from individual_node.method_table import METHODS, MOST_SCORED, Method, Scored
+from individual_node.method_table import METHODS, MOST_SCORED, Descent, Method, Scored
 from protocol.learngene.architecture import (
     COMPLETE_FORMS,
     FULL,
@@ -29,6 +29,7 @@ MOST_SHIFTS = 8
 FrontStart = Literal["random", "patches"]
 Channels = Annotated[int, Field(ge=1, le=4096)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -143,6 +144,14 @@ class IndividualSettings(BaseModel):
     compare_sizes: tuple[SizeName, ...] = Field(
         (), max_length=MOST_SIZES, description="sizes at which the methods of condensed and direct are scored besides"
     )
+    compare_learning_rates: tuple[Positive, ...] = Field(
+        (),
+        max_length=8,
+        description="with which methods that train are scored besides, each with every weight decay",
+    )
+    compare_weight_decays: tuple[NotNegative, ...] = Field(
+        (), max_length=8, description="likewise; empty: the setting's own"
+    )
     networks_at_once: int = Field(4, ge=1, description="target tasks that train as one batched network")
     curve_tasks: int = Field(10, ge=0, description="target tasks behind the learning curves")
     patches: int = Field(400, ge=1, description="filters of the transfer-free floor")
@@ -167,16 +176,21 @@ class IndividualSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _size_is_said_once(self) -> "IndividualSettings":
+    def _comparisons_fit(self) -> "IndividualSettings":
         if self.most_weights is not None and self.size != FULL:
             raise ValueError("size and most_weights say the same thing: give one of them")
         if len(set(self.compare_sizes)) != len(self.compare_sizes):
             raise ValueError("compare_sizes: a size stands twice")
         if self.compare_sizes and (self.most_weights is not None or self.size != FULL):
             raise ValueError("compare_sizes are compared with the whole: leave size and most_weights out")
+        if self.compare_weight_decays and not self.compare_learning_rates:
+            raise ValueError("compare_weight_decays go with compare_learning_rates: give both")
+        for values in (self.compare_learning_rates, self.compare_weight_decays):
+            if len(set(values)) != len(values):
+                raise ValueError(f"compare_learning_rates, compare_weight_decays: {values} has a value twice")
         if len(self.scored) > MOST_SCORED:
             raise ValueError(
-                f"methods and compare_sizes make {len(self.scored)} rows of results, at most {MOST_SCORED}"
+                f"methods and what they are compared at make {len(self.scored)} rows of results, at most {MOST_SCORED}"
             )
         return self
 
@@ -192,10 +206,25 @@ class IndividualSettings(BaseModel):
 
     @property
     def scored(self) -> tuple[Scored, ...]:
-        """What is scored: every method at the size that is set, then those of sized forms at the others."""
+        """What is scored: every method as it is set; then those of sized forms at other sizes, and those that train
+        with other learning rates and weight decays."""
         methods = [METHODS[name] for name in self.methods]
         sized = [method for method in methods if method.form in SIZED_FORMS]
-        return (*map(Scored, methods), *(Scored(method, size) for size in self.compare_sizes for method in sized))
+        trained = [method for method in methods if method.trains]
+        decays = self.compare_weight_decays or (self.weight_decay,)
+        descents = [Descent(*pair) for pair in product(self.compare_learning_rates, decays)]
+        return (
+            *map(Scored, methods),
+            *(Scored(method, size) for size in self.compare_sizes for method in sized),
+            *(Scored(method, descent=descent) for descent in descents for method in trained),
+        )
+
+    def with_descent(self, descent: Descent) -> "IndividualSettings":
+        """The same settings with this learning rate, of methods that inherit and of those that do not, and weight
+        decay."""
+        rates = ("learning_rate", "scratch_learning_rate", "paper_scratch_learning_rate")
+        changes = dict.fromkeys(rates, descent.learning_rate) | {"weight_decay": descent.weight_decay}
+        return self.model_copy(update=changes)
 
     @property
     def own_layers(self) -> OwnLayers:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from individual_node import method_table
-from individual_node.method_table import FisherSource, Method, name_and_size, scratch_of
+from individual_node.method_table import FisherSource, Method, name_and_change, scratch_of
 from protocol.learngene.architecture import Form
 from protocol.node.metrics import Percent
 from sims.results.models import PairedResult
@@ -75,8 +75,8 @@ def pairs(methods: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
     other methods at that size.
     """
     every = list(methods)
-    given = [name for name in every if not name_and_size(name)[1]]
-    sized = [(name, *name_and_size(name)) for name in every if name_and_size(name)[1]]
+    given = [name for name in every if not name_and_change(name)[1]]
+    sized = [(name, *name_and_change(name)) for name in every if name_and_change(name)[1]]
     known = [method_table.METHODS[name] for name in given if name in method_table.METHODS]
     trained = [method for method in known if method.adaptation == "eq9" and method.form is not None]
     headed = [method for method in known if method.head]

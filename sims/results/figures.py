@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from collective_node.records import CycleFigures
-from individual_node.method_table import METHODS, FisherSource, Method, name_and_size, scratch_of
+from individual_node.method_table import METHODS, FisherSource, Method, name_and_change, scratch_of
 from protocol.learngene.architecture import Form
 from sims.results.models import Results, metric_of
 from sims.results.plotting import (
@@ -67,7 +67,7 @@ _HELD: Mapping[FisherSource | str, tuple[str, str, str]] = {
 def accuracy_figure(results: Results) -> bytes:
     """Bars: mean accuracy of every method, one panel for each shot count, with 95 % intervals over the target tasks and
     over new classes; the paper's figures stand as labelled lines if the images are the paper's."""
-    methods, shots = [name for name in results.methods if not name_and_size(name)[1]], results.shots
+    methods, shots = [name for name in results.methods if not name_and_change(name)[1]], results.shots
     places = _places(methods)
     figure = _figure(4.6 * len(shots) + 2.2, 0.27 * (max(places) + 1) + 2.0)
     panels = figure.subplots(1, len(shots), sharey=True, squeeze=False)[0]
@@ -112,7 +112,7 @@ def accuracy_figure(results: Results) -> bytes:
 def curves_figure(results: Results) -> bytes | None:
     """Learning curves of the trained methods: mean accuracy over the target tasks against epochs of adaptation. Where
     something else than the collective's Fisher diagonal held the weights in some of them, one panel for each form."""
-    own = {method: by_shots for method, by_shots in results.curves.items() if not name_and_size(method)[1]}
+    own = {method: by_shots for method, by_shots in results.curves.items() if not name_and_change(method)[1]}
     curves = {(method, shots): curve for method, by_shots in own.items() for shots, curve in by_shots.items()}
     if not curves:
         return None

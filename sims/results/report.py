@@ -11,7 +11,7 @@ from statistics import stdev
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from individual_node.method_table import name_and_size
+from individual_node.method_table import name_and_change
 from protocol.errors import InputError
 from protocol.files.atomic import write_atomically
 from protocol.files.user_files import read_given
@@ -19,6 +19,7 @@ from protocol.visible_text import visible_line
 from sims.leakage import leakage_figures, leakage_results
 from sims.leakage.leakage_results import Leakage
 from sims.results.comparison import DEFAULT, METHODS, pair_key, pairs
+from sims.results.descents import grid_rows
 from sims.results.figures import DOTS_PER_INCH, FIGURES
 from sims.results.models import METRICS, Results, chance_of, level_of, load, metric_of
 from sims.results.privacy_table import PRIVACY_FIGURE
@@ -179,7 +180,8 @@ def render(run_folder: Path, results: Results, figures: Mapping[str, Figure], le
             for title, group in groups.items()
         },
         sizes=size_rows(results),
-        sized={name for name in results.methods if name_and_size(name)[1]},
+        grid=grid_rows(results),
+        sized={name for name in results.methods if name_and_change(name)[1]},
         comparisons=sum(len(group) for group in groups.values()) * len(results.shots),
         guarantee=[] if results.collective.privacy is None else guarantee_sentences(results.collective.privacy),
         kind_label=kind_label,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from collective_node.metrics import SizeFacts
-from individual_node.method_table import METHODS, name_and_size
+from individual_node.method_table import METHODS, name_and_change
+from protocol.learngene.architecture import FULL
 from sims.results.comparison import in_order
 from sims.results.models import MethodResult, Results
 
@@ -23,13 +24,13 @@ def size_rows(results: Results) -> list[SizeRow]:
     """Every method that was scored at several sizes, from the smallest size up; empty: none was."""
     found: dict[str, dict[str, Mapping[int, MethodResult]]] = {}
     for name, by_shots in results.methods.items():
-        method, size = name_and_size(name)
-        found.setdefault(method, {})[size or "full"] = by_shots
+        method, size = name_and_change(name)
+        found.setdefault(method, {})[size or FULL] = by_shots
     rows = []
-    for method in in_order(name for name, by_size in found.items() if len(by_size) > 1 and name in METHODS):
+    for method in in_order(name for name in found if name in METHODS):
         known = METHODS[method]
         learngene = results.collective.learngenes.get(known.form or "")
-        for facts in learngene.sizes if learngene else ():
-            if facts.size in found[method]:
-                rows.append(SizeRow(method, facts, found[method][facts.size], known.inherits))
+        scored = [facts for facts in (learngene.sizes if learngene else ()) if facts.size in found[method]]
+        if len(scored) > 1:
+            rows += [SizeRow(method, facts, found[method][facts.size], known.inherits) for facts in scored]
     return rows

@@ -6,9 +6,10 @@ from rich import box
 from rich.console import Group, RenderableType
 
 from collective_node.metrics import Criterion
-from individual_node.method_table import name_and_size
+from individual_node.method_table import name_and_change
 from protocol.output import PlainTable, plain
 from sims.results.comparison import DEFAULT, pair_key, pairs
+from sims.results.descents import grid_rows
 from sims.results.models import METRICS, Results, chance_of, level_of, metric_of
 from sims.results.privacy_table import PrivacyTable
 from sims.results.sizes import size_rows
@@ -33,7 +34,7 @@ from sims.results.wording import (
 def results_tables(results: Results) -> RenderableType:
     """The methods with their intervals beside the paper's figures, the comparisons on the same tasks, and the open
     world."""
-    parts = [_methods(results), *_sizes(results), _paired(results)]
+    parts = [_methods(results), *_sizes(results), *_grid(results), _paired(results)]
     parts.append(plain(WHICH_INTERVAL if results.task_classes else CLASSES_UNKNOWN))
     if results.collective.open_world.cycles:
         parts += [_cycles(results), *_stream(results)]
@@ -108,7 +109,7 @@ def _methods(results: Results) -> RenderableType:
         table.add_column(f"{shots} shots", justify="right", no_wrap=True)
         table.add_column("tasks", justify="right")
     for method, by_shots in results.methods.items():
-        if name_and_size(method)[1]:
+        if name_and_change(method)[1]:
             continue  # stands in the table of sizes
         cells = [
             cell
@@ -141,6 +142,21 @@ def _sizes(results: Results) -> Iterator[RenderableType]:
             table.add_row(row.method, style="bold" if row.method == DEFAULT else "")
         cells = [intervals_text(row.by_shots.get(shots)) for shots in results.shots]
         table.add_row(f"  {row.facts.size}", f"{row.facts.parameters:,}", *cells)
+    yield table
+
+
+def _grid(results: Results) -> Iterator[RenderableType]:
+    """How much methods depend on learning rate and weight decay, if they were scored with several."""
+    rows = grid_rows(results)
+    if not rows:
+        return
+    table = titled("mean accuracy, %, over learning rates and weight decays")
+    table.add_column("method")
+    for name in ("shots", "settings", "worst", "best", "standard deviation"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        numbers = (row.worst[0], row.best[0], row.spread)
+        table.add_row(row.method, str(row.shots), str(row.points), *map(number_text, numbers))
     yield table
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from individual_node import adapted
 from individual_node.cli import app
-from individual_node.method_table import METHODS, Scored, name_and_size
+from individual_node.method_table import METHODS, Scored, name_and_change
 from individual_node.methods import Evaluation
 from individual_node.settings import IndividualSettings
 from individual_node.target_tasks import PrivateImages
@@ -96,9 +96,9 @@ def test_names_of_rows_say_method_and_size() -> None:
         "condensed x0.5", "scratch x0.5", "condensed x0.25", "scratch x0.25",
     ]  # fmt: skip
     for one in settings.scored:
-        assert name_and_size(one.name) == (one.method.name, one.size or "")
+        assert name_and_change(one.name) == (one.method.name, one.size or "")
     for name in METHODS:
-        assert name_and_size(Scored(METHODS[name]).name) == (name, "")
+        assert name_and_change(Scored(METHODS[name]).name) == (name, "")
 
 
 @pytest.mark.parametrize(
