@@ -112,17 +112,23 @@ class Sandwich:
     """The loss of a compact network and of the smaller ones in it, all at once.
 
     At every step the whole network, the smallest and one between them (the sandwich rule), the smaller ones from the
-    whole's own soft labels (in-place distillation): Yu and Huang 2019, *Universally slimmable networks*, sections 3.3
-    and 3.4. The losses are summed.
+    labels and from the whole's own soft labels (in-place distillation): Yu and Huang 2019, *Universally slimmable
+    networks*, sections 3.3 and 3.4. They sum the losses; here it is their mean, so that the shared weights have the
+    learning rate of a network by itself.
 
     Attributes:
         whole: what the whole network learns.
+        soft: weight of the whole's soft labels in what the smaller ones learn; the labels have the rest, unless the
+            whole looked at other images than the batch's (mixed ones), whose labels would not be these.
+        label_smoothing: of the labels.
     """
 
     whole: Objective
+    soft: float = 1.0
+    label_smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum of three means over the batch."""
+        """The mean of three means over the batch."""
         network = next(module for module in model.modules() if isinstance(module, CompactNetwork))
         with _last_seen(network) as seen:
             loss = self.whole(model, batch)
@@ -130,9 +136,13 @@ class Sandwich:
         others = len(network.sizes) - 1
         # The rows of a batch are drawn at random, so no further random number is needed, and every part has its own.
         chosen = {0, 1 + int(batch.rows.sum()) % others} if others else {0}
+        soft = self.soft if x is batch.x else 1.0
         for number in sorted(chosen):
-            loss = loss + soft_label_loss(network.logits_of(x, number).float(), logits.detach().float(), 1.0)
-        return loss
+            small = network.logits_of(x, number).float()
+            loss = loss + soft * soft_label_loss(small, logits.detach().float(), 1.0)
+            if soft < 1:
+                loss = loss + (1 - soft) * labelled_loss(small, batch.outputs, self.label_smoothing)
+        return loss / (1 + len(chosen))
 
 
 @contextmanager

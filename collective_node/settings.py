@@ -138,6 +138,9 @@ class CollectiveSettings(BaseModel):
         max_length=MOST_SIZES,
         description="smaller networks in the condensed one, by their share of its channels; direct has one of each too",
     )
+    condense_sizes_distil: float = Field(
+        0.5, ge=0, le=1, description="weight of the whole's soft labels in what these learn; the labels have the rest"
+    )
     distil_logits: float = Field(0.0, ge=0, le=1, description="weight of the collective's soft labels in condensing")
     distil_temperature: float = Field(4.0, gt=0)
     distil_features: float = Field(0.0, ge=0, description="weight of the likeness to the collective's features")

@@ -142,7 +142,8 @@ def condense(
         model, objective = _student_of(condensed, knowledge, settings, random)
         trained |= {f"regressor.{name}": value for name, value in model.regressor.named_parameters()}
     if condensed.sizes:
-        objective = Sandwich(objective or CrossEntropy(settings.label_smoothing))
+        whole = objective or CrossEntropy(settings.label_smoothing)
+        objective = Sandwich(whole, settings.condense_sizes_distil, settings.label_smoothing)
     fit(
         model,
         trained,

@@ -198,24 +198,28 @@ def batch(start: int = 0) -> Batch:
     return Batch(x, outputs, rows, torch.zeros(len(rows), dtype=torch.bool))
 
 
-def test_a_step_teaches_the_whole_the_smallest_and_one_between() -> None:
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_a_step_teaches_the_whole_the_smallest_and_one_between(share: float) -> None:
     network = trained().train()
     before = network.state_dict()
     drawn = set()
     for start in range(6):
         network.zero_grad(set_to_none=True)
         network.load_state_dict(before)
-        found = Sandwich(CrossEntropy())(network, batch(start))
+        found = Sandwich(CrossEntropy(0.1), share, 0.1)(network, batch(start))
         found.backward()
         looked_at = [number for number in range(4) if first_norm(network, number).weight.grad is not None]
         assert looked_at[0] == 0
         assert len(looked_at) == 2
         drawn.add(looked_at[1])
         with torch.no_grad():
-            whole = CrossEntropy()(network, batch(start))
-            soft = network(batch(start).x)
-            others = [soft_label_loss(network.logits_of(batch(start).x, n), soft, 1.0) for n in looked_at]
-        torch.testing.assert_close(found.detach(), whole + sum(others))
+            x, outputs, *_ = batch(start)
+            total = CrossEntropy(0.1)(network, batch(start))
+            for number in looked_at:
+                small = network.logits_of(x, number)
+                total += share * soft_label_loss(small, network(x), 1.0)
+                total += (1 - share) * nn.functional.cross_entropy(small, outputs, label_smoothing=0.1)
+        torch.testing.assert_close(found.detach(), total / 3)
     assert drawn == {1, 2, 3}
 
 
@@ -232,9 +236,28 @@ def test_the_smaller_ones_teach_the_whole_nothing_through_their_teacher() -> Non
         assert output.weight.grad is not None
         return output.weight.grad.clone()
 
-    plain, all_at_once = gradient(CrossEntropy()), gradient(Sandwich(CrossEntropy()))
+    plain, all_at_once = gradient(CrossEntropy()), 3 * gradient(Sandwich(CrossEntropy()))
     torch.testing.assert_close(all_at_once[:, beyond:], plain[:, beyond:])
     assert not torch.allclose(all_at_once[:, :beyond], plain[:, :beyond])
+
+
+def test_images_that_the_whole_saw_mixed_teach_the_smaller_ones_its_soft_labels_alone() -> None:
+    """Their labels are not the batch's."""
+
+    class Mixed:
+        def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+            mixed = 0.5 * (batch.x + batch.x.flip(0))
+            return CrossEntropy()(model, batch._replace(x=mixed))
+
+    network = trained().train()
+    before = network.state_dict()
+    values = []
+    for share in (0.0, 1.0):
+        network.load_state_dict(before)
+        values.append(Sandwich(Mixed(), share)(network, batch()))
+    assert torch.equal(*values)
+    unmixed = [Sandwich(CrossEntropy(), share)(network, batch()) for share in (0.0, 1.0)]
+    assert not torch.equal(*unmixed)
 
 
 def test_parts_of_a_batch_that_draw_other_sizes_lose_no_gradient() -> None:
