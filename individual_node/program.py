@@ -18,7 +18,7 @@ from protocol.encoding.calendar import unix_seconds
 from protocol.errors import MalformedError, PolicyDeniedError
 from protocol.exchange.individual_endpoint import IndividualEndpoint
 from protocol.keys.party_keys import NodeKeys
-from protocol.learngene.architecture import Form, form_named
+from protocol.learngene.architecture import Architecture, Form, form_named
 from protocol.learngene.network import describe
 from protocol.node.metrics import write_metrics
 from protocol.node.program import PartyProgram
@@ -78,12 +78,16 @@ class IndividualProgram(PartyProgram[IndividualEndpoint]):
         found = {
             **_figures(outcomes),
             "task_classes": {task.number: task.classes for tasks in images.tasks.values() for task in tasks},
-            "inherited": {form: describe(evaluation.learngene(form).architecture) for form in learngenes},
+            "inherited": {form: describe(self._at_its_size(found.architecture)) for form, found in learngenes.items()},
             "revocation_status": {form: status for form, status in statuses.items() if status is not None},
             **self._circumstances(),
             "seconds": seconds,
         }
         write_metrics(self._node.state, IndividualMetrics.model_validate(found))
+
+    def _at_its_size(self, inherited: Architecture) -> Architecture:
+        """What the methods adapted."""
+        return inherited.of_size(self._settings.size_of(inherited))
 
 
 def _figures(outcomes: Mapping[str, Mapping[int, Outcome]]) -> dict[str, object]:
