@@ -198,8 +198,8 @@ class EvolutionPlan:
 def check_network(settings: CollectiveSettings, channels: int, height: int = 32, width: int = 32) -> None:
     """Refuse, before training, a growth step, a number of inherited layers or smaller sizes that do not fit.
 
-    Sizes of a compact network that is shaped after the grown collective, or whose number of layers is found, are checked
-    when these are known.
+    Sizes of a compact network that is shaped after the grown collective, or whose number of layers is found, are
+    checked when these are known.
 
     Args:
         channels, height, width: of the input images; the smallest that there may be, if they are not known yet.
