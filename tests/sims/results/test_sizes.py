@@ -18,7 +18,7 @@ from sims.results.models import Results, load, schema
 from sims.results.sizes import size_rows
 from sims.results.sizes_figure import SIZES_FIGURE, draw_sizes
 from sims.results.tables import results_tables
-from sims.run.settings import from_run_config
+from sims.run.settings import RunSettings, check_machine, from_run_config
 from tests.sims.made_run import METHODS, edit, make_run
 
 SIZES = {"x0.25": (30_000, 250_000), "x0.5": (120_000, 990_000), "full": (500_000, 4_000_000)}
@@ -98,13 +98,18 @@ def test_page_figure_and_terminal_show_the_sizes_once(made: tuple[Path, Results]
 
 
 def test_sizes_that_no_learngene_offers_are_refused(tmp_path: Path) -> None:
-    def resolved(changes: str) -> object:
+    def resolved(changes: str) -> RunSettings:
         return from_run_config({"out": str(tmp_path), "profile": "smoke", "set": changes})
 
     offered = "collective.condense_sizes=x0.25,x0.5"
     resolved(f"{offered} individual.compare_sizes=x0.25,x0.5")
     resolved(f"{offered} individual.size=x0.5")
     resolved("individual.size=full")
+    # More tensors than a blob holds are found before anything is started.
+    many = resolved("collective.condense_budget=0.5M collective.condense_sizes=x0.25,x0.35,x0.5,x0.6,x0.7,x0.85")
+    with pytest.raises(InputError, match=r"condense_sizes.*256"):
+        check_machine(many)
+    check_machine(resolved(f"collective.condense_budget=0.5M {offered}"))
     for wrong in ("individual.compare_sizes=x0.25", "individual.size=x0.5", f"{offered} individual.size=x0.7"):
         with pytest.raises(InputError, match=r"collective\.condense_sizes="):
             resolved(wrong)
