@@ -92,6 +92,7 @@ def seeds() -> dict[str, list[bytes]]:
         "header": [
             *(blob.encode(content.tensors) for content in made),
             blob.encode_header({"a": (1,)}) + bytes(4),
+            blob.encode({kind.__name__: np.ones(2, kind) for kind in (np.float32, np.float16, np.uint16, np.int8)}),
         ],
         "frame": [_sent(frame) for frame in frames],
         "frame-header": [encode_header(frame) for frame in frames],
