@@ -11,7 +11,7 @@ from collective_node.ewc import EwcPenalty
 from collective_node.settings import CollectiveSettings, Strategy
 from collective_node.training import fit
 from protocol.errors import RunFailedError
-from protocol.node.events import Events
+from protocol.node.events import Events, Kind
 
 #: Batches from one gradient histogram to the next.
 OBSERVE_EVERY = 8
@@ -30,7 +30,7 @@ class StepEvents:
     """
 
     events: Events
-    event: str
+    event: Kind
     text: str
     before: int = 0
     total: int = 0
