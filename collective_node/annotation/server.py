@@ -153,7 +153,7 @@ class _Page:
         self._unknown, self._groups, self._book, self._access = unknown, groups, book, access
         self._title, self._finished = title, finished
         # A browser keeps what it could not send by these images, which its numbers of images refer to.
-        self._id = hashlib.sha256(np.ascontiguousarray(unknown.images)).hexdigest()
+        self._id = hashlib.sha256(np.ascontiguousarray(unknown.images).data).hexdigest()
         folder = Path(__file__).parent
         self._files = {name: (folder / (name or "annotate.html")).read_bytes() for name in _FILES}
 

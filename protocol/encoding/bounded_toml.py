@@ -16,8 +16,8 @@ def parse(data: bytes) -> dict[str, object]:
     """The tables of a TOML document.
 
     Raises:
-        ValueError: more than ``MAX_BYTES``, no text (:func:`protocol.encoding.text.text_of`), not TOML, or beyond another
-            limit.
+        ValueError: more than ``MAX_BYTES``, no text (:func:`protocol.encoding.text.text_of`), not TOML, or
+            beyond another limit.
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
