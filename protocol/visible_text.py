@@ -66,6 +66,13 @@ def visible_line(text: str, *, length: int = LINE_LENGTH) -> str:
     return _shown(text, _line_units, length, _PLAIN_LINE)
 
 
+def is_utf8(text: str | os.PathLike[str]) -> bool:
+    """Whether a text can be written as UTF-8. The name of a file can hold bytes that are none; Python decodes each to a
+    surrogate (PEP 383).
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in os.fspath(text))
+
+
 def is_plain(text: str) -> bool:
     """Whether nothing in a text would be shown by its number."""
     return "".join(_line_units(text)) == text

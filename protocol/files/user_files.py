@@ -12,6 +12,21 @@ from protocol.files import atomic
 from protocol.visible_text import visible_name
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with its ``~`` or ``~name`` replaced by the home folder that is meant.
+
+    Raises:
+        InputError: nothing says where that is: neither the variable HOME nor an entry in passwd(5).
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"nothing says which folder {visible_name(Path(path).parts[0])} is, for {visible_name(path)}; set the "
+            "variable HOME, or give a path without it"
+        ) from None
+
+
 def open_binary(path: Path | str) -> BinaryIO:
     """Open a path for reading; a pipe with that name does not hold the program up. The caller must check its kind.
 

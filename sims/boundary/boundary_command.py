@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 import typer
 
 from protocol.errors import InputError, RunFailedError
-from protocol.files.user_files import check_free, write_new
+from protocol.files.user_files import check_free, expanded, write_new
 from protocol.node import confine
 from protocol.output import print_table, say, table
 from sims.boundary.acts.expectation import Expected
@@ -50,7 +50,7 @@ def boundary(
     if list_only and json is not None:
         raise InputError("--list makes no attack, and has nothing to write to --json; leave one of them out")
     if json is not None:
-        json = json.expanduser()
+        json = expanded(json)
         check_free(json)
     if os.uname().sysname != "Linux":
         raise InputError("the boundary is Linux's (Landlock, seccomp), and so are the attacks; run this on Linux")

@@ -31,15 +31,17 @@ from protocol.transport.simulation_paths import simulation_folder, simulation_pa
 from protocol.trust.role import Role
 from protocol.trust.trust_file import write_trust
 from protocol.trust.trust_store import TrustStore
+from protocol.visible_text import visible_line
+from sims.data.datasets import CACHE
 from sims.data.images import load_source
 from sims.data.worlds import load_world, make_world
 from sims.results import report
 from sims.results.collection import collect
-from sims.run.environment import REACH
+from sims.run.environment import REACH, HandedOver, handed_over
 from sims.run.options import Options, Value, read_options
 from sims.run.processes import NodeProcesses
 from sims.run.reach import Reach
-from sims.run.run_folder import OpenRun, is_prepared, open_prepared, prepare, read_settings
+from sims.run.run_folder import OpenRun, open_prepared, prepare, read_settings
 from sims.run.settings import RunSettings, check_connected, check_machine, resolve
 from sims.run.stopwatch import Stopwatch
 
@@ -60,27 +62,42 @@ def main(grid: Grid, context: Context) -> None:
         InputError: a setting is wrong. RunFailedError: a node or the round failed. Flower then calls the run failed,
             and ``run.json`` says why.
     """
+    try:
+        _run(grid, context)
+    except LearngeneError as error:
+        # Flower keeps its log in UTF-8, and shows nothing of an error that names a file whose name is not.
+        error.args = (visible_line(str(error)),)
+        raise
+
+
+def _run(grid: Grid, context: Context) -> None:
     nodes = _connected_nodes(grid)
     # Only `learngene run` says who reaches it; elsewhere the SuperLink is Flower's own.
     reach: Reach = TypeAdapter(Reach).validate_python(os.environ.get(REACH, "machine"))
     config: dict[str, Value] = dict(context.run_config)
-    run, settings = open_configured(read_options(config), connected=len(nodes) - 1, reach=reach, now=datetime.now(UTC))
+    run, settings = open_configured(
+        read_options(config), handed_over(), connected=len(nodes) - 1, reach=reach, now=datetime.now(UTC)
+    )
     print_line(f"{FOLDER_LINE}{run.folder}")
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
     except BaseException as error:
         with contextlib.suppress(StorageFailedError):  # the process that started the run tries again
-            run.end(str(error) or type(error).__name__)
+            run.end(visible_line(str(error)) or type(error).__name__)
         raise
     finally:
         run.close()
 
 
-def open_configured(options: Options, *, connected: int, reach: Reach, now: datetime) -> tuple[OpenRun, RunSettings]:
-    """Open the run that a run configuration asks for. Its settings are those in the folder that ``learngene run`` hands
-    over, or follow from the options.
+def open_configured(
+    options: Options, handed: HandedOver | None, *, connected: int, reach: Reach, now: datetime
+) -> tuple[OpenRun, RunSettings]:
+    """Open the run that is asked for: in the folder that ``learngene run`` hands over, with the settings in it, or
+    else by a run configuration.
 
     Args:
+        options: of the run configuration.
+        handed: the folder, if one was handed over; of the options only the dataset counts then.
         connected: individuals that are connected.
         reach: who reaches the run.
         now: the run's start.
@@ -88,9 +105,8 @@ def open_configured(options: Options, *, connected: int, reach: Reach, now: date
     Raises:
         InputError: a setting is wrong, or cannot be met on this machine; the folder cannot be opened.
     """
-    handed = Path(options.folder).expanduser()
-    if options.folder and handed.is_absolute() and is_prepared(handed) and options == options.of_the_folder():
-        folder, settings = handed, read_settings(handed).settings
+    if handed is not None:
+        folder, settings = handed.folder, read_settings(handed.folder).settings
         if settings.dataset != options.dataset:
             raise InputError(f"{folder} holds settings of {settings.dataset}; start the app sims/{settings.dataset}")
         check_connected(settings.individuals, connected)
@@ -99,7 +115,8 @@ def open_configured(options: Options, *, connected: int, reach: Reach, now: date
         settings = resolve(options, environment=os.environ, individuals=connected)
         check_machine(settings)
         folder = prepare(settings, now=now)
-    return open_prepared(folder, resume=options.resume, reach=reach, now=now), settings
+    resume = options.resume if handed is None else handed.resume
+    return open_prepared(folder, resume=resume, reach=reach, now=now), settings
 
 
 def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], *, flower_run: int) -> None:
@@ -231,7 +248,12 @@ def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], Non
     else:
         say("the images are loaded, and each party's own are put in its folder")
         source = load_source(
-            settings.data, dataset=settings.dataset, stand_in=settings.stand_in, choice=settings.choice, say=say
+            settings.data,
+            dataset=settings.dataset,
+            stand_in=settings.stand_in,
+            choice=settings.choice,
+            cache=settings.cache or CACHE,
+            say=say,
         )
         world = make_world(source, source.division, settings.plan, settings.seed, folder)
     dataset = world.description.dataset

@@ -239,11 +239,6 @@ def check_empty(folder: Path) -> None:
         raise InputError(f"{folder} is not empty; give a new folder, or --resume to go on with the run in it")
 
 
-def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds the settings of a run."""
-    return (folder / SETTINGS_FILE).is_file()
-
-
 def open_prepared(
     folder: Path,
     *,

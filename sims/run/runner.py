@@ -19,11 +19,12 @@ from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedE
 from protocol.files.atomic import write_atomically
 from protocol.output import plain
 from protocol.trust.policy import Policy
+from sims.data.datasets import CACHE
 from sims.data.images import count_images, fetch_published
 from sims.data.world_plan import check_enough
 from sims.results.models import Results, load
 from sims.run import flower
-from sims.run.options import Value
+from sims.run.environment import HandedOver
 from sims.run.progress import ProgressView, RunWatcher
 from sims.run.run_folder import (
     OpenRun,
@@ -65,9 +66,7 @@ class SubmittedRun(Protocol):
 class Submit(Protocol):
     """``sims.run.flower.submit``."""
 
-    def __call__(
-        self, app: Path, run_config: Mapping[str, Value], *, nodes: int, record: Path, say: Callable[[str], None]
-    ) -> SubmittedRun: ...
+    def __call__(self, app: Path, handed: HandedOver, *, nodes: int, say: Callable[[str], None]) -> SubmittedRun: ...
 
 
 def run(
@@ -132,7 +131,7 @@ def _check_images(settings: RunSettings, console: Console) -> None:
     )
     if settings.data is None and not settings.stand_in:
         # The run itself has no network for a download. Without the images it draws the stand-in, and says so.
-        fetch_published(say=lambda line: console.print(line, highlight=False))
+        fetch_published(settings.cache or CACHE, say=lambda line: console.print(line, highlight=False))
 
 
 def _run_in(
@@ -153,9 +152,8 @@ def _run_in(
     try:
         watcher = RunWatcher(folder, from_end=settings.resume)
         with as_file(files("sims") / settings.dataset) as app, ProgressView(console, clock) as view:
-            # The settings lie in the folder.
-            config: dict[str, Value] = {"folder": str(folder), "resume": settings.resume}
-            submitted = submit(app, config, nodes=settings.individuals + 1, record=folder, say=view.say)
+            handed = HandedOver(folder, settings.resume)
+            submitted = submit(app, handed, nodes=settings.individuals + 1, say=view.say)
             if submitted.notice:
                 console.print(submitted.notice, highlight=False)
             reason = _follow(submitted, folder, watcher, log, view, clock)

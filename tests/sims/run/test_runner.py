@@ -30,6 +30,7 @@ from sims.results import report
 from sims.results.collection import collect
 from sims.results.summary import summarise
 from sims.run import runner
+from sims.run.environment import HandedOver
 from sims.run.options import Value
 from sims.run.run_folder import OpenRun, open_prepared, read_record, read_settings
 from sims.run.settings import RunSettings, from_run_config
@@ -38,7 +39,7 @@ from tests.sims.made_run import make_run
 
 @pytest.fixture(autouse=True)
 def _no_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "fetch_published", lambda **how: None)
+    monkeypatch.setattr(runner, "fetch_published", lambda *where, **how: None)
 
 
 class MadeFlower:
@@ -49,23 +50,20 @@ class MadeFlower:
         self.notice = self.end = ""
         self.closed = 0
         self.nodes = 0
-        self.config: Mapping[str, Value] = {}
+        self.handed = HandedOver(Path())
         self.app = ""
 
-    def __call__(
-        self, app: Path, run_config: Mapping[str, Value], *, nodes: int, record: Path, say: Callable[[str], None]
-    ) -> "MadeFlower":
+    def __call__(self, app: Path, handed: HandedOver, *, nodes: int, say: Callable[[str], None]) -> "MadeFlower":
         say("it starts")
         assert (app / "pyproject.toml").is_file()
-        self.app, self.config, self.nodes = app.name, run_config, nodes
+        self.app, self.handed, self.nodes = app.name, handed, nodes
         return self
 
     def stream(self) -> Iterator[str]:
         yield "Starting"
         if callable(self.work):
-            folder = Path(str(self.config["folder"]))
-            found = read_settings(folder).settings
-            yield from self.work(found.model_copy(update={"folder": folder, "resume": self.config["resume"]}))
+            found = read_settings(self.handed.folder).settings
+            yield from self.work(found.model_copy(update=asdict(self.handed)))
 
     def status(self) -> str:
         return "finished:failed"
