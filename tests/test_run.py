@@ -22,6 +22,9 @@ import psutil
 import pytest
 
 import sims
+from collective_node.cli import app as collective_app
+from individual_node.cli import app as individual_app
+from protocol.commands.learngene import make
 from protocol.confinement import namespaces
 from protocol.confinement.warden import refused_calls
 from protocol.node import confine
@@ -36,6 +39,7 @@ from tests.sims.results.test_report import Page, title_is_red
 from tests.sims.run.knocking import Answers, knock
 from tests.sims.run.listening import Listener, listeners, network_of
 from tests.test_deployment import free_ports
+from tests.two_folders import run, succeeded
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes in /proc")
 
@@ -534,6 +538,18 @@ def test_the_record_and_the_report_say_who_reaches_a_run(whole: Ended) -> None:
     assert read_record(whole.run).reach == reach
     assert SENTENCES[reach] in Page((whole.run / "report.html").read_text(encoding="utf-8")).text
     assert (SENTENCES[reach][:40] in whole.out) == (reach != "run")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_moved_serves_every_command(whole: Ended, tmp_path: Path) -> None:
+    moved = whole.run.rename(tmp_path / "moved")
+    try:
+        configuration = moved / "nodes" / "individual-1" / "config.toml"
+        succeeded(run(individual_app, "bundle", "--config", configuration, "--out", tmp_path / "condensed.learngene"))
+        succeeded(run(collective_app, "releases", "--config", moved / "nodes" / "collective" / "config.toml"))
+        succeeded(run(make(), "results", moved))
+    finally:
+        moved.rename(whole.run)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import typer.core
 from protocol.commands.lazy_group import EXTRA_OF, CommandEntry, cure, lazy_group
 from protocol.encoding.log_format import traceback_lines
 from protocol.errors import InputError, LearngeneError, StoppedError
-from protocol.visible_text import visible_line
+from protocol.output import say
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _one_line(error: click.ClickException) -> str:
 
 def _say(text: str, code: int, mark: str = "error: ") -> int:
     """Print an error's line; every error passes here."""
-    print(f"{mark}{visible_line(text)}", file=sys.stderr)
+    say(f"{mark}{text}", error=True)
     return code
 
 

@@ -206,6 +206,10 @@ class _Site:
     def trust(self) -> Path:
         return self.home / "trust.json"
 
+    def _inside(self, path: Path) -> str:
+        """A path of the run's folder as the node's configuration names it: the whole folder may be moved."""
+        return os.path.relpath(path, self.home)
+
     def configure(self, run_id: str, root: str, settings: RunSettings) -> None:
         """Write the node's configuration file and a fresh socket secret. ``root``: the public root key, hexadecimal."""
         make_secret(self.secret)
@@ -215,14 +219,14 @@ class _Site:
             "node": {
                 "role": self.role,
                 "party": self.party,
-                "data": str(self.folder / "world" / self.party),
-                "state": str(self.state),
+                "data": self._inside(self.folder / "world" / self.party),
+                "state": self._inside(self.state),
                 "socket": str(self.socket),
                 "secret": str(self.secret),
-                "key": str(self.key),
-                "encryption_key": "none" if self.encryption_key is None else str(self.encryption_key),
-                "key_file": str(self.key_file),
-                "trust": str(self.trust),
+                "key": self._inside(self.key),
+                "encryption_key": "none" if self.encryption_key is None else self._inside(self.encryption_key),
+                "key_file": self._inside(self.key_file),
+                "trust": self._inside(self.trust),
                 "root": root,
                 "run_id": run_id,
                 "device": settings.collective_device if collective else settings.individual_device,

@@ -130,7 +130,7 @@ def _run_all(wanted: list[RunSettings]) -> None:
     done: list[tuple[Path, Results]] = []
     for number, settings in enumerate(wanted, start=1):
         if len(wanted) > 1:
-            shown_on.rule(f"run {number} of {len(wanted)}, seed {settings.seed}")
+            say(f"--- run {number} of {len(wanted)}, seed {settings.seed}")
         try:
             folder, found = runner.run(settings, shown_on)
         except LearngeneError as error:

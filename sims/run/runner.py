@@ -131,7 +131,7 @@ def _check_images(settings: RunSettings, console: Console) -> None:
     )
     if settings.data is None and not settings.stand_in:
         # The run itself has no network for a download. Without the images it draws the stand-in, and says so.
-        fetch_published(settings.cache or CACHE, say=lambda line: console.print(line, highlight=False))
+        fetch_published(settings.cache or CACHE, say=lambda line: console.print(plain(line)))
 
 
 def _run_in(
@@ -155,7 +155,7 @@ def _run_in(
             handed = HandedOver(folder, settings.resume)
             submitted = submit(app, handed, nodes=settings.individuals + 1, say=view.say)
             if submitted.notice:
-                console.print(submitted.notice, highlight=False)
+                console.print(plain(submitted.notice))
             reason = _follow(submitted, folder, watcher, log, view, clock)
     except BaseException as error:
         failed = error

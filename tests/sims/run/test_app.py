@@ -11,6 +11,8 @@ from protocol.errors import InputError, LearngeneError, RunFailedError, UnknownK
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.key_file import Unlock
 from protocol.keys.signing_key import SigningKey
+from protocol.node.configuration import node_table, read
+from protocol.node.load_keys import load_keys
 from protocol.node.server import CANNOT
 from protocol.transport.relay import PartyFailedError
 from protocol.trust.role import Role
@@ -67,6 +69,25 @@ def test_every_individual_has_an_encryption_key_that_a_resumed_run_keeps(tmp_pat
     first = public()
     assert len(set(first)) == 2
     assert public() == first
+
+
+def test_a_run_s_folder_may_be_moved(tmp_path: Path) -> None:
+    """Its nodes' commands find in it what they need: all but the socket, which ended with the run."""
+    before, after = tmp_path / "before", tmp_path / "elsewhere" / "after"
+    parties: list[tuple[Role, str]] = [("collective", "collective"), ("individual", "individual-1")]
+    sites = [_Site(before, *party, tmp_path / "node.sock", tmp_path / "secret") for party in parties]
+    (before / "nodes").mkdir(parents=True)
+    root = _make_keys(sites)
+    for site in sites:
+        site.configure("0" * 32, root, from_run_config({"profile": "smoke"}))
+    after.parent.mkdir()
+    before.rename(after)
+    for site in sites:
+        config = after / "nodes" / site.party / "config.toml"
+        node = node_table(config, read(config), site.role)
+        assert load_keys(node).signing.public_hex
+        assert read_trust(node.trust, root=root)
+        assert (node.data, node.state) == (after / "world" / site.party, config.parent / "state")
 
 
 def test_a_failed_party_s_own_log_gives_the_reason(tmp_path: Path) -> None:

@@ -398,7 +398,7 @@ def test_on_a_full_disk_the_record_says_why_all_the_same(tmp_path: Path, monkeyp
 
 
 def test_a_reserved_folder_that_was_not_used_is_removed(tmp_path: Path) -> None:
-    def refuse(app: Path, run_config: Mapping[str, Value], **more: object) -> MadeFlower:
+    def refuse(app: Path, handed: HandedOver, **more: object) -> MadeFlower:
         raise RunFailedError("Flower cannot be started")
 
     with pytest.raises(RunFailedError, match="cannot be started"):
@@ -527,7 +527,7 @@ def tree(root: Path, division: Division = CIFAR100, *, base: int = 20) -> Path:
 
 @pytest.fixture
 def _never_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    def submit(app: Path, run_config: Mapping[str, Value], **more: object) -> MadeFlower:
+    def submit(app: Path, handed: HandedOver, **more: object) -> MadeFlower:
         raise AssertionError("started")
 
     monkeypatch.setitem(runner.run.__kwdefaults__ or {}, "submit", submit)
