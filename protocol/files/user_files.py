@@ -96,13 +96,20 @@ def check_free(path: Path) -> None:
     """Check whether a new file may be written there; call it before any work.
 
     Raises:
-        InputError: the path exists, or its folder does not.
+        InputError: the path exists, or its folder does not; no file can have this name, or be written there.
     """
-    if os.path.lexists(path):
+    try:
+        path.lstat()
         raise _taken(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise InputError(f"cannot write {visible_name(path)}: {error.strerror}; choose another path") from None
     folder = path.absolute().parent
     if not os.path.isdir(folder):
         raise InputError(f"there is no folder {visible_name(folder)}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write in the folder {visible_name(folder)}; choose another, or ask who owns it")
 
 
 def check_outside(path: Path, folders: Iterable[Path], what: str) -> None:
