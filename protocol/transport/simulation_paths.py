@@ -6,11 +6,9 @@ import re
 import tempfile
 from pathlib import Path
 
+from protocol.confinement.guards import OPEN_TO_ALL
 from protocol.errors import InputError
 from protocol.transport.local_socket import MAX_PATH_BYTES
-
-#: Where temporary folders are looked for if the user's own have paths that are too long.
-_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def short_temporary_folder(below: str) -> Path:
@@ -23,15 +21,15 @@ def short_temporary_folder(below: str) -> Path:
     Raises:
         InputError: there is no folder that is short enough and can be written.
     """
-    bases = [base for base in _SHORT if os.access(base, os.W_OK | os.X_OK)]
+    bases = [base for base in OPEN_TO_ALL if os.access(base, os.W_OK | os.X_OK)]
     with contextlib.suppress(FileNotFoundError):  # what tempfile says if no folder can be written
         bases.insert(0, tempfile.gettempdir())
     for base in bases:
         if len(os.fsencode(f"{base}/{below}")) <= MAX_PATH_BYTES:
             return Path(base)
     raise InputError(
-        f"no folder for temporary files can be written that has a path short enough for sockets ({', '.join(_SHORT)}); "
-        "set TMPDIR to one"
+        f"no folder for temporary files has a path short enough for sockets ({', '.join(OPEN_TO_ALL)} cannot be "
+        "written); set TMPDIR to one"
     )
 
 
