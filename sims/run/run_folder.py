@@ -1,5 +1,6 @@
 """The folder of one run: made once, locked while the run goes on, and found again for a resume."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from protocol.encoding.earlier_words import in_format_2
 from protocol.encoding.text import text_of
-from protocol.errors import InputError, StorageFailedError, fault_line
+from protocol.errors import InputError, LearngeneError, StorageFailedError, fault_line
 from protocol.files import state_files
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.files.user_files import read_given, write_new
@@ -138,6 +139,24 @@ class OpenRun:
                 run.end(failure)
         finally:
             run.close()
+
+
+#: Reason in the record of a run if nobody is left who could have written one.
+LOST = "all its processes ended at once, as when the machine goes off"
+
+
+def why_unfinished(folder: Path) -> str:
+    """Why a run has no results, in a few words; empty if the folder holds no run.
+
+    The record of a run that nobody works on any more does not go on saying that it runs.
+    """
+    with contextlib.suppress(LearngeneError, OSError):  # somebody works on it, or the folder cannot be written
+        OpenRun.end_abandoned(folder, LOST)
+    try:
+        record = read_record(folder)
+    except InputError:
+        return ""
+    return "it is not finished yet" if record.status == "running" else f"it {record.status}: {record.failure}"
 
 
 def run_of(path: Path) -> Path:
