@@ -15,7 +15,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from pydantic import TypeAdapter
 
-from protocol.errors import InputError, LearngeneError, RunFailedError, StorageFailedError
+from protocol.errors import FLOWER_ENDED, InputError, LearngeneError, RunFailedError, StorageFailedError
 from protocol.files.atomic import write_atomically
 from protocol.files.private_folders import private_folder
 from protocol.keys.encryption_key import EncryptionKey
@@ -154,7 +154,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
             check_flower()
             # If the process that started Flower's simulation has ended, Flower itself may go on without end.
             if os.getppid() != starter:
-                raise RunFailedError("Flower has ended the run")
+                raise RunFailedError(FLOWER_ENDED)
             processes.check_alive()
 
         exchange = exchange_over(grid, check_alive)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from protocol.encoding.earlier_words import in_format_2
 from protocol.encoding.text import text_of
-from protocol.errors import InputError, LearngeneError, StorageFailedError, fault_line
+from protocol.errors import FLOWER_ENDED, InputError, LearngeneError, StorageFailedError, fault_line
 from protocol.files import state_files
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.files.user_files import read_given, write_new
@@ -125,7 +125,7 @@ class OpenRun:
 
     @classmethod
     def end_abandoned(cls, folder: Path, failure: str, *, before: RunRecord | None = None) -> None:
-        """Write down that a run has failed if its own process ended without doing so.
+        """Write down that a run has failed if its own process ended without doing so, or without knowing why.
 
         Args:
             before: the record that a resumed run began with: if it is unchanged, its process never wrote another.
@@ -135,7 +135,8 @@ class OpenRun:
         """
         run = cls(folder, read_record(folder), _lock(folder))
         try:
-            if run.record.status == "running" or (run.record == before and before.status != "finished"):
+            unsaid = run.record.status == "running" or run.record.failure == FLOWER_ENDED
+            if unsaid or (run.record == before and before.status != "finished"):
                 run.end(failure)
         finally:
             run.close()

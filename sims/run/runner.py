@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import ClassVar, Protocol
 from rich.console import Console
 
 from collective_node import enough_images
-from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError, StorageFailedError
+from protocol.errors import FLOWER_ENDED, InputError, LearngeneError, RunFailedError, StoppedError, StorageFailedError
 from protocol.files.atomic import write_atomically
 from protocol.output import plain
 from protocol.trust.policy import Policy
+from protocol.visible_text import visible_line
 from sims.data.datasets import CACHE
 from sims.data.images import count_images, fetch_published
 from sims.data.world_plan import check_enough
@@ -40,6 +41,8 @@ from sims.run.settings import RunSettings, check_machine
 _POLL_SECONDS = 0.3
 #: Seconds that Flower may take to report the end after the run's own record has it.
 _GRACE_SECONDS = 60.0
+#: Most characters of a reason from another program's log.
+_REASON_CHARACTERS = 400
 #: Most lines of Flower's log that are kept.
 _LOG_LINES = 20_000
 
@@ -59,6 +62,8 @@ class SubmittedRun(Protocol):
     def stream(self) -> Iterator[str]: ...
 
     def status(self) -> str: ...
+
+    def last_words(self) -> str: ...
 
     def close(self) -> None: ...
 
@@ -160,8 +165,10 @@ def _run_in(
     except BaseException as error:
         failed = error
     interruption.only_note()
+    words = ""
     try:
         if submitted is not None:
+            words = submitted.last_words()
             submitted.close()
     except LearngeneError as error:
         failed = failed or error
@@ -172,7 +179,7 @@ def _run_in(
     if failed is not None:
         return failed, str(failed) or type(failed).__name__
     end = submitted.end if submitted is not None else ""
-    return None, end or (reason if reason == _APP_LOST else _last_words(log) or reason)
+    return None, end or (reason if reason == _APP_LOST else _last_words(log, words) or reason)
 
 
 def _what_is_left(
@@ -297,13 +304,37 @@ def _refusal(log: deque[str]) -> str:
     return next((line.partition(mark)[2].strip() for line in reversed(log) if mark in line), "")
 
 
-def _last_words(log: deque[str]) -> str:
-    """The last line of the log that names an error of ours; if there is none, the last that names any error."""
-    for mark in ("InputError: ", "RunFailedError: ", "Error: "):
-        for line in reversed(log):
-            if mark in line:
-                return line[line.index(mark) + len(mark) :].strip() if mark != "Error: " else line.strip()
-    return ""
+def _last_words(log: Iterable[str], of_ray: str = "") -> str:
+    """Why a run ended, by its log: the last error of ours; if there is none, the first cause of the last error.
+
+    Args:
+        of_ray: what Ray's own processes said last, to be added to an error of Flower's or Ray's.
+    """
+    lines = list(log)
+    for mark in ("InputError: ", "RunFailedError: "):
+        for line in reversed(lines):
+            words = line.partition(mark)[2].strip()
+            if words and words != FLOWER_ENDED:
+                return words
+    cause = _first_cause(lines) or next((line.strip() for line in reversed(lines) if "Error: " in line), "")
+    told = visible_line(cause, length=_REASON_CHARACTERS)
+    if cause and of_ray:
+        told += f" (Ray says: {visible_line(of_ray, length=_REASON_CHARACTERS)})"
+    return f"{FLOWER_ENDED}: {told}" if any(FLOWER_ENDED in line for line in lines) and told else told
+
+
+def _first_cause(lines: Sequence[str]) -> str:
+    """The first error of the last chain of tracebacks."""
+    found, inside, chained = "", False, False
+    for line in lines:
+        if "Traceback (most recent call last):" in line:
+            inside = True
+        elif inside and line[:1].strip():
+            # An error that another one led to is not the first.
+            found, inside, chained = found if chained else line.strip(), False, False
+        elif line.startswith(("The above exception was ", "During handling of the above exception, ")):
+            chained = True
+    return found
 
 
 class Interruption:

@@ -47,7 +47,7 @@ class MadeFlower:
 
     def __init__(self, work: object) -> None:
         self.work = work
-        self.notice = self.end = ""
+        self.notice = self.end = self.words = ""
         self.closed = 0
         self.nodes = 0
         self.handed = HandedOver(Path())
@@ -67,6 +67,9 @@ class MadeFlower:
 
     def status(self) -> str:
         return "finished:failed"
+
+    def last_words(self) -> str:
+        return self.words
 
     def close(self) -> None:
         self.closed += 1
@@ -157,6 +160,41 @@ def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: P
 
     with pytest.raises(RunFailedError, match="again"):
         runner.run(settings(tmp_path, resume=True), console(), submit=MadeFlower(resume))
+
+
+#: As Flower writes it where Ray does not start: the cause comes first, and what it led to last.
+CRASH = """\
+ERROR :     An exception occured!! no room
+ERROR :     Traceback (most recent call last):
+  File "raybackend.py", line 119, in init_ray
+    ray.init(
+Exception: the raylet has no room for its store
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "run_simulation.py", line 347, in _main_loop
+    raise RuntimeError("An error was encountered.")
+RuntimeError: An error was encountered. Ending simulation.
+protocol.errors.RunFailedError: Flower has ended the run"""
+
+
+def test_where_ray_fails_its_own_reason_is_told_and_recorded(tmp_path: Path) -> None:
+    def crash(wanted: RunSettings) -> Iterator[str]:
+        run = opened(wanted)
+        run.end("Flower has ended the run")  # all that the app learns
+        run.close()
+        yield from CRASH.splitlines()
+
+    flower = MadeFlower(crash)
+    flower.words = "cannot map 2 GB"
+    with pytest.raises(RunFailedError, match=r"the raylet has no room for its store.*cannot map 2 GB") as caught:
+        runner.run(settings(tmp_path), console(), submit=flower)
+    assert "Ending simulation" not in str(caught.value)
+    [folder] = tmp_path.iterdir()
+    record = read_record(folder)
+    assert record.status == "failed"
+    assert "no room for its store" in (record.failure or "")
 
 
 def test_a_run_that_never_started_shows_the_reason_in_flowers_log(tmp_path: Path) -> None:
