@@ -1,8 +1,6 @@
 """One run of a Flower app in a SuperLink of its own on this machine: submit it, follow it, ask how it ended."""
 
-import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,8 +20,6 @@ from sims.run.reach import SENTENCES, reach_of_run
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STARTUP_SECONDS = 60.0
 _COMMAND_SECONDS = 60.0
-#: Most bytes of a log of Ray's that are read.
-_LAST_BYTES = 64 * 1024
 
 
 class FlowerRun:
@@ -82,17 +78,6 @@ class FlowerRun:
         if not isinstance(runs, list) or not runs:
             raise RunFailedError(f"Flower does not know the run {self.run_id}")
         return str(runs[0]["status"])
-
-    def last_words(self) -> str:
-        """What Ray's own processes said last on standard error; empty if nothing. They are lost with ``close``."""
-        for name in ("raylet.err", "gcs_server.err"):
-            for log in sorted(self._temporary.path.glob(f"ray/session_2*/logs/{name}")):
-                with contextlib.suppress(OSError), log.open("rb") as file:
-                    file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
-                    lines = file.read(_LAST_BYTES).decode("utf-8", errors="replace").strip().splitlines()
-                    if lines:
-                        return _COLOUR.sub("", lines[-1])
-        return ""
 
     def close(self) -> None:
         """End the SuperLink and every process below it, and remove Flower's files of this run. May be called again.

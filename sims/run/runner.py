@@ -63,8 +63,6 @@ class SubmittedRun(Protocol):
 
     def status(self) -> str: ...
 
-    def last_words(self) -> str: ...
-
     def close(self) -> None: ...
 
 
@@ -165,10 +163,8 @@ def _run_in(
     except BaseException as error:
         failed = error
     interruption.only_note()
-    words = ""
     try:
         if submitted is not None:
-            words = submitted.last_words()
             submitted.close()
     except LearngeneError as error:
         failed = failed or error
@@ -179,7 +175,7 @@ def _run_in(
     if failed is not None:
         return failed, str(failed) or type(failed).__name__
     end = submitted.end if submitted is not None else ""
-    return None, end or (reason if reason == _APP_LOST else _last_words(log, words) or reason)
+    return None, end or (reason if reason == _APP_LOST else _last_words(log) or reason)
 
 
 def _what_is_left(
@@ -304,12 +300,8 @@ def _refusal(log: deque[str]) -> str:
     return next((line.partition(mark)[2].strip() for line in reversed(log) if mark in line), "")
 
 
-def _last_words(log: Iterable[str], of_ray: str = "") -> str:
-    """Why a run ended, by its log: the last error of ours; if there is none, the first cause of the last error.
-
-    Args:
-        of_ray: what Ray's own processes said last, to be added to an error of Flower's or Ray's.
-    """
+def _last_words(log: Iterable[str]) -> str:
+    """Why a run ended, by its log: the last error of ours; if there is none, the first cause of the last error."""
     lines = list(log)
     for mark in ("InputError: ", "RunFailedError: "):
         for line in reversed(lines):
@@ -317,10 +309,7 @@ def _last_words(log: Iterable[str], of_ray: str = "") -> str:
             if words and words != FLOWER_ENDED:
                 return words
     cause = _first_cause(lines) or next((line.strip() for line in reversed(lines) if "Error: " in line), "")
-    told = visible_line(cause, length=_REASON_CHARACTERS)
-    if cause and of_ray:
-        told += f" (Ray says: {visible_line(of_ray, length=_REASON_CHARACTERS)})"
-    return f"{FLOWER_ENDED}: {told}" if any(FLOWER_ENDED in line for line in lines) and told else told
+    return visible_line(cause, length=_REASON_CHARACTERS)
 
 
 def _first_cause(lines: Sequence[str]) -> str:
