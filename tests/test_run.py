@@ -647,6 +647,7 @@ def test_flowers_own_command_gives_the_same_results(whole: Ended, place: Place) 
     report = (ended.run / "report.html").read_text(encoding="utf-8")
     assert STAND_IN in report
     assert STAND_IN in ended.out
+    assert f"environment: {sys.prefix}" in ended.out
     assert ended.look.remaining() == []
     # Its daemon is Flower's own, open to every user of the machine; Ray keeps to itself all the same.
     found = {key: sockets for key, sockets in who_listens(ended.look).items() if key[1] != "unix"}

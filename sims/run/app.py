@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -32,13 +33,13 @@ from protocol.trust.role import Role
 from protocol.trust.trust_file import write_trust
 from protocol.trust.trust_store import TrustStore
 from protocol.visible_text import visible_line
-from sims.data.datasets import CACHE
+from sims.data.datasets import CACHE, DATASETS
 from sims.data.images import load_source
 from sims.data.worlds import load_world, make_world
 from sims.results import report
 from sims.results.collection import collect
 from sims.run.environment import REACH, HandedOver, handed_over
-from sims.run.options import Options, Value, read_options
+from sims.run.options import DATA_VARIABLE, Options, Value, read_options
 from sims.run.processes import NodeProcesses
 from sims.run.reach import Reach
 from sims.run.run_folder import OpenRun, open_prepared, prepare, read_settings
@@ -74,10 +75,12 @@ def _run(grid: Grid, context: Context) -> None:
     nodes = _connected_nodes(grid)
     # Only `learngene run` says who reaches it; elsewhere the SuperLink is Flower's own.
     reach: Reach = TypeAdapter(Reach).validate_python(os.environ.get(REACH, "machine"))
-    config: dict[str, Value] = dict(context.run_config)
+    config, handed = dict[str, Value](context.run_config), handed_over()
     run, settings = open_configured(
-        read_options(config), handed_over(), connected=len(nodes) - 1, reach=reach, now=datetime.now(UTC)
+        read_options(config), handed, connected=len(nodes) - 1, reach=reach, now=datetime.now(UTC)
     )
+    if handed is None:
+        print_line(whose_environment(settings, os.environ))
     print_line(f"{FOLDER_LINE}{run.folder}")
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
@@ -87,6 +90,15 @@ def _run(grid: Grid, context: Context) -> None:
         raise
     finally:
         run.close()
+
+
+def whose_environment(settings: RunSettings, environment: Mapping[str, str]) -> str:
+    """A line about what an app of Flower's own command has from its SuperLink: it may have been started long ago, in
+    another shell and another environment."""
+    images = "the stand-in" if settings.stand_in else settings.data or DATASETS[settings.dataset].origin
+    from_variable = settings.data is not None and str(settings.data) == environment.get(DATA_VARIABLE)
+    of_start = f" ({DATA_VARIABLE} when the SuperLink was started)" if from_variable else ""
+    return f"environment: {sys.prefix}, learngene from {Path(__file__).parents[2]}; images: {images}{of_start}"
 
 
 def open_configured(

@@ -17,7 +17,7 @@ from protocol.node.server import CANNOT
 from protocol.transport.relay import PartyFailedError
 from protocol.trust.role import Role
 from protocol.trust.trust_file import read_trust
-from sims.run.app import _make_keys, _Site, _with_reasons, open_configured
+from sims.run.app import _make_keys, _Site, _with_reasons, open_configured, whose_environment
 from sims.run.environment import HandedOver, handed_over
 from sims.run.options import Value, read_options
 from sims.run.processes import NodeProcess, NodeProcesses
@@ -150,6 +150,19 @@ def test_without_a_folder_the_run_configuration_says_the_settings(tmp_path: Path
     run.close()
     assert (found.profile, found.seed, run.folder.parent) == ("smoke", 7, tmp_path)
     assert read_settings(run.folder).settings == found
+
+
+def test_an_app_of_flower_s_own_command_says_which_environment_and_images_it_has(tmp_path: Path) -> None:
+    """Those of the SuperLink's start, which may be another's."""
+    variables = {"LEARNGENE_DATA": str(tmp_path)}
+    settings = from_run_config({"profile": "smoke"}, environment=variables)
+    said = whose_environment(settings, variables)
+    for words in (sys.prefix, str(tmp_path), "LEARNGENE_DATA"):
+        assert words in said
+    named = whose_environment(from_run_config({"profile": "smoke", "data": str(tmp_path)}), {})
+    assert str(tmp_path) in named
+    assert "LEARNGENE_DATA" not in named
+    assert str(tmp_path) not in whose_environment(from_run_config({"stand-in": True}, environment=variables), variables)
 
 
 @pytest.mark.parametrize(
