@@ -49,7 +49,7 @@ def _is_known(number: int) -> bool:
 
 
 @functools.cache
-def offered() -> str:
+def refused() -> str:
     """Why this kernel gives no corner; empty if it gives one."""
     if sys.platform != "linux":
         return "only Linux has user namespaces"

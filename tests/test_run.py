@@ -35,6 +35,7 @@ from sims.run.processes import alive, end_all
 from sims.run.reach import SENTENCES, reach_of_run
 from sims.run.run_folder import read_record, read_settings
 from sims.run.runner import Interruption
+from tests import corner
 from tests.sims.results.test_report import Page, title_is_red
 from tests.sims.run.knocking import Answers, knock
 from tests.sims.run.listening import Listener, listeners, network_of
@@ -247,11 +248,17 @@ class Place:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
 
-    def learngene(self, out: Path, *more: str, meanwhile: "Callable[[Look], None] | None" = None) -> Ended:
-        """``learngene run cifar100`` until it ends; the one run folder in ``out`` is its own."""
+    def learngene(
+        self, out: Path, *more: str, meanwhile: "Callable[[Look], None] | None" = None, in_corner: bool = False
+    ) -> Ended:
+        """``learngene run cifar100`` until it ends; the one run folder in ``out`` is its own.
+
+        Args:
+            in_corner: in a corner like a container's.
+        """
         look = Look()
         with _ended(look), look.going_on():
-            process = self.start_run(out, look, *more)
+            process = (self.start_in_corner if in_corner else self.start_run)(out, look, *more)
             if meanwhile is not None:
                 meanwhile(look)
             stdout, stderr = process.communicate(timeout=300)
@@ -260,30 +267,55 @@ class Place:
 
     def start_run(self, out: Path, look: Look, *more: str) -> "subprocess.Popen[str]":
         """``learngene run cifar100``, started."""
-        flags = [word for name, value in EXPERIMENT.items() for word in _flag(name, value)]
-        return self._start(["learngene", "run", "cifar100", *flags, "--out", str(out), *more], look, **HOSTILE)
+        command = [str(PROGRAMS / "learngene"), "run", "cifar100", *_flags(), "--out", str(out), *more]
+        return self._start(command, {**self.environment(look), **HOSTILE})
+
+    def start_in_corner(self, out: Path, look: Look, *more: str) -> "subprocess.Popen[str]":
+        """As ``start_run``, with nothing that a user has: no home and no name, no terminal, no variable but hostile
+        ones, an encoding that lacks characters, a folder for temporary files whose path is too long for sockets, and
+        a clone that is read-only.
+        """
+        deep = self.root.joinpath("temporary", *["deep"] * 30)
+        deep.mkdir(parents=True, exist_ok=True)
+        given = {
+            **look.environment,
+            **HOSTILE,
+            "TMPDIR": str(deep),
+            "LC_ALL": "C",
+            "PYTHONIOENCODING": "ascii:strict",
+            "LEARNGENE_CACHE": str(self.root / ".learngene" / "data"),  # where it is drawn already
+        }
+        command = [str(PROGRAMS / "learngene"), "run", "cifar100", *_flags(), "--out", str(out), *more]
+        clone = Path(next(iter(sims.__path__))).parent
+        if not corner.refused():
+            command = corner.in_corner(command, read_only={clone, Path(sys.prefix)})
+        return self._start(command, given, new_session=True)
 
     def flwr(self, out: Path) -> Ended:
         """``flwr run sims/cifar100 --stream`` with a daemon of its own, which is ended afterwards."""
         values = {**EXPERIMENT, "out": str(out)}
         configuration = " ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
         app = Path(next(iter(sims.__path__))) / "cifar100"
-        command = ["flwr", "run", str(app), "--stream", "--run-config", configuration]
+        command = [str(PROGRAMS / "flwr"), "run", str(app), "--stream", "--run-config", configuration]
         http, control = free_ports(2)
         ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http), "FLWR_LOCAL_CONTROL_API_PORT": str(control)}
         look = Look()
         with _ended(look), look.going_on():
             ray = {"RAY_ADDRESS": HOSTILE["RAY_ADDRESS"], "RAY_AUTH_MODE": "disabled"}
-            process = self._start(command, look, FLWR_HOME=str(self.root / "flwr"), **ports, **ray)
+            own = {"FLWR_HOME": str(self.root / "flwr"), **ports, **ray}
+            process = self._start(command, {**self.environment(look), **own})
             stdout, stderr = process.communicate(timeout=300)
         [folder] = out.iterdir()
         return Ended(process.returncode, stdout, stderr, look, folder)
 
-    def _start(self, command: list[str], look: Look, **more: str) -> "subprocess.Popen[str]":
+    def _start(
+        self, command: list[str], given: Mapping[str, str], *, new_session: bool = False
+    ) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [str(PROGRAMS / command[0]), *command[1:]],
-            env={**self.environment(look), **more},
+            command,
+            env=dict(given),
             cwd=self.root,
+            start_new_session=new_session,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -297,14 +329,18 @@ class Place:
 HOSTILE = {
     "RAY_ADDRESS": "192.0.2.1:6379",
     "RAY_AUTH_MODE": "disabled",
-    "http_proxy": "http://192.0.2.1:3128",
+    **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "grpc_proxy"), "http://192.0.2.1:3128"),
+    "all_proxy": "socks5://192.0.2.1:1080",
+    "no_proxy": "",
     "FORCE_COLOR": "1",
     "FLWR_INTERNAL_GRPC_CONTROL_API": "1",
 }
 
 
-def _flag(name: str, value: str | int | bool) -> list[str]:
-    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+def _flags() -> list[str]:
+    """The experiment as flags of ``learngene run``."""
+    named = ([f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in EXPERIMENT.items())
+    return [word for words in named for word in words]
 
 
 @contextlib.contextmanager
@@ -344,8 +380,8 @@ def whole(place: Place) -> Ended:
 
 @pytest.fixture(scope="module")
 def killed(place: Place) -> Ended:
-    """A run whose collective was killed while it learned its second task."""
-    out = place.root / "killed"
+    """A run in a corner like a container's, whose collective was killed while it learned its second task."""
+    out = place.root / 'killed [final] a[b] "\U0001f600"'
 
     def kill(look: Look) -> None:
         wait_for(lambda: any(out.glob("*/nodes/collective/state/checkpoint/state-0001")))
@@ -353,15 +389,15 @@ def killed(place: Place) -> Ended:
         log = (found[0].parents[1] / "node.log").read_text()
         os.kill(int(log.rpartition(" starts as process ")[2].split()[0]), signal.SIGKILL)
 
-    return place.learngene(out, meanwhile=kill)
+    return place.learngene(out, meanwhile=kill, in_corner=True)
 
 
 @pytest.fixture(scope="module")
 def resumed(place: Place, killed: Ended, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
-    """A copy of what the killed run left, and the run that went on from it."""
+    """A copy of what the killed run left, and the run that went on from it in the same corner."""
     before = tmp_path_factory.mktemp("before") / "run"
     shutil.copytree(killed.run, before)
-    return before, place.learngene(killed.run.parent, "--resume")
+    return before, place.learngene(killed.run.parent, "--resume", in_corner=True)
 
 
 @pytest.mark.slow
@@ -593,6 +629,21 @@ def test_ctrl_c_before_anything_is_done_leaves_nothing_at_all(place: Place) -> N
     assert len(err.strip().splitlines()) == 1
     assert list(out.iterdir()) == []
     assert look.remaining() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(corner.refused()), reason=corner.refused())
+def test_a_run_in_a_corner_like_a_container_s_finishes_with_a_report(resumed: tuple[Path, Ended], place: Place) -> None:
+    ended = resumed[1]
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    assert ended.out.isascii()
+    assert read_record(ended.run).status == "finished"
+    for name in ("results.json", "report.html", *FIGURES):
+        assert (ended.run / name).stat().st_size > 0
+    # It ran as somebody whom passwd does not name, and left nothing in the long folder.
+    assert f"/learngene-{corner.a_number()}/" in "".join(listener.address for listener in ended.look.listening)
+    assert [path for path in (place.root / "temporary").rglob("*") if path.name != "deep"] == []
 
 
 @pytest.mark.slow

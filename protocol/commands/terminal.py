@@ -1,5 +1,6 @@
 """The end of every command: an error is one line on stderr, and the exit code says its kind."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -68,6 +69,12 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     sys.excepthook = _show_crash
     # No file of a command or its libraries may be writable by other users, whatever the shell's umask.
     os.umask(os.umask(0o077) | 0o022)
+    # Where one of the three was closed, the next file to be opened would take its place, and our lines would go into it.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     # A character that the terminal's encoding lacks is shown by its number, instead of ending the command.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -78,6 +85,8 @@ def exit_code(command: Callable[[], Any]) -> int:
     """Run ``command`` and turn its errors into one line each and a code."""
     try:
         result = command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.UsageError as error:
         hint = f"see: {error.ctx.command_path} --help" if error.ctx else "see --help"
         return _say(f"{_one_line(error).rstrip('.')}; {hint}", EXIT_USAGE)
@@ -104,7 +113,12 @@ def exit_code(command: Callable[[], Any]) -> int:
     except OSError as error:
         # A file error without a message of ours: a path from the user is missing, closed, or on a full disk.
         if not isinstance(error.filename, str | bytes):
-            raise
+            if error.errno not in _OF_THE_DISK:
+                raise
+            _give_up_output()
+            return _say(
+                f"cannot write: {error.strerror or error}; make room, or send the output elsewhere", EXIT_FAILED
+            )
         # The record goes into a node's log; in other commands there is no handler.
         logger.info("ended by an error of the system", exc_info=error)
         reason = f"{os.fsdecode(error.filename)}: {error.strerror or error}"
@@ -116,6 +130,12 @@ def exit_code(command: Callable[[], Any]) -> int:
         return _say("interrupted", EXIT_INTERRUPTED, mark="")
     # Not in standalone mode: `typer.Exit(code)` comes back as the code.
     return result if isinstance(result, int) else 0
+
+
+def _give_up_output() -> None:
+    """Keep Python from writing at its end what cannot be written, which would be a second error."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: click.ClickException) -> str:

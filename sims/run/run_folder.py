@@ -386,9 +386,14 @@ def _free_lock(folder: Path) -> TextIOWrapper | None:
     handle = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 - held open during the run
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         handle.close()
         return None
+    except OSError as error:
+        handle.close()
+        raise InputError(
+            f"the file system of {folder} has no locks ({error.strerror}); choose a folder on another"
+        ) from None
     return handle
 
 

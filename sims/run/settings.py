@@ -157,7 +157,12 @@ class RunSettings(BaseModel):
 
     def command(self) -> str:
         """The command line that repeats this run: every option that differs from its profile's."""
-        own, profiles = self.options(), resolve(Options(dataset=self.dataset, profile=self.profile)).options()
+        own = self.options()
+        try:
+            out = str(expanded(DEFAULT_OUT))
+        except InputError:  # a user without a home has no default
+            out = "/"
+        profiles = resolve(Options(dataset=self.dataset, profile=self.profile, out=out)).options()
         words = ["learngene", "run", self.dataset, "--profile", self.profile, "--seed", str(self.seed)]
         for name, key in keys():
             value = getattr(own, name)

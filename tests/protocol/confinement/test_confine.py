@@ -16,7 +16,7 @@ from protocol.confinement.guards import GUARDS
 from protocol.errors import InputError
 from protocol.node import confine, reachable_files
 from protocol.node.configuration import NodeTable
-from tests.corner import in_corner, offered
+from tests import corner
 from tests.protocol.parties import ROOT, RUN
 
 confined_only = pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
@@ -73,7 +73,7 @@ def run(folder: Path, code: str, *, confined: bool, read_only: Sequence[Path] = 
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", text]
     if read_only:
-        command = in_corner(command, read_only=read_only)
+        command = corner.in_corner(command, read_only=read_only)
     done = subprocess.run(command, env=one_thread, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert node.state.is_dir()
@@ -82,7 +82,7 @@ def run(folder: Path, code: str, *, confined: bool, read_only: Sequence[Path] = 
 
 
 @confined_only
-@pytest.mark.skipif(bool(offered()), reason=offered())
+@pytest.mark.skipif(bool(corner.refused()), reason=corner.refused())
 def test_a_node_is_confined_where_the_temporary_folder_is_read_only() -> None:
     """As in a container whose root is: that nothing can be written there is no sign of confinement, nor of none."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:

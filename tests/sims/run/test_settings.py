@@ -1,6 +1,7 @@
 """Settings of a run: profiles, overrides, the round trip through Flower, and what is refused."""
 
 import os
+import pwd
 import shlex
 from pathlib import Path
 
@@ -248,6 +249,17 @@ def test_a_folder_whose_name_is_not_utf_8_is_refused_by_its_bytes(tmp_path: Path
     folder.mkdir()
     with pytest.raises(InputError, match=rf"^{key}: .*caf\\udce9"):
         from_run_config({key: str(folder)})
+
+
+def test_a_user_without_a_home_is_told_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = from_run_config({"out": str(tmp_path), "profile": "smoke"})
+    expected = settings.command()
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(InputError, match="^out: "):
+        from_run_config({"profile": "smoke"})
+    assert from_run_config({"out": str(tmp_path), "profile": "smoke"}).command() == expected
+    assert f"--out {tmp_path}" in expected
 
 
 @pytest.mark.parametrize("key", ["out", "data", "cache", "folder"])
