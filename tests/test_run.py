@@ -632,21 +632,6 @@ def test_ctrl_c_before_anything_is_done_leaves_nothing_at_all(place: Place) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(corner.refused()), reason=corner.refused())
-def test_a_run_in_a_corner_like_a_container_s_finishes_with_a_report(resumed: tuple[Path, Ended], place: Place) -> None:
-    ended = resumed[1]
-    assert ended.code == 0, ended.err
-    assert ended.err == ""
-    assert ended.out.isascii()
-    assert read_record(ended.run).status == "finished"
-    for name in ("results.json", "report.html", *FIGURES):
-        assert (ended.run / name).stat().st_size > 0
-    # It ran as somebody whom passwd does not name, and left nothing in the long folder.
-    assert f"/learngene-{corner.a_number()}/" in "".join(listener.address for listener in ended.look.listening)
-    assert [path for path in (place.root / "temporary").rglob("*") if path.name != "deep"] == []
-
-
-@pytest.mark.slow
 def test_a_killed_node_ends_the_run_with_one_clear_line(killed: Ended) -> None:
     assert killed.code == 1
     [line] = killed.err.strip().splitlines()
@@ -682,6 +667,21 @@ def test_a_killed_run_goes_on_from_the_last_task(resumed: tuple[Path, Ended]) ->
     assert any(text.startswith("task 1 of 2") for text in tasks[0])
     assert tasks[1]
     assert all(text.startswith("task 2 of 2") for text in tasks[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(corner.refused()), reason=corner.refused())
+def test_a_run_in_a_corner_like_a_container_s_finishes_with_a_report(resumed: tuple[Path, Ended], place: Place) -> None:
+    ended = resumed[1]
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    assert ended.out.isascii()
+    assert read_record(ended.run).status == "finished"
+    for name in ("results.json", "report.html", *FIGURES):
+        assert (ended.run / name).stat().st_size > 0
+    # It ran as somebody whom passwd does not name, and left nothing in the long folder.
+    assert f"/learngene-{corner.a_number()}/" in "".join(listener.address for listener in ended.look.listening)
+    assert [path for path in (place.root / "temporary").rglob("*") if path.name != "deep"] == []
 
 
 @pytest.mark.slow

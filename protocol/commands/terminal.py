@@ -69,7 +69,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     sys.excepthook = _show_crash
     # No file of a command or its libraries may be writable by other users, whatever the shell's umask.
     os.umask(os.umask(0o077) | 0o022)
-    # Where one of the three was closed, the next file to be opened would take its place, and our lines would go into it.
+    # Where one of the three was closed, the next file that is opened would take its place, and our lines go into it.
     for number in range(3):
         try:
             os.fstat(number)
@@ -116,9 +116,8 @@ def exit_code(command: Callable[[], Any]) -> int:
             if error.errno not in _OF_THE_DISK:
                 raise
             _give_up_output()
-            return _say(
-                f"cannot write: {error.strerror or error}; make room, or send the output elsewhere", EXIT_FAILED
-            )
+            reason = f"cannot write the output: {error.strerror or error}"
+            return _say(f"{reason}; make room, or send it elsewhere", EXIT_FAILED)
         # The record goes into a node's log; in other commands there is no handler.
         logger.info("ended by an error of the system", exc_info=error)
         reason = f"{os.fsdecode(error.filename)}: {error.strerror or error}"

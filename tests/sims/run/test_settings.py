@@ -256,7 +256,7 @@ def test_a_user_without_a_home_is_told_how_to_go_on(tmp_path: Path, monkeypatch:
     expected = settings.command()
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
-    with pytest.raises(InputError, match="^out: "):
+    with pytest.raises(InputError, match=r"^out: "):
         from_run_config({"profile": "smoke"})
     assert from_run_config({"out": str(tmp_path), "profile": "smoke"}).command() == expected
     assert f"--out {tmp_path}" in expected
