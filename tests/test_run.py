@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -272,8 +273,8 @@ class Place:
 
     def start_in_corner(self, out: Path, look: Look, *more: str) -> "subprocess.Popen[str]":
         """As ``start_run``, with nothing that a user has: no home and no name, no terminal, no variable but hostile
-        ones, an encoding that lacks characters, a folder for temporary files whose path is too long for sockets, and
-        a clone that is read-only.
+        ones, an encoding that lacks characters, few files at once, a folder for temporary files whose path is too long
+        for sockets, a clone and a shared memory that are read-only.
         """
         deep = self.root.joinpath("temporary", *["deep"] * 30)
         deep.mkdir(parents=True, exist_ok=True)
@@ -288,8 +289,9 @@ class Place:
         command = [str(PROGRAMS / "learngene"), "run", "cifar100", *_flags(), "--out", str(out), *more]
         clone = Path(next(iter(sims.__path__))).parent
         if not corner.refused():
-            command = corner.in_corner(command, read_only={clone, Path(sys.prefix)})
-        return self._start(command, given, new_session=True)
+            # Ray takes another folder for its store where it cannot have this one.
+            command = corner.in_corner(command, read_only={clone, Path(sys.prefix), Path("/dev/shm")})
+        return self._start(command, given, bare=True)
 
     def flwr(self, out: Path) -> Ended:
         """``flwr run sims/cifar100 --stream`` with a daemon of its own, which is ended afterwards."""
@@ -308,20 +310,17 @@ class Place:
         [folder] = out.iterdir()
         return Ended(process.returncode, stdout, stderr, look, folder)
 
-    def _start(
-        self, command: list[str], given: Mapping[str, str], *, new_session: bool = False
-    ) -> "subprocess.Popen[str]":
+    def _start(self, command: list[str], given: Mapping[str, str], *, bare: bool = False) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             command,
             env=dict(given),
             cwd=self.root,
-            start_new_session=new_session,
+            start_new_session=bare,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Ctrl-C must reach it also where these tests run in a shell's background, which ignores it.
-            preexec_fn=_heed_ctrl_c,
+            preexec_fn=_begin_with_few_files if bare else _heed_ctrl_c,
         )
 
 
@@ -743,7 +742,13 @@ def wait_for(happened: Callable[[], bool], seconds: float = 180.0) -> None:
 
 
 def _heed_ctrl_c() -> None:
+    """Ctrl-C must reach a command also where these tests run in a shell's background, which ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _begin_with_few_files() -> None:
+    _heed_ctrl_c()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 
 
 def alive_now(listener: Listener) -> bool:

@@ -16,6 +16,7 @@ from protocol.errors import InputError, RunFailedError
 from protocol.files.user_files import check_free, expanded, write_new
 from protocol.node import confine
 from protocol.output import print_table, say, table
+from protocol.transport.simulation_paths import short_temporary_folder
 from sims.boundary.acts.expectation import Expected
 from sims.boundary.attempt import Area, Attack, Attempt, make
 from sims.boundary.outcome import TITLES, LeftOut, Outcome, tables
@@ -94,12 +95,17 @@ def attack(areas: Sequence[Area], tell: Callable[[str], None]) -> Outcome:
     return Outcome(tuple(attempts), tuple(left_out))
 
 
+#: The longest path of a socket below the temporary folder.
+_LONGEST_SOCKET = "boundary-12345678/" + "x" * 60
+
+
 @contextlib.contextmanager
 def attacks(area: Area) -> Iterator[list[Attack]]:
     """The attacks of an area, with everything that they need, in a folder of their own, until the ``with`` ends."""
     with (
-        # Short, as sockets lie in it.
-        tempfile.TemporaryDirectory(prefix="boundary-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(
+            prefix="boundary-", dir=short_temporary_folder(_LONGEST_SOCKET), ignore_cleanup_errors=True
+        ) as folder,
         _source(area, Path(folder).resolve()) as found,
     ):
         yield found

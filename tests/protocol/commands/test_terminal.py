@@ -178,7 +178,7 @@ def test_what_is_closed_at_the_start_is_no_place_for_another_file(tmp_path: Path
         "import os, sys; from protocol.commands.terminal import make_app, run_app; app = make_app('An application.')\n"
         "@app.command('write')\n"
         "def write() -> None:\n"
-        f"    file = open({str(tmp_path / 'file')!r}, 'w'); os.write(1, b'a line'); file.write(str(file.fileno() > 2))\n"
+        f"    file = open({str(tmp_path / 'file')!r}, 'w'); os.write(1, b'line'); file.write(str(file.fileno() > 2))\n"
         "@app.command('other')\n"
         "def other() -> None: ...\n"
         "run_app(app)"

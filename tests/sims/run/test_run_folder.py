@@ -1,5 +1,7 @@
 """Run folders: never shared, never overwritten, found again to be resumed."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -182,3 +184,14 @@ def test_a_run_that_said_why_it_failed_is_asked_for_its_results(tmp_path: Path) 
         load(run.folder)
     assert why_unfinished(tmp_path) == ""
     assert list(tmp_path.glob("*.lock")) + list(tmp_path.glob("lock")) == []
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(InputError, match="has no locks"):
+        start(settings(tmp_path))
