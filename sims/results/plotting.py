@@ -50,6 +50,7 @@ if "matplotlib" in sys.modules:
 else:
     with _no_settings_found():
         import matplotlib
+        import matplotlib.font_manager  # looks for a place for its list of fonts
 
 from matplotlib.artist import Artist  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
