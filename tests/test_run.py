@@ -29,6 +29,7 @@ from protocol.commands.learngene import make
 from protocol.confinement import namespaces
 from protocol.confinement.warden import refused_calls
 from protocol.node import confine
+from protocol.visible_text import in_encoding
 from sims.results.figures import FIGURES
 from sims.results.models import schema
 from sims.run.enclosure import KILLED
@@ -636,12 +637,12 @@ def test_a_killed_node_ends_the_run_with_one_clear_line(killed: Ended) -> None:
     [line] = killed.err.strip().splitlines()
     assert line.startswith("error: the run failed: the node process of the collective (pid ")
     assert "was killed by signal 9" in line
-    assert str(killed.run) in line
+    assert in_encoding(str(killed.run), "ascii") in line
     assert "--resume" in line
     record = read_record(killed.run)
     assert record.status == "failed"
     assert record.failure is not None
-    assert record.failure in line
+    assert in_encoding(record.failure, "ascii") in line
     # It was in the middle: one task was done and no learngene there.
     checkpoints = killed.run / "nodes" / "collective" / "state" / "checkpoint"
     assert [path.name for path in checkpoints.iterdir()] == ["state-0001"]
