@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from protocol.encoding import bounded_toml
 from protocol.encoding.earlier_words import in_todays_words
 from protocol.errors import InputError, fault_line
-from protocol.files.user_files import read_given
+from protocol.files.user_files import expanded, read_given
 from protocol.keys.signing_key import PublicKey
 from protocol.trust.role import A_PARTY, Role
 from protocol.visible_text import visible_name
@@ -20,7 +20,10 @@ def _local_path(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str | os.PathLike) or not str(value):
         raise ValueError("must be a path")
     folder = (info.context or {}).get("folder", Path.cwd())
-    return Path(os.path.abspath(Path(folder) / Path(value).expanduser()))
+    try:
+        return Path(os.path.abspath(Path(folder) / expanded(Path(value))))
+    except InputError as error:
+        raise ValueError(str(error)) from None
 
 
 #: A path relative to the folder of the configuration file.

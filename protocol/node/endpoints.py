@@ -88,7 +88,8 @@ def check_ledger(node: NodeTable) -> None:
         InputError: it has none.
     """
     if not os.path.isfile(node.state / LEDGER):
-        raise InputError(f"{node.state} holds no ledger: this node has never run")
+        moved = "" if os.path.isdir(node.state) else ", or was moved and its configuration names the old place"
+        raise InputError(f"{node.state} holds no ledger: this node has never run{moved}")
 
 
 def known_status(config: Path, *, run_id: str, release: str, signer: str) -> RevocationStatus | None:
