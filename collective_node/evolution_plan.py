@@ -17,7 +17,7 @@ from collective_node.network.expandable_network import HIDDEN, POOLED, Expandabl
 from collective_node.network.growth_schedule import Step, Widen, parse, steps_before
 from collective_node.network.growth_steps import check_deepening, check_widening
 from collective_node.random_states import RandomStates
-from collective_node.settings import CollectiveSettings, Score, Strategy
+from collective_node.settings import REGULARISERS, CollectiveSettings, Score, Strategy
 from collective_node.training import steps_for
 from protocol.errors import InputError
 from protocol.learngene.images import DeviceImages, Normalisation
@@ -45,6 +45,13 @@ _AS_BEFORE: Mapping[str, object] = {
     "bias": "none",
     "calibration_share": 0.0,
     "copies": "divided",
+    "schedule": "one-cycle",
+    **REGULARISERS,
+    "rotation_share": 0.75,
+    "rotation_classes": "all",
+    "randaugment_magnitude": 5.0,
+    "consolidate_generations": 0,
+    "generation_weight": 0.5,
 }
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {
@@ -105,6 +112,11 @@ class EvolutionPlan:
         height, width, channels = images.train_images.shape[1:]
         if _positions(height, width) < 1:
             raise InputError(f"images of {width}x{height} pixels are too small: 32x32 at least")
+        if height != width and (settings.rotation or settings.in_condensing.rotation):
+            raise InputError(
+                f"images of {width}x{height} pixels cannot be turned by a quarter: set rotation and condense_rotation "
+                "to 0"
+            )
         check_network(settings, channels)
         return cls(
             settings=settings,
@@ -169,9 +181,11 @@ class EvolutionPlan:
             _first_widths(settings),
             channels=channels,
             positions=_positions(height, width),
-            hidden=0 if settings.classifier == "linear" else scaled(HIDDEN, settings.width),
+            hidden=scaled(HIDDEN, settings.width) if settings.classifier == "mlp" else 0,
             dropout=settings.dropout,
             generator=random["weights"],
+            cosine=settings.classifier == "cosine",
+            tells_turns=settings.rotation > 0,
         )
         network = network.to(images.pixels.device).to(memory_format=torch.channels_last)
         trend = GradientTrend(len(network.layers), settings.sigma)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,11 @@ from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training import Observer, fit
 from collective_node.training_set import TrainingSet
+from collective_node.weight_averaging import estimate_statistics
 from protocol.errors import InputError
 from protocol.learngene.architecture import CompactForm
 from protocol.learngene.images import autocast
-from protocol.learngene.network import ConvolutionBlock, average_statistics, build_blocks, initialise, layers_of
-
-#: Batches of 250 images that the BatchNorm statistics of a compact network are averaged over.
-STATISTICS_BATCHES = 40
+from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,11 @@ def condense(
     knowledge: Knowledge | None = None,
     observe: Observer | None = None,
 ) -> CompactNetwork:
-    """Train a compact network; the BatchNorm statistics of its blocks are estimated again at the end.
+    """Train a compact network, in as many generations as the settings ask for.
 
-    They are then averages over balanced batches without augmentation.
+    Each further generation begins as the first one did, with new random numbers, and learns from the labels and from
+    the generation before instead of the collective (born-again networks, Furlanello et al. 2018). All share the epochs
+    equally.
 
     Args:
         network: the collective's; it stays as it is.
@@ -119,6 +119,32 @@ def condense(
         InputError: no layer is left for the stem to stand in for, the budget is too small, or the top layers cannot
             start from the collective's.
     """
+    settings, generations = settings.in_condensing, 1 + settings.condense_generations
+    condensed = _untrained(network, top, data, recipe, settings, random)
+    for number in range(generations):
+        if number > 0:
+            recipe, knowledge = replace(recipe, distils=True), ask(condensed, data, data.every_row)
+            settings = settings.taught_by_itself
+            condensed = _untrained(network, top, data, recipe, settings, random)
+        share = None if observe is None else _share(observe, number, generations)
+        _train(condensed, data, recipe, epochs / generations, settings, random, knowledge, share)
+    return condensed.eval()
+
+
+def _share(observe: Observer, number: int, generations: int) -> Observer:
+    """Reports one of several trainings with equally many steps as a part of them all."""
+    return lambda step, steps: observe(number * steps + step, generations * steps)
+
+
+def _untrained(
+    network: ExpandableNetwork,
+    top: int,
+    data: TrainingSet,
+    recipe: Recipe,
+    settings: CollectiveSettings,
+    random: RandomStates,
+) -> CompactNetwork:
+    """The compact network before its training, with what a recipe takes from the collective's."""
     blocks = blueprint(network, top, settings)
     stem, deep = build_blocks(blocks.stem), build_blocks(blocks.top)
     initialise(stem, random["weights"])
@@ -139,20 +165,38 @@ def condense(
             dropout=settings.condense_dropout,
         )
         initialise(classifier, random["weights"])
-    condensed = CompactNetwork(stem, deep, classifier).to(data.device).to(memory_format=torch.channels_last)
+    return CompactNetwork(stem, deep, classifier).to(data.device).to(memory_format=torch.channels_last)
+
+
+def _train(
+    condensed: CompactNetwork,
+    data: TrainingSet,
+    recipe: Recipe,
+    epochs: float,
+    settings: CollectiveSettings,
+    random: RandomStates,
+    knowledge: Knowledge | None,
+    observe: Observer | None,
+) -> None:
+    """Train a compact network; the BatchNorm statistics of its blocks are estimated again at the end.
+
+    They are then averages over balanced batches without augmentation.
+    """
     condensed.train()
     trained = dict(condensed.named_parameters())
     if recipe.frozen:
         condensed.classifier.eval()
         for part in (condensed.top, condensed.classifier):
             part.requires_grad_(False)
-        trained = dict(stem.named_parameters())
+        trained = dict(condensed.stem.named_parameters())
     model: nn.Module = condensed
     objective: Objective | None = None
+    if recipe.distils or settings.rotation:
+        model = student = _student_of(condensed, data, knowledge if recipe.distils else None, settings, random)
+        trained |= {name: value for name, value in student.named_parameters() if not name.startswith("network.")}
     if recipe.distils:
         assert knowledge is not None
-        model, objective = _student_of(condensed, knowledge, settings, random)
-        trained |= {f"regressor.{name}": value for name, value in model.regressor.named_parameters()}
+        objective = distillation(knowledge, settings)
     fit(
         model,
         trained,
@@ -165,16 +209,31 @@ def condense(
         objective=objective,
     )
     estimate_statistics(condensed, data, random["batches"])
-    return condensed.eval()
 
 
 def _student_of(
-    network: CompactNetwork, knowledge: Knowledge, settings: CollectiveSettings, random: RandomStates
-) -> tuple[Student, Objective]:
-    features = network.layers[-1].conv.out_channels
-    regressor = nn.Linear(features, knowledge.features.shape[2], bias=False)
-    initialise(regressor, random["weights"])
-    objective = Distillation(
+    network: CompactNetwork,
+    data: TrainingSet,
+    knowledge: Knowledge | None,
+    settings: CollectiveSettings,
+    random: RandomStates,
+) -> Student:
+    """The network with the heads that its training needs: for a teacher's features, for turns."""
+    height, width = data.images.pixels.shape[1:3]
+    features = network.layers[-1].conv.out_channels * positions_of(network.describe(), height, width)
+    regressor = turns = None
+    if knowledge is not None:
+        regressor = nn.Linear(features, knowledge.features.shape[2], bias=False)
+        initialise(regressor, random["weights"])
+    if settings.rotation:
+        turns = nn.Linear(features, 4)
+        initialise(turns, random["weights"])
+    return Student(network, regressor, turns).to(data.device)
+
+
+def distillation(knowledge: Knowledge, settings: CollectiveSettings) -> Distillation:
+    """Learning from a teacher besides the labels, as the settings weigh it."""
+    return Distillation(
         knowledge,
         logits=settings.distil_logits,
         temperature=settings.distil_temperature,
@@ -182,19 +241,19 @@ def _student_of(
         relations=settings.distil_relations,
         label_smoothing=settings.label_smoothing,
     )
-    return Student(network, regressor.to(knowledge.features.device)), objective
 
 
 @torch.no_grad()
-def ask(network: ExpandableNetwork, data: TrainingSet, rows: Tensor) -> Knowledge:
-    """What the collective's network says of the images ``rows [n]``, whole and mirrored; of the others, zeros."""
+def ask(network: ExpandableNetwork | CompactNetwork, data: TrainingSet, rows: Tensor) -> Knowledge:
+    """What a network says of the images ``rows [n]``, whole and mirrored; of the others, zeros. It is put in evaluation
+    mode."""
     network.eval()
     logits = features = torch.empty(0)
     for index in rows.split(250):
         x, _ = data.batch(index)
         for side, picture in enumerate((x, x.flip(3))):
             with autocast(data.device):
-                deep = network.blocks(picture)
+                deep = network.features(picture)
                 said = network.classifier(deep)
             deep, said = deep.flatten(1).float(), said.float()
             if not len(logits):
@@ -235,14 +294,3 @@ def inherit(blocks: Sequence[ConvolutionBlock], ancestors: Sequence[ConvolutionB
 def _largest(values: Tensor, count: int) -> Tensor:
     """Positions of the ``count`` largest values, ascending."""
     return values.cpu().topk(count).indices.sort().values
-
-
-@torch.no_grad()
-def estimate_statistics(model: nn.Module, data: TrainingSet, generator: torch.Generator) -> None:
-    """Replace every BatchNorm's running statistics by plain averages over 40 balanced batches of 250."""
-    norms = average_statistics(model)
-    for index in data.balanced(STATISTICS_BATCHES, 250, generator):
-        with autocast(data.device):
-            model(data.batch(index)[0])
-    for norm in norms:
-        norm.momentum = 0.1

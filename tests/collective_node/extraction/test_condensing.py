@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from collective_node.extraction import condensing
+from collective_node import weight_averaging
 from collective_node.extraction.condensing import ask, condense, inherit, recipe_of
-from collective_node.network.compact_network import CompactNetwork, CosineClassifier, blueprint_for, positions_of
+from collective_node.network.compact_network import CompactNetwork, blueprint_for, positions_of
+from collective_node.network.cosine_classifier import CosineClassifier
 from collective_node.network.expandable_network import ExpandableNetwork
 from collective_node.network.growth_steps import add_outputs
 from collective_node.random_states import RandomStates
@@ -39,7 +40,7 @@ CLASSES = 4
 def few_statistics() -> Iterator[None]:
     """BatchNorm statistics from 2 batches instead of 40."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(condensing, "STATISTICS_BATCHES", 2)
+        patch.setattr(weight_averaging, "STATISTICS_BATCHES", 2)
         yield
 
 
