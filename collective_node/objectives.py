@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from collective_node.mixing import Mix
-from collective_node.network.answers import Answers
+from collective_node.network.answers import Answers, full
 from collective_node.network.compact_network import CompactNetwork
 from collective_node.settings import RotationClasses
 
@@ -72,7 +72,7 @@ class OnePass(ABC):
 
 
 def _answers(model: nn.Module, x: Tensor) -> Answers:
-    return model.answers(x) if isinstance(model, Answering) else Answers(model(x).float())
+    return model.answers(x) if isinstance(model, Answering) else Answers(full(model(x)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Knowledge:
         """Logits ``[n, outputs]`` and features ``[n, F]`` of a batch's images, mirrored as they are there."""
         side = batch.mirrored.to(self.logits.device).long()
         rows = batch.rows.to(self.logits.device)
-        return self.logits[rows, side].float(), self.features[rows, side].float()
+        return full(self.logits[rows, side]), full(self.features[rows, side])
 
 
 @dataclass(frozen=True)
@@ -211,11 +211,11 @@ class Student(nn.Module):
         self.network, self.regressor, self.turns = network, regressor, turns
 
     def answers(self, x: Tensor) -> Answers:
-        """Logits, features, and what the heads say; float32."""
+        """Logits, features, and what the heads say."""
         found = self.network.features(x)
-        flat = found.flatten(1).float()
+        flat = full(found.flatten(1))
         return Answers(
-            self.network.classifier(found).float(),
+            full(self.network.classifier(found)),
             flat,
             None if self.regressor is None else self.regressor(flat),
             None if self.turns is None else self.turns(flat),

@@ -2,11 +2,17 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
+def full(x: Tensor) -> Tensor:
+    """Values in float32 at least: what autocast made of them does not do for losses."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Answers(NamedTuple):
-    """Answers to images, float32; None: it was not asked for.
+    """Answers to images, in float32 at least; None: it was not asked for.
 
     Attributes:
         logits: ``[n, outputs]``.

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from collective_node.network.answers import Answers
+from collective_node.network.answers import Answers, full
 from collective_node.network.cosine_classifier import CosineClassifier, UnitLength
 from collective_node.network.dropout import Dropout
 from protocol.learngene.architecture import Block
@@ -73,10 +73,10 @@ class ExpandableNetwork(nn.Module):
     def answers(self, x: Tensor) -> Answers:
         """Logits, and what the second head says if there is one."""
         if self.turns is None:
-            return Answers(self(x).float())
+            return Answers(full(self(x)))
         found = self.features(x)
-        flat = found.flatten(1).float()
-        return Answers(self.classifier(found).float(), flat, turns=self.turns(flat))
+        flat = full(found.flatten(1))
+        return Answers(full(self.classifier(found)), flat, turns=self.turns(flat))
 
     @property
     def layers(self) -> list[ConvolutionBlock]:
