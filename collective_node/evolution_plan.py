@@ -17,7 +17,7 @@ from collective_node.network.expandable_network import HIDDEN, POOLED, Expandabl
 from collective_node.network.growth_schedule import Step, Widen, parse, steps_before
 from collective_node.network.growth_steps import check_deepening, check_widening
 from collective_node.random_states import RandomStates
-from collective_node.settings import REGULARISERS, CollectiveSettings, Score, Strategy
+from collective_node.settings import LATER, CollectiveSettings, Score, Strategy
 from collective_node.training import steps_for
 from protocol.errors import InputError
 from protocol.learngene.images import DeviceImages, Normalisation
@@ -44,14 +44,7 @@ _AS_BEFORE: Mapping[str, object] = {
     "open_learning_rate": None,
     "bias": "none",
     "calibration_share": 0.0,
-    "copies": "divided",
-    "schedule": "one-cycle",
-    **REGULARISERS,
-    "rotation_share": 0.75,
-    "rotation_classes": "all",
-    "randaugment_magnitude": 5.0,
-    "consolidate_generations": 0,
-    "generation_weight": 0.5,
+    **LATER,
 }
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {

@@ -40,6 +40,20 @@ REGULARISERS: Mapping[str, float] = {
     "ema": 0.0,
     "swa": 0.0,
 }
+#: Settings that came later, with the values that mean what was meant before they were there. Fingerprints leave them
+#: out where they have these, so what an earlier version kept can be used still.
+LATER: Mapping[str, object] = {
+    "copies": "divided",
+    "schedule": "one-cycle",
+    **REGULARISERS,
+    "rotation_share": 0.75,
+    "rotation_classes": "all",
+    "randaugment_magnitude": 5.0,
+    "consolidate_generations": 0,
+    "generation_weight": 0.5,
+    **{f"condense_{name}": None for name in REGULARISERS},
+    "condense_generations": 0,
+}
 #: Widths of the thirteen convolutions, at width factor 1.
 BASE_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
 
@@ -356,8 +370,8 @@ class CollectiveSettings(BaseModel):
         wanted |= {"schedule": "one-cycle", "consolidate_generations": 0, "condense_generations": 0}
         wrong = [name for name, value in wanted.items() if getattr(self, name) != value]
         wrong += ["layers"] if self.layers is None else []
-        own = self.in_condensing
-        wrong += [name for name, off in REGULARISERS.items() if off != getattr(self, name) or off != getattr(own, name)]
+        named = {name: off for name, off in LATER.items() if name.removeprefix("condense_") in REGULARISERS}
+        wrong += [name for name, off in named.items() if getattr(self, name) not in (off, 0)]
         if self.private_weights and wrong:
             raise ValueError(
                 "private weights are those of one network, trained for the condensed form alone: set forms=condensed, "

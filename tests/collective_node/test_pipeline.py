@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from collective_node.extraction import condensing
+from collective_node import weight_averaging
 from collective_node.open_world.annotators import Oracle
 from collective_node.pipeline import Evolved, evolve
 from collective_node.settings import CollectiveSettings
@@ -29,7 +29,7 @@ SETTINGS = CYCLES.model_copy(
 def few_statistics() -> Iterator[None]:
     """BatchNorm statistics from 2 batches instead of 40."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(condensing, "STATISTICS_BATCHES", 2)
+        patch.setattr(weight_averaging, "STATISTICS_BATCHES", 2)
         yield
 
 
