@@ -165,8 +165,10 @@ class Distillation(OnePass):
     label_smoothing: float
 
     def loss(self, answers: Answers, batch: Batch) -> Tensor:
-        """Mean over the batch; an image without a label teaches what the teacher says of it."""
+        """Mean over the batch; an image without a label teaches what the teacher says of it. A student with fewer
+        outputs has the teacher's first ones."""
         wanted, deep = self.knowledge.of(batch)
+        wanted = wanted[:, : answers.logits.shape[1]]
         loss = (1 - self.logits) * labelled_loss(answers.logits, batch.outputs, self.label_smoothing)
         if self.logits:
             loss = loss + self.logits * soft_label_loss(answers.logits, wanted, self.temperature)

@@ -58,6 +58,9 @@ LATER: Mapping[str, object] = {
 BASE_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
 
 
+_IN_CONDENSING = "the same in the training of compact networks; none: as in the collective's own trainings"
+
+
 class CollectiveSettings(BaseModel):
     """Everything that decides what the collective learns; the defaults are the profile ``quick``."""
 
@@ -102,31 +105,31 @@ class CollectiveSettings(BaseModel):
         description="of the learning rate over each training; step: a tenth of it from 60 % of the steps on, "
         "a hundredth from 80 % on",
     )
-    mixup: float = Field(0.0, ge=0, description="alpha of the share by which two images and labels are mixed; 0: off")
+    mixup: float = Field(
+        0.0, ge=0, description="alpha of the share by which images and labels are mixed in pairs; 0: off"
+    )
     manifold_mixup: float = Field(
-        0.0, ge=0, description="likewise, in front of a layer that is drawn for each batch, the first one among them"
+        0.0, ge=0, description="alpha, where what is mixed goes into a layer drawn for each batch; 0: off"
     )
-    rotation: float = Field(
-        0.0, ge=0, description="weight of a second task, to tell by how many quarters an image was turned; 0: off"
-    )
+    rotation: float = Field(0.0, ge=0, description="weight of a second task, to tell an image's quarter turns; 0: off")
     rotation_share: float = Field(
         0.75,
         gt=0,
         lt=1,
-        description="of a batch's images that are turned, in place: a step has no more images than before",
+        description="of a batch's images that are turned, in place: a step costs no more",
     )
     rotation_classes: RotationClasses = Field(
-        "all", description="whether turned images teach their class too, or upright ones alone"
+        "all", description="which images teach their class then: turned ones too, or upright ones alone"
     )
     randaugment: int = Field(
-        0, ge=0, le=10, description="operations for each image: colours, one affine map, cutout (RandAugment); 0: off"
+        0, ge=0, le=10, description="operations for each image: colours, shear, rotation, translation, cutout; 0: off"
     )
-    randaugment_magnitude: float = Field(5.0, gt=0, le=10, description="of all of them")
+    randaugment_magnitude: float = Field(5.0, gt=0, le=10, description="of these operations")
     ema: float = Field(
-        0.0, ge=0, lt=1, description="decay of the exponential average of weights that each training ends with; 0: off"
+        0.0, ge=0, lt=1, description="decay of the exponential average of weights that a training ends with; 0: off"
     )
     swa: float = Field(
-        0.0, ge=0, le=1, description="last share of each training's steps whose mean weights it ends with; 0: off"
+        0.0, ge=0, le=1, description="last share of a training's steps, whose mean weights it ends with; 0: off"
     )
     consolidate_generations: int = Field(
         0,
@@ -202,12 +205,12 @@ class CollectiveSettings(BaseModel):
         "linear", description="behind the compact network's features, while it is trained and not frozen"
     )
     condense_dropout: float = Field(0.0, ge=0, lt=1, description="in that classifier, mlp")
-    condense_mixup: float | None = Field(None, ge=0, description="as mixup, in condensing; none: the same")
-    condense_manifold_mixup: float | None = Field(None, ge=0, description="likewise")
-    condense_rotation: float | None = Field(None, ge=0, description="likewise")
-    condense_randaugment: int | None = Field(None, ge=0, le=10, description="likewise")
-    condense_ema: float | None = Field(None, ge=0, lt=1, description="likewise")
-    condense_swa: float | None = Field(None, ge=0, le=1, description="likewise")
+    condense_mixup: float | None = Field(None, ge=0, description=_IN_CONDENSING)
+    condense_manifold_mixup: float | None = Field(None, ge=0, description=_IN_CONDENSING)
+    condense_rotation: float | None = Field(None, ge=0, description=_IN_CONDENSING)
+    condense_randaugment: int | None = Field(None, ge=0, le=10, description=_IN_CONDENSING)
+    condense_ema: float | None = Field(None, ge=0, lt=1, description=_IN_CONDENSING)
+    condense_swa: float | None = Field(None, ge=0, le=1, description=_IN_CONDENSING)
     condense_generations: int = Field(
         0,
         ge=0,

@@ -242,6 +242,15 @@ def test_a_generation_is_taught_by_the_one_before_and_all_share_the_passes() -> 
     assert seen == [(step, 6) for step in range(6)]
 
 
+def test_a_teacher_that_knows_more_classes_is_asked_about_the_students_own() -> None:
+    """Classes that were named later have the last outputs; with ``condense_known`` off nobody condenses them."""
+    network = made_network(0)
+    settings = SETTINGS.model_copy(update={"condense_known": False})
+    expected = made("condensed", network, settings)
+    add_outputs(network, 2, torch.Generator().manual_seed(0))
+    assert not differ(made("condensed", network, settings), expected)
+
+
 def test_features_of_several_positions_are_distilled_and_turned_too() -> None:
     """With fewer max-pools the last map has more than one position."""
     settings = SETTINGS.model_copy(
