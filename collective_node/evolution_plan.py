@@ -46,6 +46,12 @@ _AS_BEFORE: Mapping[str, object] = {
     "calibration_share": 0.0,
     **LATER,
 }
+#: Settings that say more about another one: where that is off, tasks do not depend on them.
+_DETAILS: Mapping[str, tuple[str, ...]] = {
+    "rotation": ("rotation_share", "rotation_classes"),
+    "randaugment": ("randaugment_magnitude",),
+    "consolidate_generations": ("generation_weight",),
+}
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {
     "cycles",
@@ -251,7 +257,8 @@ def _positions(height: int, width: int) -> int:
 
 
 def _setup(images: CollectiveImages, settings: CollectiveSettings, seed: int, device: torch.device) -> str:
-    left_out = _AFTER_TASKS | _OF_CYCLES | _as_before(settings)
+    idle = {detail for name, details in _DETAILS.items() if not getattr(settings, name) for detail in details}
+    left_out = _AFTER_TASKS | _OF_CYCLES | _as_before(settings) | idle
     digest = hashlib.sha256(settings.model_dump_json(exclude=left_out).encode())
     if settings.strategy == "ewc":
         digest.update(_EWC_FORM)

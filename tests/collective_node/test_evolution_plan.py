@@ -116,7 +116,8 @@ def test_settings_that_came_later_change_a_fingerprint_only_where_they_change_so
     later |= {"randaugment", "randaugment_magnitude", "ema", "swa", "consolidate_generations", "generation_weight"}
     for changes in ({"mixup": 0.2}, {"rotation": 1.0}, {"randaugment": 1}, {"swa": 0.1}, {"schedule": "step"}):
         assert plan(CYCLES.model_copy(update=changes)).setup != plan(CYCLES).setup
-    for changes in ({"condense_mixup": 0.2}, {"condense_generations": 2}):
+    of_condensing_alone = ({"rotation_share": 0.2, "condense_rotation": 0.5}, {"randaugment_magnitude": 3.0})
+    for changes in ({"condense_mixup": 0.2}, {"condense_generations": 2}, *of_condensing_alone):
         assert plan(CYCLES.model_copy(update=changes)).setup == plan(CYCLES).setup
     of_condensing = {f"condense_{name}" for name in REGULARISERS} | {"condense_generations"}
     earlier = set(CollectiveSettings.model_fields) - later - of_condensing - {"annotator", "parts"}
