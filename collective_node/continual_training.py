@@ -8,8 +8,8 @@ from torch import Tensor
 
 from collective_node.collective import Collective
 from collective_node.ewc import EwcPenalty
-from collective_node.extraction.condensing import ask, distillation
-from collective_node.objectives import Objective
+from collective_node.extraction.condensing import ask
+from collective_node.objectives import Objective, objective_of
 from collective_node.settings import CollectiveSettings, Strategy
 from collective_node.training import fit, steps_for
 from protocol.errors import RunFailedError
@@ -123,7 +123,7 @@ def consolidate(collective: Collective, settings: CollectiveSettings, events: Ev
         objective = None
         if number > 0:
             knowledge = ask(collective.network, data, data.every_row)
-            objective = distillation(knowledge, settings.taught_by_itself)
+            objective = objective_of(settings.taught_by_itself, knowledge)
         reported = StepEvents(events, "consolidate", text, number * steps, generations * steps)
         return train(collective, collective.known, epochs, "replay", settings, reported, objective=objective)
 

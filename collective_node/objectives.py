@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from collective_node.mixing import Mix
 from collective_node.network.answers import Answers, full
 from collective_node.network.compact_network import CompactNetwork
-from collective_node.settings import RotationClasses
+from collective_node.settings import CollectiveSettings, RotationClasses
 
 
 class Batch(NamedTuple):
@@ -179,6 +179,21 @@ class Distillation(OnePass):
             assert answers.features is not None
             loss = loss + self.relations * relation_loss(answers.features, deep)
         return loss
+
+
+def objective_of(settings: CollectiveSettings, knowledge: Knowledge | None = None) -> OnePass:
+    """What the settings ask to be learned: labels, a teacher's knowledge besides if there is one, and turns."""
+    objective: OnePass = CrossEntropy(settings.label_smoothing)
+    if knowledge is not None:
+        objective = Distillation(
+            knowledge,
+            logits=settings.distil_logits,
+            temperature=settings.distil_temperature,
+            features=settings.distil_features,
+            relations=settings.distil_relations,
+            label_smoothing=settings.label_smoothing,
+        )
+    return Rotation(objective, settings.rotation, settings.rotation_classes) if settings.rotation else objective
 
 
 def soft_label_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

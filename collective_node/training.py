@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from collective_node.augmentation import AugmentationPlan, Augmenter
 from collective_node.batch_gradient import BatchGradient
 from collective_node.mixing import Mixer, blocks_of
-from collective_node.objectives import CrossEntropy, Objective, OnePass, Rotation
+from collective_node.objectives import Objective, objective_of
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings, Schedule
 from collective_node.training_set import TrainingSet
@@ -77,7 +77,7 @@ def fit(
             parameters by ``rate / (1 - momentum)`` a step in the end. That is the size, so a training comes to rest
             where loss + penalty is least, whatever the momentum.
         observe: called after each backward pass.
-        objective: what is learned, besides telling turns; None: the labels, smoothed as the settings say.
+        objective: what is learned; None: the labels, as the settings say.
 
     Returns:
         The number of batches, and the mean loss of the last tenth of them.
@@ -88,7 +88,7 @@ def fit(
     steps = steps_for(epochs, len(data), settings.batch_size)
     order = data.balanced(steps, settings.batch_size, random["batches"])
     optimiser = _optimiser(parameters, learning_rate, settings, momentum)
-    objective = _with_rotation(objective or CrossEntropy(settings.label_smoothing), settings)
+    objective = objective or objective_of(settings)
     augmenter = Augmenter(_augmentation(settings, model), random)
     average = WeightAverage(parameters, steps, decay=settings.ema, share=settings.swa)
     parts = settings.parts if data.device.type == "cpu" else 1
@@ -113,13 +113,6 @@ def fit(
     if momentum is not None and settings.momentum > 0:
         momentum.update({name: optimiser.state[value]["momentum_buffer"] for name, value in parameters.items()})
     return steps, mean
-
-
-def _with_rotation(objective: Objective, settings: CollectiveSettings) -> Objective:
-    if not settings.rotation:
-        return objective
-    assert isinstance(objective, OnePass)
-    return Rotation(objective, settings.rotation, settings.rotation_classes)
 
 
 def _augmentation(settings: CollectiveSettings, model: nn.Module) -> AugmentationPlan:

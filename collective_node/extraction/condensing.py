@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from collective_node.network.compact_network import (
     positions_of,
 )
 from collective_node.network.expandable_network import HIDDEN, ExpandableNetwork, scaled
-from collective_node.objectives import Distillation, Knowledge, Objective, Student
+from collective_node.objectives import Knowledge, Student, objective_of
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training import Observer, fit
@@ -120,14 +120,15 @@ def condense(
             start from the collective's.
     """
     settings, generations = settings.in_condensing, 1 + settings.condense_generations
+    assert knowledge is not None or not recipe.distils
+    teacher = knowledge if recipe.distils else None
     condensed = _untrained(network, top, data, recipe, settings, random)
     for number in range(generations):
         if number > 0:
-            recipe, knowledge = replace(recipe, distils=True), ask(condensed, data, data.every_row)
-            settings = settings.taught_by_itself
+            teacher, settings = ask(condensed, data, data.every_row), settings.taught_by_itself
             condensed = _untrained(network, top, data, recipe, settings, random)
         share = None if observe is None else _share(observe, number, generations)
-        _train(condensed, data, recipe, epochs / generations, settings, random, knowledge, share)
+        _train(condensed, data, recipe, epochs / generations, settings, random, teacher, share)
     return condensed.eval()
 
 
@@ -189,16 +190,10 @@ def _train(
         for part in (condensed.top, condensed.classifier):
             part.requires_grad_(False)
         trained = dict(condensed.stem.named_parameters())
-    model: nn.Module = condensed
-    objective: Objective | None = None
-    if recipe.distils or settings.rotation:
-        model = student = _student_of(condensed, data, knowledge if recipe.distils else None, settings, random)
-        trained |= {name: value for name, value in student.named_parameters() if not name.startswith("network.")}
-    if recipe.distils:
-        assert knowledge is not None
-        objective = distillation(knowledge, settings)
+    student = _student_of(condensed, data, knowledge, settings, random)
+    trained |= {name: value for name, value in student.named_parameters() if not name.startswith("network.")}
     fit(
-        model,
+        student,
         trained,
         data,
         epochs,
@@ -206,7 +201,7 @@ def _train(
         learning_rate=settings.condense_learning_rate,
         random=random,
         observe=observe,
-        objective=objective,
+        objective=objective_of(settings, knowledge),
     )
     estimate_statistics(condensed, data, random["batches"])
 
@@ -229,18 +224,6 @@ def _student_of(
         turns = nn.Linear(features, 4)
         initialise(turns, random["weights"])
     return Student(network, regressor, turns).to(data.device)
-
-
-def distillation(knowledge: Knowledge, settings: CollectiveSettings) -> Distillation:
-    """Learning from a teacher besides the labels, as the settings weigh it."""
-    return Distillation(
-        knowledge,
-        logits=settings.distil_logits,
-        temperature=settings.distil_temperature,
-        features=settings.distil_features,
-        relations=settings.distil_relations,
-        label_smoothing=settings.label_smoothing,
-    )
 
 
 @torch.no_grad()
