@@ -102,8 +102,8 @@ class CollectiveSettings(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1)
     schedule: Schedule = Field(
         "one-cycle",
-        description="of the learning rate over each training; step: a tenth of it from 60 % of the steps on, "
-        "a hundredth from 80 % on",
+        description="of the learning rate over each training, after a rise over its first 15 %; step: a tenth from "
+        "60 % of the steps on, a hundredth from 80 % on",
     )
     mixup: float = Field(
         0.0, ge=0, description="alpha of the share by which images and labels are mixed in pairs; 0: off"

@@ -143,10 +143,13 @@ def test_with_everything_on_the_result_depends_neither_on_the_cores_nor_on_who_e
 
 
 def test_schedules() -> None:
-    assert [rate_of("constant", step, 10, 0.3) for step in range(10)] == [0.3] * 10
-    expected = [0.3] * 6 + [0.03] * 2 + [0.003] * 2
+    """All begin with the same rise."""
+    cycle = [one_cycle(step, 10, 0.3) for step in range(10)]
+    assert [rate_of("one-cycle", step, 10, 0.3) for step in range(10)] == cycle
+    assert cycle[1] == pytest.approx(0.3)
+    assert [rate_of("constant", step, 10, 0.3) for step in range(10)] == [*cycle[:2], *[0.3] * 8]
+    expected = [*cycle[:2], *[0.3] * 4, *[0.03] * 2, *[0.003] * 2]
     assert [rate_of("step", step, 10, 0.3) for step in range(10)] == pytest.approx(expected)
-    assert [rate_of("one-cycle", step, 10, 0.3) for step in range(10)] == [one_cycle(s, 10, 0.3) for s in range(10)]
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_the_floor() -> None:
