@@ -6,11 +6,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from collective_node.augmentation import AugmentationPlan, Augmenter
 from collective_node.network.dropout import Dropout
 from collective_node.objectives import Batch, Objective
 from collective_node.random_states import RandomStates
 from collective_node.training_set import TrainingSet
-from protocol.learngene.images import CropAndFlip, autocast
+from protocol.learngene.images import autocast
 from protocol.learngene.side_by_side import side_by_side
 
 
@@ -29,6 +30,7 @@ class BatchGradient:
         parts: how many.
         objective: the mean loss of a part.
         random: draws augmentation and dropout.
+        augmenter: draws the augmentation; None: crops and mirroring alone.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class BatchGradient:
         parts: int,
         objective: Objective,
         random: RandomStates,
+        augmenter: Augmenter | None = None,
     ) -> None:
         self._model, self._data, self._objective = model, data, objective
-        self._augmentation = random["augmentation"]
+        self._augmenter = augmenter or Augmenter(AugmentationPlan(), random)
         self._replicas = [model, *(_replica(model) for _ in range(parts - 1))]
         for replica in self._replicas:
             _seed_dropout(replica, random.draw_seed("dropout"))
@@ -49,15 +52,17 @@ class BatchGradient:
         """Put the gradient of the rows ``index [n]``, at least one for each part, into the model's parameters; returns
         their mean loss."""
         cuts = index.tensor_split(len(self._replicas))
-        augmentations = CropAndFlip.draw(len(index), self._augmentation).split([len(cut) for cut in cuts])
+        augmentations = self._augmenter.draw([len(cut) for cut in cuts])
+        mean, std = self._data.images.mean, self._data.images.std
 
         def backward(number: int) -> Tensor:
             replica, rows = self._replicas[number], cuts[number]
             replica.zero_grad(set_to_none=True)
             x, outputs = self._data.batch(rows)
-            augmentation = augmentations[number]
+            drawn = augmentations[number]
+            batch = Batch(drawn(x, mean, std), outputs, rows, drawn.crop.flip, drawn.turns, drawn.mix)
             with autocast(x.device):
-                loss = self._objective(replica, Batch(augmentation(x), outputs, rows, augmentation.flip))
+                loss = self._objective(replica, batch)
             loss = loss * (len(rows) / len(index))
             loss.backward()
             return loss.detach()

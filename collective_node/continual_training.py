@@ -8,10 +8,12 @@ from torch import Tensor
 
 from collective_node.collective import Collective
 from collective_node.ewc import EwcPenalty
+from collective_node.extraction.condensing import ask
+from collective_node.objectives import Objective, objective_of
 from collective_node.settings import CollectiveSettings, Strategy
-from collective_node.training import fit
+from collective_node.training import fit, steps_for
 from protocol.errors import RunFailedError
-from protocol.node.events import Events
+from protocol.node.events import Events, Kind
 
 #: Batches from one gradient histogram to the next.
 OBSERVE_EVERY = 8
@@ -30,7 +32,7 @@ class StepEvents:
     """
 
     events: Events
-    event: str
+    event: Kind
     text: str
     before: int = 0
     total: int = 0
@@ -61,6 +63,7 @@ def train(
     events: StepEvents,
     watch: Callable[[list[Tensor]], None] | None = None,
     learning_rate: float | None = None,
+    objective: Objective | None = None,
 ) -> Trained:
     """Train a collective's network on the images of ``classes``.
 
@@ -70,6 +73,7 @@ def train(
         epochs: passes over the images of these classes.
         strategy: ``ewc`` adds the penalty of the earlier tasks, if there is one.
         learning_rate: the peak; None: that of the settings.
+        objective: what is learned; None: the labels.
         watch: gets the weight gradients of all convolutions of every eighth batch.
 
     Raises:
@@ -99,8 +103,34 @@ def train(
         momentum=collective.momentum,
         proximal=None if held is None else lambda step: held.proximal_step(step * settings.ewc),
         observe=observe,
+        objective=objective,
     )
     return Trained(steps, loss, None if held is None else settings.ewc)
+
+
+def consolidate(collective: Collective, settings: CollectiveSettings, events: Events) -> Trained:
+    """Train a collective's network on everything known, in as many generations as the settings ask for.
+
+    Each further generation goes on from the weights of the one before, which is its teacher besides the labels. (Where
+    networks are born again, Furlanello et al. 2018, they begin from random weights; what a sequence of tasks taught
+    would be lost.) All share the epochs equally.
+    """
+    generations, data = 1 + settings.consolidate_generations, collective.training_set(collective.known)
+    epochs, text = settings.consolidate_epochs / generations, f"consolidating {len(collective.known)} classes"
+    steps = steps_for(epochs, len(data), settings.batch_size)
+
+    def generation(number: int) -> Trained:
+        objective = None
+        if number > 0:
+            knowledge = ask(collective.network, data, data.every_row)
+            objective = objective_of(settings.taught_by_itself, knowledge)
+        reported = StepEvents(events, "consolidate", text, number * steps, generations * steps)
+        return train(collective, collective.known, epochs, "replay", settings, reported, objective=objective)
+
+    trained = generation(0)
+    for number in range(1, generations):
+        trained = trained.then(generation(number))
+    return trained
 
 
 def anchor(collective: Collective, classes: Sequence[int], settings: CollectiveSettings) -> None:

@@ -153,12 +153,7 @@ class Evolution:
         )
         collective.trend.end_task()
         if settings.strategy == "replay" and settings.consolidate_epochs and number == len(plan.sequence) - 1:
-            events = StepEvents(self.events, "consolidate", f"consolidating {len(collective.known)} classes")
-            trained = trained.then(
-                continual_training.train(
-                    collective, collective.known, settings.consolidate_epochs, "replay", settings, events
-                )
-            )
+            trained = trained.then(continual_training.consolidate(collective, settings, self.events))
         if settings.strategy == "ewc":
             continual_training.anchor(collective, classes, settings)
         network, evaluation = collective.network, self.evaluation

@@ -18,7 +18,7 @@ from collective_node.network.expandable_network import HIDDEN, POOLED, Expandabl
 from collective_node.network.growth_schedule import Step, Widen, parse, steps_before
 from collective_node.network.growth_steps import check_deepening, check_widening
 from collective_node.random_states import RandomStates
-from collective_node.settings import CollectiveSettings, Score, Strategy
+from collective_node.settings import LATER, CollectiveSettings, Score, Strategy
 from collective_node.training import steps_for
 from protocol.errors import InputError
 from protocol.learngene.images import DeviceImages, Normalisation
@@ -46,7 +46,13 @@ _AS_BEFORE: Mapping[str, object] = {
     "open_learning_rate": None,
     "bias": "none",
     "calibration_share": 0.0,
-    "copies": "divided",
+    **LATER,
+}
+#: Settings that say more about another one: where that is off, tasks do not depend on them.
+_DETAILS: Mapping[str, tuple[str, ...]] = {
+    "rotation": ("rotation_share", "rotation_classes"),
+    "randaugment": ("randaugment_magnitude",),
+    "consolidate_generations": ("generation_weight",),
 }
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {
@@ -107,6 +113,11 @@ class EvolutionPlan:
         height, width, channels = images.train_images.shape[1:]
         if _positions(height, width) < 1:
             raise InputError(f"images of {width}x{height} pixels are too small: 32x32 at least")
+        if height != width and (settings.rotation or settings.in_condensing.rotation):
+            raise InputError(
+                f"images of {width}x{height} pixels cannot be turned by a quarter: set rotation and condense_rotation "
+                "to 0"
+            )
         check_network(settings, channels, height, width)
         return cls(
             settings=settings,
@@ -171,9 +182,11 @@ class EvolutionPlan:
             _first_widths(settings),
             channels=channels,
             positions=_positions(height, width),
-            hidden=0 if settings.classifier == "linear" else scaled(HIDDEN, settings.width),
+            hidden=scaled(HIDDEN, settings.width) if settings.classifier == "mlp" else 0,
             dropout=settings.dropout,
             generator=random["weights"],
+            cosine=settings.classifier == "cosine",
+            tells_turns=settings.rotation > 0,
         )
         network = network.to(images.pixels.device).to(memory_format=torch.channels_last)
         trend = GradientTrend(len(network.layers), settings.sigma)
@@ -252,7 +265,8 @@ def _positions(height: int, width: int) -> int:
 
 
 def _setup(images: CollectiveImages, settings: CollectiveSettings, seed: int, device: torch.device) -> str:
-    left_out = _AFTER_TASKS | _OF_CYCLES | _as_before(settings)
+    idle = {detail for name, details in _DETAILS.items() if not getattr(settings, name) for detail in details}
+    left_out = _AFTER_TASKS | _OF_CYCLES | _as_before(settings) | idle
     digest = hashlib.sha256(settings.model_dump_json(exclude=left_out).encode())
     if settings.strategy == "ewc":
         digest.update(_EWC_FORM)

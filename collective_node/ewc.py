@@ -63,7 +63,9 @@ class EwcPenalty:
         for name, value in self.fisher.items():
             if name not in found or found[name].shape != value.shape:
                 raise ValueError(f"the network has changed at {name}: follow its growth before the next task is added")
-        anchors = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+        # A second head is no part of the answer whose Fisher information this is: it is not held.
+        held = {name: parameter for name, parameter in network.named_parameters() if name in found}
+        anchors = {name: parameter.detach().clone() for name, parameter in held.items()}
         fisher = {name: value + self.fisher[name] if name in self.fisher else value for name, value in found.items()}
         return type(self)(anchors, fisher)
 

@@ -1,23 +1,36 @@
-"""What a network learns from a batch: labels, and the knowledge of a teacher (distillation)."""
+"""What a network learns from a batch: labels, the knowledge of a teacher (distillation), and how images were turned."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from collective_node.mixing import Mix
+from collective_node.network.answers import Answers, full
 from collective_node.network.compact_network import CompactNetwork
+from collective_node.settings import CollectiveSettings, RotationClasses
 
 
 class Batch(NamedTuple):
     """Augmented images ``[n, C, H, W]``, the output of each ``[n]`` (-1: it has no label), and where each comes from:
-    its row ``[n]`` and whether it was mirrored ``[n]``."""
+    its row ``[n]`` and whether it was mirrored ``[n]``; by how many quarters it was turned ``[n]`` (None: none was),
+    and with which others it is to be mixed (None: with none)."""
 
     x: Tensor
     outputs: Tensor
     rows: Tensor
     mirrored: Tensor
+    turns: Tensor | None = None
+    mix: Mix | None = None
+
+    def at(self, index: Tensor) -> "Batch":
+        """The images at these positions ``[m]`` (CPU); they are not to be mixed any more."""
+        here = index.to(self.x.device)
+        turns = None if self.turns is None else self.turns[index]
+        return Batch(self.x[here], self.outputs[here], self.rows[index], self.mirrored[index], turns)
 
 
 class Objective(Protocol):
@@ -28,16 +41,77 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Answering(Protocol):
+    """A model that says more of images than logits."""
+
+    def answers(self, x: Tensor) -> Answers:
+        """Its answers to images ``[n, C, H, W]``."""
+        ...
+
+
+class OnePass(ABC):
+    """An objective that looks at a model's answers to a batch alone, so one pass through the model is enough.
+
+    A batch that is mixed is passed through the model once; its loss is ``lambda L + (1 - lambda) L'``, where ``L`` is
+    the loss of these answers beside what belongs to each image, and ``L'`` beside what belongs to its partner (Zhang et
+    al. 2018, *mixup*, section 2: for cross-entropy that is the loss with mixed labels).
+    """
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean over the batch."""
+        mix = batch.mix
+        if mix is None:
+            return self.loss(_answers(model, batch.x), batch)
+        with mix.inside(model):
+            answers = _answers(model, mix.of(batch.x) if mix.layer == 0 else batch.x)
+        partners = self.loss(answers, batch.at(mix.partners))
+        return mix.share * self.loss(answers, batch) + (1 - mix.share) * partners
+
+    @abstractmethod
+    def loss(self, answers: Answers, batch: Batch) -> Tensor:
+        """Mean loss of answers beside the labels and origins of a batch; its images do not count."""
+
+
+def _answers(model: nn.Module, x: Tensor) -> Answers:
+    return model.answers(x) if isinstance(model, Answering) else Answers(full(model(x)))
+
+
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(OnePass):
     """Cross-entropy with the labels, smoothed (Szegedy et al. 2016)."""
 
     label_smoothing: float = 0.0
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, answers: Answers, batch: Batch) -> Tensor:
         """Mean over the batch."""
-        logits = model(batch.x).float()
-        return nn.functional.cross_entropy(logits, batch.outputs, label_smoothing=self.label_smoothing)
+        return nn.functional.cross_entropy(answers.logits, batch.outputs, label_smoothing=self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class Rotation(OnePass):
+    """An objective, and a second one beside it: to tell by how many quarters each image was turned (Gidaris et al.
+    2018, *Unsupervised representation learning by predicting image rotations*; as a second task, Gidaris et al. 2019).
+
+    Attributes:
+        objective: the first one.
+        weight: of the mean cross-entropy of the four turns.
+        classes: which images the first objective sees.
+    """
+
+    objective: OnePass
+    weight: float
+    classes: RotationClasses = "all"
+
+    def loss(self, answers: Answers, batch: Batch) -> Tensor:
+        """The first objective's, and the weighted loss of the turns; the model has a head that tells them."""
+        assert batch.turns is not None
+        assert answers.turns is not None
+        told = nn.functional.cross_entropy(answers.turns, batch.turns.to(answers.turns.device))
+        if self.classes == "upright":
+            upright = (batch.turns == 0).nonzero()[:, 0]
+            answers, batch = answers.at(upright), batch.at(upright)
+        return self.objective.loss(answers, batch) + self.weight * told
 
 
 def labelled_loss(logits: Tensor, outputs: Tensor, label_smoothing: float) -> Tensor:
@@ -64,11 +138,11 @@ class Knowledge:
         """Logits ``[n, outputs]`` and features ``[n, F]`` of a batch's images, mirrored as they are there."""
         side = batch.mirrored.to(self.logits.device).long()
         rows = batch.rows.to(self.logits.device)
-        return self.logits[rows, side].float(), self.features[rows, side].float()
+        return full(self.logits[rows, side]), full(self.features[rows, side])
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(OnePass):
     """Labels and a teacher together: the weighted sum of four losses.
 
     The teacher saw each image without the crop (a fixed teacher in the terms of Beyer et al. 2022): so it is asked
@@ -92,19 +166,36 @@ class Distillation:
     relations: float
     label_smoothing: float
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean over the batch; an image without a label teaches what the teacher says of it."""
-        assert isinstance(model, Student)
-        student, projected, logits = model.views(batch.x)
+    def loss(self, answers: Answers, batch: Batch) -> Tensor:
+        """Mean over the batch; an image without a label teaches what the teacher says of it. A student with fewer
+        outputs has the teacher's first ones."""
         wanted, deep = self.knowledge.of(batch)
-        loss = (1 - self.logits) * labelled_loss(logits, batch.outputs, self.label_smoothing)
+        wanted = wanted[:, : answers.logits.shape[1]]
+        loss = (1 - self.logits) * labelled_loss(answers.logits, batch.outputs, self.label_smoothing)
         if self.logits:
-            loss = loss + self.logits * soft_label_loss(logits, wanted, self.temperature)
+            loss = loss + self.logits * soft_label_loss(answers.logits, wanted, self.temperature)
         if self.features:
-            loss = loss + self.features * (1 - nn.functional.cosine_similarity(projected, deep)).mean()
+            assert answers.projected is not None
+            loss = loss + self.features * (1 - nn.functional.cosine_similarity(answers.projected, deep)).mean()
         if self.relations:
-            loss = loss + self.relations * relation_loss(student, deep)
+            assert answers.features is not None
+            loss = loss + self.relations * relation_loss(answers.features, deep)
         return loss
+
+
+def objective_of(settings: CollectiveSettings, knowledge: Knowledge | None = None) -> OnePass:
+    """What the settings ask to be learned: labels, a teacher's knowledge besides if there is one, and turns."""
+    objective: OnePass = CrossEntropy(settings.label_smoothing)
+    if knowledge is not None:
+        objective = Distillation(
+            knowledge,
+            logits=settings.distil_logits,
+            temperature=settings.distil_temperature,
+            features=settings.distil_features,
+            relations=settings.distil_relations,
+            label_smoothing=settings.label_smoothing,
+        )
+    return Rotation(objective, settings.rotation, settings.rotation_classes) if settings.rotation else objective
 
 
 @dataclass(frozen=True)
@@ -118,8 +209,9 @@ class Sandwich:
 
     Attributes:
         whole: what the whole network learns.
-        soft: weight of the whole's soft labels in what the smaller ones learn; the labels have the rest, unless the
-            whole looked at other images than the batch's (mixed ones), whose labels would not be these.
+        soft: weight of the whole's soft labels in what the smaller ones learn; the labels have the rest. Of images that
+            were mixed or turned they learn the soft labels alone, and where features were mixed, which they do not see,
+            the labels alone.
         label_smoothing: of the labels.
     """
 
@@ -136,7 +228,11 @@ class Sandwich:
         others = len(network.sizes) - 1
         # The rows of a batch are drawn at random, so no further random number is needed, and every part has its own.
         chosen = {0, 1 + int(batch.rows.sum()) % others} if others else {0}
-        soft = self.soft if x is batch.x else 1.0
+        soft = self.soft
+        if batch.mix is not None:
+            soft = 1.0 if batch.mix.layer == 0 else 0.0
+        elif batch.turns is not None:
+            soft = 1.0
         for number in sorted(chosen):
             small = network.logits_of(x, number).float()
             loss = loss + soft * soft_label_loss(small, logits.detach().float(), 1.0)
@@ -181,22 +277,30 @@ def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Student(nn.Module):
-    """A compact network with the linear map from its features to its teacher's.
+    """A compact network with what its training needs besides, and what no individual gets.
 
     Args:
         network: the student.
-        regressor: ``[F]`` to the teacher's ``[G]``.
+        regressor: from its features ``[F]`` to its teacher's ``[G]``; None: it has no teacher, or learns no features.
+        turns: from its features ``[F]`` to four logits, one for each turn; None: it does not learn to tell turns.
     """
 
-    def __init__(self, network: CompactNetwork, regressor: nn.Module) -> None:
+    def __init__(
+        self, network: CompactNetwork, regressor: nn.Module | None = None, turns: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.network, self.regressor = network, regressor
+        self.network, self.regressor, self.turns = network, regressor, turns
 
-    def views(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features ``[n, F]``, their image under the regressor ``[n, G]``, and logits ``[n, outputs]``; float32."""
+    def answers(self, x: Tensor) -> Answers:
+        """Logits, features, and what the heads say."""
         found = self.network.features(x)
-        flat = found.flatten(1).float()
-        return flat, self.regressor(flat), self.network.classifier(found).float()
+        flat = full(found.flatten(1))
+        return Answers(
+            full(self.network.classifier(found)),
+            flat,
+            None if self.regressor is None else self.regressor(flat),
+            None if self.turns is None else self.turns(flat),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images to logits, as the network alone."""

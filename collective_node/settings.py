@@ -27,8 +27,42 @@ CompactClassifier = Literal["mlp", "linear", "cosine"]
 #: Most weights of a compact network, by the setting's name; ``own``: it has the collective's own top layers.
 Budget = Literal["own", "0.25M", "0.5M", "1M", "2M"]
 BUDGETS: Mapping[Budget, int] = {"0.25M": 250_000, "0.5M": 500_000, "1M": 1_000_000, "2M": 2_000_000}
+#: Of the learning rate over the steps of a training.
+Schedule = Literal["one-cycle", "constant", "step"]
+#: Which images of a batch with turned ones teach classes besides: all, or those that stand upright.
+RotationClasses = Literal["all", "upright"]
+#: Regularisers of every training of the network, and what each is when it is off; those of condensing have the prefix
+#: ``condense_``.
+REGULARISERS: Mapping[str, float] = {
+    "mixup": 0.0,
+    "manifold_mixup": 0.0,
+    "rotation": 0.0,
+    "randaugment": 0,
+    "ema": 0.0,
+    "swa": 0.0,
+}
+#: Settings that came later, with the values that mean what was meant before they were there. Fingerprints leave them
+#: out where they have these, so what an earlier version kept can be used still.
+LATER: Mapping[str, object] = {
+    "copies": "divided",
+    "schedule": "one-cycle",
+    **REGULARISERS,
+    "rotation_share": 0.75,
+    "rotation_classes": "all",
+    "randaugment_magnitude": 5.0,
+    "consolidate_generations": 0,
+    "generation_weight": 0.5,
+    **{f"condense_{name}": None for name in REGULARISERS},
+    "condense_generations": 0,
+    "condense_sizes": (),
+    "condense_sizes_distil": 0.5,
+    "blob_dtype": "float32",
+}
 #: Widths of the thirteen convolutions, at width factor 1.
 BASE_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
+
+
+_IN_CONDENSING = "the same in the training of compact networks; none: as in the collective's own trainings"
 
 
 class CollectiveSettings(BaseModel):
@@ -40,8 +74,10 @@ class CollectiveSettings(BaseModel):
     base_widths: tuple[int, ...] = Field(
         BASE_WIDTHS, min_length=13, max_length=13, description="channels of the convolutions, at width factor 1"
     )
-    classifier: Literal["mlp", "linear"] = Field(
-        "linear", description="behind the convolutions: two hidden layers (mlp, the paper's), or none"
+    classifier: Literal["mlp", "linear", "cosine"] = Field(
+        "linear",
+        description="behind the convolutions: two hidden layers (mlp, the paper's), or none (linear, or cosine "
+        "between features and a vector for each class)",
     )
     tasks: int = Field(13, ge=1, description="sequential tasks; 13 partition the 64 base classes")
     classes_per_task: int = Field(5, ge=2)
@@ -68,6 +104,46 @@ class CollectiveSettings(BaseModel):
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    schedule: Schedule = Field(
+        "one-cycle",
+        description="of the learning rate over each training, after a rise over its first 15 %; step: a tenth from "
+        "60 % of the steps on, a hundredth from 80 % on",
+    )
+    mixup: float = Field(
+        0.0, ge=0, description="alpha of the share by which images and labels are mixed in pairs; 0: off"
+    )
+    manifold_mixup: float = Field(
+        0.0, ge=0, description="alpha, where what is mixed goes into a layer drawn for each batch; 0: off"
+    )
+    rotation: float = Field(0.0, ge=0, description="weight of a second task, to tell an image's quarter turns; 0: off")
+    rotation_share: float = Field(
+        0.75,
+        gt=0,
+        lt=1,
+        description="of a batch's images that are turned, in place: a step costs no more",
+    )
+    rotation_classes: RotationClasses = Field(
+        "all", description="which images teach their class then: turned ones too, or upright ones alone"
+    )
+    randaugment: int = Field(
+        0, ge=0, le=10, description="operations for each image: colours, shear, rotation, translation, cutout; 0: off"
+    )
+    randaugment_magnitude: float = Field(5.0, gt=0, le=10, description="of these operations")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of the exponential average of weights that a training ends with; 0: off"
+    )
+    swa: float = Field(
+        0.0, ge=0, le=1, description="last share of a training's steps, whose mean weights it ends with; 0: off"
+    )
+    consolidate_generations: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="further generations of the consolidation, each taught by the one before; all share its epochs",
+    )
+    generation_weight: float = Field(
+        0.5, gt=0, le=1, description="of the soft labels of the generation before, at distil_temperature"
+    )
     ewc: float = Field(10_000.0, gt=0, description="weight of the EWC penalty, strategy ewc")
     ewc_samples: int = Field(512, ge=1, description="images of a task behind its part of the EWC penalty, strategy ewc")
     cycles: int = Field(1, ge=0, description="open-world cycles after the tasks: recognise, name, add, train on")
@@ -140,6 +216,19 @@ class CollectiveSettings(BaseModel):
     )
     condense_sizes_distil: float = Field(
         0.5, ge=0, le=1, description="weight of the whole's soft labels in what these learn; the labels have the rest"
+    )
+    condense_mixup: float | None = Field(None, ge=0, description=_IN_CONDENSING)
+    condense_manifold_mixup: float | None = Field(None, ge=0, description=_IN_CONDENSING)
+    condense_rotation: float | None = Field(None, ge=0, description=_IN_CONDENSING)
+    condense_randaugment: int | None = Field(None, ge=0, le=10, description=_IN_CONDENSING)
+    condense_ema: float | None = Field(None, ge=0, lt=1, description=_IN_CONDENSING)
+    condense_swa: float | None = Field(None, ge=0, le=1, description=_IN_CONDENSING)
+    condense_generations: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="further generations of a compact network, each with new weights and taught by the one before "
+        "(born-again networks); all share the epochs",
     )
     distil_logits: float = Field(0.0, ge=0, le=1, description="weight of the collective's soft labels in condensing")
     distil_temperature: float = Field(4.0, gt=0)
@@ -234,6 +323,43 @@ class CollectiveSettings(BaseModel):
             raise ValueError("the criterion similarity needs descendant_epochs above 0")
         return self
 
+    @model_validator(mode="after")
+    def _one_mix_and_one_average(self) -> "CollectiveSettings":
+        for one in (self, self.in_condensing):
+            if one.mixup and one.manifold_mixup:
+                raise ValueError("manifold_mixup mixes images too: set mixup or manifold_mixup to 0")
+            if one.ema and one.swa:
+                raise ValueError("a training ends with one average of its weights: set ema or swa to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _cosines_know_no_length(self) -> "CollectiveSettings":
+        if self.classifier != "cosine":
+            return self
+        if "ewc" in (self.strategy, *self.compare_strategies):
+            raise ValueError("the Fisher diagonal of strategy ewc knows no cosines: set classifier to linear or mlp")
+        if self.bias == "weight-alignment":
+            raise ValueError("the lengths that bias = weight-alignment aligns do not count with classifier = cosine")
+        return self
+
+    @property
+    def in_condensing(self) -> "CollectiveSettings":
+        """The settings as the training of a compact network has them, with its own regularisers."""
+        own = {name: getattr(self, f"condense_{name}") for name in REGULARISERS}
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+    @property
+    def taught_by_itself(self) -> "CollectiveSettings":
+        """The settings as a further generation has them, whose teacher is the one before: its soft labels alone."""
+        return self.model_copy(
+            update={"distil_logits": self.generation_weight, "distil_features": 0.0, "distil_relations": 0.0}
+        )
+
+    @property
+    def plain(self) -> "CollectiveSettings":
+        """The settings without any regulariser."""
+        return self.model_copy(update=REGULARISERS)
+
     @property
     def private_weights(self) -> bool:
         """Whether the weights themselves are to be differentially private."""
@@ -264,13 +390,22 @@ class CollectiveSettings(BaseModel):
     @model_validator(mode="after")
     def _private_weights_come_from_one_network(self) -> "CollectiveSettings":
         # Each of these would look at the images besides, without noise.
-        wanted = {"forms": ("condensed",), "cycles": 0, "descendant_epochs": 0.0, "condense_sizes": ()}
+        wanted: dict[str, object] = {
+            "forms": ("condensed",),
+            "cycles": 0,
+            "descendant_epochs": 0.0,
+            "condense_sizes": (),
+        }
+        # DP-SGD has a schedule of its own, and takes no image twice.
+        wanted |= {"schedule": "one-cycle", "consolidate_generations": 0, "condense_generations": 0}
         wrong = [name for name, value in wanted.items() if getattr(self, name) != value]
         wrong += ["layers"] if self.layers is None else []
+        named = {name: off for name, off in LATER.items() if name.removeprefix("condense_") in REGULARISERS}
+        wrong += [name for name, off in named.items() if getattr(self, name) not in (off, 0)]
         if self.private_weights and wrong:
             raise ValueError(
                 "private weights are those of one network, trained for the condensed form alone: set forms=condensed, "
-                "cycles=0, descendant_epochs=0, no condense_sizes and a number of layers (here differ: "
-                f"{', '.join(wrong)}), or privacy_scope=fisher-given-weights"
+                "cycles=0, descendant_epochs=0, no condense_sizes, a number of layers, and all that regularises off "
+                f"(here differ: {', '.join(wrong)}), or privacy_scope=fisher-given-weights"
             )
         return self

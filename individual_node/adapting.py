@@ -1,6 +1,6 @@
 """What ``individual-node adapt`` does: from a bundle file and own pictures to a model, and what it says of it."""
 
-import tomllib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from individual_node.settings import IndividualSettings
 from protocol.commands.decoder_warning import warn_unconfined
 from protocol.commands.progress_bar import progress_bar
 from protocol.commands.revocation_warning import warn_revoked
+from protocol.encoding import bounded_toml
 from protocol.errors import InputError, fault_line
 from protocol.files.user_files import check_free, check_outside
 from protocol.learngene.images import choose_device
@@ -147,8 +148,8 @@ def _value(text: str) -> object:
     if text == "none":
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return bounded_toml.parse(os.fsencode(f"value = {text}"))["value"]
+    except ValueError:
         return text
 
 

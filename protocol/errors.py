@@ -39,6 +39,10 @@ class StoppedError(LearngeneError):
         return 128 + self.number
 
 
+#: What a run says that Flower has ended: Flower tells its app no reason, its own log does.
+FLOWER_ENDED = "Flower has ended the run"
+
+
 class RefusedError(LearngeneError):
     """A message was refused. ``code`` is the coarse word that may cross the wire; the text stays in the local log.
 

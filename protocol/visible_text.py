@@ -66,6 +66,44 @@ def visible_line(text: str, *, length: int = LINE_LENGTH) -> str:
     return _shown(text, _line_units, length, _PLAIN_LINE)
 
 
+#: What is written for characters of our own texts where an encoding lacks them.
+_INSTEAD = {
+    **{"−": "-", "–": "-", "—": "-", "±": "+-", "→": "->", "×": "x", "…": "...", "·": ".", "≤": "<=", "≥": ">="},
+    **{"ε": "epsilon", "δ": "delta", "λ": "lambda"},
+}
+
+
+def in_encoding(text: str, encoding: str) -> str:
+    """A text with only characters that an encoding has; another one is written by its number, or in words if it is
+    one of our own texts' (``−`` is ``-``).
+
+    Args:
+        encoding: as of a stream; an unknown one is left alone.
+    """
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "".join(_encodable(character, encoding) for character in text)
+    except LookupError:
+        pass
+    return text
+
+
+def _encodable(character: str, encoding: str) -> str:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return _INSTEAD.get(character) or _number(character)
+    return character
+
+
+def is_utf8(text: str | os.PathLike[str]) -> bool:
+    """Whether a text can be written as UTF-8. The name of a file can hold bytes that are none; Python decodes each to a
+    surrogate (PEP 383).
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in os.fspath(text))
+
+
 def is_plain(text: str) -> bool:
     """Whether nothing in a text would be shown by its number."""
     return "".join(_line_units(text)) == text

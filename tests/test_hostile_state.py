@@ -17,7 +17,6 @@ from pydantic import BaseModel
 
 from collective_node import checkpoint
 from collective_node.annotation import labels, unknown_set
-from collective_node.annotation.access import Access
 from collective_node.differential_privacy.release import Finished
 from protocol.errors import LearngeneError
 from protocol.exchange.audit import Crossings, read_chain, summarise
@@ -76,7 +75,6 @@ def state(tmp_path: Path) -> Path:
     unknown_set.store(cycle, made_unknown_set())
     with labels.LabelBook(cycle, images=48, known=()) as book:
         book.decide(labels.Decision(id="decision", verdict="named", images=(1, 2), name="moth"))
-    Access(cycle).address(80)
     (site.folder / "checkpoint").mkdir(mode=0o700)
     return site.folder
 
@@ -117,7 +115,6 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "the labels": (f"{CYCLE}/labels.jsonl", lambda state: labels.read(state / CYCLE)),
     "the labels, to write": (f"{CYCLE}/labels.jsonl", label_book),
     "which cycle waits": (f"{CYCLE}/labels.jsonl", labels.waiting_folder),
-    "the page's memory": (f"{CYCLE}/access.json", lambda state: Access(state / CYCLE)),
     "the unknown set's description": (f"{CYCLE}/unknown.json", lambda state: unknown_set.load(state / CYCLE)),
     "the unknown images": (f"{CYCLE}/images.npy", lambda state: unknown_set.load(state / CYCLE)),
     "their features": (f"{CYCLE}/features.npy", lambda state: unknown_set.load(state / CYCLE)),

@@ -11,7 +11,6 @@ import pytest
 import typer
 from PIL import Image
 
-from collective_node.annotation.access import Access
 from collective_node.annotation.unknown_set import cycle_folder, store
 from collective_node.cli import app as collective_app
 from individual_node.cli import app as individual_app
@@ -122,7 +121,6 @@ def test_what_a_run_s_commands_write(tmp_path: Path, open_umask: None) -> None:
 def test_what_a_node_s_parts_write(tmp_path: Path, open_umask: None) -> None:
     folder = cycle_folder(tmp_path / "state", 1)
     store(folder, unknown_set())
-    Access(folder).address(8000)
     listen(tmp_path / "doors" / "below" / "node.sock").close()
     make_folder(tmp_path / "x" / "y" / "z")
     found = modes(tmp_path)

@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -22,9 +23,13 @@ import psutil
 import pytest
 
 import sims
+from collective_node.cli import app as collective_app
+from individual_node.cli import app as individual_app
+from protocol.commands.learngene import make
 from protocol.confinement import namespaces
 from protocol.confinement.warden import refused_calls
 from protocol.node import confine
+from protocol.visible_text import in_encoding
 from sims.results.figures import FIGURES
 from sims.results.models import schema
 from sims.run.enclosure import KILLED
@@ -32,10 +37,12 @@ from sims.run.processes import alive, end_all
 from sims.run.reach import SENTENCES, reach_of_run
 from sims.run.run_folder import read_record, read_settings
 from sims.run.runner import Interruption
+from tests import corner
 from tests.sims.results.test_report import Page, title_is_red
 from tests.sims.run.knocking import Answers, knock
 from tests.sims.run.listening import Listener, listeners, network_of
 from tests.test_deployment import free_ports
+from tests.two_folders import run, succeeded
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes in /proc")
 
@@ -243,11 +250,17 @@ class Place:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
 
-    def learngene(self, out: Path, *more: str, meanwhile: "Callable[[Look], None] | None" = None) -> Ended:
-        """``learngene run cifar100`` until it ends; the one run folder in ``out`` is its own."""
+    def learngene(
+        self, out: Path, *more: str, meanwhile: "Callable[[Look], None] | None" = None, in_corner: bool = False
+    ) -> Ended:
+        """``learngene run cifar100`` until it ends; the one run folder in ``out`` is its own.
+
+        Args:
+            in_corner: in a corner like a container's.
+        """
         look = Look()
         with _ended(look), look.going_on():
-            process = self.start_run(out, look, *more)
+            process = (self.start_in_corner if in_corner else self.start_run)(out, look, *more)
             if meanwhile is not None:
                 meanwhile(look)
             stdout, stderr = process.communicate(timeout=300)
@@ -256,36 +269,59 @@ class Place:
 
     def start_run(self, out: Path, look: Look, *more: str) -> "subprocess.Popen[str]":
         """``learngene run cifar100``, started."""
-        flags = [word for name, value in EXPERIMENT.items() for word in _flag(name, value)]
-        return self._start(["learngene", "run", "cifar100", *flags, "--out", str(out), *more], look, **HOSTILE)
+        command = [str(PROGRAMS / "learngene"), "run", "cifar100", *_flags(), "--out", str(out), *more]
+        return self._start(command, {**self.environment(look), **HOSTILE})
+
+    def start_in_corner(self, out: Path, look: Look, *more: str) -> "subprocess.Popen[str]":
+        """As ``start_run``, with nothing that a user has: no home and no name, no terminal, no variable but hostile
+        ones, an encoding that lacks characters, few files at once, a folder for temporary files whose path is too long
+        for sockets, a clone and a shared memory that are read-only.
+        """
+        deep = self.root.joinpath("temporary", *["deep"] * 30)
+        deep.mkdir(parents=True, exist_ok=True)
+        given = {
+            **look.environment,
+            **HOSTILE,
+            "TMPDIR": str(deep),
+            "LC_ALL": "C",
+            "PYTHONIOENCODING": "ascii:strict",
+            "LEARNGENE_CACHE": str(self.root / ".learngene" / "data"),  # where it is drawn already
+        }
+        command = [str(PROGRAMS / "learngene"), "run", "cifar100", *_flags(), "--out", str(out), *more]
+        clone = Path(next(iter(sims.__path__))).parent
+        if not corner.refused():
+            # Ray takes another folder for its store where it cannot have this one.
+            command = corner.in_corner(command, read_only={clone, Path(sys.prefix), Path("/dev/shm")})
+        return self._start(command, given, bare=True)
 
     def flwr(self, out: Path) -> Ended:
         """``flwr run sims/cifar100 --stream`` with a daemon of its own, which is ended afterwards."""
         values = {**EXPERIMENT, "out": str(out)}
         configuration = " ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
         app = Path(next(iter(sims.__path__))) / "cifar100"
-        command = ["flwr", "run", str(app), "--stream", "--run-config", configuration]
+        command = [str(PROGRAMS / "flwr"), "run", str(app), "--stream", "--run-config", configuration]
         http, control = free_ports(2)
         ports = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http), "FLWR_LOCAL_CONTROL_API_PORT": str(control)}
         look = Look()
         with _ended(look), look.going_on():
             ray = {"RAY_ADDRESS": HOSTILE["RAY_ADDRESS"], "RAY_AUTH_MODE": "disabled"}
-            process = self._start(command, look, FLWR_HOME=str(self.root / "flwr"), **ports, **ray)
+            own = {"FLWR_HOME": str(self.root / "flwr"), **ports, **ray}
+            process = self._start(command, {**self.environment(look), **own})
             stdout, stderr = process.communicate(timeout=300)
         [folder] = out.iterdir()
         return Ended(process.returncode, stdout, stderr, look, folder)
 
-    def _start(self, command: list[str], look: Look, **more: str) -> "subprocess.Popen[str]":
+    def _start(self, command: list[str], given: Mapping[str, str], *, bare: bool = False) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [str(PROGRAMS / command[0]), *command[1:]],
-            env={**self.environment(look), **more},
+            command,
+            env=dict(given),
             cwd=self.root,
+            start_new_session=bare,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Ctrl-C must reach it also where these tests run in a shell's background, which ignores it.
-            preexec_fn=_heed_ctrl_c,
+            preexec_fn=_begin_with_few_files if bare else _heed_ctrl_c,
         )
 
 
@@ -293,14 +329,18 @@ class Place:
 HOSTILE = {
     "RAY_ADDRESS": "192.0.2.1:6379",
     "RAY_AUTH_MODE": "disabled",
-    "http_proxy": "http://192.0.2.1:3128",
+    **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "grpc_proxy"), "http://192.0.2.1:3128"),
+    "all_proxy": "socks5://192.0.2.1:1080",
+    "no_proxy": "",
     "FORCE_COLOR": "1",
     "FLWR_INTERNAL_GRPC_CONTROL_API": "1",
 }
 
 
-def _flag(name: str, value: str | int | bool) -> list[str]:
-    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+def _flags() -> list[str]:
+    """The experiment as flags of ``learngene run``."""
+    named = ([f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in EXPERIMENT.items())
+    return [word for words in named for word in words]
 
 
 @contextlib.contextmanager
@@ -340,8 +380,8 @@ def whole(place: Place) -> Ended:
 
 @pytest.fixture(scope="module")
 def killed(place: Place) -> Ended:
-    """A run whose collective was killed while it learned its second task."""
-    out = place.root / "killed"
+    """A run in a corner like a container's, whose collective was killed while it learned its second task."""
+    out = place.root / 'killed [final] a[b] "\U0001f600"'
 
     def kill(look: Look) -> None:
         wait_for(lambda: any(out.glob("*/nodes/collective/state/checkpoint/state-0001")))
@@ -349,15 +389,15 @@ def killed(place: Place) -> Ended:
         log = (found[0].parents[1] / "node.log").read_text()
         os.kill(int(log.rpartition(" starts as process ")[2].split()[0]), signal.SIGKILL)
 
-    return place.learngene(out, meanwhile=kill)
+    return place.learngene(out, meanwhile=kill, in_corner=True)
 
 
 @pytest.fixture(scope="module")
 def resumed(place: Place, killed: Ended, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
-    """A copy of what the killed run left, and the run that went on from it."""
+    """A copy of what the killed run left, and the run that went on from it in the same corner."""
     before = tmp_path_factory.mktemp("before") / "run"
     shutil.copytree(killed.run, before)
-    return before, place.learngene(killed.run.parent, "--resume")
+    return before, place.learngene(killed.run.parent, "--resume", in_corner=True)
 
 
 @pytest.mark.slow
@@ -537,6 +577,18 @@ def test_the_record_and_the_report_say_who_reaches_a_run(whole: Ended) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_was_moved_serves_every_command(whole: Ended, tmp_path: Path) -> None:
+    moved = whole.run.rename(tmp_path / "moved")
+    try:
+        configuration = moved / "nodes" / "individual-1" / "config.toml"
+        succeeded(run(individual_app, "bundle", "--config", configuration, "--out", tmp_path / "condensed.learngene"))
+        succeeded(run(collective_app, "releases", "--config", moved / "nodes" / "collective" / "config.toml"))
+        succeeded(run(make(), "results", moved))
+    finally:
+        moved.rename(whole.run)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "reason"), [(signal.SIGINT, Interruption.REASONS[signal.SIGINT]), (signal.SIGKILL, KILLED)]
 )
@@ -585,12 +637,12 @@ def test_a_killed_node_ends_the_run_with_one_clear_line(killed: Ended) -> None:
     [line] = killed.err.strip().splitlines()
     assert line.startswith("error: the run failed: the node process of the collective (pid ")
     assert "was killed by signal 9" in line
-    assert str(killed.run) in line
+    assert in_encoding(str(killed.run), "ascii") in line
     assert "--resume" in line
     record = read_record(killed.run)
     assert record.status == "failed"
     assert record.failure is not None
-    assert record.failure in line
+    assert in_encoding(record.failure, "ascii") in line
     # It was in the middle: one task was done and no learngene there.
     checkpoints = killed.run / "nodes" / "collective" / "state" / "checkpoint"
     assert [path.name for path in checkpoints.iterdir()] == ["state-0001"]
@@ -618,6 +670,21 @@ def test_a_killed_run_goes_on_from_the_last_task(resumed: tuple[Path, Ended]) ->
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(bool(corner.refused()), reason=corner.refused())
+def test_a_run_in_a_corner_like_a_container_s_finishes_with_a_report(resumed: tuple[Path, Ended], place: Place) -> None:
+    ended = resumed[1]
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    assert ended.out.isascii()
+    assert read_record(ended.run).status == "finished"
+    for name in ("results.json", "report.html", *FIGURES):
+        assert (ended.run / name).stat().st_size > 0
+    # It ran as somebody whom passwd does not name, and left nothing in the long folder.
+    assert f"/learngene-{corner.a_number()}/" in "".join(listener.address for listener in ended.look.listening)
+    assert [path for path in (place.root / "temporary").rglob("*") if path.name != "deep"] == []
+
+
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_was_never_killed(resumed: tuple[Path, Ended], whole: Ended) -> None:
     assert comparable(resumed[1].results) == comparable(whole.results)
 
@@ -631,6 +698,7 @@ def test_flowers_own_command_gives_the_same_results(whole: Ended, place: Place) 
     report = (ended.run / "report.html").read_text(encoding="utf-8")
     assert STAND_IN in report
     assert STAND_IN in ended.out
+    assert f"environment: {sys.prefix}" in ended.out
     assert ended.look.remaining() == []
     # Its daemon is Flower's own, open to every user of the machine; Ray keeps to itself all the same.
     found = {key: sockets for key, sockets in who_listens(ended.look).items() if key[1] != "unix"}
@@ -675,7 +743,13 @@ def wait_for(happened: Callable[[], bool], seconds: float = 180.0) -> None:
 
 
 def _heed_ctrl_c() -> None:
+    """Ctrl-C must reach a command also where these tests run in a shell's background, which ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _begin_with_few_files() -> None:
+    _heed_ctrl_c()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 
 
 def alive_now(listener: Listener) -> bool:

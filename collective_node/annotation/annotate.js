@@ -4,7 +4,6 @@ const RETRY_SECONDS = [1, 2, 4, 8];
 const WATCH_SECONDS = 4;
 const DRAG_PIXELS = 6;
 const FEWEST_IMAGES = 2;
-const KEPT = `annotate:${location.pathname}:`;
 
 const $ = (id) => document.getElementById(id);
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : noun.endsWith("s") ? "es" : "s"}`;
@@ -20,7 +19,7 @@ function make(tag, attributes = {}, ...children) {
 // ---------------------------------------------------------------------------------------------------------- state
 // An image's label is null (undecided), "" (dismissed) or its name.
 
-let set; // what never changes: title, height, width, known, groups
+let set; // what never changes: id (digest of the images), title, height, width, known, groups
 let base = { revision: -1, labels: [], canUndo: false, finished: false }; // what the server has stored
 let labels = []; // what is shown: base, and what waits to be stored
 let waiting = []; // decisions that are not stored yet, oldest first
@@ -90,21 +89,24 @@ function decide(verdict, images = [], name = undefined) {
   send();
 }
 
-// Kept by the browser until stored: a tab that is closed while the server is away loses nothing.
+// Kept by the browser until stored, for these images: a tab that is closed while the server is away loses nothing, and
+// the page of the server's next start, at another address of the same port, sends it.
+const kept = (key = "") => `annotate:${set.id}:${key}`;
+
 function keep(decision) {
   try {
-    localStorage.setItem(KEPT + decision.id, JSON.stringify({ at: performance.timeOrigin + performance.now(), decision }));
+    localStorage.setItem(kept(decision.id), JSON.stringify({ at: performance.timeOrigin + performance.now(), decision }));
   } catch { /* a browser that keeps nothing still has it in this tab */ }
 }
 
 function forget(decision) {
-  try { localStorage.removeItem(KEPT + decision.id); } catch { /* it was not kept */ }
+  try { localStorage.removeItem(kept(decision.id)); } catch { /* it was not kept */ }
 }
 
 function recall() {
   try {
     return Object.keys(localStorage)
-      .filter((key) => key.startsWith(KEPT))
+      .filter((key) => key.startsWith(kept()))
       .map((key) => JSON.parse(localStorage.getItem(key)))
       .sort((one, other) => one.at - other.at)
       .map(({ decision }) => decision);
@@ -157,7 +159,7 @@ async function post(decision) {
       signal: AbortSignal.timeout(15000),
     });
     if (response.ok) return { answer: await response.json() };
-    if (response.status === 403) return { fault: LOST };
+    if (lost(response)) return { fault: LOST };
     const { error } = await response.json();
     return response.status < 500 ? { refused: error } : { fault: `Not stored: ${error}. It is tried again.` };
   } catch {
@@ -165,7 +167,9 @@ async function post(decision) {
   }
 }
 
-const AWAY = "The server does not answer. Is “collective-node annotate” still running? What you decide is kept here and sent once it is back.";
+const AWAY = "The server does not answer. Is “collective-node annotate” still running? What you decide is kept by this browser. Once the command is started again, open its new address here, and it is sent.";
+// 403: the cookie is unknown; 404: the server was started again, and its page has another address.
+const lost = (response) => response.status === 403 || response.status === 404;
 const LOST = "This tab may no longer write. Press Enter in the terminal of “collective-node annotate”, and open the new address; what waits here is sent from there.";
 
 function accept(answer) {
@@ -179,7 +183,7 @@ async function watch() {
   if (sending || document.hidden || base.finished) return;
   try {
     const response = await fetch(`labels?since=${base.revision}`, { signal: AbortSignal.timeout(15000) });
-    if (response.status === 403) return complain(LOST);
+    if (lost(response)) return complain(LOST);
     if (response.status === 200) {
       accept(await response.json());
       refresh();

@@ -15,7 +15,9 @@ def annotate(
     config: Annotated[Path, typer.Option(help="Configuration file of the node whose images are to be named.")],
     port: Annotated[
         int,
-        typer.Option(help="Port on 127.0.0.1; 0: that of the last start if it is free, else any.", min=0, max=65535),
+        typer.Option(
+            help="Port on 127.0.0.1; 0: the same for this node each time if it is free, else any.", min=0, max=65535
+        ),
     ] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
 ) -> None:

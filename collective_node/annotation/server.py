@@ -1,10 +1,12 @@
 """The server of the annotation page: it shows unknown images on 127.0.0.1 and stores an annotator's decisions."""
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -23,7 +25,7 @@ from collective_node.annotation.unknown_set import UnknownSet
 from protocol.errors import InputError, StorageFailedError, fault_line
 
 COOKIE = "annotate"
-#: Life of a cookie: an annotator can continue within a week without a new address.
+#: Life of a cookie, if the server goes on for so long: a closed tab can be opened again within a week.
 COOKIE_SECONDS = 7 * 24 * 3600
 #: Largest request body; enough for a decision on 100,000 images.
 MAX_BODY_BYTES = 1 << 20
@@ -150,6 +152,8 @@ class _Page:
     ) -> None:
         self._unknown, self._groups, self._book, self._access = unknown, groups, book, access
         self._title, self._finished = title, finished
+        # A browser keeps what it could not send by these images, which its numbers of images refer to.
+        self._id = hashlib.sha256(np.ascontiguousarray(unknown.images).data).hexdigest()
         folder = Path(__file__).parent
         self._files = {name: (folder / (name or "annotate.html")).read_bytes() for name in _FILES}
 
@@ -177,11 +181,12 @@ class _Page:
         return Response(self._files[name], media_type=_FILES[name])
 
     async def set(self, request: Request) -> Response:
-        """What does not change: title, size of the images, known classes, groups."""
+        """What does not change: digest of the images, title, size of the images, known classes, groups."""
         groups = [{"images": cluster.images, "confidence": cluster.confidence} for cluster in self._groups]
         height, width = self._unknown.images.shape[1:3]
         known = self._unknown.known
-        return JSONResponse({"title": self._title, "height": height, "width": width, "known": known, "groups": groups})
+        size = {"height": height, "width": width}
+        return JSONResponse({"id": self._id, "title": self._title, **size, "known": known, "groups": groups})
 
     async def image(self, request: Request) -> Response:
         """One image as PNG."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from collective_node.differential_privacy.mechanism import Mechanism
+from collective_node.settings import LATER, CollectiveSettings
 from protocol.encoding import blob, strict_json
 from protocol.errors import InputError, RefusedError, fault_line
 from protocol.exchange.blob_content import check_values
@@ -149,11 +150,11 @@ class Finished(BaseModel):
         return cls(mechanism=description.mechanism, accuracy=description.accuracy, learngenes=learngenes)
 
 
-def setup_of(evolution: str, settings: BaseModel) -> str:
+def setup_of(evolution: str, settings: CollectiveSettings) -> str:
     """Fingerprint of everything that a private result depends on; ``evolution``: fingerprint of images and seed."""
-    return hashlib.sha256(
-        f"{evolution} {settings.model_dump_json(exclude={'annotator', 'parts'})}".encode()
-    ).hexdigest()
+    as_before = {name for name, value in LATER.items() if getattr(settings, name) == value}
+    left_out = {"annotator", "parts"} | as_before
+    return hashlib.sha256(f"{evolution} {settings.model_dump_json(exclude=left_out)}".encode()).hexdigest()
 
 
 def _kept_file(checkpoints: Path, name: str, *, max_bytes: int) -> bytes:

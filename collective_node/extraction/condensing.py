@@ -16,18 +16,16 @@ from collective_node.network.compact_network import (
     positions_of,
 )
 from collective_node.network.expandable_network import HIDDEN, ExpandableNetwork, scaled
-from collective_node.objectives import CrossEntropy, Distillation, Knowledge, Objective, Sandwich, Student
+from collective_node.objectives import Knowledge, Objective, Sandwich, Student, objective_of
 from collective_node.random_states import RandomStates
 from collective_node.settings import CollectiveSettings
 from collective_node.training import Observer, fit
 from collective_node.training_set import TrainingSet
+from collective_node.weight_averaging import estimate_statistics
 from protocol.errors import InputError
 from protocol.learngene.architecture import CompactForm, SizeName
 from protocol.learngene.images import autocast
-from protocol.learngene.network import ConvolutionBlock, average_statistics, build_blocks, initialise, layers_of
-
-#: Batches of 250 images that the BatchNorm statistics of a compact network are averaged over.
-STATISTICS_BATCHES = 40
+from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
 
 
 @dataclass(frozen=True)
@@ -111,9 +109,11 @@ def condense(
     observe: Observer | None = None,
     size: SizeName | None = None,
 ) -> CompactNetwork:
-    """Train a compact network; the BatchNorm statistics of its blocks are estimated again at the end.
+    """Train a compact network, in as many generations as the settings ask for.
 
-    They are then averages over balanced batches without augmentation.
+    Each further generation begins as the first one did, with new random numbers, and learns from the labels and from
+    the generation before instead of the collective (born-again networks, Furlanello et al. 2018). All share the epochs
+    equally.
 
     Args:
         network: the collective's; it stays as it is.
@@ -125,41 +125,28 @@ def condense(
         size: train the network of this smaller size by itself; None: the whole, with the recipe's nested sizes.
 
     Raises:
-        InputError: no layer is left for the stem to stand in for, the budget is too small, two sizes are the same, or
-            the top layers cannot start from the collective's.
+        InputError: no layer is left for the stem to stand in for, the budget is too small, or the top layers cannot
+            start from the collective's.
     """
-    condensed = _begun(network, top, data, recipe, settings, random, size)
-    trained = dict(condensed.named_parameters())
-    if recipe.frozen:
-        condensed.classifier.eval()
-        for part in (condensed.top, condensed.classifier):
-            part.requires_grad_(False)
-        trained = dict(condensed.stem.named_parameters())
-    model: nn.Module = condensed
-    objective: Objective | None = None
-    if recipe.distils:
-        assert knowledge is not None
-        model, objective = _student_of(condensed, knowledge, settings, random)
-        trained |= {f"regressor.{name}": value for name, value in model.regressor.named_parameters()}
-    if condensed.sizes:
-        whole = objective or CrossEntropy(settings.label_smoothing)
-        objective = Sandwich(whole, settings.condense_sizes_distil, settings.label_smoothing)
-    fit(
-        model,
-        trained,
-        data,
-        epochs,
-        settings=settings,
-        learning_rate=settings.condense_learning_rate,
-        random=random,
-        observe=observe,
-        objective=objective,
-    )
-    estimate_statistics(condensed, data, random["batches"])
+    settings, generations = settings.in_condensing, 1 + settings.condense_generations
+    assert knowledge is not None or not recipe.distils
+    teacher = knowledge if recipe.distils else None
+    condensed = _untrained(network, top, data, recipe, settings, random, size)
+    for number in range(generations):
+        if number > 0:
+            teacher, settings = ask(condensed, data, data.every_row), settings.taught_by_itself
+            condensed = _untrained(network, top, data, recipe, settings, random, size)
+        share = None if observe is None else _share(observe, number, generations)
+        _train(condensed, data, recipe, epochs / generations, settings, random, teacher, share)
     return condensed.eval()
 
 
-def _begun(
+def _share(observe: Observer, number: int, generations: int) -> Observer:
+    """Reports one of several trainings with equally many steps as a part of them all."""
+    return lambda step, steps: observe(number * steps + step, generations * steps)
+
+
+def _untrained(
     network: ExpandableNetwork,
     top: int,
     data: TrainingSet,
@@ -168,7 +155,7 @@ def _begun(
     random: RandomStates,
     size: SizeName | None,
 ) -> CompactNetwork:
-    """The compact network on the device as training begins with it."""
+    """The compact network before its training, with what a recipe takes from the collective's."""
     whole = blueprint(network, top, settings)
     blocks = whole if size is None else whole.of_size(size)
     stem, deep = build_blocks(blocks.stem), build_blocks(blocks.top)
@@ -191,37 +178,80 @@ def _begun(
         )
         initialise(classifier, random["weights"])
     sizes = whole.in_order(recipe.sizes) if recipe.nested and size is None else ()
-    begun = CompactNetwork(stem, deep, classifier, sizes).to(data.device).to(memory_format=torch.channels_last)
-    return begun.train()
+    return CompactNetwork(stem, deep, classifier, sizes).to(data.device).to(memory_format=torch.channels_last)
+
+
+def _train(
+    condensed: CompactNetwork,
+    data: TrainingSet,
+    recipe: Recipe,
+    epochs: float,
+    settings: CollectiveSettings,
+    random: RandomStates,
+    knowledge: Knowledge | None,
+    observe: Observer | None,
+) -> None:
+    """Train a compact network; the BatchNorm statistics of its blocks are estimated again at the end.
+
+    They are then averages over balanced batches without augmentation.
+    """
+    condensed.train()
+    trained = dict(condensed.named_parameters())
+    if recipe.frozen:
+        condensed.classifier.eval()
+        for part in (condensed.top, condensed.classifier):
+            part.requires_grad_(False)
+        trained = dict(condensed.stem.named_parameters())
+    student = _student_of(condensed, data, knowledge, settings, random)
+    trained |= {name: value for name, value in student.named_parameters() if not name.startswith("network.")}
+    objective: Objective = objective_of(settings, knowledge)
+    if condensed.sizes:
+        objective = Sandwich(objective, settings.condense_sizes_distil, settings.label_smoothing)
+    fit(
+        student,
+        trained,
+        data,
+        epochs,
+        settings=settings,
+        learning_rate=settings.condense_learning_rate,
+        random=random,
+        observe=observe,
+        objective=objective,
+    )
+    estimate_statistics(condensed, data, random["batches"])
 
 
 def _student_of(
-    network: CompactNetwork, knowledge: Knowledge, settings: CollectiveSettings, random: RandomStates
-) -> tuple[Student, Objective]:
-    features = network.layers[-1].conv.out_channels
-    regressor = nn.Linear(features, knowledge.features.shape[2], bias=False)
-    initialise(regressor, random["weights"])
-    objective = Distillation(
-        knowledge,
-        logits=settings.distil_logits,
-        temperature=settings.distil_temperature,
-        features=settings.distil_features,
-        relations=settings.distil_relations,
-        label_smoothing=settings.label_smoothing,
-    )
-    return Student(network, regressor.to(knowledge.features.device)), objective
+    network: CompactNetwork,
+    data: TrainingSet,
+    knowledge: Knowledge | None,
+    settings: CollectiveSettings,
+    random: RandomStates,
+) -> Student:
+    """The network with the heads that its training needs: for a teacher's features, for turns."""
+    height, width = data.images.pixels.shape[1:3]
+    features = network.layers[-1].conv.out_channels * positions_of(network.describe(), height, width)
+    regressor = turns = None
+    if knowledge is not None:
+        regressor = nn.Linear(features, knowledge.features.shape[2], bias=False)
+        initialise(regressor, random["weights"])
+    if settings.rotation:
+        turns = nn.Linear(features, 4)
+        initialise(turns, random["weights"])
+    return Student(network, regressor, turns).to(data.device)
 
 
 @torch.no_grad()
-def ask(network: ExpandableNetwork, data: TrainingSet, rows: Tensor) -> Knowledge:
-    """What the collective's network says of the images ``rows [n]``, whole and mirrored; of the others, zeros."""
+def ask(network: ExpandableNetwork | CompactNetwork, data: TrainingSet, rows: Tensor) -> Knowledge:
+    """What a network says of the images ``rows [n]``, whole and mirrored; of the others, zeros. It is put in evaluation
+    mode."""
     network.eval()
     logits = features = torch.empty(0)
     for index in rows.split(250):
         x, _ = data.batch(index)
         for side, picture in enumerate((x, x.flip(3))):
             with autocast(data.device):
-                deep = network.blocks(picture)
+                deep = network.features(picture)
                 said = network.classifier(deep)
             deep, said = deep.flatten(1).float(), said.float()
             if not len(logits):
@@ -262,18 +292,3 @@ def inherit(blocks: Sequence[ConvolutionBlock], ancestors: Sequence[ConvolutionB
 def _largest(values: Tensor, count: int) -> Tensor:
     """Positions of the ``count`` largest values, ascending."""
     return values.cpu().topk(count).indices.sort().values
-
-
-@torch.no_grad()
-def estimate_statistics(model: CompactNetwork, data: TrainingSet, generator: torch.Generator) -> None:
-    """Replace every BatchNorm's running statistics by plain averages over 40 balanced batches of 250; those of each
-    smaller network in it too."""
-    norms = average_statistics(model)
-    for index in data.balanced(STATISTICS_BATCHES, 250, generator):
-        x, _ = data.batch(index)
-        with autocast(data.device):
-            model(x)
-            for number in range(len(model.sizes)):
-                model.logits_of(x, number)
-    for norm in norms:
-        norm.momentum = 0.1

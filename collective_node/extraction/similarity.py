@@ -51,7 +51,7 @@ def train_descendant(
     """Train a pseudo-descendant from scratch on the collective's known classes, all at once.
 
     ``settings.descendant_epochs`` passes over the images at the peak learning rate of condensing, which also starts
-    from random weights.
+    from random weights; without regularisers, as an individual trains.
 
     Args:
         data: the collective's training images of all known classes.
@@ -65,7 +65,7 @@ def train_descendant(
         dict(descendant.named_parameters()),
         data,
         settings.descendant_epochs,
-        settings=settings,
+        settings=settings.plain,
         learning_rate=settings.condense_learning_rate,
         random=random,
         observe=observe,

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from collective_node.network.cosine_classifier import CosineClassifier
 from collective_node.network.dropout import Dropout
 from collective_node.network.expandable_network import ExpandableNetwork, scaled
 from collective_node.settings import CompactClassifier
@@ -22,8 +23,6 @@ STEM_WIDTHS = (64, 128, 256)
 STEM_SHARES = (8, 4, 2, 1)
 #: Most channels that a block may have.
 MOST_CHANNELS = 4096
-#: Scale of a cosine classifier's similarities (Gidaris and Komodakis 2018 learn it and begin with 10).
-COSINE_SCALE = 16.0
 
 
 class CompactNetwork(nn.Module):
@@ -110,21 +109,6 @@ class Padded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, c, h, w]`` to ``[N, channels, h, w]``."""
         return nn.functional.pad(x, (0, 0, 0, 0, 0, self.channels - x.shape[1]))
-
-
-class CosineClassifier(nn.Module):
-    """Logits that are scaled cosines between features and one vector for each class (Gidaris and Komodakis 2018,
-    *Dynamic few-shot visual learning without forgetting*, section 3.2)."""
-
-    def __init__(self, features: int, outputs: int) -> None:
-        super().__init__()
-        self.directions = nn.Linear(features, outputs, bias=False)
-        self.scale = nn.Parameter(torch.tensor(COSINE_SCALE))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, features]`` to ``[N, outputs]``."""
-        directions = nn.functional.normalize(self.directions.weight)
-        return self.scale * nn.functional.linear(nn.functional.normalize(x), directions)
 
 
 def build_compact_classifier(

@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from collective_node.network.answers import Answers, full
+from collective_node.network.cosine_classifier import CosineClassifier, UnitLength
 from collective_node.network.dropout import Dropout
 from protocol.learngene.architecture import Block
 from protocol.learngene.network import ConvolutionBlock, build_blocks, initialise, layers_of
@@ -31,6 +33,8 @@ class ExpandableNetwork(nn.Module):
         hidden: units of each of the classifier's two hidden layers; 0: it has none.
         dropout: probability of dropping a hidden unit in training.
         generator: source of the initial weights (CPU).
+        cosine: whether the classifier is a cosine classifier, which has no hidden layer.
+        tells_turns: whether it has a second head, which tells by how many quarters an image was turned.
     """
 
     def __init__(
@@ -42,6 +46,8 @@ class ExpandableNetwork(nn.Module):
         hidden: int,
         dropout: float,
         generator: torch.Generator,
+        cosine: bool = False,
+        tells_turns: bool = False,
     ) -> None:
         super().__init__()
         pooled = [index in POOLED for index in range(len(widths))]
@@ -49,7 +55,8 @@ class ExpandableNetwork(nn.Module):
             Block(role="top", in_channels=before, out_channels=after, pool=pool)
             for (before, after), pool in zip(pairwise((channels, *widths)), pooled, strict=True)
         )
-        self.classifier = build_classifier(widths[-1] * positions, hidden, dropout)
+        self.classifier = build_classifier(widths[-1] * positions, hidden, dropout, cosine=cosine)
+        self.turns = nn.Linear(widths[-1] * positions, 4) if tells_turns else None
         self.positions = positions
         initialise(self, generator)
 
@@ -57,6 +64,19 @@ class ExpandableNetwork(nn.Module):
         """Images ``[N, C, H, W]`` to logits ``[N, known classes]``; no softmax, cross-entropy takes logits."""
         logits: Tensor = self.classifier(self.blocks(x))
         return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]`` to the last feature map ``[N, F, h, w]``."""
+        found: Tensor = self.blocks(x)
+        return found
+
+    def answers(self, x: Tensor) -> Answers:
+        """Logits, and what the second head says if there is one."""
+        if self.turns is None:
+            return Answers(full(self(x)))
+        found = self.features(x)
+        flat = full(found.flatten(1))
+        return Answers(full(self.classifier(found)), flat, turns=self.turns(flat))
 
     @property
     def layers(self) -> list[ConvolutionBlock]:
@@ -74,12 +94,15 @@ class ExpandableNetwork(nn.Module):
         return output_layer(self.classifier).out_features
 
 
-def build_classifier(features: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The thin classifier: two hidden layers with ReLU and dropout, or none, then one output per class (none yet)."""
-    output = nn.Linear(hidden or features, 1)  # created with one row, because torch warns of a layer without rows
-    replace_parameter(output, "weight", output.weight.detach()[:0])
-    replace_parameter(output, "bias", output.bias.detach()[:0])
-    output.out_features = 0
+def build_classifier(features: int, hidden: int, dropout: float, *, cosine: bool = False) -> nn.Sequential:
+    """The thin classifier, with one output per class (none yet): two hidden layers with ReLU and dropout, or none; or
+    cosines of the features."""
+    if cosine:
+        classifier = CosineClassifier(features, 1)
+        _without_rows(classifier.directions)
+        return nn.Sequential(nn.Flatten(), UnitLength(), classifier)
+    output = nn.Linear(hidden or features, 1)
+    _without_rows(output)
     if hidden == 0:
         return nn.Sequential(nn.Flatten(), output)
     return nn.Sequential(
@@ -94,11 +117,27 @@ def build_classifier(features: int, hidden: int, dropout: float) -> nn.Sequentia
     )
 
 
+def _without_rows(layer: nn.Linear) -> None:
+    """Take all outputs from a layer; it was created with one, because torch warns of a layer without rows."""
+    replace_parameter(layer, "weight", layer.weight.detach()[:0])
+    if layer.bias is not None:
+        replace_parameter(layer, "bias", layer.bias.detach()[:0])
+    layer.out_features = 0
+
+
 def output_layer(classifier: nn.Sequential) -> nn.Linear:
-    """The classifier's last layer."""
+    """The classifier's last linear layer, with a row for each class; of a cosine classifier the classes' directions."""
     layer = classifier[-1]
+    if isinstance(layer, CosineClassifier):
+        return layer.directions
     assert isinstance(layer, nn.Linear)
     return layer
+
+
+def output_weights(classifier: nn.Sequential) -> Tensor:
+    """What the logits are linear in: ``[outputs, F]``, on what the classifier's last part takes."""
+    layer = classifier[-1]
+    return layer.weights if isinstance(layer, CosineClassifier) else output_layer(classifier).weight
 
 
 def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:

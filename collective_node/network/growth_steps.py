@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from collective_node.network.cosine_classifier import CosineClassifier
 from collective_node.network.expandable_network import ExpandableNetwork, output_layer, replace_parameter
 from collective_node.network.growth_of_tensors import Appended, Copied, Growth
 from protocol.learngene.network import ConvolutionBlock
@@ -14,15 +15,25 @@ from protocol.learngene.network import ConvolutionBlock
 def add_outputs(network: ExpandableNetwork, count: int, generator: torch.Generator) -> Growth:
     """Add ``count`` outputs for new classes; the logits of the known ones stay as they are.
 
-    New rows are drawn small (standard deviation ``fan_in ** -0.5 / 10``) so that a new class starts near logit 0.
+    New rows are drawn small (standard deviation ``fan_in ** -0.5 / 10``) so that a new class starts near logit 0. The
+    directions of a cosine classifier have a length of about 1: it does not change the logits, but the shorter they are,
+    the faster they turn.
     """
     layer = output_layer(network.classifier)
-    rows = torch.randn((count, layer.in_features), generator=generator) * (layer.in_features**-0.5 / 10)
+    deviation = layer.in_features**-0.5 / (1 if _is_cosine(network) else 10)
+    rows = torch.randn((count, layer.in_features), generator=generator) * deviation
+    last = next(name for name, module in network.named_modules() if module is layer)
     replace_parameter(layer, "weight", torch.cat([layer.weight.detach(), rows.to(layer.weight)]))
-    replace_parameter(layer, "bias", torch.cat([layer.bias.detach(), layer.bias.new_zeros(count)]))
     layer.out_features += count
-    last = f"classifier.{len(network.classifier) - 1}"
-    return Growth({f"{last}.weight": Appended(count), f"{last}.bias": Appended(count)})
+    moves: dict[str, Copied | Appended] = {f"{last}.weight": Appended(count)}
+    if layer.bias is not None:
+        replace_parameter(layer, "bias", torch.cat([layer.bias.detach(), layer.bias.new_zeros(count)]))
+        moves[f"{last}.bias"] = Appended(count)
+    return Growth(moves)
+
+
+def _is_cosine(network: ExpandableNetwork) -> bool:
+    return isinstance(network.classifier[-1], CosineClassifier)
 
 
 def check_widening(widths: Sequence[int], index: int, extra: int) -> None:
@@ -68,7 +79,8 @@ def widen(
 
     Randomly chosen channels are replicated with their BatchNorm parameters and statistics. What a channel sends on is
     divided among its copies by random *unequal* fractions that sum to one: copies with equal fractions would get equal
-    gradients for ever and never separate.
+    gradients for ever and never separate. In front of a cosine classifier the length of the features counts too: there
+    both a copy and what reads it are multiplied by the square root of the copy's fraction.
 
     Args:
         index: convolution, 0-based.
@@ -90,20 +102,24 @@ def widen(
     source, fraction = _replicated(channels, extra, generator)
     source, fraction = source.to(conv.weight.device), fraction.to(conv.weight)
     own, block = Copied(0, source, gradient=fraction), f"blocks.{index}"
+    root = fraction.sqrt() if index + 1 == len(layers) and _is_cosine(network) else None
+    affine = own if root is None else Copied(0, source, value=root, gradient=root)
     moves: dict[str, Copied | Appended] = {
-        f"{block}.{name}": own for name in ("conv.weight", "norm.weight", "norm.bias")
+        f"{block}.conv.weight": own,
+        **{f"{block}.norm.{name}": affine for name in ("weight", "bias")},
     }
     if index + 1 < len(layers):
-        following: nn.Conv2d | nn.Linear = layers[index + 1].conv
         onward = Copied(1, source, value=fraction)
         moves[f"blocks.{index + 1}.conv.weight"] = onward
         layers[index + 1].conv.in_channels += extra
+        following: list[nn.Conv2d | nn.Linear] = [layers[index + 1].conv]
     else:
-        following = network.classifier[1]  # type: ignore[assignment]
-        assert isinstance(following, nn.Linear)
-        onward = Copied(1, source, value=fraction, positions=network.positions)
-        moves["classifier.1.weight"] = onward
-        following.in_features += extra * network.positions
+        onward = Copied(1, source, fraction if root is None else root, root, positions=network.positions)
+        named = _behind_the_blocks(network)
+        moves |= {f"{name}.weight": onward for name in named}
+        for head in named.values():
+            head.in_features += extra * network.positions
+        following = [*named.values()]
 
     weight = own.follow(conv.weight.detach(), "value")
     if noise > 0:
@@ -112,12 +128,23 @@ def widen(
     replace_parameter(conv, "weight", weight)
     conv.out_channels += extra
     for name in ("weight", "bias"):
-        replace_parameter(norm, name, own.follow(getattr(norm, name).detach(), "value"))
+        replace_parameter(norm, name, affine.follow(getattr(norm, name).detach(), "value"))
     for name in ("running_mean", "running_var"):
         setattr(norm, name, getattr(norm, name)[source].clone())
     norm.num_features += extra
-    replace_parameter(following, "weight", onward.follow(following.weight.detach(), "value"))
+    for reader in following:
+        replace_parameter(reader, "weight", onward.follow(reader.weight.detach(), "value"))
     return Growth(moves)
+
+
+def _behind_the_blocks(network: ExpandableNetwork) -> dict[str, nn.Linear]:
+    """The linear layers that take the last feature map, by name: the classifier's first one and the second head."""
+    heads = [("classifier", network.classifier), ("turns", network.turns)]
+    found = {}
+    for head, module in ((name, module) for name, module in heads if module is not None):
+        own, layer = next((name, one) for name, one in module.named_modules() if isinstance(one, nn.Linear))
+        found[f"{head}.{own}" if own else head] = layer
+    return found
 
 
 def _replicated(channels: int, extra: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

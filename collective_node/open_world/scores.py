@@ -23,7 +23,7 @@ class Responses:
 
     Attributes:
         logits: ``[N, C]``, an output per known class, before any softmax.
-        features: ``[N, F]``, what the classifier's last layer takes, after ReLU.
+        features: ``[N, F]``, what the classifier's last layer takes, after ReLU; of a cosine classifier, of length 1.
 
     Raises:
         ValueError: the shapes are not these, or no class is known.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from collective_node.annotation.unknown_set import UnknownSet
 from collective_node.collective import Collective
 from collective_node.collective_images import Truth
-from collective_node.network.expandable_network import ExpandableNetwork, output_layer
+from collective_node.network.expandable_network import ExpandableNetwork, output_weights
 from collective_node.open_world.annotators import LabelQuery
 from collective_node.open_world.metrics import stream_metrics
 from collective_node.open_world.scores import Responses, calibrated_threshold, fit_score
@@ -104,7 +104,7 @@ class Stream:
         calibrated_on = [_responses(network, self._heldout, torch.nonzero(is_known)[:, 0])]
         if len(collective.calibration):
             calibrated_on.append(_responses(network, collective.images, collective.calibration))
-        weights = output_layer(network.classifier).weight
+        weights = output_weights(network.classifier)
         scores: dict[Score, Tensor] = {}
         thresholds: dict[Score, float] = {}
         for name in SCORES if self.truth is not None else (score,):
@@ -170,10 +170,12 @@ class Stream:
 
 @torch.no_grad()
 def _responses(network: ExpandableNetwork, images: DeviceImages, rows: Tensor | None = None) -> Responses:
-    """Logits and last hidden layer of images, in evaluation mode and float32: no rounding may make ties."""
+    """Logits of images, and what the classifier's last part takes; evaluation mode and float32: no rounding may make
+    ties."""
     was_training = network.training
     network.eval()
-    hidden, output = nn.Sequential(*list(network.classifier)[:-1]), output_layer(network.classifier)
+    *before, output = network.classifier
+    hidden = nn.Sequential(*before)
     features: list[Tensor] = []
     logits: list[Tensor] = []
     with full_float32():

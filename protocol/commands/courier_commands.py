@@ -20,6 +20,7 @@ from protocol.confinement import guards, privileges
 from protocol.confinement.guards import COURIER
 from protocol.confinement.warden import start as start_warden
 from protocol.errors import InputError
+from protocol.files.user_files import expanded
 from protocol.node import confine
 from protocol.node.configuration import node_table, read
 from protocol.node.reachable_files import check_out_of_reach, courier_rules
@@ -196,7 +197,7 @@ def _program(command: Sequence[str]) -> Path:
 def _files(command: Sequence[str]) -> list[Path]:
     """Files that a command line names, also behind an equals sign: certificates, and the SuperNode's own key."""
     words = [part for word in command[1:] for part in (word, word.partition("=")[2])]
-    return [Path(word).expanduser() for word in words if os.path.isfile(os.path.expanduser(word))]
+    return [Path(path) for path in map(os.path.expanduser, words) if os.path.isfile(path)]
 
 
 def _check_readable(files: Sequence[Path]) -> None:
@@ -206,4 +207,4 @@ def _check_readable(files: Sequence[Path]) -> None:
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path.expanduser()))
+    return Path(os.path.abspath(expanded(path)))

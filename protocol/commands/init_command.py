@@ -16,6 +16,7 @@ from protocol.commands.key_commands import kem_named
 from protocol.errors import InputError, fault_line, first_fault
 from protocol.files.atomic import write_atomically
 from protocol.files.private_folders import private_folder
+from protocol.files.user_files import expanded
 from protocol.keys.encryption_key import EncryptionKey
 from protocol.keys.kem import Kem
 from protocol.keys.key_file import Unlock, make_key_file
@@ -167,7 +168,7 @@ def initialise(
     table: dict[str, str | int | bool] = {
         "role": role,
         "party": party,
-        "data": os.path.abspath(data.expanduser()),
+        "data": os.path.abspath(expanded(data)),
         "state": "state",
         "socket": "node.sock",
         "socket_group": "none",
@@ -185,7 +186,7 @@ def initialise(
         "user": "none",
         "unconfined": False,
     }
-    out = Path(os.path.abspath(out.expanduser()))
+    out = Path(os.path.abspath(expanded(out)))
     configuration = out / "config.toml"
     try:
         node = NodeConfiguration.model_validate({"node": table}, context={"folder": out}).node

@@ -1,5 +1,6 @@
 """The end of every command: an error is one line on stderr, and the exit code says its kind."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -18,7 +19,7 @@ import typer.core
 from protocol.commands.lazy_group import EXTRA_OF, CommandEntry, cure, lazy_group
 from protocol.encoding.log_format import traceback_lines
 from protocol.errors import InputError, LearngeneError, StoppedError
-from protocol.visible_text import visible_line
+from protocol.output import say
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,12 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     sys.excepthook = _show_crash
     # No file of a command or its libraries may be writable by other users, whatever the shell's umask.
     os.umask(os.umask(0o077) | 0o022)
+    # Where one of the three was closed, the next file that is opened would take its place, and our lines go into it.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     # A character that the terminal's encoding lacks is shown by its number, instead of ending the command.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -78,6 +85,8 @@ def exit_code(command: Callable[[], Any]) -> int:
     """Run ``command`` and turn its errors into one line each and a code."""
     try:
         result = command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.UsageError as error:
         hint = f"see: {error.ctx.command_path} --help" if error.ctx else "see --help"
         return _say(f"{_one_line(error).rstrip('.')}; {hint}", EXIT_USAGE)
@@ -104,7 +113,11 @@ def exit_code(command: Callable[[], Any]) -> int:
     except OSError as error:
         # A file error without a message of ours: a path from the user is missing, closed, or on a full disk.
         if not isinstance(error.filename, str | bytes):
-            raise
+            if error.errno not in _OF_THE_DISK:
+                raise
+            _give_up_output()
+            reason = f"cannot write the output: {error.strerror or error}"
+            return _say(f"{reason}; make room, or send it elsewhere", EXIT_FAILED)
         # The record goes into a node's log; in other commands there is no handler.
         logger.info("ended by an error of the system", exc_info=error)
         reason = f"{os.fsdecode(error.filename)}: {error.strerror or error}"
@@ -118,6 +131,12 @@ def exit_code(command: Callable[[], Any]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _give_up_output() -> None:
+    """Keep Python from writing at its end what cannot be written, which would be a second error."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _one_line(error: click.ClickException) -> str:
     """Click breaks the lines of some messages."""
     return re.sub(r"\s*\n\s*", " ", error.format_message())
@@ -125,7 +144,7 @@ def _one_line(error: click.ClickException) -> str:
 
 def _say(text: str, code: int, mark: str = "error: ") -> int:
     """Print an error's line; every error passes here."""
-    print(f"{mark}{visible_line(text)}", file=sys.stderr)
+    say(f"{mark}{text}", error=True)
     return code
 
 

@@ -93,6 +93,10 @@ class Profile:
         return "network" not in self.guards
 
 
+#: Folders in which every user may write.
+OPEN_TO_ALL = ("/tmp", "/var/tmp", "/dev/shm")
+_REFUSALS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
 NODE = Profile("node", tuple(GUARDS), "set unconfined = true or pass --unconfined")
 COURIER = Profile("courier", ("files", "memory", "signals", "privileges", "calls"), "pass --unconfined")
 
@@ -150,8 +154,7 @@ def try_guards(
         "files": (
             lambda: os.listdir("/"),
             lambda: Path("/etc/passwd").read_bytes(),
-            # A file without a name: if this is allowed, no file remains.
-            lambda: os.close(os.open("/tmp", os.O_TMPFILE | os.O_WRONLY, 0o600)),
+            _write_where_everybody_may,
             *(partial(os.listdir, folder) for folder in apart),
         ),
         "network": (
@@ -195,8 +198,21 @@ def _refused(attempt: Callable[[], object]) -> bool:
     try:
         attempt()
     except OSError as error:
-        return error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+        return error.errno in _REFUSALS
     return False
+
+
+def _write_where_everybody_may() -> None:
+    """Make a file without a name, of which nothing remains. Of a folder that is missing or read-only, as in some
+    containers, nothing is learned; another one's refusal counts then."""
+    errors = []
+    for folder in OPEN_TO_ALL:
+        try:
+            os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
+            return
+        except OSError as error:
+            errors.append(error)
+    raise next((error for error in errors if error.errno in _REFUSALS), errors[0])
 
 
 def _connect_to_a_closed_port() -> None:

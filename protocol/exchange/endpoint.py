@@ -82,6 +82,7 @@ class Endpoint(Generic[LedgerT]):
         run_id: str,
         clock: Callable[[], int],
         policy: Policy | None = None,
+        new_pin: bool = False,
     ) -> Self:
         """The endpoint of ``party``; ledger and log of crossings lie in its own folder.
 
@@ -91,11 +92,12 @@ class Endpoint(Generic[LedgerT]):
             root: the public key, in hexadecimal, of the root that must have signed it.
             clock: unix seconds, for the log of crossings.
             policy: of the site; None: the default.
+            new_pin: see :class:`protocol.trust.trust_file.TrustFile`.
         """
         ledger = cls._open_ledger(state)
         return cls(
             keys=keys,
-            trust=TrustFile(trust, root, ledger).current,
+            trust=TrustFile(trust, root, ledger, new_pin=new_pin).current,
             ledger=ledger,
             policy=policy or Policy.for_role(cls.role),
             run_id=run_id,

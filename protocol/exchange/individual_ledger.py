@@ -104,13 +104,16 @@ class Inherited:
 class IndividualLedger(LedgerDatabase):
     """Per run and form of an individual, one exchange with its state, the releases seen, the learngenes committed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, reading: bool = False) -> None:
         """Open or make the ledger in the individual's private ``folder``.
+
+        Args:
+            reading: make nothing, and change nothing in it.
 
         Raises:
             StorageFailedError: it cannot be opened.
         """
-        super().__init__(folder, INDIVIDUAL)
+        super().__init__(folder, INDIVIDUAL, reading=reading)
 
     def state(self, run_id: str, form: Form) -> State:
         """Where the exchange for this form stands."""

@@ -77,21 +77,28 @@ class Kind:
 
 
 class LedgerDatabase:
-    """The database of one party. Its methods may be called from any thread, one transaction at a time."""
+    """The database of one party. Its methods may be called from any thread, one transaction at a time.
 
-    def __init__(self, folder: Path, kind: Kind) -> None:
+    Args:
+        reading: make nothing, and let SQLite refuse every change.
+    """
+
+    def __init__(self, folder: Path, kind: Kind, *, reading: bool = False) -> None:
         self._lock = threading.RLock()
         self._folder = folder
         path = folder / LEDGER
         try:
-            make_folder(folder)
+            if not reading:
+                make_folder(folder)
             if not _is_there(folder):
+                if reading:
+                    raise StorageFailedError(f"there is no ledger {path}")
                 _make(folder, kind.tables)
             # A node that was taken over may put a journal there at any moment, and SQLite then deletes the files that
             # it names. An open database in WAL mode reads no journal.
-            one_folder.within(folder, lambda: self._open(path, kind))
+            one_folder.within(folder, lambda: self._open(path, kind, reading))
             try:
-                self._files = state_files.subfolder(folder, kind.files, "the folder")
+                self._files = state_files.subfolder(folder, kind.files, "the folder", make=not reading)
             except InputError:
                 self._database.close()
                 raise
@@ -100,11 +107,13 @@ class LedgerDatabase:
         except (OSError, sqlite3.Error, OverflowError) as error:
             raise StorageFailedError(f"cannot open the ledger {path}: {error}; {ADVICE}") from error
 
-    def _open(self, path: Path, kind: Kind) -> None:
+    def _open(self, path: Path, kind: Kind, reading: bool) -> None:
         self._database = sqlite3.connect(path.absolute(), isolation_level=None, check_same_thread=False, timeout=10)
         try:
             _restrict(self._database)
             self._check(path, kind)
+            if reading:
+                self._database.execute("PRAGMA query_only = ON")
         except BaseException:
             self._database.close()
             raise

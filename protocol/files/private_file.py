@@ -1,4 +1,4 @@
-"""The reader of all files that hold a secret: keys, key files, the socket's secret, the access to a local page."""
+"""The reader of all files that hold a secret: keys, key files, the socket's secret."""
 
 import errno
 import os

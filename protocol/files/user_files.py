@@ -12,6 +12,21 @@ from protocol.files import atomic
 from protocol.visible_text import visible_name
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with its ``~`` or ``~name`` replaced by the home folder that is meant.
+
+    Raises:
+        InputError: nothing says where that is: neither the variable HOME nor an entry in passwd(5).
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"nothing says which folder {visible_name(Path(path).parts[0])} is, for {visible_name(path)}; set the "
+            "variable HOME, or give a path without it"
+        ) from None
+
+
 def open_binary(path: Path | str) -> BinaryIO:
     """Open a path for reading; a pipe with that name does not hold the program up. The caller must check its kind.
 
@@ -81,13 +96,20 @@ def check_free(path: Path) -> None:
     """Check whether a new file may be written there; call it before any work.
 
     Raises:
-        InputError: the path exists, or its folder does not.
+        InputError: the path exists, or its folder does not; no file can have this name, or be written there.
     """
-    if os.path.lexists(path):
+    try:
+        path.lstat()
         raise _taken(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise InputError(f"cannot write {visible_name(path)}: {error.strerror}; choose another path") from None
     folder = path.absolute().parent
     if not os.path.isdir(folder):
         raise InputError(f"there is no folder {visible_name(folder)}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write in the folder {visible_name(folder)}; choose another, or ask who owns it")
 
 
 def check_outside(path: Path, folders: Iterable[Path], what: str) -> None:

@@ -1,17 +1,16 @@
 """The configuration file of a node: a TOML file whose table ``[node]`` is the same for both parties."""
 
 import os
-import tomllib
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
+from protocol.encoding import bounded_toml
 from protocol.encoding.earlier_words import in_todays_words
-from protocol.encoding.text import text_of
 from protocol.errors import InputError, fault_line
-from protocol.files.user_files import read_given
+from protocol.files.user_files import expanded, read_given
 from protocol.keys.signing_key import PublicKey
 from protocol.trust.role import A_PARTY, Role
 from protocol.visible_text import visible_name
@@ -21,7 +20,10 @@ def _local_path(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str | os.PathLike) or not str(value):
         raise ValueError("must be a path")
     folder = (info.context or {}).get("folder", Path.cwd())
-    return Path(os.path.abspath(Path(folder) / Path(value).expanduser()))
+    try:
+        return Path(os.path.abspath(Path(folder) / expanded(Path(value))))
+    except InputError as error:
+        raise ValueError(str(error)) from None
 
 
 #: A path relative to the folder of the configuration file.
@@ -33,9 +35,6 @@ DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,2})?)$"
 #: Name or number of a user or a group.
 _ACCOUNT = r"^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})$"
 
-
-#: Bytes of the largest configuration file that is read.
-_MAX_BYTES = 1 << 20
 
 #: pydantic's settings for every table of a configuration file.
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -181,11 +180,11 @@ def read(path: Path) -> dict[str, object]:
     """The tables of a configuration file, not yet checked.
 
     Raises:
-        InputError: there is no such file, or it is not TOML.
+        InputError: there is no such file, or it is not TOML within the limits of a configuration.
     """
-    data = read_given(path, "the configuration", max_bytes=_MAX_BYTES)
+    data = read_given(path, "the configuration", max_bytes=bounded_toml.MAX_BYTES)
     try:
-        return tomllib.loads(text_of(data))
+        return bounded_toml.parse(data)
     except ValueError as error:
         raise InputError(f"{visible_name(path)} is not a TOML file: {error}") from None
 

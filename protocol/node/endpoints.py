@@ -1,5 +1,6 @@
 """A node's endpoint: for the node itself, and for a command that works on its ledger beside it."""
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -18,7 +19,7 @@ from protocol.node.configuration import NodeTable, node_table, read
 from protocol.node.load_keys import load_keys
 from protocol.trust.policy_file import load_policy
 from protocol.trust.role import Role
-from protocol.trust.trust_file import TrustFile, read_trust
+from protocol.trust.trust_file import check_pin, read_trust
 from protocol.trust.trust_store import RevocationStatus
 
 EndpointT = TypeVar("EndpointT", CollectiveEndpoint, IndividualEndpoint)
@@ -37,8 +38,8 @@ def open_endpoint(node: NodeTable, kind: type[EndpointT], *, new: bool = False) 
     """The node's own endpoint. It uses the node's own ledger, so every answer is the one that the node would give.
 
     Args:
-        new: make the ledger if there is none, as the node does when it starts; if a key, the policy or the trust store
-            is wrong, nothing is made.
+        new: make the ledger if there is none, and accept another root that the configuration pins, as the node does
+            when it starts; if a key, the policy or the trust store is wrong, nothing is made.
 
     Raises:
         InputError: there is no ledger, a key does not open, or the trust store is missing.
@@ -51,11 +52,12 @@ def open_endpoint(node: NodeTable, kind: type[EndpointT], *, new: bool = False) 
         load_policy(node.policy, kind.role)
         read_trust(node.trust, root=node.root).collective_of(kind.role, keys.signing.keyid)
         private_folder(node.state)
-    return endpoint_of(node, keys, kind)
+    return endpoint_of(node, keys, kind, start=new)
 
 
-def endpoint_of(node: NodeTable, keys: NodeKeys, kind: type[EndpointT]) -> EndpointT:
-    """A node's endpoint, from keys that are open. Raises as ``open_endpoint``, except for keys."""
+def endpoint_of(node: NodeTable, keys: NodeKeys, kind: type[EndpointT], *, start: bool) -> EndpointT:
+    """A node's endpoint, from keys that are open; ``start``: another root may be pinned than before. Raises as
+    ``open_endpoint``, except for keys."""
     return kind.open(
         node.state,
         party=node.party,
@@ -65,6 +67,7 @@ def endpoint_of(node: NodeTable, keys: NodeKeys, kind: type[EndpointT]) -> Endpo
         run_id=node.run_id,
         clock=unix_seconds,
         policy=load_policy(node.policy, kind.role),
+        new_pin=start,
     )
 
 
@@ -85,12 +88,14 @@ def check_ledger(node: NodeTable) -> None:
         InputError: it has none.
     """
     if not os.path.isfile(node.state / LEDGER):
-        raise InputError(f"{node.state} holds no ledger: this node has never run")
+        moved = "" if os.path.isdir(node.state) else ", or was moved and its configuration names the old place"
+        raise InputError(f"{node.state} holds no ledger: this node has never run{moved}")
 
 
 def known_status(config: Path, *, run_id: str, release: str, signer: str) -> RevocationStatus | None:
     """Why a learngene should not be used any more, by the ledger and the trust store of the individual's node with this
-    configuration; None if the node is gone or belongs to another user.
+    configuration; None if the node is gone, belongs to another user, or has believed no trust store yet. The path may
+    have come with a stranger's model, and the file may name anybody's state: nothing is stored there.
 
     Args:
         run_id: the run of the release.
@@ -98,7 +103,8 @@ def known_status(config: Path, *, run_id: str, release: str, signer: str) -> Rev
         signer: id of the key that signed it.
 
     Raises:
-        InputError: the configuration or the trust store cannot be read any more.
+        InputError: the configuration or the trust store cannot be read any more, or the configuration pins another root
+            than the node.
         RefusedError: the trust store is refused. StorageFailedError: the ledger cannot be read.
     """
     # Not Path.is_file, which fails if a folder on the way is closed to us.
@@ -107,14 +113,15 @@ def known_status(config: Path, *, run_id: str, release: str, signer: str) -> Rev
     node = node_of(config, "individual")
     if not (_is_ours(node.state) and os.path.isfile(node.state / LEDGER)):
         return None
-    ledger = IndividualLedger(node.state)
-    try:
+    with contextlib.closing(IndividualLedger(node.state, reading=True)) as ledger:
         if release in ledger.withdrawn(run_id):
             return "withdrawn"
         # Use the node's own memory: an older trust store than the accepted one may lack the revocation.
-        store = TrustFile(node.trust, node.root, ledger).current()
-    finally:
-        ledger.close()
+        seen = ledger.trust_seen()
+    if seen is None:
+        return None
+    check_pin(node.root, seen)
+    store = read_trust(node.trust, root=node.root, seen=seen)
     return "compromised" if store.is_compromised(signer) else None
 
 

@@ -5,9 +5,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 from protocol.errors import StorageFailedError
 from protocol.files import state_files
+
+#: The kinds of events, of nodes and of a run itself. A reader passes over any other.
+Kind = Literal["run", "task", "consolidate", "cycle", "condense", "descendant", "fisher", "method"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: Is called during long work with the units done, their total, and a description.
 Observer = Callable[[int, int, str], None]
@@ -27,7 +32,7 @@ class Events:
         self._path, self._clock, self._interval = path, clock, interval
         self._last: dict[str, float] = {}
 
-    def append(self, event: str, done: int, total: int, text: str) -> None:
+    def append(self, event: Kind, done: int, total: int, text: str) -> None:
         """Record that ``done`` of ``total`` units of an event are finished.
 
         Raises:

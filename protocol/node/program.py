@@ -42,7 +42,7 @@ class PartyProgram(Generic[EndpointT]):
         torch.set_num_threads(threads)
         # A GPU does one thing after another.
         set_worker_count(threads if self._device.type == "cpu" else 1)
-        self._endpoint: EndpointT = endpoint_of(node, keys, endpoint)
+        self._endpoint: EndpointT = endpoint_of(node, keys, endpoint, start=True)
         self._events = Events(node.state / "events.jsonl")
         self._job = Job()
 

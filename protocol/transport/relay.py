@@ -11,7 +11,7 @@ from typing import NoReturn
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from protocol.errors import InputError, RefusedError, RunFailedError
+from protocol.errors import FLOWER_ENDED, InputError, RefusedError, RunFailedError
 from protocol.output import say
 from protocol.transport.courier import MESSAGE_TYPE, UNREACHABLE, from_record, to_record
 from protocol.transport.frame import Frame
@@ -230,7 +230,7 @@ def check_flower() -> None:
         RunFailedError: it has.
     """
     if not threading.main_thread().is_alive():
-        raise RunFailedError("Flower has ended the run")
+        raise RunFailedError(FLOWER_ENDED)
 
 
 def _answer(reply: Message) -> Frame:

@@ -32,10 +32,14 @@ class TrustFile:
         path: the file; it is replaced as a whole (renamed over), never edited.
         root: the pinned root's public key, 64 hexadecimal digits.
         memory: of this party.
+        new_pin: the first call may accept another pinned root than the memory's: that is for the node's own start,
+            after its operator has changed the configuration. A command may have been given a stranger's, which would
+            make the node's memory forget all that it has seen.
     """
 
-    def __init__(self, path: Path, root: str, memory: TrustMemory) -> None:
+    def __init__(self, path: Path, root: str, memory: TrustMemory, *, new_pin: bool = False) -> None:
         self._path, self._root, self._memory = path, root, memory
+        self._new_pin = new_pin
         self._lock = threading.Lock()
         self._read: tuple[_Stamp, TrustStore] | None = None
 
@@ -43,7 +47,7 @@ class TrustFile:
         """The trust store; its user must check whether it has expired.
 
         Raises:
-            InputError: the file cannot be read.
+            InputError: the file cannot be read, or another root is pinned than before.
             RefusedError: it is refused; see :func:`protocol.trust.signed_trust.verify_trust`.
             StorageFailedError: the memory of it could not be stored, so it is not believed.
         """
@@ -51,21 +55,39 @@ class TrustFile:
             if self._read is None or self._read[0] != _stamp_of(self._path):
                 stamp, data = _read(self._path)
                 known = self._memory.trust_seen()
+                if not self._new_pin:
+                    check_pin(self._root, known)
                 with named_refusals(_named(self._path)):
                     store, seen = verify_trust(data, root=self._root, seen=known)
                     if seen != known:
                         self._memory.remember_trust(seen)
                 self._read = stamp, store
+                self._new_pin = False
             return self._read[1]
 
 
-def read_trust(path: Path, *, root: str | None) -> TrustStore:
-    """Read a trust store once, without memory.
+def check_pin(root: str, seen: TrustSeen | None) -> None:
+    """Check whether a configuration pins the root that its node has pinned before.
+
+    Raises:
+        InputError: it pins another.
+    """
+    if seen is not None and seen.pinned != root:
+        raise InputError(
+            f"the configuration pins the root {root[:16]}, and the node of this state folder last believed"
+            f" {seen.pinned[:16]}: if its operator has changed that, start the node once; if not, the configuration is"
+            " another's"
+        )
+
+
+def read_trust(path: Path, *, root: str | None, seen: TrustSeen | None = None) -> TrustStore:
+    """Read a trust store once, and store nothing.
 
     Args:
         path: ``trust.json``.
         root: the pinned root's public key, 64 hexadecimal digits. None: the root that the file itself names, so the
             check proves only that the file is whole, and nothing about its maker.
+        seen: what a party remembers of the last store that it accepted.
 
     Raises:
         InputError: the file cannot be read.
@@ -73,7 +95,7 @@ def read_trust(path: Path, *, root: str | None) -> TrustStore:
     """
     data = _read(path)[1]
     with named_refusals(_named(path)):
-        return verify_trust(data, root=claimed_root(data) if root is None else root, seen=None)[0]
+        return verify_trust(data, root=claimed_root(data) if root is None else root, seen=seen)[0]
 
 
 def write_trust(path: Path, store: TrustStore, root: SigningKey, *, new: bool = False) -> None:

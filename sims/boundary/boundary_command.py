@@ -13,9 +13,10 @@ from typing import Annotated, get_args
 import typer
 
 from protocol.errors import InputError, RunFailedError
-from protocol.files.user_files import check_free, write_new
+from protocol.files.user_files import check_free, expanded, write_new
 from protocol.node import confine
 from protocol.output import print_table, say, table
+from protocol.transport.simulation_paths import short_temporary_folder
 from sims.boundary.acts.expectation import Expected
 from sims.boundary.attempt import Area, Attack, Attempt, make
 from sims.boundary.outcome import TITLES, LeftOut, Outcome, tables
@@ -50,7 +51,7 @@ def boundary(
     if list_only and json is not None:
         raise InputError("--list makes no attack, and has nothing to write to --json; leave one of them out")
     if json is not None:
-        json = json.expanduser()
+        json = expanded(json)
         check_free(json)
     if os.uname().sysname != "Linux":
         raise InputError("the boundary is Linux's (Landlock, seccomp), and so are the attacks; run this on Linux")
@@ -94,12 +95,17 @@ def attack(areas: Sequence[Area], tell: Callable[[str], None]) -> Outcome:
     return Outcome(tuple(attempts), tuple(left_out))
 
 
+#: The longest path of a socket below the temporary folder.
+_LONGEST_SOCKET = "boundary-12345678/" + "x" * 60
+
+
 @contextlib.contextmanager
 def attacks(area: Area) -> Iterator[list[Attack]]:
     """The attacks of an area, with everything that they need, in a folder of their own, until the ``with`` ends."""
     with (
-        # Short, as sockets lie in it.
-        tempfile.TemporaryDirectory(prefix="boundary-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(
+            prefix="boundary-", dir=short_temporary_folder(_LONGEST_SOCKET), ignore_cleanup_errors=True
+        ) as folder,
         _source(area, Path(folder).resolve()) as found,
     ):
         yield found

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from protocol.confinement import isolated_start
 from protocol.errors import RunFailedError
 from protocol.visible_text import visible_line
+from sims.run.environment import of_run
 from sims.run.processes import descendants, end_all
 
 _PROGRAMS = Path(sys.executable).parent
@@ -140,16 +141,10 @@ class Deployment:
 
     @property
     def _environment(self) -> Mapping[str, str]:
-        return {
-            **os.environ,
-            "PATH": f"{_PROGRAMS}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            "OMP_NUM_THREADS": "1",
-            "FLWR_HOME": str(self._folder / "flwr"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-            "TMPDIR": str(self._folder / "tmp"),
-        }
+        # A run's, so that no proxy and no setting of Flower's in the user's shell reaches it; and what an attack puts
+        # into that shell to be found.
+        planted = {name: value for name, value in os.environ.items() if name.startswith("LEARNGENE_BOUNDARY_")}
+        return {**of_run(self._folder / "flwr", self._folder / "tmp"), **planted, "OMP_NUM_THREADS": "1"}
 
     def _start_superlink(self, seconds: float = 60.0) -> int:
         """Its port, when it answers."""

@@ -25,6 +25,7 @@ from sims.boundary.attempt import Attack, Escaped, Failed, Found, NotEnforced, R
 from sims.boundary.courier_attacks import hostile_courier
 from sims.boundary.hostile_program import ATTACK, outcome_of
 from sims.boundary.ledger_attacks import ledger_attacks
+from sims.boundary.operator_attacks import operator_attacks
 from sims.boundary.planted_code import PLANTS, Plant, careless_environment, content, runs_unprotected
 from sims.boundary.planted_files import PLANTED, Planted, goes_through_unprotected, start_on
 from sims.boundary.sites import HOSTILE, Site, make_sites, started
@@ -43,13 +44,14 @@ def start_attacks(folder: Path) -> Iterator[list[Attack]]:
     Args:
         folder: new or empty, and short: sockets lie in it.
     """
-    for name in ("code", "files", "hand", "end", "config", "ledger"):
+    for name in ("code", "files", "hand", "end", "config", "ledger", "typed"):
         (folder / name).mkdir()
     with by_hand_attacks(folder / "hand") as by_hand:
         yield [
             *code_attacks(folder / "code"),
             *file_attacks(folder / "files"),
             *ledger_attacks(folder / "ledger"),
+            *operator_attacks(folder / "typed"),
             _configuration_attack(folder / "config"),
             _end_attack(folder / "end"),
             *by_hand,

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from protocol.errors import InputError
 from sims.cifar100.split import CIFAR100
 from sims.data.division import SPLIT_FILE, SPLIT_SIZE, Division
 from sims.imagenet100.split import IMAGENET100
+
+#: Folder of what is downloaded, drawn or decoded once, unless a command names another.
+CACHE = Path("~/.learngene/data")
 
 DatasetName = Literal["cifar100", "imagenet100", "folder"]
 

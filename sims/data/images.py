@@ -17,10 +17,11 @@ from PIL import Image
 
 from protocol.errors import InputError, StorageFailedError
 from protocol.files.atomic import make_folder
+from protocol.files.user_files import expanded
 from protocol.pictures.reader import PictureReader
 from sims.cifar100.split import CIFAR100
 from sims.data import cifar100_archive, glyphs
-from sims.data.datasets import DATASETS, DatasetName, check_data_named
+from sims.data.datasets import CACHE, DATASETS, DatasetName, check_data_named
 from sims.data.division import SPLIT_FILE, Division, read_split
 from sims.data.division_choice import OWN, DivisionChoice
 from sims.data.folder_tree import FolderTree, Part, is_tree, list_tree, read_images
@@ -28,8 +29,6 @@ from sims.data.picture_cache import drawing_digest, keep, kept, listing_digest
 
 Kind = Literal["folder", "download", "stand-in"]
 
-#: Folder for downloaded datasets and decoded images.
-CACHE = Path("~/.learngene/data")
 #: Seconds without an answer after which the network counts as absent.
 NETWORK_TIMEOUT = 8.0
 
@@ -113,7 +112,8 @@ def load_source(
         stand_in: draw the stand-in without looking further.
         choice: which division of the classes; in the tuning division no image of another class is kept, and of a
             folder tree none is read.
-        cache: folder of downloads, of the images that were decoded from large trees, and of the stand-in once drawn.
+        cache: folder of downloads, of the images that were decoded from large trees, and of the stand-in once drawn;
+            if it cannot be written, what can be made again is not kept.
         say: gets one line before something slow.
 
     Raises:
@@ -123,16 +123,16 @@ def load_source(
     if stand_in:
         return _divided(draw_stand_in("asked for", size=DATASETS[dataset].size, cache=cache), choice)
     if data is not None:
-        found = _find(data.expanduser(), dataset, choice)
+        found = _find(expanded(data), dataset, choice)
         if found is not None:
             _say_others(found, say)
             return _read_found(found, cache, say)
-        return _divided(_load_published_in(data.expanduser(), say), choice)
+        return _divided(_load_published_in(expanded(data), say), choice)
     problem = fetch_published(cache, say=say)
     if problem is not None:
         reason = f"no data folder was given and CIFAR-100 could not be downloaded: {problem}"
         return _divided(draw_stand_in(reason, cache=cache), choice)
-    return _divided(read_published(cache.expanduser()), choice)
+    return _divided(read_published(expanded(cache)), choice)
 
 
 def fetch_published(cache: Path = CACHE, *, say: Callable[[str], None] = lambda line: None) -> str | None:
@@ -141,7 +141,10 @@ def fetch_published(cache: Path = CACHE, *, say: Callable[[str], None] = lambda 
     Raises:
         InputError: the cache cannot be written, or what arrived is not the published archive.
     """
-    cache = cache.expanduser()
+    try:
+        cache = expanded(cache)
+    except InputError as error:
+        raise InputError(f"without --data CIFAR-100 is downloaded to a folder, but {error} as --cache") from None
     if (cache / _ARCHIVE_FOLDER).is_dir():
         return None
     say("No data folder was given: fetching CIFAR-100 (169 MB) ...")
@@ -171,7 +174,7 @@ def count_images(
     if stand_in:
         division, each = glyphs.DIVISION, {"train": glyphs.TRAIN_PER_CLASS, "test": glyphs.TEST_PER_CLASS}
     elif data is not None:
-        found = _find(data.expanduser(), dataset, choice)
+        found = _find(expanded(data), dataset, choice)
         if found is not None:
             _say_others(found, say)
             return found.division, found.tree.counts
@@ -330,9 +333,9 @@ def _drawn(
         return glyphs.draw(seed, range(glyphs.CLASSES), train_per_class, test_per_class)
 
     count, first = glyphs.CLASSES * (train_per_class + test_per_class), glyphs.CLASSES * train_per_class
-    if cache is None or count < _WORTH_KEEPING:
+    folder = None if cache is None or count < _WORTH_KEEPING else _folder_of_decoded(cache)
+    if folder is None:
         return draw()
-    folder = cache.expanduser() / _DECODED
     digest = drawing_digest(glyphs.VERSION, seed, train_per_class, test_per_class)
     pixels = kept(folder, digest, count, glyphs.SIZE)
     if pixels is None:
@@ -346,11 +349,11 @@ def _pixels(
 ) -> list[NDArray[np.uint8]]:
     """The images of each part, decoded now or taken from the cache."""
     root, layout, size = found.tree.root, found.tree.layout, found.size
-    files, folder = [file for part in parts for file in part], cache.expanduser() / _DECODED
+    files = [file for part in parts for file in part]
     ends = np.cumsum([len(part) for part in parts])[:-1].tolist()
-    worth_keeping = len(files) >= _WORTH_KEEPING
-    digest = listing_digest(root, files, size, found.bits) if worth_keeping else ""
-    pixels = kept(folder, digest, len(files), size) if worth_keeping else None
+    folder = _folder_of_decoded(cache) if len(files) >= _WORTH_KEEPING else None
+    digest = listing_digest(root, files, size, found.bits) if folder is not None else ""
+    pixels = kept(folder, digest, len(files), size) if folder is not None else None
     if pixels is not None:
         say(f"{len(files):,} images of {root} at {size}x{size}, as decoded before (kept in {folder})")
         return np.split(pixels, ends)
@@ -360,9 +363,17 @@ def _pixels(
     if not reader.confined:
         say("This kernel does not confine the program that decoded them: use images whose origin you trust.")
     # Files that changed meanwhile are not kept.
-    if worth_keeping and listing_digest(root, files, size, found.bits) == digest:
+    if folder is not None and listing_digest(root, files, size, found.bits) == digest:
         keep(folder, digest, pixels)
     return np.split(pixels, ends)
+
+
+def _folder_of_decoded(cache: Path) -> Path | None:
+    """The folder of decoded images; None for a user without a home."""
+    try:
+        return expanded(cache) / _DECODED
+    except InputError:
+        return None
 
 
 def _load_published_in(data: Path, say: Callable[[str], None]) -> ImageSource:

@@ -6,15 +6,23 @@ from typing import Annotated
 
 import typer
 
+from protocol.files.user_files import expanded
 from protocol.output import PlainTable, console, plain, say, warn
 from protocol.pictures.formats import NAMES
 from protocol.trust.policy import Policy
-from sims.data.datasets import DATASETS, dataset_name
+from sims.data.datasets import CACHE, DATASETS, dataset_name
 from sims.data.division_choice import DivisionName
 from sims.data.images import count_images, load_source
 from sims.data.world_plan import WorldPlan, check_enough
 from sims.data.worlds import World, check_free, make_world
-from sims.run.options import DATA_VARIABLE, DIVISION_HELP, DIVISION_SEED_HELP, TEST_IMAGES_HELP
+from sims.run.options import (
+    CACHE_HELP,
+    CACHE_VARIABLE,
+    DATA_VARIABLE,
+    DIVISION_HELP,
+    DIVISION_SEED_HELP,
+    TEST_IMAGES_HELP,
+)
 from sims.run.settings import division_choice, typed_data
 
 _world = typer.Typer(no_args_is_help=False, help="Worlds: the private folders of the parties of a simulation.")
@@ -54,6 +62,7 @@ def make(
     test_images: Annotated[int | None, typer.Option(min=1, help=TEST_IMAGES_HELP, show_default="all")] = None,
     division: Annotated[DivisionName, typer.Option(help=DIVISION_HELP)] = "own",
     division_seed: Annotated[int, typer.Option(min=0, help=DIVISION_SEED_HELP)] = 0,
+    cache: Annotated[Path, typer.Option(envvar=CACHE_VARIABLE, help=CACHE_HELP)] = CACHE,
     stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Draw the built-in stand-in images instead; they are no photographs.")
     ] = False,
@@ -84,7 +93,7 @@ def make(
     choice = division_choice(division, division_seed)
     data = typed_data(data, stand_in=stand_in)
     # Check both before a download of minutes.
-    check_free(out.expanduser())
+    check_free(expanded(out))
     found, counts = count_images(data, dataset=name, stand_in=stand_in, choice=choice)
     check_enough(counts, found, plan)
     base, fewest = sum(counts["train"][label] for label in found.base), fewest_fisher_images()
@@ -94,7 +103,7 @@ def make(
             "may not leave a site: no collective could publish a learngene of it; add images"
         )
     started = time.monotonic()
-    source = load_source(data, dataset=name, stand_in=stand_in, choice=choice, say=say)
+    source = load_source(data, dataset=name, stand_in=stand_in, choice=choice, cache=cache, say=say)
     world = make_world(source, source.division, plan, seed, out)
     _show(world)
     say(f"Made in {time.monotonic() - started:.1f} s: {world.folder}")

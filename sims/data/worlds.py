@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from protocol.encoding.text import text_of
 from protocol.errors import InputError
 from protocol.files.atomic import make_folder
-from protocol.files.user_files import read_given
+from protocol.files.user_files import expanded, read_given
 from sims.data.division import Division
 from sims.data.division_choice import OWN, DivisionChoice
 from sims.data.images import ImageSet, ImageSource, Kind, notice
@@ -159,7 +159,7 @@ def make_world(source: ImageSource, division: Division, plan: WorldPlan, seed: i
     """
     if seed < 0:
         raise InputError(f"the seed must not be negative, got {seed}")
-    out = out.expanduser().absolute()
+    out = expanded(out).absolute()
     check_free(out)
     cut = cut_images(source, division, plan, seed)
     try:

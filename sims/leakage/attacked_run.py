@@ -1,5 +1,7 @@
 """The target of a measured attack: the learngene as the individual holds it, and the collective's images."""
 
+import contextlib
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +12,15 @@ from numpy.typing import NDArray
 from collective_node import collective_images
 from collective_node.collective_images import CollectiveImages, Truth
 from collective_node.task_sequence import sequence
-from protocol.errors import InputError
-from protocol.exchange.individual_endpoint import IndividualEndpoint
+from protocol.errors import InputError, StorageFailedError, WrongAudienceError
+from protocol.exchange.individual_ledger import IndividualLedger
+from protocol.exchange.verification import VerifiedLearngene, open_sealed
 from protocol.learngene.learngene import Learngene
-from protocol.node.endpoints import node_of, open_endpoint
+from protocol.node.configuration import NodeTable
+from protocol.node.endpoints import check_ledger, node_of
+from protocol.node.load_keys import load_keys
 from protocol.pictures.arrays import read_array
+from protocol.visible_text import visible_name
 from sims.data.worlds import Dataset, World, load_world
 from sims.leakage.probe import LabelledImages
 from sims.run.run_folder import RunRecord, SettingsFile, read_record, read_settings
@@ -48,15 +54,23 @@ class AttackedRun:
 def released(folder: Path) -> Learngene:
     """The learngene of the form ``condensed`` that the first individual of a run has inherited, opened with its key.
 
+    The run may be a stranger's: only what lies in its folder is used, and nothing of it is changed.
+
     Raises:
-        InputError: it is no run, or its first individual inherited no learngene with a Fisher diagonal.
+        InputError: it is no run, its first individual inherited no learngene with a Fisher diagonal, or something in it
+            leads elsewhere.
         StorageFailedError: the inherited files were changed on disk, or are of another version.
     """
     read_record(folder)
     config = folder / "nodes" / "individual-1" / "config.toml"
     if not config.is_file():
         raise InputError(f"{folder} holds no nodes: it was never started; run it first")
-    verified = open_endpoint(node_of(config, "individual"), IndividualEndpoint).learngene("condensed")
+    check_closed(folder)
+    node = node_of(config, "individual")
+    for path in (node.data, node.state, node.trust, node.key, node.encryption_key, node.key_file):
+        if path is not None and not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{config} names {path}, which lies outside the run; attack the run where it was made")
+    verified = _inherited(node)
     if verified is None:
         raise InputError(
             "the individual of this run holds no learngene of the form condensed, the one that is attacked"
@@ -64,6 +78,33 @@ def released(folder: Path) -> Learngene:
     if verified.learngene.fisher is None:
         raise InputError("the released learngene holds no Fisher diagonal; there is nothing to compare")
     return verified.learngene
+
+
+def _inherited(node: NodeTable) -> VerifiedLearngene | None:
+    """The newest learngene of the form ``condensed`` in the ledger of a node, opened; the ledger is only read."""
+    check_ledger(node)
+    keys = load_keys(node)
+    with contextlib.closing(IndividualLedger(node.state, reading=True)) as ledger:
+        newest = ledger.latest(node.run_id, "condensed")
+        if newest is None or keys.encryption is None:
+            return None
+        try:
+            return open_sealed(ledger.load(newest), keys.encryption)
+        except WrongAudienceError as error:
+            raise StorageFailedError(f"the inherited learngene cannot be opened: {error}") from None
+
+
+def check_closed(folder: Path) -> None:
+    """Refuse a run folder with a link that leads out of it: a stranger's would have another's images attacked.
+
+    Raises:
+        InputError: there is one.
+    """
+    home = folder.resolve()
+    for above, folders, files in os.walk(home):
+        for path in (Path(above, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise InputError(f"{visible_name(path)} is a link out of the run; put what it leads to in its place")
 
 
 def open_attacked(folder: Path, learngene: Learngene) -> AttackedRun:

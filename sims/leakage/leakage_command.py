@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from protocol.errors import InputError, fault_line
 from protocol.files.atomic import make_folder
-from protocol.files.user_files import check_free, write_new
+from protocol.files.user_files import check_free, expanded, write_new
 from protocol.output import console, say
 from protocol.visible_text import visible_name
 from sims.leakage.leakage_settings import LeakageSettings
@@ -70,7 +70,7 @@ def leakage(
       learngene leakage RUN --resume
     """
     if json_file is not None:
-        json_file = json_file.expanduser()
+        json_file = expanded(json_file)
         check_free(json_file)
     # Imported when it is called: a command's help needs none of it.
     from sims.leakage import leakage_figures, leakage_results
@@ -80,9 +80,9 @@ def leakage(
     from sims.results import report
 
     settings = _settings(change or [], shadows=shadows, candidates=candidates, seed=seed)
-    run = run_of(run.expanduser())
+    run = run_of(expanded(run))
     attacked = open_attacked(run, released(run))
-    folder = (out or run / leakage_results.FOLDER).expanduser()
+    folder = expanded(out or run / leakage_results.FOLDER)
     own = {*SHADOWS, TWIN_FILE, leakage_results.FILE, *leakage_figures.FIGURES}
     _open_folder(folder, own, resume=resume)
     with _progress() as tell:

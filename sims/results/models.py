@@ -23,6 +23,7 @@ from sims.data.division_choice import OWN, DivisionChoice
 from sims.results import result_bounds
 from sims.results.earlier_results import in_format_3
 from sims.results.paper_figures import PAPER_FIGURES, PaperFigures
+from sims.run.run_folder import why_unfinished
 
 #: How well unknown images of a stream are recognised; as in :class:`collective_node.records.StreamMetrics`.
 Metric = Literal["auroc", "fpr95", "aupr", "oscr", "open_set_accuracy"]
@@ -293,7 +294,8 @@ def load(run_folder: Path) -> Results:
     if not run_folder.is_dir():
         raise InputError(f"no such folder: {run_folder}")
     if not os.path.lexists(path):
-        raise InputError(f"{run_folder} holds no results.json: it is no run, or one that has not finished")
+        why = why_unfinished(run_folder) or "it is no run, or one of another version"
+        raise InputError(f"{run_folder} holds no results.json: {why}")
     try:
         results = Results.model_validate_json(text_of(read_given(path, "the results", max_bytes=_MAX_BYTES)))
     except ValidationError as error:

@@ -6,6 +6,7 @@ text. So Matplotlib is imported only here, and every figure is drawn inside :fun
 
 import contextlib
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,12 +26,17 @@ def _no_settings_found() -> Iterator[None]:
     spec = importlib.util.find_spec("matplotlib")
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     before, given = os.open(".", os.O_PATH if sys.platform == "linux" else os.O_RDONLY), os.environ.get(_VARIABLE)
+    # It warns of a home that cannot be written, and does without.
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         os.chdir("/")
         if places:
             os.environ[_VARIABLE] = str(Path(places[0]) / "mpl-data" / "matplotlibrc")
         yield
     finally:
+        log.setLevel(level)
         os.fchdir(before)
         os.close(before)
         if given is None:
@@ -44,6 +50,7 @@ if "matplotlib" in sys.modules:
 else:
     with _no_settings_found():
         import matplotlib
+        import matplotlib.font_manager  # looks for a place for its list of fonts
 
 from matplotlib.artist import Artist  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402

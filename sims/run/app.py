@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from pydantic import TypeAdapter
 
-from protocol.errors import InputError, LearngeneError, RunFailedError, StorageFailedError
+from protocol.errors import FLOWER_ENDED, InputError, LearngeneError, RunFailedError, StorageFailedError
 from protocol.files.atomic import write_atomically
 from protocol.files.private_folders import private_folder
 from protocol.keys.encryption_key import EncryptionKey
@@ -31,15 +32,17 @@ from protocol.transport.simulation_paths import simulation_folder, simulation_pa
 from protocol.trust.role import Role
 from protocol.trust.trust_file import write_trust
 from protocol.trust.trust_store import TrustStore
+from protocol.visible_text import visible_line
+from sims.data.datasets import CACHE, DATASETS
 from sims.data.images import load_source
 from sims.data.worlds import load_world, make_world
 from sims.results import report
 from sims.results.collection import collect
-from sims.run.environment import REACH
-from sims.run.options import Options, Value, read_options
+from sims.run.environment import REACH, HandedOver, handed_over
+from sims.run.options import DATA_VARIABLE, Options, Value, read_options
 from sims.run.processes import NodeProcesses
 from sims.run.reach import Reach
-from sims.run.run_folder import OpenRun, is_prepared, open_prepared, prepare, read_settings
+from sims.run.run_folder import OpenRun, open_prepared, prepare, read_settings
 from sims.run.settings import RunSettings, check_connected, check_machine, resolve
 from sims.run.stopwatch import Stopwatch
 
@@ -60,27 +63,53 @@ def main(grid: Grid, context: Context) -> None:
         InputError: a setting is wrong. RunFailedError: a node or the round failed. Flower then calls the run failed,
             and ``run.json`` says why.
     """
+    try:
+        _run(grid, context)
+    except LearngeneError as error:
+        # Flower keeps its log in UTF-8, and shows nothing of an error that names a file whose name is not.
+        error.args = (visible_line(str(error)),)
+        raise
+
+
+def _run(grid: Grid, context: Context) -> None:
     nodes = _connected_nodes(grid)
     # Only `learngene run` says who reaches it; elsewhere the SuperLink is Flower's own.
     reach: Reach = TypeAdapter(Reach).validate_python(os.environ.get(REACH, "machine"))
-    config: dict[str, Value] = dict(context.run_config)
-    run, settings = open_configured(read_options(config), connected=len(nodes) - 1, reach=reach, now=datetime.now(UTC))
+    config, handed = dict[str, Value](context.run_config), handed_over()
+    run, settings = open_configured(
+        read_options(config), handed, connected=len(nodes) - 1, reach=reach, now=datetime.now(UTC)
+    )
+    if handed is None:
+        print_line(whose_environment(settings, os.environ))
     print_line(f"{FOLDER_LINE}{run.folder}")
     try:
         simulate(run, settings, grid, nodes, flower_run=context.run_id)
     except BaseException as error:
         with contextlib.suppress(StorageFailedError):  # the process that started the run tries again
-            run.end(str(error) or type(error).__name__)
+            run.end(visible_line(str(error)) or type(error).__name__)
         raise
     finally:
         run.close()
 
 
-def open_configured(options: Options, *, connected: int, reach: Reach, now: datetime) -> tuple[OpenRun, RunSettings]:
-    """Open the run that a run configuration asks for. Its settings are those in the folder that ``learngene run`` hands
-    over, or follow from the options.
+def whose_environment(settings: RunSettings, environment: Mapping[str, str]) -> str:
+    """A line about what an app of Flower's own command has from its SuperLink: it may have been started long ago, in
+    another shell and another environment."""
+    images = "the stand-in" if settings.stand_in else settings.data or DATASETS[settings.dataset].origin
+    from_variable = settings.data is not None and str(settings.data) == environment.get(DATA_VARIABLE)
+    of_start = f" ({DATA_VARIABLE} when the SuperLink was started)" if from_variable else ""
+    return f"environment: {sys.prefix}, learngene from {Path(__file__).parents[2]}; images: {images}{of_start}"
+
+
+def open_configured(
+    options: Options, handed: HandedOver | None, *, connected: int, reach: Reach, now: datetime
+) -> tuple[OpenRun, RunSettings]:
+    """Open the run that is asked for: in the folder that ``learngene run`` hands over, with the settings in it, or
+    else by a run configuration.
 
     Args:
+        options: of the run configuration.
+        handed: the folder, if one was handed over; of the options only the dataset counts then.
         connected: individuals that are connected.
         reach: who reaches the run.
         now: the run's start.
@@ -88,9 +117,8 @@ def open_configured(options: Options, *, connected: int, reach: Reach, now: date
     Raises:
         InputError: a setting is wrong, or cannot be met on this machine; the folder cannot be opened.
     """
-    handed = Path(options.folder).expanduser()
-    if options.folder and handed.is_absolute() and is_prepared(handed) and options == options.of_the_folder():
-        folder, settings = handed, read_settings(handed).settings
+    if handed is not None:
+        folder, settings = handed.folder, read_settings(handed.folder).settings
         if settings.dataset != options.dataset:
             raise InputError(f"{folder} holds settings of {settings.dataset}; start the app sims/{settings.dataset}")
         check_connected(settings.individuals, connected)
@@ -99,7 +127,8 @@ def open_configured(options: Options, *, connected: int, reach: Reach, now: date
         settings = resolve(options, environment=os.environ, individuals=connected)
         check_machine(settings)
         folder = prepare(settings, now=now)
-    return open_prepared(folder, resume=options.resume, reach=reach, now=now), settings
+    resume = options.resume if handed is None else handed.resume
+    return open_prepared(folder, resume=resume, reach=reach, now=now), settings
 
 
 def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], *, flower_run: int) -> None:
@@ -137,7 +166,7 @@ def simulate(run: OpenRun, settings: RunSettings, grid: Grid, nodes: list[int], 
             check_flower()
             # If the process that started Flower's simulation has ended, Flower itself may go on without end.
             if os.getppid() != starter:
-                raise RunFailedError("Flower has ended the run")
+                raise RunFailedError(FLOWER_ENDED)
             processes.check_alive()
 
         exchange = exchange_over(grid, check_alive)
@@ -189,6 +218,10 @@ class _Site:
     def trust(self) -> Path:
         return self.home / "trust.json"
 
+    def _inside(self, path: Path) -> str:
+        """A path of the run's folder as the node's configuration names it: the whole folder may be moved."""
+        return os.path.relpath(path, self.home)
+
     def configure(self, run_id: str, root: str, settings: RunSettings) -> None:
         """Write the node's configuration file and a fresh socket secret. ``root``: the public root key, hexadecimal."""
         make_secret(self.secret)
@@ -198,14 +231,14 @@ class _Site:
             "node": {
                 "role": self.role,
                 "party": self.party,
-                "data": str(self.folder / "world" / self.party),
-                "state": str(self.state),
+                "data": self._inside(self.folder / "world" / self.party),
+                "state": self._inside(self.state),
                 "socket": str(self.socket),
                 "secret": str(self.secret),
-                "key": str(self.key),
-                "encryption_key": "none" if self.encryption_key is None else str(self.encryption_key),
-                "key_file": str(self.key_file),
-                "trust": str(self.trust),
+                "key": self._inside(self.key),
+                "encryption_key": "none" if self.encryption_key is None else self._inside(self.encryption_key),
+                "key_file": self._inside(self.key_file),
+                "trust": self._inside(self.trust),
                 "root": root,
                 "run_id": run_id,
                 "device": settings.collective_device if collective else settings.individual_device,
@@ -231,7 +264,12 @@ def _prepare_world(run: OpenRun, settings: RunSettings, say: Callable[[str], Non
     else:
         say("the images are loaded, and each party's own are put in its folder")
         source = load_source(
-            settings.data, dataset=settings.dataset, stand_in=settings.stand_in, choice=settings.choice, say=say
+            settings.data,
+            dataset=settings.dataset,
+            stand_in=settings.stand_in,
+            choice=settings.choice,
+            cache=settings.cache or CACHE,
+            say=say,
         )
         world = make_world(source, source.division, settings.plan, settings.seed, folder)
     dataset = world.description.dataset

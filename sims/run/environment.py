@@ -7,9 +7,11 @@ reaches a run, which code it loads, or where it sends data.
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.confinement import isolated_start
+from protocol.visible_text import is_utf8
 
 #: Variables that a run takes over besides those of every isolated process: the folder of matplotlib's list of fonts.
 PASSED_ON = isolated_start.PASSED_ON | {"MPLCONFIGDIR"}
@@ -18,6 +20,26 @@ PASSED_ON = isolated_start.PASSED_ON | {"MPLCONFIGDIR"}
 TEMPORARY = "LEARNGENE_RUN_TEMPORARY"
 #: Who reaches the run: a word of ``sims.run.reach.Reach``.
 REACH = "LEARNGENE_RUN_REACH"
+#: The run's folder, and whether the run in it is resumed.
+_FOLDER, _RESUME = "LEARNGENE_RUN_FOLDER", "LEARNGENE_RUN_RESUME"
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """The folder, with the settings of a run in it, that ``learngene run`` hands over to the run's app."""
+
+    folder: Path
+    resume: bool = False
+
+    def environment(self) -> dict[str, str]:
+        """The variables that say it."""
+        return {_FOLDER: str(self.folder), **({_RESUME: "1"} if self.resume else {})}
+
+
+def handed_over(environment: Mapping[str, str] = os.environ) -> HandedOver | None:
+    """The folder that was handed over to this process; None in an app that Flower's own command has started."""
+    folder = environment.get(_FOLDER)
+    return HandedOver(Path(folder), _RESUME in environment) if folder else None
 
 
 def of_run(flower_home: Path, temporary: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -25,9 +47,12 @@ def of_run(flower_home: Path, temporary: Path, environment: Mapping[str, str] = 
     files in the run's own folders, no telemetry."""
     kept = isolated_start.environment(environment)
     kept |= {name: environment[name] for name in PASSED_ON & environment.keys()}
+    # Ray writes all that it is given as UTF-8.
+    kept = {name: value for name, value in kept.items() if is_utf8(value)}
     return {
         **kept,
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", os.defpath))),
+        "HOME": kept["HOME"] if _is_writable(kept.get("HOME", "")) else str(temporary),
         "TMPDIR": str(temporary),
         TEMPORARY: str(temporary),
         "FLWR_HOME": str(flower_home),
@@ -36,3 +61,7 @@ def of_run(flower_home: Path, temporary: Path, environment: Mapping[str, str] = 
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "NO_COLOR": "1",
     }
+
+
+def _is_writable(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)

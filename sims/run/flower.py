@@ -5,19 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 from protocol.confinement import isolated_start
-from protocol.errors import InputError, RunFailedError
+from protocol.errors import RunFailedError
 from sims.run import environment
 from sims.run.enclosure import Enclosure
-from sims.run.own_folder import OwnFolder, make_own_folder, make_temporary_folder
+from sims.run.environment import HandedOver
+from sims.run.own_folder import OwnFolder, make_temporary_folder
 from sims.run.reach import SENTENCES, reach_of_run
-
-#: Flower's own folder: apart from the user's ``~/.flwr``, so that files there are neither changed nor used.
-DEFAULT_HOME = Path("~/.learngene/flower")
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STARTUP_SECONDS = 60.0
@@ -27,11 +25,11 @@ _COMMAND_SECONDS = 60.0
 class FlowerRun:
     """A submitted run and the SuperLink that serves it alone. ``close`` (or leaving the ``with``) ends both."""
 
-    def __init__(self, home: OwnFolder, temporary: OwnFolder, enclosure: Enclosure) -> None:
+    def __init__(self, temporary: OwnFolder, enclosure: Enclosure) -> None:
         self.run_id = ""
         self.enclosure = enclosure
-        self._folders = (home, temporary)
-        self._environment = environment.of_run(home.path, temporary.path)
+        self._temporary = temporary
+        self._environment = environment.of_run(flower_home(temporary), temporary.path)
         self._logs: list[subprocess.Popen[str]] = []
 
     @property
@@ -93,8 +91,7 @@ class FlowerRun:
         try:
             self.enclosure.close()
         finally:
-            for folder in self._folders:
-                folder.remove()
+            self._temporary.remove()
 
     def __enter__(self) -> "FlowerRun":
         return self
@@ -133,53 +130,40 @@ class FlowerRun:
 
 
 def submit(
-    app: Path,
-    run_config: Mapping[str, str | int | float | bool],
-    *,
-    nodes: int = 2,
-    home: Path = DEFAULT_HOME,
-    record: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    app: Path, handed: HandedOver, *, nodes: int = 2, say: Callable[[str], None] = lambda line: None
 ) -> FlowerRun:
     """Start a SuperLink in an enclosure and submit a Flower app to it; returns when it is accepted.
 
     Args:
         app: folder with the app's ``pyproject.toml``.
-        run_config: overrides of the app's own configuration; paths in it must be absolute.
+        handed: the run's own folder. The end is written in its record if this process is killed.
         nodes: simulated SuperNodes, the collective included.
-        home: folder of Flower's files; each run gets a folder of its own in it, which ``close`` removes.
-        record: the run's own folder, in whose record the end is written if this process is killed.
         say: gets a line before each part that takes seconds.
 
     Raises:
-        InputError: ``home`` cannot be written.
+        InputError: there is no folder for temporary files.
         RunFailedError: Flower cannot be started or refuses the app; everything that was started has then ended.
     """
-    try:
-        own = make_own_folder(home.expanduser(), "run-")
-    except OSError as error:
-        raise InputError(f"cannot write to Flower's folder {home}: {error.strerror or error}") from error
     temporary = make_temporary_folder()
+    home = flower_home(temporary)
+    home.mkdir(mode=0o700)
     say("Flower's SuperLink starts")
-    with (own.path / "superlink.out").open("wb") as output:
+    with (home / "superlink.out").open("wb") as output:
         enclosure = Enclosure(
             lambda ready: isolated_start.command("sims.run.superlink", [str(ready)]),
-            environment=environment.of_run(own.path, temporary.path),
-            folder=own.path,
+            environment={**environment.of_run(home, temporary.path), **handed.environment()},
+            folder=home,
             output=output,
-            record=record,
+            record=handed.folder,
         )
-    run = FlowerRun(own, temporary, enclosure)
+    run = FlowerRun(temporary, enclosure)
     try:
         if not enclosure.wait_until_ready(_STARTUP_SECONDS):
-            raise RunFailedError(f"Flower's SuperLink does not start: {_last_line(own.path / 'superlink.out')}")
-        _write_config(own.path, enclosure.said)
+            raise RunFailedError(f"Flower's SuperLink does not start: {_last_line(home / 'superlink.out')}")
+        _write_config(home, enclosure.said)
         say("Flower takes the run's app")
         answer = run._command(
             *("run", str(app.resolve()), "local", "--format", "json"),
-            *("--run-config", " ".join(f"{key}={_toml(value)}" for key, value in run_config.items()))
-            if run_config
-            else (),
             # One small Ray worker serves all couriers: the machine's cores belong to the node processes.
             *("--federation-config", f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus=1"),
         )
@@ -189,6 +173,13 @@ def submit(
         run.close()
         raise
     return run
+
+
+def flower_home(temporary: OwnFolder) -> Path:
+    """Flower's own folder of a run: apart from the user's ``~/.flwr``, so that files there are neither changed nor
+    used.
+    """
+    return temporary.path / "flower"
 
 
 def _write_config(home: Path, port: str) -> None:
@@ -211,8 +202,3 @@ def _program(name: str) -> str:
     if found is None:
         raise RunFailedError(f"the program {name} is not installed; install the extra: pip install 'learngene[sim]'")
     return found
-
-
-def _toml(value: str | int | float | bool) -> str:
-    # Strings of JSON are strings of TOML, and so are its numbers and booleans.
-    return json.dumps(value)

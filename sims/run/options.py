@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from protocol.errors import InputError, fault_line
 from protocol.node.configuration import DEVICE_PATTERN
 from protocol.pictures.formats import NAMES
-from sims.data.datasets import DatasetName, dataset_name
+from sims.data.datasets import CACHE, DatasetName, dataset_name
 from sims.data.division_choice import DivisionName
 from sims.run.profiles import DEFAULT_PROFILE, PROFILES, ProfileName, profile_name
 
@@ -27,6 +27,8 @@ DEFAULT_OUT = Path("~/.learngene/runs")
 
 #: The environment variable that names the folder of real images if no ``data`` is given.
 DATA_VARIABLE = "LEARNGENE_DATA"
+#: The environment variable that names the folder of what is kept for later runs if no ``cache`` is given.
+CACHE_VARIABLE = "LEARNGENE_CACHE"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ DIVISION_HELP = (
     "own: the dataset's own classes for each role. tuning: its base classes alone, divided again, without its novel "
     "ones: settings are chosen there."
 )
+CACHE_HELP = "Folder of what is downloaded, drawn or decoded once, and kept for later runs."
 DIVISION_SEED_HELP = "Which tuning division."
 TEST_IMAGES_HELP = "Test images of each class in a target task, drawn anew for each."
 
@@ -103,6 +106,9 @@ class Options(BaseModel):
     out: Annotated[Text, Flag(metavar="PATH", path=True, stands_for=str(DEFAULT_OUT))] = Field(
         "", description="Folder that holds the runs."
     )
+    cache: Annotated[Text, Flag(metavar="PATH", variable=CACHE_VARIABLE, path=True, stands_for=str(CACHE))] = Field(
+        "", description=CACHE_HELP
+    )
     shots: Annotated[Text, Flag("the profile's")] = Field("", description="Support images a class: 10,20.")
     target_tasks: Annotated[Text, Flag("the profile's")] = Field(
         "", description="Target tasks: 40, or by shots 10:40,20:10."
@@ -123,10 +129,6 @@ class Options(BaseModel):
     resume: bool = Field(False, description="Go on with the latest unfinished run of the same settings in --out.")
     #: The run's own folder; without a flag, because ``learngene run`` makes it.
     folder: Text = ""
-
-    def of_the_folder(self) -> "Options":
-        """The same options without those that follow from a folder with the settings of a run."""
-        return Options(dataset=self.dataset, folder=self.folder, resume=self.resume)
 
 
 #: Option by the training number that it sets; every other one is set by ``set`` alone.

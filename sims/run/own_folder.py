@@ -12,7 +12,7 @@ from pathlib import Path
 from protocol.errors import InputError
 from protocol.files.atomic import make_folder
 from protocol.files.private_folders import private_folder
-from protocol.transport.local_socket import MAX_PATH_BYTES
+from protocol.transport.simulation_paths import short_temporary_folder
 
 #: The longest path of a socket that Ray binds, below its temporary folder.
 _LONGEST_OF_RAY = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -58,11 +58,7 @@ def make_temporary_folder() -> OwnFolder:
         InputError: the folder cannot be made, or another user has made it.
     """
     own = f"learngene-{os.getuid()}"
-    bases = [tempfile.gettempdir(), "/tmp"]
-    fitting = [base for base in bases if len(f"{base}/{own}/t-12345678{_LONGEST_OF_RAY}".encode()) <= MAX_PATH_BYTES]
-    if not fitting:
-        raise InputError(f"the temporary folder {bases[0]} has too long a path for sockets; set TMPDIR=/tmp")
-    parent = private_folder(Path(fitting[0]) / own)
+    parent = private_folder(short_temporary_folder(f"{own}/t-12345678{_LONGEST_OF_RAY}") / own)
     try:
         return make_own_folder(parent, "t-")
     except OSError as error:

@@ -22,6 +22,8 @@ from protocol.visible_text import visible_line
 
 #: Most characters of a reason from a log.
 _REASON_CHARACTERS = 400
+#: Exit code of our programs after wrong input (``protocol.commands.terminal``).
+_WRONG_INPUT = 2
 #: Most bytes of a log that are read.
 _LOG_BYTES = 256 * 1024
 #: An error or a refusal in a node's log, as ``protocol.node.launcher`` and ``protocol.node.server`` write it.
@@ -134,14 +136,16 @@ class NodeProcesses:
         """Raise an error if a node process has ended.
 
         Raises:
-            RunFailedError: names the party, the process, how it ended and its log.
+            RunFailedError: names the party, the process, how it ended and its log. InputError: it says that it was
+                given wrong input.
         """
         for node in self.nodes:
             code = node.process.poll()
             if code is not None:
                 # What a program says last before it gives up is the reason; a killed one has nothing to say.
                 ending = f"{_ending(code)}{_last_line(node.log) if code > 0 else ''}"
-                raise RunFailedError(
+                # Wrong input: a second run would end in the same way.
+                raise (InputError if code == _WRONG_INPUT else RunFailedError)(
                     f"the node process of the {node.party} (pid {node.process.pid}) {ending}; its log is {node.log}"
                 )
 

@@ -1,7 +1,6 @@
 """Live progress of a run: follows the nodes' own event files and records of crossings, and shows what is new."""
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rich.text import Text
 from protocol.encoding import strict_json
 from protocol.errors import InputError
 from protocol.files import state_files
+from protocol.node.events import KINDS
 from protocol.output import plain, redraws
 from protocol.visible_text import visible_line
 from sims.run.run_folder import individuals_of, state_folder
@@ -23,11 +23,13 @@ from sims.run.run_folder import individuals_of, state_folder
 #: Shortest time in seconds between two lines of the same counter in plain output.
 PLAIN_INTERVAL = 10.0
 _EVENTS, _CROSSINGS = "events.jsonl", "crossings.jsonl"
-#: Most bytes of a log that are read at once, and most bytes of a line.
-_MOST_AT_ONCE, _LONGEST_LINE = 1 << 20, 1 << 16
+#: Most bytes of a log that are read at once, most bytes of a line, and most lines that are taken of what is read: an
+#: honest node writes some in a second, and each is printed.
+_MOST_AT_ONCE, _LONGEST_LINE, _MOST_LINES = 1 << 20, 4096, 64
+#: Characters of a text, and of a party's name, that are shown of a log.
+_LONGEST_TEXT, _LONGEST_PARTY = 300, 64
 #: Larger times and counters have no meaning; a float keeps smaller ones exactly.
 _MOST = 2.0**53
-_is_kind = re.compile(r"[a-z][a-z-]{0,31}").fullmatch
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Event:
 
     Attributes:
         party: the party whose file holds it; ``run`` for the run's own.
-        kind: ``task``, ``epoch``, ``crossing``...
+        kind: one of ``protocol.node.events.KINDS``, or ``crossing``.
         time: unix seconds.
         done, total: a counter; total 0 if there is none.
         text: words for a reader.
@@ -62,7 +64,7 @@ class Tail:
                 self._offset = os.fstat(file.fileno()).st_size
 
     def poll(self) -> list[dict[str, object]]:
-        """JSON objects of the lines since the last call; other lines are skipped."""
+        """JSON objects of the last lines since the last call; other lines are skipped."""
         file = self._open()
         if file is None:
             return []
@@ -76,7 +78,7 @@ class Tail:
         # A program of ours writes no line of this length.
         self._offset += len(whole) if whole or len(data) < _MOST_AT_ONCE else len(data)
         found = []
-        for line in whole.splitlines():
+        for line in whole.splitlines()[-_MOST_LINES:]:
             try:
                 found.append(strict_json.parse_object(line[:_LONGEST_LINE], max_depth=2))
             except ValueError:
@@ -262,7 +264,8 @@ def duration(seconds: float | None) -> str:
 def _event(party: str, entry: dict[str, object]) -> Event | None:
     """A line of ``events.jsonl``; crossings are shown from their own record, which is the complete one."""
     kind, text = entry.get("event"), entry.get("text")
-    if not isinstance(kind, str) or kind == "crossing" or not _is_kind(kind):
+    # Every kind has a row of its own: a node that was taken over makes no more of them than there are.
+    if not isinstance(kind, str) or kind not in KINDS:
         return None
     try:
         return Event(
@@ -271,7 +274,7 @@ def _event(party: str, entry: dict[str, object]) -> Event | None:
             time=_number(entry.get("time")),
             done=int(_number(entry.get("done", 0))),
             total=int(_number(entry.get("total", 0))),
-            text=text if isinstance(text, str) and text else kind,
+            text=text[:_LONGEST_TEXT] if isinstance(text, str) and text else kind,
         )
     except ValueError:
         return None
@@ -284,7 +287,8 @@ def _crossing(party: str, entry: dict[str, object]) -> Event | None:
     except ValueError:
         return None
     text = f"{entry.get('kind')} → {entry.get('to')}, {size:,} bytes, sha256 {str(entry.get('digest'))[:12]}"
-    return Event(str(entry.get("from", party)), "crossing", when, 0, 0, text)
+    sender = str(entry.get("from", party))[:_LONGEST_PARTY]
+    return Event(sender, "crossing", when, 0, 0, text[:_LONGEST_TEXT])
 
 
 def _number(value: object) -> float:

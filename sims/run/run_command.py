@@ -10,6 +10,7 @@ import typer
 from click.core import ParameterSource
 
 from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError
+from protocol.files.user_files import expanded
 from protocol.output import console, say
 from sims.data.datasets import DATASETS, check_data_named, dataset_name
 from sims.results.wording import describe_settings
@@ -129,7 +130,7 @@ def _run_all(wanted: list[RunSettings]) -> None:
     done: list[tuple[Path, Results]] = []
     for number, settings in enumerate(wanted, start=1):
         if len(wanted) > 1:
-            shown_on.rule(f"run {number} of {len(wanted)}, seed {settings.seed}")
+            say(f"--- run {number} of {len(wanted)}, seed {settings.seed}")
         try:
             folder, found = runner.run(settings, shown_on)
         except LearngeneError as error:
@@ -172,7 +173,7 @@ def _say_plan(wanted: list[RunSettings]) -> None:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
+    return os.path.abspath(expanded(path))
 
 
 def _seeds(text: str) -> list[int]:

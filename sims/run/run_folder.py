@@ -1,5 +1,6 @@
 """The folder of one run: made once, locked while the run goes on, and found again for a resume."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from protocol.encoding.earlier_words import in_format_2
 from protocol.encoding.text import text_of
-from protocol.errors import InputError, StorageFailedError, fault_line
+from protocol.errors import FLOWER_ENDED, InputError, LearngeneError, StorageFailedError, fault_line
 from protocol.files import state_files
 from protocol.files.atomic import make_folder, write_atomically
 from protocol.files.user_files import read_given, write_new
@@ -124,7 +125,7 @@ class OpenRun:
 
     @classmethod
     def end_abandoned(cls, folder: Path, failure: str, *, before: RunRecord | None = None) -> None:
-        """Write down that a run has failed if its own process ended without doing so.
+        """Write down that a run has failed if its own process ended without doing so, or without knowing why.
 
         Args:
             before: the record that a resumed run began with: if it is unchanged, its process never wrote another.
@@ -134,10 +135,29 @@ class OpenRun:
         """
         run = cls(folder, read_record(folder), _lock(folder))
         try:
-            if run.record.status == "running" or (run.record == before and before.status != "finished"):
+            unsaid = run.record.status == "running" or run.record.failure == FLOWER_ENDED
+            if unsaid or (run.record == before and before.status != "finished"):
                 run.end(failure)
         finally:
             run.close()
+
+
+#: Reason in the record of a run if nobody is left who could have written one.
+LOST = "all its processes ended at once, as when the machine goes off"
+
+
+def why_unfinished(folder: Path) -> str:
+    """Why a run has no results, in a few words; empty if the folder holds no run.
+
+    The record of a run that nobody works on any more does not go on saying that it runs.
+    """
+    with contextlib.suppress(LearngeneError, OSError):  # somebody works on it, or the folder cannot be written
+        OpenRun.end_abandoned(folder, LOST)
+    try:
+        record = read_record(folder)
+    except InputError:
+        return ""
+    return "it is not finished yet" if record.status == "running" else f"it {record.status}: {record.failure}"
 
 
 def run_of(path: Path) -> Path:
@@ -237,11 +257,6 @@ def check_empty(folder: Path) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give a new folder, or --resume to go on with the run in it")
-
-
-def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds the settings of a run."""
-    return (folder / SETTINGS_FILE).is_file()
 
 
 def open_prepared(
@@ -371,9 +386,14 @@ def _free_lock(folder: Path) -> TextIOWrapper | None:
     handle = open(descriptor, "a", encoding="utf-8")  # noqa: SIM115 - held open during the run
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         handle.close()
         return None
+    except OSError as error:
+        handle.close()
+        raise InputError(
+            f"the file system of {folder} has no locks ({error.strerror}); choose a folder on another"
+        ) from None
     return handle
 
 

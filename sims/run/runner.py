@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -15,15 +15,17 @@ from typing import ClassVar, Protocol
 from rich.console import Console
 
 from collective_node import enough_images
-from protocol.errors import InputError, LearngeneError, RunFailedError, StoppedError, StorageFailedError
+from protocol.errors import FLOWER_ENDED, InputError, LearngeneError, RunFailedError, StoppedError, StorageFailedError
 from protocol.files.atomic import write_atomically
 from protocol.output import plain
 from protocol.trust.policy import Policy
+from protocol.visible_text import visible_line
+from sims.data.datasets import CACHE
 from sims.data.images import count_images, fetch_published
 from sims.data.world_plan import check_enough
 from sims.results.models import Results, load
 from sims.run import flower
-from sims.run.options import Value
+from sims.run.environment import HandedOver
 from sims.run.progress import ProgressView, RunWatcher
 from sims.run.run_folder import (
     OpenRun,
@@ -39,6 +41,8 @@ from sims.run.settings import RunSettings, check_machine
 _POLL_SECONDS = 0.3
 #: Seconds that Flower may take to report the end after the run's own record has it.
 _GRACE_SECONDS = 60.0
+#: Most characters of a reason from another program's log.
+_REASON_CHARACTERS = 400
 #: Most lines of Flower's log that are kept.
 _LOG_LINES = 20_000
 
@@ -65,9 +69,7 @@ class SubmittedRun(Protocol):
 class Submit(Protocol):
     """``sims.run.flower.submit``."""
 
-    def __call__(
-        self, app: Path, run_config: Mapping[str, Value], *, nodes: int, record: Path, say: Callable[[str], None]
-    ) -> SubmittedRun: ...
+    def __call__(self, app: Path, handed: HandedOver, *, nodes: int, say: Callable[[str], None]) -> SubmittedRun: ...
 
 
 def run(
@@ -132,7 +134,7 @@ def _check_images(settings: RunSettings, console: Console) -> None:
     )
     if settings.data is None and not settings.stand_in:
         # The run itself has no network for a download. Without the images it draws the stand-in, and says so.
-        fetch_published(say=lambda line: console.print(line, highlight=False))
+        fetch_published(settings.cache or CACHE, say=lambda line: console.print(plain(line)))
 
 
 def _run_in(
@@ -153,11 +155,10 @@ def _run_in(
     try:
         watcher = RunWatcher(folder, from_end=settings.resume)
         with as_file(files("sims") / settings.dataset) as app, ProgressView(console, clock) as view:
-            # The settings lie in the folder.
-            config: dict[str, Value] = {"folder": str(folder), "resume": settings.resume}
-            submitted = submit(app, config, nodes=settings.individuals + 1, record=folder, say=view.say)
+            handed = HandedOver(folder, settings.resume)
+            submitted = submit(app, handed, nodes=settings.individuals + 1, say=view.say)
             if submitted.notice:
-                console.print(submitted.notice, highlight=False)
+                console.print(plain(submitted.notice))
             reason = _follow(submitted, folder, watcher, log, view, clock)
     except BaseException as error:
         failed = error
@@ -299,13 +300,30 @@ def _refusal(log: deque[str]) -> str:
     return next((line.partition(mark)[2].strip() for line in reversed(log) if mark in line), "")
 
 
-def _last_words(log: deque[str]) -> str:
-    """The last line of the log that names an error of ours; if there is none, the last that names any error."""
-    for mark in ("InputError: ", "RunFailedError: ", "Error: "):
-        for line in reversed(log):
-            if mark in line:
-                return line[line.index(mark) + len(mark) :].strip() if mark != "Error: " else line.strip()
-    return ""
+def _last_words(log: Iterable[str]) -> str:
+    """Why a run ended, by its log: the last error of ours; if there is none, the first cause of the last error."""
+    lines = list(log)
+    for mark in ("InputError: ", "RunFailedError: "):
+        for line in reversed(lines):
+            words = line.partition(mark)[2].strip()
+            if words and words != FLOWER_ENDED:
+                return words
+    cause = _first_cause(lines) or next((line.strip() for line in reversed(lines) if "Error: " in line), "")
+    return visible_line(cause, length=_REASON_CHARACTERS)
+
+
+def _first_cause(lines: Sequence[str]) -> str:
+    """The first error of the last chain of tracebacks."""
+    found, inside, chained = "", False, False
+    for line in lines:
+        if "Traceback (most recent call last):" in line:
+            inside = True
+        elif inside and line[:1].strip():
+            # An error that another one led to is not the first.
+            found, inside, chained = found if chained else line.strip(), False, False
+        elif line.startswith(("The above exception was ", "During handling of the above exception, ")):
+            chained = True
+    return found
 
 
 class Interruption:

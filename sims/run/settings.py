@@ -13,12 +13,15 @@ from individual_node.method_table import METHODS
 from individual_node.settings import IndividualSettings
 from protocol.commands.lazy_group import cure
 from protocol.errors import InputError, first_fault
+from protocol.files.user_files import expanded
 from protocol.learngene.architecture import FULL, Form
+from protocol.visible_text import is_utf8, visible_name
 from sims.data.datasets import DatasetName
 from sims.data.division_choice import DivisionChoice, DivisionName
 from sims.data.world_plan import WorldPlan
 from sims.run.changes import as_text, changed, join_changes, parse_changes
 from sims.run.options import (
+    CACHE_VARIABLE,
     DATA_VARIABLE,
     DEFAULT_OUT,
     TRAINING_NUMBERS,
@@ -44,6 +47,7 @@ class RunSettings(BaseModel):
         stand_in: draw the stand-in even if real images are available.
         division, division_seed: which division of the classes; runs of earlier versions have the dataset's own.
         out: folder that holds the runs.
+        cache: folder of what is downloaded, drawn or decoded once; None: ``sims.data.images.CACHE``.
         folder: this run's own folder; None: a new one under ``out``.
         target_tasks: shots per class -> number of target tasks, over all individuals.
         test_images: of each class in a target task; None, as in runs of earlier versions: all.
@@ -62,6 +66,7 @@ class RunSettings(BaseModel):
     division: DivisionName = "own"
     division_seed: Seed = 0
     out: Path
+    cache: Path | None = None
     folder: Path | None
     target_tasks: dict[int, int]
     test_images: int | None = Field(default=None, ge=1)
@@ -132,6 +137,7 @@ class RunSettings(BaseModel):
             division=self.division,
             division_seed=self.division_seed,
             out=str(self.out),
+            cache=str(self.cache or ""),
             shots=",".join(str(shots) for shots in self.target_tasks),
             target_tasks=",".join(f"{shots}:{tasks}" for shots, tasks in self.target_tasks.items()),
             test_images=self.test_images or 0,
@@ -161,7 +167,12 @@ class RunSettings(BaseModel):
 
     def command(self) -> str:
         """The command line that repeats this run: every option that differs from its profile's."""
-        own, profiles = self.options(), resolve(Options(dataset=self.dataset, profile=self.profile)).options()
+        own = self.options()
+        try:
+            out = str(expanded(DEFAULT_OUT))
+        except InputError:  # a user without a home has no default
+            out = "/"
+        profiles = resolve(Options(dataset=self.dataset, profile=self.profile, out=out)).options()
         words = ["learngene", "run", self.dataset, "--profile", self.profile, "--seed", str(self.seed)]
         for name, key in keys():
             value = getattr(own, name)
@@ -175,7 +186,7 @@ class RunSettings(BaseModel):
 
     def experiment(self) -> dict[str, object]:
         """The settings that decide the numbers of a run: all but its place on the disk and ``resume``."""
-        return self.model_dump(mode="json", exclude={"out", "folder", "resume"})
+        return self.model_dump(mode="json", exclude={"out", "cache", "folder", "resume"})
 
 
 def from_run_config(
@@ -206,8 +217,8 @@ def resolve(
     """Resolve options against their profile.
 
     Args:
-        environment: the environment in which ``LEARNGENE_DATA`` is looked up if ``data`` is empty; None: it is not
-            looked up.
+        environment: the environment in which ``LEARNGENE_DATA`` and ``LEARNGENE_CACHE`` are looked up if ``data`` and
+            ``cache`` are empty; None: they are not looked up.
         individuals: number of connected individuals, if known; an option with a different number is an error.
 
     Raises:
@@ -219,7 +230,9 @@ def resolve(
         check_connected(options.individuals or individuals, individuals)
     if options.stand_in and options.data:
         raise InputError("stand-in and data exclude each other; give one of them")
-    data = "" if options.stand_in else options.data or (environment or {}).get(DATA_VARIABLE, "")
+    variables = environment or {}
+    data = "" if options.stand_in else options.data or variables.get(DATA_VARIABLE, "")
+    cache = options.cache or variables.get(CACHE_VARIABLE, "")
     choice = division_choice(options.division, options.division_seed)
     changes = _training_changes(options)
     try:
@@ -236,6 +249,7 @@ def resolve(
             division=choice.name,
             division_seed=choice.seed,
             out=_folder("out", options.out or str(DEFAULT_OUT)),
+            cache=_folder("cache", cache) if cache else None,
             folder=_folder("folder", options.folder) if options.folder else None,
             target_tasks=_target_tasks(options.shots, options.target_tasks, profile),
             test_images=options.test_images or None,
@@ -367,7 +381,14 @@ def _cuda_devices() -> int:
 
 
 def _folder(key: str, text: str, *, must_exist: bool = False) -> Path:
-    path = Path(text).expanduser()
+    try:
+        path = expanded(text)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+    if not is_utf8(path):
+        raise InputError(
+            f"{key}: {visible_name(path)} is not UTF-8, as the files are that would name it; choose another"
+        )
     if not path.is_absolute():
         raise InputError(f"{key} must be an absolute path, not {text!r}: Flower runs in a folder of its own")
     if must_exist and not path.is_dir():

@@ -102,6 +102,28 @@ EVERYTHING = CYCLES.model_copy(
 )
 
 
+#: The regularisers that go together, with all that they bring into the network and its growth.
+REGULARISED = CYCLES.model_copy(
+    update={
+        "expansion": ("widen 2 +64", "deepen 5 identity", "widen 12 +128", "deepen 12 identity"),
+        "cycles": 1,
+        "classifier": "cosine",
+        "schedule": "step",
+        "manifold_mixup": 1.0,
+        "rotation": 0.5,
+        "randaugment": 2,
+        "swa": 0.5,
+        "consolidate_epochs": 1.0,
+        "consolidate_generations": 1,
+        "parts": 2,
+        "score": "fdbd",
+        "compare_scores": ("relative-mahalanobis",),
+        "bias": "balanced",
+        "keep_known": 0.1,
+    }
+)
+
+
 class KilledError(Exception):
     """Stands for kill -9: nothing after it is executed."""
 

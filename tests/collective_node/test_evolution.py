@@ -15,6 +15,7 @@ from protocol.errors import RunFailedError
 from tests.collective_node.made_evolution import (
     CLASSES,
     EVERYTHING,
+    REGULARISED,
     SETTINGS,
     KilledError,
     evolution,
@@ -40,6 +41,27 @@ def test_a_run_that_was_killed_anywhere_goes_on_and_ends_with_the_same_weights(
     assert {name: value.tolist() for name, value in resumed.random.state().items()} == {
         name: value.tolist() for name, value in whole[0].random.state().items()
     }
+
+
+@pytest.mark.parametrize("stores", [2, 4, 5])
+def test_a_regularised_run_that_was_killed_ends_with_the_same_weights(
+    tmp_path: Path, stores: int, regularised: tuple[Collective, list[Comparison]]
+) -> None:
+    """After two tasks, after the consolidation, and after the comparison: before the cycle."""
+    killed_after(stores, tmp_path / "killed", REGULARISED)
+    torch.manual_seed(stores)
+    resumed, comparisons = evolution(tmp_path / "killed", REGULARISED).run()
+    expected = state(regularised[0])
+    assert {"turns.weight", "classifier.2.directions.weight", "classifier.2.scale"} <= expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in state(resumed).items())
+    assert without_times(resumed, comparisons) == without_times(*regularised)
+    assert all(torch.equal(value, regularised[0].momentum[name]) for name, value in resumed.momentum.items())
+
+
+@pytest.fixture(scope="module")
+def regularised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Collective, list[Comparison]]:
+    """The regularised run that nobody killed."""
+    return evolution(tmp_path_factory.mktemp("regularised") / "state", REGULARISED).run()
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +173,10 @@ def test_consolidation_trains_on_every_known_class_after_the_last_task_alone(tmp
     added = [more.steps - one.steps for more, one in zip(collective.tasks, plain.tasks, strict=True)]
     assert added == [0] * (len(added) - 1) + [batches]
     assert len(collective.network.classifier) == 2
+    # Generations share the passes.
+    twice = evolution(tmp_path / "twice", settings.model_copy(update={"consolidate_generations": 1})).run()[0]
+    assert [task.steps for task in twice.tasks] == [task.steps for task in collective.tasks]
+    assert not torch.equal(twice.network.layers[0].conv.weight, collective.network.layers[0].conv.weight)
     # Earlier classes are not trained on again where the strategy says so.
     bare = settings.model_copy(update={"strategy": "none", "tasks": 2})
     without = bare.model_copy(update={"consolidate_epochs": 0.0})

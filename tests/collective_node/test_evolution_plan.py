@@ -3,13 +3,15 @@
 import hashlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from collective_node import evolution_plan
+from collective_node.differential_privacy.release import setup_of
 from collective_node.evolution_plan import EvolutionPlan, cycle_setup, grown_widths
 from collective_node.network.expandable_network import ExpandableNetwork
-from collective_node.settings import CollectiveSettings
+from collective_node.settings import LATER, CollectiveSettings
 from protocol.errors import InputError
 from protocol.learngene.images import DeviceImages
 from tests.collective_node.made_evolution import CYCLES, SETTINGS, images
@@ -87,6 +89,13 @@ def test_images_that_the_pools_leave_nothing_of_are_refused(no_network: None) ->
         EvolutionPlan.of(small, SETTINGS, 0, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("name", ["rotation", "condense_rotation"])
+def test_images_that_are_not_square_cannot_be_turned(no_network: None, name: str) -> None:
+    wide = replace(images(), train_images=np.repeat(images().train_images, 2, 2))
+    with pytest.raises(InputError, match="64x32 pixels cannot be turned by a quarter: set rotation"):
+        EvolutionPlan.of(wide, SETTINGS.model_copy(update={name: 0.5}), 0, torch.device("cpu"))
+
+
 def test_settings_of_cycles_and_of_what_follows_change_no_fingerprint_of_the_tasks() -> None:
     fingerprint = plan(CYCLES).setup
     for changes in ({"cycles": 0}, {"examples": 9}, {"annotator": "annotate"}, {"layers": 2}, {"privacy_epochs": 3.0}):
@@ -103,6 +112,15 @@ def test_settings_that_came_later_change_a_fingerprint_only_where_they_change_so
     before |= {"neighbours", "compare_scores", "compare_strategies"}
     expected = hashlib.sha256(CYCLES.model_dump_json(include=before).encode() + stream.tobytes())
     assert cycle_setup(CYCLES, stream, None) == expected.hexdigest()
+    for changes in ({"mixup": 0.2}, {"rotation": 1.0}, {"randaugment": 1}, {"swa": 0.1}, {"schedule": "step"}):
+        assert plan(CYCLES.model_copy(update=changes)).setup != plan(CYCLES).setup
+    of_condensing_alone = ({"rotation_share": 0.2, "condense_rotation": 0.5}, {"randaugment_magnitude": 3.0})
+    for changes in ({"condense_mixup": 0.2}, {"condense_generations": 2}, *of_condensing_alone):
+        assert plan(CYCLES.model_copy(update=changes)).setup == plan(CYCLES).setup
+    earlier = set(CollectiveSettings.model_fields) - set(LATER) - {"annotator", "parts"}
+    dumped = CYCLES.model_dump_json(include=earlier)
+    assert setup_of("images", CYCLES) == hashlib.sha256(f"images {dumped}".encode()).hexdigest()
+    assert setup_of("images", CYCLES.model_copy(update={"condense_swa": 0.5})) != setup_of("images", CYCLES)
     for changes in ({"bias": "weight-alignment"}, {"calibration_share": 0.2}):
         changed = CYCLES.model_copy(update=changes)
         assert cycle_setup(changed, stream, None) != cycle_setup(CYCLES, stream, None)

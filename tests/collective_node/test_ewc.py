@@ -163,3 +163,15 @@ def test_it_keeps_what_an_old_task_needs(weight: float) -> None:
         return float(nn.functional.kl_div(made(old).log_softmax(1).detach(), answers, reduction="batchmean"))
 
     assert change(weight) < 0.7 * change(0.0)
+
+
+def test_a_second_head_is_not_held_and_follows_a_growth() -> None:
+    """It is no part of the answer whose Fisher information the diagonal is."""
+    made = network()
+    expected = after(made, 1)
+    made.turns = nn.Linear(5, 4).double().eval()
+    held = after(made, 1)
+    assert held.anchors.keys() == expected.anchors.keys() == held.fisher.keys()
+    assert all(torch.equal(held.fisher[name], value) for name, value in expected.fisher.items())
+    grown = held.grow(widen(made, 3, 2, torch.Generator().manual_seed(0)))
+    assert float(grown.of(made)().detach()) == pytest.approx(0, abs=1e-20)

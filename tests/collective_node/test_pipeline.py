@@ -4,15 +4,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from collective_node.extraction import condensing
+from collective_node import weight_averaging
 from collective_node.open_world.annotators import Oracle
 from collective_node.pipeline import Evolved, evolve
 from collective_node.settings import CollectiveSettings
 from protocol.node.events import Events
-from tests.collective_node.made_evolution import CYCLES, images, truth
+from tests.collective_node.made_evolution import CYCLES, REGULARISED, images, truth
 
 SETTINGS = CYCLES.model_copy(
     update={
@@ -29,7 +30,7 @@ SETTINGS = CYCLES.model_copy(
 def few_statistics() -> Iterator[None]:
     """BatchNorm statistics from 2 batches instead of 40."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(condensing, "STATISTICS_BATCHES", 2)
+        patch.setattr(weight_averaging, "STATISTICS_BATCHES", 2)
         yield
 
 
@@ -80,6 +81,25 @@ def test_a_form_does_not_depend_on_which_others_are_made(tmp_path: Path) -> None
         assert set(alone.learngenes) == {form}
         for name, value in alone.compact[form].state_dict().items():
             assert torch.equal(value, whole.compact[form].state_dict()[name])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_with_every_regulariser_all_forms_come_out_whole(tmp_path: Path, known: bool) -> None:
+    """The teacher and the stream besides; where named classes are not condensed, the teacher knows more classes."""
+    wanted = {
+        name: getattr(SETTINGS, name) for name in ("forms", "condense_epochs", "distil_logits", "condense_stream")
+    }
+    settings = REGULARISED.model_copy(
+        update={**wanted, "fisher_samples": 20, "condense_generations": 1, "condense_known": known}
+    )
+    found, events = evolved(tmp_path / "regularised", settings)
+    for form, learngene in found.learngenes.items():
+        names = learngene.architecture.tensors(fisher=True)
+        assert learngene.tensors.keys() == names.keys(), form
+        assert all(np.isfinite(value).all() for value in learngene.tensors.values())
+    assert set(found.learngenes) == set(settings.forms)
+    assert len(found.collective.known) > len(found.collective.known_base)
+    assert len(set(events.steps.values())) == 1
 
 
 def test_direct_alone_trains_for_epochs_of_its_own(tmp_path: Path) -> None:

@@ -316,11 +316,13 @@ def test_bad_pictures_are_named_at_once_and_the_good_ones_served(
     model: Path, pictures: Path, tmp_path: Path, run: Run
 ) -> None:
     """A pipe among them, whose opening would wait for ever, a file that is cut, and one that is not there."""
-    os.mkfifo(tmp_path / "pipe.png")
+    new = tmp_path / "new"
+    new.mkdir()
+    os.mkfifo(new / "pipe.png")
     good = pictures / "blue" / "0.png"
-    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:50])
-    (tmp_path / "good.png").write_bytes(good.read_bytes())
-    done = run("predict", model, tmp_path, tmp_path / "gone.png", "--json", tmp_path / "named.json")
+    (new / "cut.png").write_bytes(good.read_bytes()[:50])
+    (new / "good.png").write_bytes(good.read_bytes())
+    done = run("predict", model, new, new / "gone.png", "--json", tmp_path / "named.json")
     assert done.code == 2
     assert [word in done.err for word in ("pipe.png", "cut.png", "gone.png", "good.png")] == [True] * 3 + [False]
     assert done.err.count("\n") == 1

@@ -30,8 +30,15 @@ BY_ANOTHER_USER = "ask a site's SuperLink as another user"
 
 @pytest.fixture(scope="module")
 def attempts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Attempt]]:
-    with deployment_attacks(tmp_path_factory.mktemp("d")) as attacks:
-        yield {attack.name: make(attack) for attack in attacks if not attack.lacks}
+    with pytest.MonkeyPatch.context() as shell:
+        # What an operator may have set, and Flower would heed.
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY"):
+            shell.setenv(name, "http://192.0.2.1:3128")
+        shell.setenv("no_proxy", "")
+        shell.setenv("FORCE_COLOR", "1")
+        shell.setenv("FLWR_INTERNAL_GRPC_CONTROL_API", "1")
+        with deployment_attacks(tmp_path_factory.mktemp("d")) as attacks:
+            yield {attack.name: make(attack) for attack in attacks if not attack.lacks}
 
 
 def test_every_control_succeeds(attempts: dict[str, Attempt]) -> None:

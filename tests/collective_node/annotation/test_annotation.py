@@ -1,16 +1,19 @@
 """Naming unknown images: the log of labels, the groups, who is let in, and what the page's server answers."""
 
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from starlette.testclient import TestClient
 
 from collective_node.annotation.access import Access
+from collective_node.annotation.annotation_session import usual_port
 from collective_node.annotation.clusters import clusters
 from collective_node.annotation.labels import (
     LABELS_FILE,
@@ -383,7 +387,7 @@ class Served:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    unknown, access, ended = unknown_set(), Access(tmp_path), []
+    unknown, access, ended = unknown_set(), Access(), []
     with LabelBook(tmp_path, images=48, known=unknown.known) as book:
         app = make_app(unknown, clusters(unknown), book, access, title="cycle 1", finished=lambda: ended.append(True))
         yield Served(tmp_path, book, access, TestClient(app, base_url="http://127.0.0.1:8000"), ended)
@@ -452,8 +456,8 @@ def test_no_origin_decides_nothing(served: Served) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "../access.json",
-        "%2e%2e/access.json",
+        "../unknown.json",
+        "%2e%2e/unknown.json",
         "images/../../unknown_set.py",
         "images/48.png",
         "images/-1.png",
@@ -544,24 +548,40 @@ def test_a_full_disk_is_said(served: Served, monkeypatch: pytest.MonkeyPatch) ->
     assert "No space left" in answer.json()["error"]
 
 
-def test_a_cookie_outlives_a_restart_and_the_file_lets_nobody_in(served: Served) -> None:
+def test_a_start_forgets_who_was_let_in(served: Served) -> None:
     served.enter()
     cookie = served.client.cookies["annotate"]
-    again = Access(served.folder)
-    assert (again.place, again.port, again.admits(cookie)) == (served.access.place, 8000, True)
-    kept = (served.folder / "access.json").read_text()
-    assert cookie not in kept
-    assert not any(again.admits(word) for word in re.findall(r"\w+", kept))
-    again.end()
-    assert not Access(served.folder).admits(cookie)
+    assert served.access.admits(cookie)
+    again = Access()
+    assert again.place != served.access.place
+    assert not again.admits(cookie)
+
+
+def test_a_browser_knows_the_images_again(served: Served) -> None:
+    """It keeps by them what it could not send, so other images must have another name."""
+
+    def named(unknown: UnknownSet) -> object:
+        app = make_app(unknown, clusters(unknown), served.book, served.access, finished=lambda: None)
+        client = TestClient(app, base_url="http://127.0.0.1:8000", cookies=served.client.cookies)
+        return client.get(served.path("set")).json()["id"]
+
+    served.enter()
+    unknown = unknown_set()
+    other = unknown.images.copy()
+    other[5, 0, 0, 0] ^= 1
+    assert named(unknown) == named(unknown_set())
+    assert named(unknown) != named(dataclasses.replace(unknown, images=other))
 
 
 # ----------------------------------------------------------------------------------------------------------- command
 
 
-def annotate(configuration: Path) -> subprocess.Popen[str]:
+def annotate(configuration: Path, *, browser: Path | None = None) -> subprocess.Popen[str]:
+    options = ["--no-browser"] if browser is None else []
+    opens = {} if browser is None else {"DISPLAY": ":0", "BROWSER": str(browser)}
     return subprocess.Popen(
-        [sys.executable, "-m", "collective_node", "annotate", "--config", str(configuration), "--no-browser"],
+        [sys.executable, "-m", "collective_node", "annotate", "--config", str(configuration), *options],
+        env=os.environ | opens,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -625,5 +645,77 @@ def test_the_command_serves_until_it_is_finished_or_interrupted(
         process.wait()
     assert read(folder).finished == (code == 0)
     assert waiting_folder(node / "state") == (None if code == 0 else folder)
-    # A restart keeps what a page that is still open needs; the end leaves nothing of it.
-    assert (folder / "access.json").exists() == (code != 0)
+
+
+@pytest.fixture
+def page(node: Path) -> Iterator[str]:
+    """The address of a page of the real command, in whose folder the node has written who may look."""
+    folder = cycle_folder(node / "state", 1)
+    store(folder, unknown_set())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    digest = hashlib.sha256(b"known").hexdigest()
+    (folder / "access.json").write_text(json.dumps({"port": port, "place": "0" * 32, "cookies": [digest]}))
+    (folder / "access.json").chmod(0o600)
+    process = annotate(node / "config.toml")
+    assert process.stdout
+    try:
+        address = next(line.strip() for line in process.stdout if "http://" in line)
+        assert httpx.URL(address).port == usual_port(node / "state") != port
+        yield address
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_attack_the_node_writes_who_may_look(page: str) -> None:
+    base, url = page.partition("enter")[0], httpx.URL(page)
+    known = {"Cookie": "annotate=known"}
+    assert httpx.get(f"{base}images/0.png", headers=known).status_code == 403
+    planted = url.copy_with(raw_path=f"/{'0' * 32}/images/0.png".encode())
+    assert httpx.get(planted, headers=known).status_code == 404
+    with httpx.Client() as let_in:  # the control
+        assert let_in.get(page).status_code == 200
+        assert let_in.get(f"{base}images/0.png").status_code == 200
+
+
+def test_attack_the_node_writes_what_the_browser_opens(node: Path, tmp_path: Path) -> None:
+    """What the browser is given is no file of the node's, and closed to others; at the end it is gone."""
+    folder = cycle_folder(node / "state", 1)
+    store(folder, unknown_set())
+    browser, given = tmp_path / "browser", tmp_path / "given"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {given}.new && mv {given}.new {given}\n')
+    browser.chmod(0o700)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    process = annotate(node / "config.toml", browser=browser)
+    assert process.stdout
+    try:
+        address = next(line.strip() for line in process.stdout if "http://" in line)
+        deadline = time.monotonic() + 60
+        while not given.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        opened = Path(given.read_text().removeprefix("file://"))
+        assert address.partition("token=")[0] in opened.read_text()
+        assert not opened.resolve().is_relative_to((node / "state").resolve())
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (opened.parent, opened)] == [0o700, 0o600]
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before | {folder / LABELS_FILE: b""}
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not opened.parent.exists()
+
+
+def test_temporary_files_in_the_node_s_state_are_refused(node: Path) -> None:
+    store(cycle_folder(node / "state", 1), unknown_set())
+    (node / "state" / "tmp").mkdir(mode=0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(node / "state" / "tmp"))
+        process = annotate(node / "config.toml", browser=Path("/bin/true"))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert error.splitlines()[-1].startswith("error: the folder of temporary files is")
+    assert list((node / "state" / "tmp").iterdir()) == []

@@ -23,8 +23,8 @@ BODY = Decision(id="decision-1", verdict="dismissed", images=(1,)).model_dump_js
 class Page:
     """A page that is served, and one who is let in."""
 
-    def __init__(self, folder: Path, book: LabelBook, port: int) -> None:
-        self.access, self.book, self._port = Access(folder), book, port
+    def __init__(self, book: LabelBook, port: int) -> None:
+        self.access, self.book, self._port = Access(), book, port
         self.cookie = ""
 
     def enter(self) -> None:
@@ -54,7 +54,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
     with LabelBook(tmp_path, images=48, known=unknown.known) as book, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        made = Page(tmp_path, book, listener.getsockname()[1])
+        made = Page(book, listener.getsockname()[1])
         server = make_server(
             make_app(unknown, clusters(unknown), book, made.access, title="cycle 1", finished=lambda: None)
         )

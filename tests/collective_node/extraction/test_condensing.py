@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from collective_node.extraction import condensing
+from collective_node import weight_averaging
 from collective_node.extraction.condensing import ask, condense, inherit, recipe_of
-from collective_node.network.compact_network import CompactNetwork, CosineClassifier, blueprint_for, positions_of
+from collective_node.network.compact_network import CompactNetwork, blueprint_for, positions_of
+from collective_node.network.cosine_classifier import CosineClassifier
 from collective_node.network.expandable_network import ExpandableNetwork
 from collective_node.network.growth_steps import add_outputs
 from collective_node.random_states import RandomStates
-from collective_node.settings import BUDGETS, CollectiveSettings
+from collective_node.settings import BUDGETS, REGULARISERS, CollectiveSettings
 from collective_node.training_set import TrainingSet
 from protocol.errors import InputError
 from protocol.learngene.architecture import Block, CompactForm
@@ -39,7 +41,7 @@ CLASSES = 4
 def few_statistics() -> Iterator[None]:
     """BatchNorm statistics from 2 batches instead of 40."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(condensing, "STATISTICS_BATCHES", 2)
+        patch.setattr(weight_averaging, "STATISTICS_BATCHES", 2)
         yield
 
 
@@ -179,4 +181,85 @@ def test_cosines_do_not_change_with_the_length_of_the_features() -> None:
     x = torch.randn(5, 4)
     logits: Tensor = classifier(x)
     torch.testing.assert_close(classifier(10 * x), logits)
-    assert float(logits.detach().abs().max()) <= float(classifier.scale) * (1 + 1e-5)
+    assert float(logits.detach().abs().max()) <= float(classifier.scale.detach()) * (1 + 1e-5)
+
+
+REGULARISED = {
+    "condense_manifold_mixup": 1.0,
+    "condense_rotation": 0.5,
+    "condense_randaugment": 2,
+    "condense_ema": 0.9,
+    "condense_generations": 1,
+    "parts": 2,
+}
+
+
+@pytest.mark.parametrize("form", ["condensed", "direct", "direct-inherited"])
+def test_regularisers_change_a_form_and_leave_nothing_in_it(form: CompactForm) -> None:
+    network = made_network(0)
+    plain, regularised = made(form, network), made(form, network, SETTINGS.model_copy(update=REGULARISED))
+    assert differ(plain, regularised)
+    assert [*plain.state_dict()] == [*regularised.state_dict()]
+    assert plain.describe() == regularised.describe()
+    again = made(form, network, SETTINGS.model_copy(update=REGULARISED))
+    assert not differ(regularised, again)
+
+
+@pytest.mark.parametrize("name", ["condense_mixup", "condense_swa", *(name for name in REGULARISED if name != "parts")])
+def test_every_regulariser_reaches_condensing(name: str) -> None:
+    value = {"condense_mixup": 1.0, "condense_swa": 0.5, **REGULARISED}[name]
+    network = made_network(0)
+    assert differ(made("direct", network), made("direct", network, SETTINGS.model_copy(update={name: value})))
+
+
+def test_a_regulariser_can_be_the_tasks_alone() -> None:
+    network = made_network(0)
+    tasks_alone: dict[str, object] = dict.fromkeys(REGULARISERS, 1) | {f"condense_{name}": 0 for name in REGULARISERS}
+    assert not differ(made("direct", network), made("direct", network, SETTINGS.model_copy(update=tasks_alone)))
+
+
+def test_a_generation_is_taught_by_the_one_before_and_all_share_the_passes() -> None:
+    """Two generations are two trainings of half the length, one after the other; the second has new weights."""
+    network = made_network(0)
+    seen: list[tuple[int, int]] = []
+    settings = SETTINGS.model_copy(update={"generation_weight": 0.7})
+    found = condense(
+        network,
+        3,
+        DATA,
+        recipe_of("direct", settings),
+        2.0,
+        settings.model_copy(update={"condense_generations": 1}),
+        RandomStates(1),
+        observe=lambda step, steps: seen.append((step, steps)),
+    )
+    random = RandomStates(1)
+    first = condense(network, 3, DATA, recipe_of("direct", settings), 1.0, settings, random)
+    taught = settings.model_copy(update={"distil_logits": 0.7, "distil_features": 0.0})
+    knowledge = ask(first, DATA, DATA.every_row)
+    recipe = replace(recipe_of("direct", settings), distils=True)
+    assert not differ(found, condense(network, 3, DATA, recipe, 1.0, taught, random, knowledge))
+    assert seen == [(step, 6) for step in range(6)]
+
+
+def test_a_teacher_that_knows_more_classes_is_asked_about_the_students_own() -> None:
+    """Classes that were named later have the last outputs; with ``condense_known`` off nobody condenses them."""
+    network = made_network(0)
+    settings = SETTINGS.model_copy(update={"condense_known": False})
+    expected = made("condensed", network, settings)
+    add_outputs(network, 2, torch.Generator().manual_seed(0))
+    assert not differ(made("condensed", network, settings), expected)
+
+
+def test_features_of_several_positions_are_distilled_and_turned_too() -> None:
+    """With fewer max-pools the last map has more than one position."""
+    settings = SETTINGS.model_copy(
+        update={
+            "condense_budget": "0.25M",
+            "condense_start": "random",
+            "condense_pools": (1, 2, 3),
+            "condense_rotation": 0.5,
+        }
+    )
+    compact = made("condensed", made_network(0), settings)
+    assert compact.features(torch.randn(2, 3, 32, 32)).shape[2:] == (4, 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from collective_node.extraction import condensing
+from collective_node import weight_averaging
 from collective_node.extraction.condensing import condense, recipe_of
 from collective_node.extraction.extraction import check_layers, learngene_of, role_of, window_of
 from collective_node.network.compact_network import CompactNetwork, blueprint_of
@@ -42,7 +42,7 @@ OUTPUTS = torch.tensor([2, -1, 0, 3, 1])
 def few_statistics() -> Iterator[None]:
     """BatchNorm statistics from 3 batches instead of 40."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(condensing, "STATISTICS_BATCHES", 3)
+        patch.setattr(weight_averaging, "STATISTICS_BATCHES", 3)
         yield
 
 
@@ -319,3 +319,15 @@ def test_the_diagonal_is_taken_through_the_whole_network(
 def test_the_same_generator_gives_the_same_learngene(network: ExpandableNetwork, condensed: CompactNetwork) -> None:
     first, second = (learngene("paper-front", network, condensed) for _ in range(2))
     assert all(np.array_equal(value, second.tensors[name]) for name, value in first.tensors.items())
+
+
+@pytest.mark.parametrize("form", ["paper", "whole", "paper-front"])
+def test_a_second_head_stays_at_the_collective(form: Form, condensed: CompactNetwork) -> None:
+    """With it and without it the learngene and its Fisher diagonal are the same, bit for bit."""
+    network = made_network()
+    plain = learngene(form, network, condensed)
+    network.turns = nn.Linear(WIDTHS[-1], 4)
+    found = learngene(form, network, condensed)
+    assert found.architecture == plain.architecture
+    assert found.tensors.keys() == plain.tensors.keys()
+    assert all(np.array_equal(value, plain.tensors[name]) for name, value in found.tensors.items())

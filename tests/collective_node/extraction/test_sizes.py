@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from collective_node import weight_averaging
 from collective_node.batch_gradient import BatchGradient
-from collective_node.extraction import condensing
 from collective_node.extraction.condensing import condense, recipe_of
 from collective_node.extraction.extraction import check_sizes, learngene_of
+from collective_node.mixing import Mix
 from collective_node.network.compact_network import Blueprint, CompactNetwork, blueprint_for
 from collective_node.network.expandable_network import ExpandableNetwork
 from collective_node.network.growth_steps import add_outputs
@@ -46,7 +47,7 @@ X = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 def few_statistics() -> Iterator[None]:
     """BatchNorm statistics from 2 batches instead of 40, of a narrow network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(condensing, "STATISTICS_BATCHES", 2)
+        patch.setattr(weight_averaging, "STATISTICS_BATCHES", 2)
         patch.setattr("collective_node.settings.BUDGETS", {"0.25M": 150_000})
         yield
 
@@ -241,23 +242,25 @@ def test_the_smaller_ones_teach_the_whole_nothing_through_their_teacher() -> Non
     assert not torch.allclose(all_at_once[:, :beyond], plain[:, :beyond])
 
 
-def test_images_that_the_whole_saw_mixed_teach_the_smaller_ones_its_soft_labels_alone() -> None:
-    """Their labels are not the batch's."""
-
-    class Mixed:
-        def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-            mixed = 0.5 * (batch.x + batch.x.flip(0))
-            return CrossEntropy()(model, batch._replace(x=mixed))
-
+def test_images_that_are_not_what_their_labels_say_teach_the_smaller_ones_what_fits_them() -> None:
+    """Mixed or turned images: the whole's soft labels alone. Where features were mixed, the labels alone."""
     network = trained().train()
-    before = network.state_dict()
-    values = []
-    for share in (0.0, 1.0):
-        network.load_state_dict(before)
-        values.append(Sandwich(Mixed(), share)(network, batch()))
-    assert torch.equal(*values)
-    unmixed = [Sandwich(CrossEntropy(), share)(network, batch()) for share in (0.0, 1.0)]
-    assert not torch.equal(*unmixed)
+    plain = batch()
+    partners = torch.arange(len(plain.rows)).flip(0)
+    mixed, inside = (plain._replace(mix=Mix(0.6, partners, layer)) for layer in (0, 1))
+    turned = plain._replace(turns=torch.zeros(len(plain.rows), dtype=torch.int64))
+
+    def value(given: Batch, share: float) -> Tensor:
+        with torch.no_grad():
+            return Sandwich(CrossEntropy(), share)(network, given)
+
+    for given in (mixed, inside, turned):
+        assert torch.equal(value(given, 0.0), value(given, 1.0))
+    assert not torch.equal(value(plain, 0.0), value(plain, 1.0))
+    assert torch.equal(value(turned, 0.0), value(plain, 1.0))
+    with torch.no_grad():
+        whole = [CrossEntropy()(network, given) for given in (inside, plain)]
+    torch.testing.assert_close(value(inside, 0.0) - whole[0] / 3, value(plain, 0.0) - whole[1] / 3)
 
 
 def test_parts_of_a_batch_that_draw_other_sizes_lose_no_gradient() -> None:

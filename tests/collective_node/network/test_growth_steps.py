@@ -13,11 +13,23 @@ from collective_node.network.growth_steps import add_outputs, deepen, widen
 WIDTHS = (4, 4, 6, 6, 8, 8, 8, 8, 8, 8, 8, 8, 8)
 
 
-def network(positions: int = 1, seed: int = 0, hidden: int = 16) -> ExpandableNetwork:
-    """A narrow network with statistics and affine parameters away from their initial values."""
+#: Hidden units, or the other classifier.
+CLASSIFIERS = (0, 16, "cosine")
+
+
+def network(positions: int = 1, seed: int = 0, classifier: int | str = 16) -> ExpandableNetwork:
+    """A narrow network with statistics and affine parameters away from their initial values, and a second head."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    made = ExpandableNetwork(WIDTHS, positions=positions, hidden=hidden, dropout=0.5, generator=generator)
+    made = ExpandableNetwork(
+        WIDTHS,
+        positions=positions,
+        hidden=classifier if isinstance(classifier, int) else 0,
+        dropout=0.5,
+        generator=generator,
+        cosine=classifier == "cosine",
+        tells_turns=True,
+    )
     add_outputs(made, 5, generator)
     for layer in made.layers:
         nn.init.uniform_(layer.norm.weight, 0.5, 1.5)
@@ -28,28 +40,35 @@ def network(positions: int = 1, seed: int = 0, hidden: int = 16) -> ExpandableNe
     return made.eval()
 
 
+def both(made: ExpandableNetwork, x: Tensor) -> Tensor:
+    """Logits of classes, then those of turns, of images."""
+    answers = made.answers(x)
+    assert answers.turns is not None
+    return torch.cat([answers.logits, answers.turns], 1)
+
+
 def images(side: int = 32) -> Tensor:
     return torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("hidden", [0, 16])
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
 @pytest.mark.parametrize("index", range(13))
-def test_widening_preserves_the_function(index: int, hidden: int) -> None:
-    made, x = network(hidden=hidden), images()
-    before = made(x)
+def test_widening_preserves_the_function(index: int, classifier: int | str) -> None:
+    made, x = network(classifier=classifier), images()
+    before = both(made, x)
     widths = made.widths
     widen(made, index, 3, torch.Generator().manual_seed(2))
     assert made.widths == (*widths[:index], widths[index] + 3, *widths[index + 1 :])
     assert before.abs().max() > 0.1  # or the tolerance would say nothing
-    torch.testing.assert_close(made(x), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both(made, x), before, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("hidden", [0, 16])
-def test_widening_in_front_of_the_classifier_with_several_positions(hidden: int) -> None:
-    made, x = network(positions=4, hidden=hidden), images(64)
-    before = made(x)
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_widening_in_front_of_the_classifier_with_several_positions(classifier: int | str) -> None:
+    made, x = network(positions=4, classifier=classifier), images(64)
+    before = both(made, x)
     widen(made, 12, 8, torch.Generator().manual_seed(2))
-    torch.testing.assert_close(made(x), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both(made, x), before, rtol=1e-5, atol=1e-5)
 
 
 def test_widening_twice_preserves_the_function() -> None:
@@ -101,8 +120,9 @@ def test_equal_fractions_would_leave_twins() -> None:
     assert difference.max() < 1e-6
 
 
-def test_new_outputs_leave_the_known_logits_alone() -> None:
-    made, x = network(), images()
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_new_outputs_leave_the_known_logits_alone(classifier: int | str) -> None:
+    made, x = network(classifier=classifier), images()
     before = made(x)
     add_outputs(made, 3, torch.Generator().manual_seed(4))
     assert made.outputs == 8
@@ -118,16 +138,20 @@ def test_a_widening_that_does_not_fit_is_refused(index: int, extra: int) -> None
 
 def gradients(made: ExpandableNetwork, x: Tensor) -> dict[str, Tensor]:
     made.zero_grad()
-    nn.functional.cross_entropy(made(x), torch.tensor([0, 1, 2, 3])).backward()
+    nn.functional.cross_entropy(both(made, x), torch.tensor([0, 1, 2, 6])).backward()
     return {name: value.grad.clone() for name, value in made.named_parameters() if value.grad is not None}
 
 
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
 @pytest.mark.parametrize(("index", "positions"), [(0, 1), (5, 1), (11, 1), (12, 1), (12, 4)])
 def test_what_follows_a_widening_as_a_gradient_is_the_gradient_of_the_widened_network(
-    index: int, positions: int
+    index: int, positions: int, classifier: int | str
 ) -> None:
     """So an optimiser's momentum, a sum of gradients, goes on as if the network had been that wide before."""
-    made, x = network(positions=positions).double(), images(32 if positions == 1 else 64).double()
+    made, x = (
+        network(positions=positions, classifier=classifier).double(),
+        images(32 if positions == 1 else 64).double(),
+    )
     before = gradients(made, x)
     growth = widen(made, index, 3, torch.Generator().manual_seed(2))
     followed, after = growth.follow_all(before, "gradient"), gradients(made, x)
@@ -137,9 +161,12 @@ def test_what_follows_a_widening_as_a_gradient_is_the_gradient_of_the_widened_ne
         torch.testing.assert_close(followed[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
 @pytest.mark.parametrize(("index", "positions"), [(3, 1), (12, 1), (12, 4)])
-def test_what_follows_a_widening_as_a_value_is_the_widened_parameter(index: int, positions: int) -> None:
-    made = network(positions=positions)
+def test_what_follows_a_widening_as_a_value_is_the_widened_parameter(
+    index: int, positions: int, classifier: int | str
+) -> None:
+    made = network(positions=positions, classifier=classifier)
     before = {name: value.detach().clone() for name, value in made.named_parameters()}
     growth = widen(made, index, 4, torch.Generator().manual_seed(2))
     followed = growth.follow_all(before, "value")
@@ -246,6 +273,12 @@ def test_new_outputs_start_what_belongs_to_them_at_zero() -> None:
     assert torch.equal(followed[f"{last}.weight"][:5], drawn[f"{last}.weight"])
     assert not followed[f"{last}.weight"][5:].any()
     assert not followed[f"{last}.bias"][5:].any()
+    cosine = network(classifier="cosine")
+    rows = {"classifier.2.directions.weight": cosine.classifier[2].directions.weight.detach().clone()}
+    followed = add_outputs(cosine, 2, torch.Generator().manual_seed(0)).follow_all(rows, "gradient")
+    (grown,) = followed.values()
+    assert torch.equal(grown[:5], rows["classifier.2.directions.weight"])
+    assert not grown[5:].any()
 
 
 def test_nothing_follows_a_growth_that_changed_nothing() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from collective_node.evolution import Evolution
-from collective_node.open_world.stream import Stream
+from collective_node.network.expandable_network import output_weights
+from collective_node.open_world.stream import Stream, _responses
 from collective_node.records import Named
 from tests.collective_node.made_evolution import CLASSES, CYCLES, SETTINGS, evolution, truth
 
@@ -76,3 +77,25 @@ def test_a_base_class_that_no_task_teaches_is_in_no_stream_and_can_be_named(tmp_
     assert collective.add_named(Named(rows=[0, 1], names=[name.upper()] * 2), np.zeros((2, 32, 32, 3), np.uint8)) == [
         int(name.split()[1])
     ]
+
+
+@pytest.mark.parametrize("classifier", ["mlp", "linear", "cosine"])
+def test_the_scores_see_what_the_logits_are_linear_in(tmp_path: Path, classifier: str) -> None:
+    """A distance to decision boundaries (fDBD) needs weights that belong to the features; also after new outputs."""
+    collective, _ = evolution(tmp_path / "state", SETTINGS.model_copy(update={"classifier": classifier})).run()
+    collective.classes.append("class 8")
+    collective.learn_classes([8])
+    network = collective.network
+    with torch.no_grad():
+        responses = _responses(network, collective.images)
+        logits = responses.features @ output_weights(network.classifier).T
+        constant = network.classifier[-1].bias if classifier != "cosine" else torch.zeros(9)
+        torch.testing.assert_close(logits + constant, responses.logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            responses.logits,
+            network.eval()(collective.images.batch(torch.arange(len(collective.images)))[0]),
+            rtol=1e-2,
+            atol=1e-2,
+        )
+    if classifier == "cosine":
+        torch.testing.assert_close(responses.features.norm(dim=1), torch.ones(len(responses)))

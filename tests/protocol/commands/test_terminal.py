@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,6 +15,9 @@ from protocol.commands import learngene
 from protocol.commands.learngene import make
 from protocol.commands.terminal import exit_code, make_app, run_app
 from protocol.errors import ExpiredError, InputError, RunFailedError, StoppedError
+
+#: The installed command.
+PROGRAM = Path(sys.executable).parent / "learngene"
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +160,29 @@ def test_an_error_of_the_system_without_a_file_is_a_defect_of_ours(file: tuple[i
 
     with pytest.raises(OSError, match="descriptor"):
         exit_code(use)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no file that is always full")
+def test_an_output_that_cannot_be_written_is_one_line() -> None:
+    for option in ("--version", "--help"):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            done = subprocess.run([PROGRAM, option], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: cannot write")
+        assert done.stderr.count("\n") == 1
+
+
+def test_what_is_closed_at_the_start_is_no_place_for_another_file(tmp_path: Path) -> None:
+    """Else a line that is meant for standard output goes into the first file that is opened."""
+    code = (
+        "import os, sys; from protocol.commands.terminal import make_app, run_app; app = make_app('An application.')\n"
+        "@app.command('write')\n"
+        "def write() -> None:\n"
+        f"    file = open({str(tmp_path / 'file')!r}, 'w'); os.write(1, b'line'); file.write(str(file.fileno() > 2))\n"
+        "@app.command('other')\n"
+        "def other() -> None: ...\n"
+        "run_app(app)"
+    )
+    shell = [*("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"), sys.executable, "-c", code, "write"]
+    assert subprocess.run(shell, check=False).returncode == 0
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "True"

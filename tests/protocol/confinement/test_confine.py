@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from protocol.confinement.guards import GUARDS
 from protocol.errors import InputError
 from protocol.node import confine, reachable_files
 from protocol.node.configuration import NodeTable
+from tests import corner
 from tests.protocol.parties import ROOT, RUN
 
 confined_only = pytest.mark.skipif(not confine.offered(), reason="this kernel does not confine a process")
@@ -39,8 +42,12 @@ def table(folder: Path, **changes: object) -> NodeTable:
     return NodeTable.model_validate(given | changes)
 
 
-def run(folder: Path, code: str, *, confined: bool) -> dict[str, str]:
-    """Run ``code`` in a process of its own: ``attempt(name, function)`` notes "done" or the error's name."""
+def run(folder: Path, code: str, *, confined: bool, read_only: Sequence[Path] = ()) -> dict[str, str]:
+    """Run ``code`` in a process of its own: ``attempt(name, function)`` notes "done" or the error's name.
+
+    Args:
+        read_only: folders that nobody can write there.
+    """
     node = table(folder)
     program = f"""
         import json, os, sys
@@ -65,11 +72,24 @@ def run(folder: Path, code: str, *, confined: bool) -> dict[str, str]:
     # These tests' own modules load numpy, whose library would start threads.
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", text]
+    if read_only:
+        command = corner.in_corner(command, read_only=read_only)
     done = subprocess.run(command, env=one_thread, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert node.state.is_dir()
     outcomes: dict[str, str] = json.loads(done.stdout)
     return outcomes
+
+
+@confined_only
+@pytest.mark.skipif(bool(corner.refused()), reason=corner.refused())
+def test_a_node_is_confined_where_the_temporary_folder_is_read_only() -> None:
+    """As in a container whose root is: that nothing can be written there is no sign of confinement, nor of none."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        write = 'attempt("write to /dev/shm", lambda: (folder.parent / "new").write_bytes(b"x"))'
+        # It would not start if a guard did not hold.
+        confined = run(Path(folder), write, confined=True, read_only=[Path("/tmp"), Path("/var/tmp")])
+        assert confined == {"write to /dev/shm": "PermissionError"}
 
 
 FILES = """

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from collective_node.annotation.access import Access
 from protocol.errors import InputError
 from protocol.files.private_file import read_private
 from protocol.keys.key_file import PrivateKey, Unlock, lock, make_key_file, read
@@ -22,18 +21,11 @@ FILE = Unlock("hkdf-sha256", SECRET)
 KEY = PrivateKey("ed25519", SECRET, SECRET)
 
 
-def _access(path: Path) -> object:
-    found = Access(path.parent)
-    assert found.place == "0" * 32
-    return found
-
-
 READERS: dict[str, tuple[str, Callable[[Path], object], bytes]] = {
     "key file": ("file", Unlock.key_file, SECRET),
     "private key": ("file", lambda path: read(path, ["ed25519"], FILE), lock(KEY, FILE)),
     "socket's secret": ("file", load_secret, SECRET.hex().encode() + b"\n"),
     "courier's secret": ("file", lambda path: load_couriers_secret(path, path.parent / "sock"), SECRET.hex().encode()),
-    "annotation page": ("access.json", _access, b'{"place":"%s"}' % (b"0" * 32)),
 }
 readers = pytest.mark.parametrize("kind", READERS)
 

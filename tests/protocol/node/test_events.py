@@ -11,9 +11,9 @@ def test_progress_is_thinned_but_an_end_is_always_written(tmp_path: Path) -> Non
     events = Events(tmp_path / "events.jsonl", clock=lambda: now[0], interval=1.0)
     for done in range(1, 11):
         events.append("task", done, 10, "task 1")
-        events.append("other", done, 10, "beside it")
+        events.append("cycle", done, 10, "beside it")
         now[0] += 0.25
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [line["done"] for line in lines if line["event"] == "task"] == [1, 5, 9, 10]
-    assert [line["done"] for line in lines if line["event"] == "other"] == [1, 5, 9, 10]
+    assert [line["done"] for line in lines if line["event"] == "cycle"] == [1, 5, 9, 10]
     assert set(lines[0]) == {"time", "event", "done", "total", "text"}

@@ -201,12 +201,38 @@ def test_attack_rollback_under_a_root_that_is_pinned_after_it_was_followed(path:
         assert TrustFile(path, ROOT.public_hex, ledger).current() == later
         write_trust(path, rotated, second)
         with pytest.raises(RollbackError):
-            TrustFile(path, second.public_hex, ledger).current()
+            TrustFile(path, second.public_hex, ledger, new_pin=True).current()
         write_trust(path, later, second)
-        assert TrustFile(path, second.public_hex, ledger).current() == later
+        assert TrustFile(path, second.public_hex, ledger, new_pin=True).current() == later
         write_trust(path, rotated, second)
-        with pytest.raises(RollbackError):
-            TrustFile(path, second.public_hex, ledger).current()
+        for new_pin in (False, True):
+            with pytest.raises(RollbackError):
+                TrustFile(path, second.public_hex, ledger, new_pin=new_pin).current()
+    finally:
+        ledger.close()
+
+
+def test_attack_a_stranger_s_configuration_over_a_node_s_memory(path: Path, tmp_path: Path) -> None:
+    """It names the node's state, and a root and a trust store of the stranger's."""
+    strange = tmp_path / "strange.json"
+    write_trust(strange, TrustStore(root=FORGER.public_hex, expires_at=TRUST.expires_at), FORGER)
+    ledger = CollectiveLedger(tmp_path / "state")
+    try:
+        TrustFile(path, ROOT.public_hex, ledger).current()
+        before = ledger.trust_seen()
+        for _ in range(2):
+            with pytest.raises(InputError, match="pins the root") as refused:
+                TrustFile(strange, FORGER.public_hex, ledger).current()
+        assert "\n" not in str(refused.value)
+        assert ledger.trust_seen() == before
+        # The control: a node's own start follows its operator, once.
+        own = TrustFile(strange, FORGER.public_hex, ledger, new_pin=True)
+        assert own.current().root == FORGER.public_hex
+        TrustFile(path, ROOT.public_hex, ledger, new_pin=True).current()
+        write_trust(strange, TrustStore(root=FORGER.public_hex, expires_at=TRUST.expires_at + 1), FORGER)
+        with pytest.raises(InputError, match="pins the root"):
+            own.current()
+        assert ledger.trust_seen() == before
     finally:
         ledger.close()
 

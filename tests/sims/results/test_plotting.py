@@ -81,6 +81,11 @@ def test_no_settings_file_is_read(tmp_path: Path, home: Path, expected: str, pla
     assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
+def test_a_home_that_cannot_be_written_is_done_without(tmp_path: Path, expected: str) -> None:
+    done = drawn(folder=tmp_path, home=Path("/dev/null"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
 def test_a_pipe_in_place_of_the_file_holds_nobody_up(tmp_path: Path, home: Path, expected: str) -> None:
     os.mkfifo(tmp_path / "matplotlibrc")
     assert drawn(folder=tmp_path, home=home).stdout == expected

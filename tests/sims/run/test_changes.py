@@ -1,10 +1,11 @@
 """Changes to training numbers: every number by its own text, lists and nothing, through Flower's own reading."""
 
+import json
+
 import pytest
 
 from protocol.errors import InputError
 from sims.run.changes import as_text, join_changes
-from sims.run.flower import _toml
 from sims.run.profiles import PROFILES
 from sims.run.settings import from_run_config, resolve
 
@@ -41,7 +42,7 @@ def test_lists_empty_lists_and_nothing_can_be_set(text: str, name: str, value: o
     # Through Flower's own reading of `--run-config`, which knows no escapes.
     from flwr.common.config import parse_config_args
 
-    line = " ".join(f"{key}={_toml(item)}" for key, item in settings.options().model_dump(by_alias=True).items())
+    line = " ".join(f"{key}={json.dumps(item)}" for key, item in settings.options().model_dump(by_alias=True).items())
     assert from_run_config(parse_config_args([line], flatten=False)) == settings
 
 

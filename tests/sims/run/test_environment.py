@@ -71,7 +71,7 @@ def test_what_is_taken_over_is_written_down() -> None:
 
 
 def test_nothing_else_gets_through(tmp_path: Path) -> None:
-    kept = {name: f"own {name}" for name in (*environment.PASSED_ON, "LC_TIME")}
+    kept = {name: f"own {name}" for name in (*environment.PASSED_ON, "LC_TIME")} | {"HOME": str(tmp_path)}
     found = environment.of_run(tmp_path / "flower", tmp_path / "temporary", {**HOSTILE, **kept})
     assert {name: found[name] for name in kept.keys() - {"PATH", "NO_COLOR"}} == {
         name: value for name, value in kept.items() if name not in ("PATH", "NO_COLOR")
@@ -90,9 +90,21 @@ def test_nothing_else_gets_through(tmp_path: Path) -> None:
     }
 
 
-def test_a_user_without_any_variable_can_run(tmp_path: Path) -> None:
-    found = environment.of_run(tmp_path / "flower", tmp_path / "temporary", {})
+@pytest.mark.parametrize("given", [{}, {"HOME": ""}, {"HOME": "/dev/null"}, {"HOME": "/nowhere"}])
+def test_a_user_without_any_variable_or_without_a_home_can_run(tmp_path: Path, given: dict[str, str]) -> None:
+    found = environment.of_run(tmp_path / "flower", tmp_path / "temporary", given)
     assert os.defpath in found["PATH"]
+    assert found["HOME"] == str(tmp_path / "temporary")
+
+
+def test_what_is_no_text_is_not_taken_over(tmp_path: Path) -> None:
+    home = tmp_path / os.fsdecode(b"caf\xe9")
+    home.mkdir()
+    given = {"HOME": str(home), "PATH": os.fsdecode(b"/opt/\xff"), "LANG": "C"}
+    found = environment.of_run(tmp_path / "flower", tmp_path / "temporary", given)
+    assert found["HOME"] == str(tmp_path / "temporary")
+    assert found["LANG"] == "C"
+    "".join(found.values()).encode()
 
 
 @pytest.mark.parametrize("given", [False, True])

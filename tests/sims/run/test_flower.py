@@ -1,36 +1,30 @@
-"""Flower's commands that fail, and its folder that cannot be written."""
+"""Flower's commands that fail."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from protocol.errors import InputError, RunFailedError
+from protocol.errors import RunFailedError
 from sims.run import flower
 from sims.run.enclosure import Enclosure
 from sims.run.flower import FlowerRun
 from sims.run.own_folder import make_own_folder
 
 
-def test_a_folder_that_cannot_be_written_is_wrong_input(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot write to Flower's folder .*/file/flower"):
-        flower.submit(tmp_path, {}, home=tmp_path / "file" / "flower")
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> FlowerRun:
     """A run whose SuperLink does nothing."""
-    home, temporary = make_own_folder(tmp_path / "home", "run-"), make_own_folder(tmp_path / "temporary", "t-")
+    temporary = make_own_folder(tmp_path / "temporary", "t-")
     with open(os.devnull, "wb") as output:
         enclosure = Enclosure(
             lambda ready: ["sh", "-c", f"echo 1 >/dev/fd/{ready}; exec sleep 60"],
             environment=dict(os.environ),
-            folder=home.path,
+            folder=temporary.path,
             output=output,
         )
     assert enclosure.wait_until_ready(60.0)
-    return FlowerRun(home, temporary, enclosure)
+    return FlowerRun(temporary, enclosure)
 
 
 def test_a_command_without_an_answer_is_a_failed_run(
@@ -50,4 +44,4 @@ def test_a_closed_run_is_lost_and_leaves_no_folder(run: FlowerRun, tmp_path: Pat
     run.close()
     assert run.status() == "lost"
     assert list(run.stream()) == []
-    assert not list(tmp_path.glob("*/run-*")) + list(tmp_path.glob("*/t-*"))
+    assert not list(tmp_path.glob("*/t-*"))

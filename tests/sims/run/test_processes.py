@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from protocol.errors import RunFailedError
+from protocol.errors import InputError, LearngeneError, RunFailedError
 from sims.run.processes import NodeProcess, NodeProcesses, alive, descendants, end_all, peak_memory
 
 SLEEPER = "import time; time.sleep(60)"
@@ -41,6 +41,20 @@ def test_a_killed_node_is_named_with_its_signal_and_its_log(tmp_path: Path) -> N
     assert str(tmp_path / "node.log") in str(error.value)
 
 
+@pytest.mark.parametrize(("code", "kind"), [(2, InputError), (1, RunFailedError)])
+def test_a_node_that_was_given_wrong_input_would_end_so_again(
+    tmp_path: Path, code: int, kind: type[LearngeneError]
+) -> None:
+    (tmp_path / "node.log").write_text("error: there is no folder of images; name one\n", encoding="utf-8")
+    with NodeProcesses() as nodes:
+        process = sleeper(f"raise SystemExit({code})")
+        nodes.nodes.append(NodeProcess("collective", tmp_path / "node.log", tmp_path / "node.sock", process))
+        process.wait()
+        with pytest.raises(LearngeneError, match="there is no folder of images") as error:
+            nodes.check_alive()
+    assert type(error.value) is kind
+
+
 def test_the_most_memory_of_a_node_is_what_it_once_had(tmp_path: Path) -> None:
     megabytes = 64
     code = f"x = b'1' * ({megabytes} << 20); del x; open({str(tmp_path / 'done')!r}, 'w').close(); {SLEEPER}"
@@ -65,7 +79,7 @@ def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
         nodes.start(
             "individual", "individual-1", tmp_path / "none.toml", socket=tmp_path / "s", state=tmp_path / "state"
         )
-        with pytest.raises(RunFailedError, match=r"exit code 2 \(error: cannot read the configuration .*none.toml"):
+        with pytest.raises(InputError, match=r"exit code 2 \(error: cannot read the configuration .*none.toml"):
             nodes.wait_until_listening()
 
 

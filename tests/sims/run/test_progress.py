@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from protocol.node.events import KINDS
 from sims.run.progress import Counters, Event, ProgressView, RunWatcher, Tail, duration
 from tests.sims.made_run import record
 
@@ -18,7 +19,7 @@ def append(path: Path, *entries: dict[str, object]) -> None:
         file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
 
-def event(time: float, done: int, total: int, kind: str = "epoch", text: str = "epoch") -> dict[str, object]:
+def event(time: float, done: int, total: int, kind: str = "task", text: str = "a task") -> dict[str, object]:
     return {"time": time, "event": kind, "done": done, "total": total, "text": text}
 
 
@@ -85,6 +86,37 @@ def test_lines_of_the_wrong_shape_are_passed_over(tmp_path: Path) -> None:
         {"direction": "out", "bytes": "many", "time": 1},
     )
     assert RunWatcher(tmp_path).poll() == []
+
+
+def kind_of(number: int) -> str:
+    return "".join(chr(97 + number // 26**place % 26) for place in range(6))
+
+
+@pytest.mark.parametrize("lines", ["ever new kinds", "one kind", "crossings"])
+def test_attack_a_log_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
+    """A node writes more than anybody reads: a row for each kind, a line for each end of a count, texts of any length.
+    A call takes no more of it than an honest node writes, and the display no more rows than there are kinds."""
+    made = {
+        "ever new kinds": [event(n, 1, 9, kind_of(n)) for n in range(5_000)],
+        "one kind": [event(n, 1, 1, "task", "x" * 3_000) for n in range(1_000)],
+        "crossings": [record("out", "individual-1", "collective", "request", n, 900) for n in range(5_000)],
+    }[lines]
+    name = "crossings.jsonl" if lines == "crossings" else "events.jsonl"
+    append(tmp_path / "nodes" / "individual-1" / "state" / name, *made)
+    append(tmp_path / "nodes" / "collective" / "state" / "events.jsonl", *(event(1, 1, 9, kind) for kind in KINDS))
+    monkeypatch.setenv("TERM", "xterm")
+    watcher, out, polls, rows = RunWatcher(tmp_path), Terminal(), 0, set()
+    with ProgressView(Console(file=out, width=200), lambda: 0.0) as view:
+        while found := watcher.poll():
+            assert len(found) <= 64 + len(KINDS)
+            assert all(len(one.text) + len(one.party) <= 400 for one in found)
+            rows |= {(one.party, one.kind) for one in found}
+            view.show(found)
+            polls += 1
+    assert {("collective", kind) for kind in KINDS} <= rows  # the control: they are shown
+    assert len(rows) <= 2 * len(KINDS)
+    printed = out.getvalue()
+    assert 0 < printed.count("(1/1)") + printed.count("request") <= 64 * polls or lines == "ever new kinds"
 
 
 def test_time_left_is_the_rest_at_the_pace_so_far() -> None:

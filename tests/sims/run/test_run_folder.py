@@ -1,5 +1,7 @@
 """Run folders: never shared, never overwritten, found again to be resumed."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 
 from protocol.errors import InputError
 from sims.data.division_choice import OWN
+from sims.results.models import load
 from sims.run.run_folder import (
     OpenRun,
     is_locked,
@@ -18,6 +21,7 @@ from sims.run.run_folder import (
     read_settings,
     reserve_folder,
     resume_folder,
+    why_unfinished,
 )
 from sims.run.settings import RunSettings, from_run_config
 from tests.sims.made_run import NOW, edit, open_run
@@ -156,3 +160,38 @@ def test_a_folder_that_cannot_be_written_is_wrong_input(tmp_path: Path) -> None:
     file.write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot write"):
         reserve_folder(file / "runs", "cifar100", NOW)
+
+
+def test_a_run_whose_every_process_was_ended_does_not_go_on_by_its_record(tmp_path: Path) -> None:
+    """As when the machine goes off: nothing of the run is left that could write down its end."""
+    run = start(settings(tmp_path))
+    assert why_unfinished(run.folder) == "it is not finished yet"
+    assert read_record(run.folder).status == "running"
+    run.close()
+    said = why_unfinished(run.folder)
+    record = read_record(run.folder)
+    assert record.status == "failed"
+    assert record.failure is not None
+    assert record.failure in said
+    assert latest_unfinished(settings(tmp_path)) == run.folder
+
+
+def test_a_run_that_said_why_it_failed_is_asked_for_its_results(tmp_path: Path) -> None:
+    run = start(settings(tmp_path))
+    run.end("the disk of the collective is full")
+    run.close()
+    with pytest.raises(InputError, match="the disk of the collective is full"):
+        load(run.folder)
+    assert why_unfinished(tmp_path) == ""
+    assert list(tmp_path.glob("*.lock")) + list(tmp_path.glob("lock")) == []
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(InputError, match="has no locks"):
+        start(settings(tmp_path))

@@ -30,6 +30,7 @@ from sims.results import report
 from sims.results.collection import collect
 from sims.results.summary import summarise
 from sims.run import runner
+from sims.run.environment import HandedOver
 from sims.run.options import Value
 from sims.run.run_folder import OpenRun, open_prepared, read_record, read_settings
 from sims.run.settings import RunSettings, from_run_config
@@ -38,7 +39,7 @@ from tests.sims.made_run import make_run
 
 @pytest.fixture(autouse=True)
 def _no_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "fetch_published", lambda **how: None)
+    monkeypatch.setattr(runner, "fetch_published", lambda *where, **how: None)
 
 
 class MadeFlower:
@@ -49,23 +50,20 @@ class MadeFlower:
         self.notice = self.end = ""
         self.closed = 0
         self.nodes = 0
-        self.config: Mapping[str, Value] = {}
+        self.handed = HandedOver(Path())
         self.app = ""
 
-    def __call__(
-        self, app: Path, run_config: Mapping[str, Value], *, nodes: int, record: Path, say: Callable[[str], None]
-    ) -> "MadeFlower":
+    def __call__(self, app: Path, handed: HandedOver, *, nodes: int, say: Callable[[str], None]) -> "MadeFlower":
         say("it starts")
         assert (app / "pyproject.toml").is_file()
-        self.app, self.config, self.nodes = app.name, run_config, nodes
+        self.app, self.handed, self.nodes = app.name, handed, nodes
         return self
 
     def stream(self) -> Iterator[str]:
         yield "Starting"
         if callable(self.work):
-            folder = Path(str(self.config["folder"]))
-            found = read_settings(folder).settings
-            yield from self.work(found.model_copy(update={"folder": folder, "resume": self.config["resume"]}))
+            found = read_settings(self.handed.folder).settings
+            yield from self.work(found.model_copy(update=asdict(self.handed)))
 
     def status(self) -> str:
         return "finished:failed"
@@ -159,6 +157,39 @@ def test_a_run_that_died_without_a_word_is_marked_and_can_be_resumed(tmp_path: P
 
     with pytest.raises(RunFailedError, match="again"):
         runner.run(settings(tmp_path, resume=True), console(), submit=MadeFlower(resume))
+
+
+#: As Flower writes it where Ray does not start: the cause comes first, and what it led to last.
+CRASH = """\
+ERROR :     An exception occured!! no room
+ERROR :     Traceback (most recent call last):
+  File "raybackend.py", line 119, in init_ray
+    ray.init(
+Exception: the raylet has no room for its store
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "run_simulation.py", line 347, in _main_loop
+    raise RuntimeError("An error was encountered.")
+RuntimeError: An error was encountered. Ending simulation.
+protocol.errors.RunFailedError: Flower has ended the run"""
+
+
+def test_where_ray_fails_its_own_reason_is_told_and_recorded(tmp_path: Path) -> None:
+    def crash(wanted: RunSettings) -> Iterator[str]:
+        run = opened(wanted)
+        run.end("Flower has ended the run")  # all that the app learns
+        run.close()
+        yield from CRASH.splitlines()
+
+    with pytest.raises(RunFailedError, match="the raylet has no room for its store") as caught:
+        runner.run(settings(tmp_path), console(), submit=MadeFlower(crash))
+    assert "Ending simulation" not in str(caught.value)
+    [folder] = tmp_path.iterdir()
+    record = read_record(folder)
+    assert record.status == "failed"
+    assert "no room for its store" in (record.failure or "")
 
 
 def test_a_run_that_never_started_shows_the_reason_in_flowers_log(tmp_path: Path) -> None:
@@ -400,7 +431,7 @@ def test_on_a_full_disk_the_record_says_why_all_the_same(tmp_path: Path, monkeyp
 
 
 def test_a_reserved_folder_that_was_not_used_is_removed(tmp_path: Path) -> None:
-    def refuse(app: Path, run_config: Mapping[str, Value], **more: object) -> MadeFlower:
+    def refuse(app: Path, handed: HandedOver, **more: object) -> MadeFlower:
         raise RunFailedError("Flower cannot be started")
 
     with pytest.raises(RunFailedError, match="cannot be started"):
@@ -529,7 +560,7 @@ def tree(root: Path, division: Division = CIFAR100, *, base: int = 20) -> Path:
 
 @pytest.fixture
 def _never_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    def submit(app: Path, run_config: Mapping[str, Value], **more: object) -> MadeFlower:
+    def submit(app: Path, handed: HandedOver, **more: object) -> MadeFlower:
         raise AssertionError("started")
 
     monkeypatch.setitem(runner.run.__kwdefaults__ or {}, "submit", submit)

@@ -1,5 +1,7 @@
 """Settings of a run: profiles, overrides, the round trip through Flower, and what is refused."""
 
+import os
+import pwd
 import shlex
 from pathlib import Path
 
@@ -238,3 +240,29 @@ def test_a_method_without_its_form_of_learngene_is_refused_before_anything_start
         {"set": "individual.methods=paper-front-individual,floor collective.forms=condensed,paper-front"}
     )
     assert settings.individual.methods == ("paper-front-individual", "floor")
+
+
+@pytest.mark.parametrize("key", ["out", "data", "cache", "folder"])
+def test_a_folder_whose_name_is_not_utf_8_is_refused_by_its_bytes(tmp_path: Path, key: str) -> None:
+    """The settings of a run, and what its nodes are started with, are JSON and TOML."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(InputError, match=rf"^{key}: .*caf\\udce9"):
+        from_run_config({key: str(folder)})
+
+
+def test_a_user_without_a_home_is_told_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = from_run_config({"out": str(tmp_path), "profile": "smoke"})
+    expected = settings.command()
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(InputError, match=r"^out: "):
+        from_run_config({"profile": "smoke"})
+    assert from_run_config({"out": str(tmp_path), "profile": "smoke"}).command() == expected
+    assert f"--out {tmp_path}" in expected
+
+
+@pytest.mark.parametrize("key", ["out", "data", "cache", "folder"])
+def test_a_home_that_nobody_has_is_one_line_with_the_option_s_name(key: str) -> None:
+    with pytest.raises(InputError, match=rf"^{key}: .*~nobody-at-all"):
+        from_run_config({key: "~nobody-at-all/runs"})
