@@ -275,7 +275,7 @@ class Place:
     def start_in_corner(self, out: Path, look: Look, *more: str) -> "subprocess.Popen[str]":
         """As ``start_run``, with nothing that a user has: no home and no name, no terminal, no variable but hostile
         ones, an encoding that lacks characters, few files at once, a folder for temporary files whose path is too long
-        for sockets, a clone and a shared memory that are read-only.
+        for sockets, and a clone that is read-only.
         """
         deep = self.root.joinpath("temporary", *["deep"] * 30)
         deep.mkdir(parents=True, exist_ok=True)
@@ -290,8 +290,7 @@ class Place:
         command = [str(PROGRAMS / "learngene"), "run", "cifar100", *_flags(), "--out", str(out), *more]
         clone = Path(next(iter(sims.__path__))).parent
         if not corner.refused():
-            # Ray takes another folder for its store where it cannot have this one.
-            command = corner.in_corner(command, read_only={clone, Path(sys.prefix), Path("/dev/shm")})
+            command = corner.in_corner(command, read_only={clone, Path(sys.prefix)})
         return self._start(command, given, bare=True)
 
     def flwr(self, out: Path) -> Ended:

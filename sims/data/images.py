@@ -25,15 +25,15 @@ from sims.data.datasets import CACHE, DATASETS, DatasetName, check_data_named
 from sims.data.division import SPLIT_FILE, Division, read_split
 from sims.data.division_choice import OWN, DivisionChoice
 from sims.data.folder_tree import FolderTree, Part, is_tree, list_tree, read_images
-from sims.data.picture_cache import drawing_digest, keep, kept, listing_digest
+from sims.data.picture_cache import drawing_digest, folder_of, keep, kept, listing_digest
 
 Kind = Literal["folder", "download", "stand-in"]
 
 #: Seconds without an answer after which the network counts as absent.
 NETWORK_TIMEOUT = 8.0
 
-#: Folder of decoded images in the cache, and the fewest images for which a tree is kept there.
-_DECODED, _WORTH_KEEPING = "decoded", 2000
+#: The fewest images for which a tree is kept in the cache.
+_WORTH_KEEPING = 2000
 
 _URL, _ARCHIVE_FOLDER, _ARCHIVE = cifar100_archive.URL, cifar100_archive.FOLDER, cifar100_archive.ARCHIVE
 #: Images a class of the published set.
@@ -333,7 +333,7 @@ def _drawn(
         return glyphs.draw(seed, range(glyphs.CLASSES), train_per_class, test_per_class)
 
     count, first = glyphs.CLASSES * (train_per_class + test_per_class), glyphs.CLASSES * train_per_class
-    folder = None if cache is None or count < _WORTH_KEEPING else _folder_of_decoded(cache)
+    folder = None if cache is None or count < _WORTH_KEEPING else folder_of(cache)
     if folder is None:
         return draw()
     digest = drawing_digest(glyphs.VERSION, seed, train_per_class, test_per_class)
@@ -351,7 +351,7 @@ def _pixels(
     root, layout, size = found.tree.root, found.tree.layout, found.size
     files = [file for part in parts for file in part]
     ends = np.cumsum([len(part) for part in parts])[:-1].tolist()
-    folder = _folder_of_decoded(cache) if len(files) >= _WORTH_KEEPING else None
+    folder = folder_of(cache) if len(files) >= _WORTH_KEEPING else None
     digest = listing_digest(root, files, size, found.bits) if folder is not None else ""
     pixels = kept(folder, digest, len(files), size) if folder is not None else None
     if pixels is not None:
@@ -366,14 +366,6 @@ def _pixels(
     if folder is not None and listing_digest(root, files, size, found.bits) == digest:
         keep(folder, digest, pixels)
     return np.split(pixels, ends)
-
-
-def _folder_of_decoded(cache: Path) -> Path | None:
-    """The folder of decoded images; None for a user without a home."""
-    try:
-        return expanded(cache) / _DECODED
-    except InputError:
-        return None
 
 
 def _load_published_in(data: Path, say: Callable[[str], None]) -> ImageSource:

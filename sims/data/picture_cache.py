@@ -15,15 +15,24 @@ from numpy.typing import NDArray
 from protocol.errors import InputError
 from protocol.files.atomic import synchronise_folder
 from protocol.files.private_folders import private_folder
+from protocol.files.user_files import expanded
 from protocol.pictures.arrays import read_array
 
 #: Most sets of images that are kept; the least recently used one is removed first.
 MOST = 4
-_SUFFIX = ".npy"
+_SUFFIX, _DECODED = ".npy", "decoded"
 #: Seconds after which an unfinished file counts as abandoned.
 _ABANDONED = 24 * 3600
 #: Version of the decoder's output: increase it when the output changes.
 _VERSION = 2
+
+
+def folder_of(cache: Path) -> Path | None:
+    """The folder of decoded images in a cache; None for a user without a home."""
+    try:
+        return expanded(cache) / _DECODED
+    except InputError:
+        return None
 
 
 def listing_digest(root: Path, files: Sequence[str], size: int, bits: int | None = None) -> str:

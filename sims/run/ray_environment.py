@@ -39,5 +39,7 @@ def keep_ray_to_itself(environment: MutableMapping[str, str]) -> None:
         RAY_TMPDIR=str(folder),
         RAY_USAGE_STATS_ENABLED="0",
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        # A container gives little shared memory, and little goes through the store.
+        RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE="1",
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     )

@@ -628,7 +628,11 @@ def test_a_world_from_which_no_learngene_could_be_published_is_said_to_be_one_be
     assert "640 training images" in capsys.readouterr().err.splitlines()[0]
 
 
-_PRIVATE = ("collective.privacy_epsilon=8", "collective.privacy_scope=fisher-given-weights")
+_PRIVATE = (
+    "collective.forms=condensed",
+    "collective.privacy_epsilon=8",
+    "collective.privacy_scope=fisher-given-weights",
+)
 
 
 @pytest.mark.usefixtures("_never_started")
