@@ -76,7 +76,7 @@ def test_what_an_output_option_names_is_never_replaced(
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
-@pytest.mark.parametrize("output", [*OUTPUTS, *INTO], ids=" ".join)
+@pytest.mark.parametrize("output", [*OUTPUTS, *sorted(INTO)], ids=" ".join)
 def test_an_empty_path_is_not_taken_for_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: tuple[str, str, str]
 ) -> None:
