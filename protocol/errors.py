@@ -70,12 +70,6 @@ class MalformedError(RefusedError):
     advice = "fetch it again, and if it stays so ask its sender for one made anew"
 
 
-class BrokenLogError(MalformedError):
-    """The log of crossings is not as it was written."""
-
-    advice = "compare it with a copy that is kept elsewhere: somebody or something changed it"
-
-
 class UnknownKeyError(RefusedError):
     """The key that signed is not in the pinned trust store, or not for this role."""
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from protocol.encoding.calendar import moment
-from protocol.errors import BrokenLogError, InputError
-from protocol.exchange.audit import ALLOWED, NO_LINE, read_chain, summarise
+from protocol.errors import InputError
+from protocol.exchange.audit import ALLOWED, NO_LINE, broken_log, read_chain, summarise
 from protocol.output import add_row, print_table, say, say_json, table
 from protocol.visible_text import visible_name
 
@@ -74,7 +74,7 @@ def verify(
     asked = head.lower() or NO_LINE
     found = summarise(_path(log), asked)
     if not found.holds:
-        raise BrokenLogError("the log does not hold the given line any more: its end was cut off, or it is another")
+        raise broken_log("the log does not hold the given line any more: its end was cut off, or it is another")
     if json_output:
         say_json({"lines": found.lines, "head": found.head})
         return

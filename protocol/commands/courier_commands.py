@@ -18,7 +18,7 @@ import typer
 
 from protocol.confinement import guards, privileges
 from protocol.confinement.guards import COURIER
-from protocol.confinement.warden import start as start_warden
+from protocol.confinement.printer import start as start_printer
 from protocol.errors import InputError
 from protocol.files.user_files import expanded
 from protocol.node import confine
@@ -121,9 +121,7 @@ def courier(
 def _leave_the_streams() -> None:
     """Leave standard input empty; what is printed goes out through a process that keeps its colours and shows every
     other control as text: a terminal can be read, and made to answer, by any process that holds it."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    start_warden(nothing, None, clean=_coloured).take_streams()
-    os.close(nothing)
+    start_printer(None, _coloured).take_streams()
 
 
 def _coloured(line: str) -> str:

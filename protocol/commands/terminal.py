@@ -19,7 +19,6 @@ import typer.core
 from protocol.commands.lazy_group import EXTRA_OF, CommandEntry, cure, lazy_group
 from protocol.encoding.log_format import traceback_lines
 from protocol.errors import InputError, LearngeneError, StoppedError
-from protocol.output import say
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +143,9 @@ def _one_line(error: click.ClickException) -> str:
 
 def _say(text: str, code: int, mark: str = "error: ") -> int:
     """Print an error's line; every error passes here."""
+    # Imported here: the list of commands needs no rich.
+    from protocol.output import say
+
     say(f"{mark}{text}", error=True)
     return code
 

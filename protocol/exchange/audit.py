@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.digest import digest_of
 from protocol.encoding import canonical_json
-from protocol.errors import BrokenLogError, InputError, MalformedError, StorageFailedError, TooLargeError
+from protocol.errors import InputError, MalformedError, StorageFailedError, TooLargeError
 from protocol.files import state_files
 
 Direction = Literal["out", "in"]
@@ -179,6 +179,11 @@ def summarise(path: Path, head: str = NO_LINE) -> Summary:
     return Summary(lines, refused, last, holds)
 
 
+def broken_log(text: str) -> MalformedError:
+    """The error of a log of crossings that is not as it was written: it has no sender who could make it anew."""
+    return MalformedError(f"{text}; compare it with a copy that is kept elsewhere: somebody or something changed it")
+
+
 def _walk(file: BinaryIO) -> Iterator[tuple[Crossing, str]]:
     """Every line and its digest, verified; no more than one line is held."""
     number, previous = 0, NO_LINE
@@ -190,16 +195,16 @@ def _walk(file: BinaryIO) -> Iterator[tuple[Crossing, str]]:
         number += 1
         if not line.endswith(b"\n"):
             if len(line) > _MAX_LINE_BYTES:
-                raise BrokenLogError(f"line {number} of the log of crossings has no end: what stands there is no line")
+                raise broken_log(f"line {number} of the log of crossings has no end: what stands there is no line")
             return
         place = f"line {number} of the log of crossings"
         try:
             crossing = _read(line[:-1])
         except (MalformedError, TooLargeError) as error:
             why = str(error).partition("; ")[0]
-            raise BrokenLogError(f"{place} is not one that was written: {why}") from None
+            raise broken_log(f"{place} is not one that was written: {why}") from None
         if crossing.number != number or crossing.previous != previous:
-            raise BrokenLogError(f"{place} does not follow the one before: a line was changed, put in or taken out")
+            raise broken_log(f"{place} does not follow the one before: a line was changed, put in or taken out")
         previous = digest_of(line[:-1])
         yield crossing, previous
 
@@ -229,7 +234,7 @@ def _last_line(descriptor: int) -> tuple[int, bytes]:
     tail = os.pread(descriptor, size - start, start)
     end = tail.rfind(b"\n")
     if len(tail) - (end + 1) > _MAX_LINE_BYTES:
-        raise BrokenLogError(
+        raise MalformedError(
             "what stands at its end is no line that was written; check what wrote it, and move the file away"
         )
     return (start + end + 1, tail[:end].rsplit(b"\n", 1)[-1]) if end >= 0 else (0, b"")

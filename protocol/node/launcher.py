@@ -18,6 +18,8 @@ from typing import Any
 from protocol.confinement import namespaces, privileges
 from protocol.confinement.guards import Confinement
 from protocol.confinement.isolated_start import WORKING_FOLDER
+from protocol.confinement.printer import Printer
+from protocol.confinement.printer import start as start_printer
 from protocol.confinement.privileges import User
 from protocol.confinement.warden import Warden
 from protocol.confinement.warden import start as start_warden
@@ -92,11 +94,12 @@ def launch(
         raise
     lock, log = _open_state(start)
     shown, silent = _log_to(log), _prints_into(log)
-    warden = None
+    warden = printer = None
     if not start.unconfined:
         privileges.close_inherited(*(() if lifeline is None else (lifeline,)))
-        # Fork the warden before keys are in memory, which it would inherit.
-        warden = start_warden(log, user, keeps=lock, door=node.socket, clean=visible_line)
+        # Fork both before keys are in memory, which they would inherit.
+        printer = start_printer(user, visible_line)
+        warden = start_warden(log, user, keeps=lock, door=node.socket)
     listener = _listen(start)
     try:
         if warden is not None:
@@ -104,7 +107,7 @@ def launch(
         # Open keys before the process is confined: a confined one needs no access to key files.
         secret, keys = _load_secret(start), open_keys(node, user, _unlock(node, taken(unlock)))
         privileges.let_others_look(True)
-        confined = _confine(start, warden)
+        confined = _confine(start, warden, printer)
         logger.info("%s starts as process %d of user %d: %s", node.party, os.getpid(), os.getuid(), confined.line)
         if node.threads:
             # Read by OpenMP and BLAS when they are loaded.
@@ -222,7 +225,7 @@ def _listen(start: _Start) -> socket.socket:
         return listen(start.node.socket, group=start.group)
 
 
-def _confine(start: _Start, warden: Warden | None) -> Confinement:
+def _confine(start: _Start, warden: Warden | None, printer: Printer | None) -> Confinement:
     """Become the node's user and confine the process."""
     if start.unconfined:
         privileges.give_up(start.user, capabilities=False)
@@ -233,9 +236,9 @@ def _confine(start: _Start, warden: Warden | None) -> Confinement:
     if start.lifeline is not None:
         privileges.end_with_parent()
     check_readable(start.node, start.packages)
-    if warden is not None:
+    if printer is not None:
         # A terminal, a connection or a file that others write to gives more than a way out for lines.
-        warden.take_streams()
+        printer.take_streams()
     return confine.apply(
         start.node, start.packages, unconfined=False, warden=warden, notes=notes, configuration=start.path
     )

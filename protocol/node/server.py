@@ -140,7 +140,8 @@ def serve(
         _end_with(warden, "warden", 1, "its warden was ended from outside, so this node ends; start it again")
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) leaves it
+                signal.signal(number, _interrupt)
     try:
         while True:
             connection, _ = listener.accept()

@@ -15,11 +15,12 @@ TASK = {
 }  # fmt: skip
 FISHER = {"source": "collective", "estimator": "sampled", "samples": 9, "clip_micro": 0, "largest": 0.5, "mean": 0.25}
 #: As an evolution with private weights leaves it: no sequence of tasks and what follows from one.
+STORED: dict[str, object] = {"dtype": "int8", "bytes": 1234, "sizes": []}
 SHORT: dict[str, object] = {
     "tasks": [],
     "known_classes": 4,
     "condensed_accuracy": 25.0,
-    "learngenes": {"condensed": {"architecture": "3 -> 4p | 4", "release": "a" * 64, "fisher": FISHER}},
+    "learngenes": {"condensed": {"architecture": "3 -> 4p | 4", "release": "a" * 64, "fisher": FISHER, **STORED}},
     "parameters": {"condensed": 190},
     "privacy": None,
     "device": "cpu",

@@ -114,7 +114,7 @@ def test_a_descended_network_computes_what_the_sliced_one_computes(size: SizeNam
     x = torch.randn(3, 3, 16, 16)
     found, wanted = features(descend(learngene, size), x), by_hand(learngene, size, x)
     assert found.shape == wanted.shape
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", EVERY)

@@ -24,7 +24,7 @@ from protocol.node import confine
 from protocol.node.server import Job, serve
 from protocol.transport.frame import Frame
 from protocol.transport.local_socket import DisconnectedError, ask, listen, load_secret, make_secret
-from sims.run.processes import alive, descendants
+from sims.run.processes import descendants
 from tests.protocol.fake_program import SECRET_TEXT, FakeProgram
 from tests.protocol.made_node import make_node
 
@@ -414,9 +414,10 @@ def test_a_node_whose_warden_is_killed_while_it_starts_does_not_start_and_says_w
 
 
 def warden_of(node: int) -> int:
-    """The only living child; what it tried its guards on has ended."""
-    (warden,) = (process for process in descendants(node) if alive(process))
-    return warden.pid
+    """The child that writes the node's log; the other one is its printer."""
+    logs = ((child.pid, [Path(file.path).name for file in child.open_files()]) for child in descendants(node))
+    (warden,) = (pid for pid, names in logs if "node.log" in names)
+    return warden
 
 
 def test_keys_are_opened_before_the_process_is_confined(site: Path) -> None:
