@@ -35,7 +35,7 @@ _AFTER_TASKS = {
     *(
         name
         for name in CollectiveSettings.model_fields
-        if name.startswith(("condense_", "distil_", "direct_", "privacy_"))
+        if name.startswith(("condense_", "distil_", "direct_", "privacy_")) and name != "distil_temperature"
     ),
 }
 #: Later settings, with the values that leave tasks and cycles as they were: a checkpoint from before can still be used.
@@ -52,7 +52,7 @@ _AS_BEFORE: Mapping[str, object] = {
 _DETAILS: Mapping[str, tuple[str, ...]] = {
     "rotation": ("rotation_share", "rotation_classes"),
     "randaugment": ("randaugment_magnitude",),
-    "consolidate_generations": ("generation_weight",),
+    "consolidate_generations": ("generation_weight", "distil_temperature"),
 }
 #: Settings that cycles depend on but tasks do not.
 _OF_CYCLES = {

@@ -220,7 +220,7 @@ class Sandwich:
     label_smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean of three means over the batch."""
+        """The mean over the networks of this step of their means over the batch."""
         network = next(module for module in model.modules() if isinstance(module, CompactNetwork))
         with _last_seen(network) as seen:
             loss = self.whole(model, batch)

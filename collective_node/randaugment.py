@@ -73,7 +73,9 @@ class RandAugment:
     def _colour(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """With factors ``f`` and a pixel ``p`` from 0 to 1, of grey ``g(p)``: colour is ``g + f (p - g)``, contrast
         ``m + f (p - m)`` with the image's mean grey ``m``, brightness ``f p``."""
-        colour, contrast, brightness = (1 + FACTOR * self._of(name, x) for name in ("colour", "contrast", "brightness"))
+        # Repeated draws add up: a factor below 0 would turn an image into its negative.
+        factors = (1 + FACTOR * self._of(name, x) for name in ("colour", "contrast", "brightness"))
+        colour, contrast, brightness = (factor.clamp(min=0) for factor in factors)
         channels = x.shape[1]
         luma = x.new_tensor(LUMA if channels == len(LUMA) else [1 / channels] * channels)
         mean, std = mean[:, None, None], std[:, None, None]

@@ -130,7 +130,7 @@ def _configuration(path: Path) -> IndividualConfiguration:
 
 def _settings(node: IndividualConfiguration | None, method: str, changes: Sequence[str]) -> IndividualSettings:
     """The node's own settings, or the defaults, with the changes ``NAME=VALUE``."""
-    values: dict[str, object] = {} if node is None else node.individual.model_dump()
+    values: dict[str, object] = {} if node is None else node.individual.model_dump(exclude=set(ELSEWHERE))
     for change in changes:
         name, sign, text = change.partition("=")
         names = [field for field in IndividualSettings.model_fields if field not in ELSEWHERE]

@@ -2,6 +2,7 @@
 formats and of suffixes in the project is this one.
 """
 
+import re
 from dataclasses import dataclass
 
 #: First bytes of a file by which its kind is recognised.
@@ -95,6 +96,17 @@ _RIFF = {b"WEBP": Kind("WebP picture", "WEBP"), b"AVI ": _VIDEO}
 _TEXTS = ((b"<svg", Kind("SVG drawing", None)), (b"<html", Kind("web page", None, "save the picture itself")))
 
 
+#: Behind two letters with which many texts begin: a netpbm picture's width, the size of a BMP's second header.
+_NETPBM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*[0-9]")
+_BMP_HEADERS = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
+
+
+def _is_plausible(head: bytes, magic: bytes) -> bool:
+    if magic == b"BM":
+        return int.from_bytes(head[14:18], "little") in _BMP_HEADERS
+    return len(magic) > 2 or not magic.startswith(b"P") or _NETPBM.match(head) is not None
+
+
 def kind_of(head: bytes) -> Kind | None:
     """The kind of a file by its first ``HEAD_BYTES``; None: an unknown kind."""
     if head[4:8] == b"ftyp":
@@ -105,7 +117,7 @@ def kind_of(head: bytes) -> Kind | None:
     if head[:4] == b"RIFF":
         return _RIFF.get(head[8:12])
     for where, magic, kind in _MAGIC:
-        if head[where : where + len(magic)] == magic:
+        if head[where : where + len(magic)] == magic and _is_plausible(head, magic):
             return kind
     text = head.lower()
     return next((kind for start, kind in _TEXTS if start in text), None)

@@ -16,7 +16,7 @@ from protocol.errors import InputError, first_fault
 from protocol.files.user_files import expanded
 from protocol.learngene.architecture import FULL, Form
 from protocol.visible_text import is_utf8, visible_name
-from sims.data.datasets import DatasetName
+from sims.data.datasets import DATASETS, DatasetName
 from sims.data.division_choice import DivisionChoice, DivisionName
 from sims.data.world_plan import WorldPlan
 from sims.run.changes import as_text, changed, join_changes, parse_changes
@@ -367,7 +367,8 @@ def _check_apart_from_images(settings: RunSettings) -> None:
         # Imported when it matters: it loads torch. The profiles' own networks fit.
         from collective_node.evolution_plan import check_network
 
-        check_network(collective, channels=3)
+        size = DATASETS[settings.dataset].size
+        check_network(collective, channels=3, height=size, width=size)
 
 
 #: Modules of the extra `privacy`.
