@@ -1,4 +1,4 @@
-"""Own pictures of any size and format, brought to a learngene's input contract: a folder per class, or single files."""
+"""Own pictures of any size, brought to a learngene's input contract: a folder per class, or single files."""
 
 import hashlib
 import os
