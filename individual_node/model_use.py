@@ -54,11 +54,11 @@ def name_pictures(
                 named.append(_Named(file, [(classes[i], float(row[i])) for i in order]))
             observe(number, len(files), "naming pictures")
     warn_unconfined(reader)
-    if named:
+    if named or json_file is not None:
         status = _say_status(loaded.description)
         if json_file is not None:
             _write_json(json_file, loaded.description, named, unread, status)
-        if json_file != Path("-"):
+        if named and json_file != Path("-"):
             _show_predictions(named)
     refuse_all([error for _, error in unread], f"{len(unread)} of {len(files)} pictures cannot be read")
 

@@ -196,6 +196,8 @@ def _walk(file: BinaryIO) -> Iterator[tuple[Crossing, str]]:
         if not line.endswith(b"\n"):
             if len(line) > _MAX_LINE_BYTES:
                 raise broken_log(f"line {number} of the log of crossings has no end: what stands there is no line")
+            if number == 1 and line and not _may_be_half(line):
+                raise broken_log("the file is no log of crossings: what stands there is no part of a line")
             return
         place = f"line {number} of the log of crossings"
         try:
@@ -207,6 +209,15 @@ def _walk(file: BinaryIO) -> Iterator[tuple[Crossing, str]]:
             raise broken_log(f"{place} does not follow the one before: a line was changed, put in or taken out")
         previous = digest_of(line[:-1])
         yield crossing, previous
+
+
+def _may_be_half(line: bytes) -> bool:
+    """Whether a crash can have left this of a line: its beginning, or all of it but the end."""
+    try:
+        _read(line)
+    except (MalformedError, TooLargeError):
+        return line.startswith(b'{"'[: len(line)]) and not line.endswith(b"}")
+    return True
 
 
 def read_crossings(path: Path) -> Sequence[Crossing]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 _VARIABLE = "MATPLOTLIBRC"
+#: Names a window system for figures, which ours do not use; a wrong one ends the import.
+_BACKEND = "MPLBACKEND"
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
 
@@ -22,7 +24,7 @@ _Made = TypeVar("_Made")
 @contextlib.contextmanager
 def _no_settings_found() -> Iterator[None]:
     """Inside, an import of Matplotlib finds its own file: the working folder is ``/``, which only root can write, and
-    the variable that comes before the user's home names that file."""
+    the variable that comes before the user's home names that file. No backend is chosen by the environment."""
     spec = importlib.util.find_spec("matplotlib")
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     before, given = os.open(".", os.O_PATH if sys.platform == "linux" else os.O_RDONLY), os.environ.get(_VARIABLE)
@@ -30,6 +32,7 @@ def _no_settings_found() -> Iterator[None]:
     log = logging.getLogger("matplotlib")
     level = log.level
     log.setLevel(logging.ERROR)
+    backend = os.environ.pop(_BACKEND, None)
     try:
         os.chdir("/")
         if places:
@@ -39,6 +42,8 @@ def _no_settings_found() -> Iterator[None]:
         log.setLevel(level)
         os.fchdir(before)
         os.close(before)
+        if backend is not None:
+            os.environ[_BACKEND] = backend
         if given is None:
             os.environ.pop(_VARIABLE, None)
         else:

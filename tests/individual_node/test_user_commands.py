@@ -330,6 +330,9 @@ def test_bad_pictures_are_named_at_once_and_the_good_ones_served(
     written = json.loads((tmp_path / "named.json").read_text())
     assert [Path(entry["file"]).name for entry in written["pictures"]] == ["good.png"]
     assert [Path(entry["file"]).name for entry in written["unread"]] == ["cut.png", "pipe.png", "gone.png"]
+    assert run("predict", model, new / "cut.png", "--json", tmp_path / "none.json").code == 2
+    written = json.loads((tmp_path / "none.json").read_text())
+    assert (written["pictures"], [Path(entry["file"]).name for entry in written["unread"]]) == ([], ["cut.png"])
 
 
 def test_names_of_classes_are_the_model_s_whatever_they_look_like(node: Node, tmp_path: Path, run: Run) -> None:

@@ -148,6 +148,21 @@ def test_as_much_as_a_crash_can_leave_of_a_line_is_cut_off(tmp_path: Path) -> No
     assert len(read_chain(path).crossings) == 6
 
 
+@pytest.mark.parametrize("content", [b"hello", b'{"a": 1}', b"{}", b"[1]"])
+def test_a_file_that_never_was_a_log_is_not_called_whole(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    with pytest.raises(MalformedError, match="no log of crossings"):
+        read_chain(path)
+
+
+def test_a_crash_in_the_first_line_leaves_a_whole_log(tmp_path: Path) -> None:
+    first, path = written(tmp_path)[0], tmp_path / "log"
+    for size in (0, 2, 40, len(first) - 1):
+        path.write_bytes(first[:size])
+        assert read_chain(path).crossings == ()
+
+
 def test_an_empty_line_at_the_end_does_not_begin_the_chain_anew(tmp_path: Path) -> None:
     data = b"".join(written(tmp_path)) + b"\n"
     (tmp_path / "log").write_bytes(data)

@@ -81,6 +81,14 @@ def test_no_settings_file_is_read(tmp_path: Path, home: Path, expected: str, pla
     assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
+def test_a_window_system_that_there_is_not_is_not_asked_for(tmp_path: Path, expected: str) -> None:
+    given = {"MPLBACKEND": "nonsense"}
+    control = drawn("plain", folder=tmp_path, home=tmp_path, **given)
+    done = drawn(folder=tmp_path, home=tmp_path, **given)
+    assert control.returncode != 0
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
 def test_a_home_that_cannot_be_written_is_done_without(tmp_path: Path, expected: str) -> None:
     done = drawn(folder=tmp_path, home=Path("/dev/null"))
     assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
