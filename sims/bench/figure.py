@@ -1,9 +1,7 @@
 """The figure of many audiences: time per grant, and bytes sent with one blob for all against one for each."""
 
-from io import BytesIO
-
 from sims.bench.measurements import MEGABYTE, BundleBenchmark
-from sims.results.plotting import Figure, FigureCanvasAgg, as_delivered
+from sims.results.plotting import Figure, as_delivered, png_of
 
 _BLUE, _ORANGE, _BLACK, _LIGHT = "#0072B2", "#D55E00", "#000000", "#DDDDDD"
 
@@ -54,7 +52,4 @@ def audiences_figure(result: BundleBenchmark) -> bytes:
         axes.grid(color=_LIGHT, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.legend(fontsize=8, frameon=False)
-    buffer = BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png_of(figure)

@@ -1,13 +1,12 @@
 """The figures of a leakage measurement as PNG bytes: membership on logarithmic axes, and what Fisher diagonals show."""
 
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 
 from protocol.files.atomic import write_atomically
 from sims.leakage.leakage_results import Leakage
 from sims.results.figures import DOTS_PER_INCH
-from sims.results.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
+from sims.results.plotting import Axes, Figure, as_delivered, png_of
 
 #: Okabe and Ito's palette.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -51,7 +50,7 @@ def membership_figure(found: Leakage) -> bytes | None:
     handles = {handle.get_label(): handle for axes in panels for handle in axes.get_lines()}
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     _title(figure, found, "Membership inference, mean over shadow collectives as targets")
-    return _png(figure)
+    return png_of(figure)
 
 
 @as_delivered
@@ -106,7 +105,7 @@ def reconstruction_figure(found: Leakage) -> bytes | None:
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.legend(fontsize=7, frameon=False)
     _title(figure, found, "What a Fisher diagonal shows of single images, mean over the convolutions")
-    return _png(figure)
+    return png_of(figure)
 
 
 #: The drawing function of each figure, by the name of its file.
@@ -124,13 +123,6 @@ def _title(figure: Figure, found: Leakage, text: str) -> None:
 
 def _figure(width: float, height: float) -> Figure:
     return Figure(dpi=DOTS_PER_INCH, figsize=(width, height), layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def write(folder: Path, found: Leakage) -> None:

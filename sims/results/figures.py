@@ -1,7 +1,6 @@
 """The figures of a run as PNG bytes: accuracies, learning curves, the open world and the gradient trend."""
 
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from typing import Literal
 
 import numpy as np
@@ -14,12 +13,12 @@ from sims.results.plotting import (
     Artist,
     Axes,
     Figure,
-    FigureCanvasAgg,
     Line2D,
     MaxNLocator,
     Patch,
     Rectangle,
     as_delivered,
+    png_of,
 )
 from sims.results.wording import change_text, kind_label, number_text
 
@@ -105,7 +104,7 @@ def accuracy_figure(results: Results) -> bytes:
             handles.append(Line2D([], [], color=_BLACK, linestyle=dashes, linewidth=1.2, label=text))
     figure.legend(handles=handles, loc="outside lower center", **_PLAIN_LEGEND)
     _title(figure, results, "Accuracy on novel 5-class tasks, mean and 95 % intervals")
-    return _png(figure)
+    return png_of(figure)
 
 
 @as_delivered
@@ -154,7 +153,7 @@ def curves_figure(results: Results) -> bytes | None:
         axes.label_outer()
         _plain(axes, "y")
     _title(figure, results, "Learning curves of the individuals")
-    return _png(figure)
+    return png_of(figure)
 
 
 @as_delivered
@@ -182,7 +181,7 @@ def tasks_figure(results: Results) -> bytes | None:
     figure.legend(loc="outside lower center", ncols=3, **_PLAIN_LEGEND)
     _plain(axes, "y")
     _title(figure, results, "The collective, task by task")
-    return _png(figure)
+    return png_of(figure)
 
 
 @as_delivered
@@ -221,7 +220,7 @@ def open_world_scores_figure(results: Results) -> bytes | None:
     chance = Line2D([], [], color="#999999", linewidth=0.9, label="chance: 50")
     figure.legend(handles=[*_before_after(), chance], loc="outside lower center", ncols=3, **_PLAIN_LEGEND)
     _title(figure, results, "Telling unknown images of the stream from known ones")
-    return _png(figure)
+    return png_of(figure)
 
 
 @as_delivered
@@ -269,7 +268,7 @@ def open_world_accuracy_figure(results: Results) -> bytes | None:
     base.set_ylim(places[-1] + 0.8, -0.8)
     figure.legend(handles=_before_after(), loc="outside lower center", ncols=2, **_PLAIN_LEGEND)
     _title(figure, results, "What adding classes brings and what it costs, by score and strategy")
-    return _png(figure)
+    return png_of(figure)
 
 
 @as_delivered
@@ -323,7 +322,7 @@ def gradient_trend_figure(results: Results) -> bytes | None:
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), **_PLAIN_LEGEND)
     _title(figure, results, "Gradient trend: layers against tasks")
-    return _png(figure)
+    return png_of(figure)
 
 
 #: The drawing function of each figure, by file name; it returns None if the run has nothing to draw.
@@ -440,10 +439,3 @@ def _title(figure: Figure, results: Results, text: str) -> None:
         figure.suptitle(f"{text}\n{source}", fontsize=11)
     else:
         figure.suptitle(f"{text}\n{results.dataset.warning} · {source}", fontsize=10, color="#A03000")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -69,12 +70,12 @@ __all__ = [
     "Artist",
     "Axes",
     "Figure",
-    "FigureCanvasAgg",
     "Line2D",
     "MaxNLocator",
     "Patch",
     "Rectangle",
     "as_delivered",
+    "png_of",
 ]
 
 #: Settings that do not concern the look, and take effect when they are set.
@@ -98,3 +99,11 @@ def as_delivered(draw: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
             return draw(*given, **named)
 
     return drawn
+
+
+def png_of(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    buffer = BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,9 +1,7 @@
 """The figure of accuracy against epsilon as PNG bytes."""
 
-from io import BytesIO
-
 from sims.results.figures import DOTS_PER_INCH
-from sims.results.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
+from sims.results.plotting import Axes, Figure, as_delivered, png_of
 from sims.results.privacy_table import PrivacyTable
 
 #: Okabe and Ito's palette.
@@ -49,7 +47,4 @@ def draw(table: PrivacyTable) -> bytes:
     if table.dataset.notice is not None:
         head = f"Accuracy against epsilon (δ = {delta}, {what})\nSTAND-IN IMAGES, NOT CIFAR-100 OR IMAGENET100"
     figure.suptitle(head, fontsize=11, color="black" if table.dataset.notice is None else "#A03000")
-    buffer = BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png_of(figure)

@@ -1,10 +1,8 @@
 """The figure of accuracy against weights, size by size, as PNG bytes."""
 
-from io import BytesIO
-
 from sims.results.figures import DOTS_PER_INCH
 from sims.results.models import Results
-from sims.results.plotting import Axes, Figure, FigureCanvasAgg, as_delivered
+from sims.results.plotting import Axes, Figure, as_delivered, png_of
 from sims.results.sizes import size_rows
 
 SIZES_FIGURE = "sizes.png"
@@ -55,10 +53,7 @@ def draw_sizes(results: Results) -> bytes | None:
     if results.dataset.notice is not None:
         head += f"\n{results.dataset.warning}"
     figure.suptitle(head, fontsize=11, color="black" if results.dataset.notice is None else "#A03000")
-    buffer = BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def _short(count: int) -> str:
