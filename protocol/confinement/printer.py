@@ -10,15 +10,12 @@ import codecs
 import contextlib
 import os
 import select
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from protocol.confinement import landlock, privileges, seccomp
-from protocol.confinement.allowed_calls import WARDEN
-from protocol.confinement.descriptors import close_all_but
+from protocol.confinement.helper_process import become_helper
 from protocol.confinement.privileges import User
 
 _READ_BYTES = 64 * 1024
@@ -101,15 +98,7 @@ def _streams() -> dict[int, int]:
 
 
 def _print(printed: Mapping[int, int], ended: int, user: User | None, clean: Callable[[str], str]) -> NoReturn:
-    # Ctrl-C and the end of a service are for the process that prints; this one ends after it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU, signal.SIGTSTP):
-        signal.signal(number, signal.SIG_IGN)
-    close_all_but({*printed, *printed.values(), ended})
-    privileges.let_others_look(True)
-    os.chdir("/")
-    privileges.give_up(user, capabilities=True)
-    landlock.restrict({}, tcp=False)
-    seccomp.restrict(WARDEN)
+    become_helper({*printed, *printed.values(), ended}, user, {})
     decoders = {reading: codecs.getincrementaldecoder("utf-8")(errors="replace") for reading in printed}
     kept = dict.fromkeys(printed, "")
     poll = select.poll()
@@ -119,11 +108,10 @@ def _print(printed: Mapping[int, int], ended: int, user: User | None, clean: Cal
         for reading, _ in poll.poll():
             data = os.read(reading, _READ_BYTES)
             text = kept[reading] + decoders[reading].decode(data, not data)
-            whole, _, rest = text.rpartition("\n") if data and len(text) < _MOST_CHARACTERS else (text, "", "")
-            kept[reading] = rest
-            if len(whole) < len(text) - len(rest):
-                whole += "\n"
-            _pass_on(whole, printed[reading], clean)
+            # Up to the last whole line, and everything at the end or where a line does not end.
+            end = text.rfind("\n") + 1 if data and len(text) < _MOST_CHARACTERS else len(text)
+            _pass_on(text[:end], printed[reading], clean)
+            kept[reading] = text[end:]
             if not data:
                 poll.unregister(reading)
                 del decoders[reading]

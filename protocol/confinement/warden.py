@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import select
-import signal
 import socket
 import struct
 import time
@@ -18,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from protocol.confinement import landlock, privileges, seccomp, system_calls
-from protocol.confinement.allowed_calls import WARDEN
-from protocol.confinement.descriptors import close_all_but
+from protocol.confinement import system_calls
+from protocol.confinement.helper_process import become_helper
+from protocol.confinement.landlock import Access
 from protocol.confinement.privileges import User
 from protocol.errors import RunFailedError
 
@@ -98,18 +97,8 @@ def _guard(
     keeps: int | None,
     door: Path | None,
 ) -> NoReturn:
-    # Ctrl-C and the end of a service are for the node, and the warden ends with it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTOU, signal.SIGTSTP):
-        signal.signal(number, signal.SIG_IGN)
-    # The node's end of the channel is not trusted: the node may have been taken over.
-    close_all_but({channel.fileno(), log, node, *(() if keeps is None else (keeps,))})
-    # Nothing that other processes of its user must not see is open any more, and it needs its own ``/proc``.
-    privileges.let_others_look(True)
-    time.tzset()
-    os.chdir("/")
-    privileges.give_up(user, capabilities=True)
-    landlock.restrict({} if door is None else {door.parent: landlock.Access.REMOVE_FILE}, tcp=False)
-    seccomp.restrict(WARDEN)
+    keep = {channel.fileno(), log, node, *(() if keeps is None else (keeps,))}
+    become_helper(keep, user, {} if door is None else {door.parent: Access.REMOVE_FILE})
     bound = _serve(node, channel, log)
     if bound and door is not None:
         # Remove the socket while the lock is held, so that no later node has bound it again.
