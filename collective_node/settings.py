@@ -315,9 +315,7 @@ class CollectiveSettings(BaseModel):
             )
         if self.condense_frozen and self.condense_sizes:
             raise ValueError("condense_sizes are trained with all layers: set condense_frozen=false")
-        turned = self.rotation if self.condense_rotation is None else self.condense_rotation
-        mixed = self.manifold_mixup if self.condense_manifold_mixup is None else self.condense_manifold_mixup
-        if self.condense_sizes and turned and mixed:
+        if self.condense_sizes and self.in_condensing.rotation and self.in_condensing.manifold_mixup:
             raise ValueError(
                 "condense_sizes learn turned images from the whole network's answers, and mixed maps without them: "
                 "set condense_rotation=0 or condense_manifold_mixup=0"

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import psutil
 
+from protocol.commands.terminal import EXIT_USAGE
 from protocol.confinement import isolated_start
 from protocol.errors import InputError, RunFailedError
 from protocol.files import state_files
@@ -22,8 +23,6 @@ from protocol.visible_text import visible_line
 
 #: Most characters of a reason from a log.
 _REASON_CHARACTERS = 400
-#: Exit code of our programs after wrong input (``protocol.commands.terminal``).
-_WRONG_INPUT = 2
 #: Most bytes of a log that are read.
 _LOG_BYTES = 256 * 1024
 #: An error or a refusal in a node's log, as ``protocol.node.launcher`` and ``protocol.node.server`` write it.
@@ -145,7 +144,7 @@ class NodeProcesses:
                 # What a program says last before it gives up is the reason; a killed one has nothing to say.
                 ending = f"{_ending(code)}{_last_line(node.log) if code > 0 else ''}"
                 # Wrong input: a second run would end in the same way.
-                raise (InputError if code == _WRONG_INPUT else RunFailedError)(
+                raise (InputError if code == EXIT_USAGE else RunFailedError)(
                     f"the node process of the {node.party} (pid {node.process.pid}) {ending}; its log is {node.log}"
                 )
 

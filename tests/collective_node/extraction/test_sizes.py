@@ -23,8 +23,8 @@ from protocol.errors import InputError
 from protocol.learngene.architecture import CompactForm, SizeName, sized_blocks
 from protocol.learngene.images import DeviceImages, Normalisation
 from protocol.learngene.learngene import Learngene
-from protocol.learngene.network import build_blocks, layers_of, load_blocks
 from protocol.learngene.sizes import descend
+from tests.protocol.learngene.forward import features
 
 SIZES: tuple[SizeName, ...] = ("x0.5", "x0.35", "x0.5-shallow", "x0.7")
 IN_ORDER: tuple[SizeName, ...] = ("x0.5-shallow", "x0.35", "x0.5", "x0.7")
@@ -128,14 +128,6 @@ def learngene(network: CompactNetwork, form: CompactForm = "condensed", **sizes:
     return learngene_of(
         form, COLLECTIVE, network, range(10, 13), DATA, SETTINGS, torch.Generator().manual_seed(0), sizes=ordered
     )
-
-
-def features(one: Learngene, x: Tensor) -> Tensor:
-    network = build_blocks(one.architecture.blocks).eval()
-    load_blocks(layers_of(network), one.tensors)
-    with torch.no_grad():
-        found: Tensor = network(x)
-        return found
 
 
 def test_an_individual_descends_to_the_networks_that_the_collective_trained(taught: CompactNetwork) -> None:

@@ -25,8 +25,9 @@ from protocol.learngene.architecture import (
     sized_blocks,
 )
 from protocol.learngene.learngene import FisherDescription, Learngene
-from protocol.learngene.network import build_blocks, layers_of, load_blocks
+from protocol.learngene.network import build_blocks
 from protocol.learngene.sizes import descend, largest_size
+from tests.protocol.learngene.forward import features
 
 FISHER = FisherDescription(source="collective", estimator="sampled", samples=1024, clip_micro=0)
 SIZES: tuple[SizeName, ...] = ("x0.25", "x0.5-shallow", "x0.5", "x1-shallow")
@@ -67,14 +68,6 @@ def made(architecture: Architecture, fisher: bool = True) -> Learngene:
         n: np.abs(t).astype(np.float32) if n.startswith("fisher") else t.astype(np.float32) for n, t in tensors.items()
     }
     return Learngene(architecture, arrays, FISHER if fisher else None)
-
-
-def features(learngene: Learngene, x: Tensor) -> Tensor:
-    network = build_blocks(learngene.architecture.blocks).eval()
-    load_blocks(layers_of(network), learngene.tensors)
-    with torch.no_grad():
-        found: Tensor = network(x)
-    return found
 
 
 def by_hand(learngene: Learngene, size: SizeName, x: Tensor) -> Tensor:
